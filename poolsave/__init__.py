@@ -1,0 +1,69 @@
+"""Run any per-object Django function over a pool: safely, fast, and with every outcome known.
+
+`bulk_create` and `bulk_update` skip `save()` and signals; a loop is slow; a bare process pool corrupts connections,
+hides errors, eats memory and hangs. poolsave calls *your function* once per object in a pool of workers, each with a
+database connection of its own and one transaction per object, and reports what became of every object.
+
+    >>> from poolsave import pooled_operation, concurrent_saves
+    >>> @pooled_operation(executor="serial", transaction=None)   # in real work: workers=4, and leave out the rest
+    ... def shout(word):
+    ...     return word.upper()
+    >>> shout("an ordinary call")
+    'AN ORDINARY CALL'
+    >>> report = shout.map(["over", "the", "pool"])
+    >>> report.values
+    ['OVER', 'THE', 'POOL']
+    >>> with concurrent_saves(executor="serial", transaction=None) as saves:
+    ...     future = saves.submit(shout, "or as a block")
+    >>> future.result()
+    'OR AS A BLOCK'
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    InsideTransaction,
+    InvalidOperation,
+    InvalidOption,
+    OperationsFailed,
+    PoolsaveError,
+    RemoteError,
+    SharedMemoryDatabase,
+    TimedOut,
+    ValueLost,
+    WorkerDied,
+)
+from .operations import PooledOperation, pooled_operation
+from .options import Options
+from .outcomes import Outcome, Status
+from .reports import Report
+from .saves import Saves, concurrent_saves
+
+__all__ = [
+    "InsideTransaction",
+    "InvalidOperation",
+    "InvalidOption",
+    "OperationsFailed",
+    "Options",
+    "Outcome",
+    "PooledOperation",
+    "PoolsaveError",
+    "RemoteError",
+    "Report",
+    "Saves",
+    "SharedMemoryDatabase",
+    "Status",
+    "TimedOut",
+    "ValueLost",
+    "WorkerDied",
+    "concurrent_saves",
+    "pooled_operation",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("poolsave")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""Outcomes of objects that stand side by side in the input, in columns: most runs have millions that say nothing."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from .outcomes import Outcome, Status
+
+__all__ = ["Batch", "without_run"]
+
+
+class Batch(NamedTuple):
+    """`notable` holds, by place in the batch, every outcome that is more than a value and a time."""
+
+    index: int
+    values: Sequence[Any]
+    seconds: array[float]
+    objects: Sequence[Any]
+    worker: int | str | None
+    notable: dict[int, Outcome[Any]]
+
+    def outcomes(self, *, with_items: bool) -> Iterator[Outcome[Any]]:
+        """Write out every outcome, in input order."""
+        for place in range(len(self.values)):
+            yield self.notable.get(place) or self._plain(place, with_items=with_items)
+
+    def _plain(self, place: int, *, with_items: bool) -> Outcome[Any]:
+        return Outcome(
+            index=self.index + place,
+            status=Status.SUCCEEDED,
+            value=self.values[place],
+            item=self.objects[place] if with_items else None,
+            seconds=self.seconds[place],
+            worker=self.worker,
+        )
+
+    def alone(self, place: int, index: int) -> Batch:
+        """One of the outcomes as a batch of its own, at another index."""
+        outcome = self.notable.get(place)
+        return Batch(
+            index,
+            [self.values[place]],
+            self.seconds[place : place + 1],
+            [self.objects[place]],
+            self.worker,
+            {} if outcome is None else {0: replace(outcome, index=index)},
+        )
+
+
+def without_run(
+    index: int, objects: Sequence[Any], status: Status, error: BaseException | None = None, attempts: int = 0
+) -> Batch:
+    """A batch of objects that no worker has answered for."""
+    notable = {
+        place: Outcome[Any](index=index + place, status=status, error=error, item=item, attempts=attempts)
+        for place, item in enumerate(objects)
+    }
+    return Batch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)

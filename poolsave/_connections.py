@@ -1,0 +1,212 @@
+"""Every rule about database connections, threads and forks.
+
+1. No connection, pool or cache client of the parent is used or closed in a forked child. An explicit close sends a
+   Terminate on the socket that the parent still uses: psycopg compares process ids only when garbage is collected,
+   and mysqlclient not even then. The child forgets the old objects but keeps them referenced for ever.
+2. Workers have connections of their own, made from the caller's real `settings_dict`, so that under a test runner
+   they write to the test database. They do not pool, and on SQLite they begin transactions IMMEDIATE.
+3. Workers close what they opened.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import sys
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, reset_queries
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
+
+from .errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
+
+__all__ = [
+    "SettingsByAlias",
+    "at_chunk_edge",
+    "existing",
+    "forget_inherited",
+    "hold_wrappers",
+    "own_connections",
+    "refuse_missing",
+    "refuse_open_transactions",
+    "refuse_shared_memory",
+    "shares_one_memory",
+    "taking_turns",
+    "worker_settings",
+]
+
+SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
+
+DUMMY = "django.db.backends.dummy"
+_left_behind: list[object] = []
+_forgotten_in: int | None = None
+
+
+def refuse_missing(aliases: Iterable[str]) -> None:
+    """Refuse aliases that settings.DATABASES does not have.
+
+    Raises:
+        InvalidOption: naming the alias.
+        ImproperlyConfigured: if there is no database at all.
+    """
+    for alias in aliases:
+        if alias not in connections.settings:
+            known = ", ".join(map(repr, connections.settings))
+            raise InvalidOption("databases", alias, f"settings.DATABASES has only {known}")
+        if connections.settings[alias]["ENGINE"] == DUMMY:
+            raise ImproperlyConfigured(
+                f"settings.DATABASES has no {alias!r} database for a transaction per object: "
+                "configure it, or set transaction=None for functions that need no database"
+            )
+
+
+def refuse_open_transactions(aliases: Iterable[str]) -> None:
+    """Refuse to go on while the caller is inside a transaction on one of the aliases.
+
+    Raises:
+        InsideTransaction: naming the alias and what to do.
+    """
+    for alias in aliases:
+        connection = connections[alias]
+        if connection.in_atomic_block or (connection.connection is not None and not connection.get_autocommit()):
+            raise InsideTransaction(alias)
+
+
+def refuse_shared_memory(aliases: Iterable[str], *, shares_memory: bool) -> None:
+    """Refuse in-memory SQLite databases that the workers would not see.
+
+    Raises:
+        SharedMemoryDatabase: naming the alias and the executors that work.
+    """
+    for alias in aliases:
+        name = str(connections[alias].settings_dict["NAME"])
+        if not _in_memory(alias):
+            continue
+        shared_cache = name != ":memory:"
+        if not shares_memory or not shared_cache:
+            ways_out = 'executor="thread" or executor="serial"' if shared_cache else 'executor="serial"'
+            raise SharedMemoryDatabase(alias, name, ways_out)
+
+
+def shares_one_memory(aliases: Iterable[str]) -> bool:
+    """Whether an alias is SQLite in memory, where threads lock each other out without any waiting: SQLite answers
+    SQLITE_LOCKED at once there, whatever the time-out, so they have to take turns."""
+    return any(_in_memory(alias) for alias in aliases)
+
+
+def _in_memory(alias: str) -> bool:
+    connection: Any = connections[alias]
+    return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())
+
+
+def existing(aliases: Iterable[str]) -> tuple[str, ...]:
+    """Those of the aliases that have a database behind them."""
+    return tuple(alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY) != DUMMY)
+
+
+def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
+    """The caller's real database settings, as workers use them."""
+    return {
+        alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
+        for alias in existing(connections)
+    }
+
+
+def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> dict[str, Any]:
+    settings = copy.deepcopy({**connection.settings_dict, "OPTIONS": {}})
+    options = {**connection.settings_dict["OPTIONS"]}
+    options.pop("pool", None)
+    if connection.vendor == "sqlite":
+        # A deferred transaction that reads and then writes fails with "database is locked" at once.
+        options.setdefault("transaction_mode", "IMMEDIATE")
+    settings["OPTIONS"] = options
+    if settings.get("CONN_MAX_AGE") == 0:
+        settings["CONN_MAX_AGE"] = None  # 0 would mean to connect anew for every chunk
+    if own_transactions:
+        settings["AUTOCOMMIT"] = True  # or atomic() would leave the commit to somebody else
+    return settings
+
+
+def hold_wrappers() -> tuple[BaseDatabaseWrapper, ...]:
+    """Right before a fork: give every wrapper that is alive, in whichever thread.
+
+    CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
+    may close the socket that the parent uses. Who holds them keeps them from being finalised there.
+    """
+    # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
+    return tuple(found for found in gc.get_objects() if issubclass(type(found), BaseDatabaseWrapper))
+
+
+def forget_inherited(held: Iterable[object] = ()) -> None:
+    """In a forked child: let go of the parent's connections, pools and cache clients without touching them."""
+    global _forgotten_in
+    if _forgotten_in == os.getpid():
+        return
+    _forgotten_in = os.getpid()
+    _left_behind.extend(held)
+    for handler in (connections, caches):
+        local: Any = handler._connections
+        _left_behind.extend((local, *handler.all(initialized_only=True)))
+        handler._connections = type(local)(handler.thread_critical)
+    _forget_pools()
+
+
+def _forget_pools() -> None:
+    backend = sys.modules.get("django.db.backends.postgresql.base")
+    if backend is not None:
+        pools: dict[str, object] = backend.DatabaseWrapper._connection_pools
+        _left_behind.append(dict(pools))
+        pools.clear()
+
+
+@contextmanager
+def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
+    """Have connections of one's own in this thread, and leave none open."""
+    before = {alias: connections[alias] for alias in _initialised()}
+    if whole_process:
+        _adopt(settings)
+    for alias, values in settings.items():
+        connections[alias] = load_backend(values["ENGINE"]).DatabaseWrapper(values, alias)
+    try:
+        yield
+    finally:
+        for alias in settings:
+            connections[alias].close()
+            if alias in before:
+                connections[alias] = before[alias]
+            else:
+                del connections[alias]
+
+
+def _adopt(settings: SettingsByAlias) -> None:
+    # Also for threads that the user's code starts in this process, and for code that reads settings.DATABASES.
+    for alias, values in settings.items():
+        connections.settings[alias] = values
+
+
+def _initialised() -> list[str]:
+    return [connection.alias for connection in connections.all(initialized_only=True)]
+
+
+def at_chunk_edge() -> None:
+    """Between two chunks: let go of connections that are broken or too old, and of what DEBUG has logged."""
+    reset_queries()
+    for connection in connections.all(initialized_only=True):
+        connection.close_if_unusable_or_obsolete()
+
+
+@contextmanager
+def taking_turns(turn: threading.Lock | None) -> Iterator[None]:
+    """Hold the lock, if there is one."""
+    if turn is None:
+        yield
+    else:
+        with turn:
+            yield

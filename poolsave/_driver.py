@@ -1,0 +1,214 @@
+"""Runs the engine of a block in one thread, or for the serial executor in whichever thread submits."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from dataclasses import replace
+from typing import Any
+
+from ._batches import Batch, without_run
+from ._calls import Call
+from ._engine import CHUNKS_PER_WORKER, Engine
+from ._interrupts import Interrupts
+from ._progress import Progress
+from ._runs import tell
+from ._sources import QueueSource
+from .errors import ValueLost
+from .executors import Executor, Job
+from .options import Options
+from .outcomes import Outcome, Status
+from .reports import Report
+
+__all__ = ["Driver"]
+
+UNKNOWN_CHUNK = 64
+"""Objects per chunk that the window of a block allows for while chunks are automatic."""
+
+
+class Driver:
+    """Owns the engine after `start`; other threads only put calls into the source and set flags."""
+
+    def __init__(
+        self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress
+    ) -> None:
+        self._executor = executor
+        self._source = CallSource()
+        self._engine = Engine(executor, job, options, self._source)
+        self._report = report
+        self._progress = progress
+        self._window = threading.Semaphore(options.window or _default_window(options))
+        self._entrance = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._open: set[Call] = set()
+        self._closing = False
+        self._woken = False
+        self._stepping = False
+        self._halt: str | None = None
+        self._kill = False
+        self.fatal: BaseException | None = None
+        """Why nothing more can be taken."""
+
+    def start(self) -> None:
+        """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
+        try:
+            self._engine.start()
+        except BaseException:
+            self._engine.close()
+            raise
+        if not self._executor.inline:
+            self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
+            self._thread.start()
+
+    def send(self, call: Call) -> None:
+        """Take a call, when there is room for it.
+
+        Raises:
+            RuntimeError: if the block has been left.
+            BaseException: what made it impossible to run anything.
+        """
+        if threading.current_thread() is not self._thread:  # a callback must not wait for itself
+            self._window.acquire()
+            call.counted = True
+        with self._entrance:
+            if self.fatal is not None or self._closing:
+                self._release(call)
+                raise self.fatal or RuntimeError("the concurrent_saves() block has been left: submit inside it")
+            self._open.add(call)
+            self._source.put(call)
+        self._wake()
+        if self._executor.inline:
+            self._run_here()
+
+    def _wake(self) -> None:
+        # The driver clears the mark before it looks into the queue, so a call that finds it set will be seen.
+        if not self._woken:
+            self._woken = True
+            self._executor.wake()
+
+    def leave(self, halt: str | None) -> None:
+        """Finish everything, or with `halt` only what runs, and stop the workers."""
+        with self._entrance:
+            self._closing = True
+            self._halt = self._halt or halt
+            self._source.close()
+        if self._thread is None:
+            self._run()
+        else:
+            self._executor.wake()
+            self._thread.join()
+
+    def interrupt(self) -> None:
+        """The first call ends the feeding, the second ends what runs. Safe in a signal handler."""
+        self._kill = self._halt is not None
+        self._halt = self._halt or "interrupted"
+        self._executor.wake()
+
+    def _run(self) -> None:
+        try:
+            while not (self._closing and self._engine.finished):
+                self._step()
+        except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
+            self.fatal = error
+        finally:
+            self._finish()
+
+    def _run_here(self) -> None:
+        with self._entrance:
+            if self._stepping:  # submitted from a callback or a running function; the loop below will come to it
+                return
+            self._stepping = True
+            try:
+                self._step_while_busy()
+            finally:
+                self._stepping = False
+
+    def _step_while_busy(self) -> None:
+        with Interrupts(lambda: None, at_once=lambda: interrupts.count > 1) as interrupts:
+            while self._open and not interrupts.count:
+                self._step()
+        if interrupts.count:
+            raise interrupts.as_exception()
+
+    def _step(self) -> None:
+        self._woken = False
+        if self._halt is not None:
+            self._engine.halt(self._halt)
+        if self._kill:
+            self._engine.kill()
+        for batch in self._engine.step():
+            self._settle(batch)
+        self.fatal = self.fatal or self._engine.fatal
+
+    def _settle(self, batch: Batch) -> None:
+        calls: list[Call] = list(batch.objects)
+        batch, results = _opened(batch, calls)
+        self._report._add(batch)
+        tell(self._progress, [batch])
+        for place, call in enumerate(calls):
+            self._open.discard(call)
+            self._release(call)
+            if call.sink is not None:
+                call.sink.take(batch.alone(place, call.place))
+            if not call.cancelled:
+                _resolve(call.future, results[place], batch.notable.get(place))
+
+    def _release(self, call: Call) -> None:
+        if call.counted:
+            self._window.release()
+
+    def _finish(self) -> None:
+        self._engine.close()
+        with self._entrance:
+            self._closing = True
+            left, self._open = self._open, set()
+        for call in left:  # only if the engine itself broke down
+            self._settle(without_run(-1, [call], Status.LOST, self.fatal))
+        self._report.stopped = self._engine.stopped
+        self._report._finish()
+        self._progress.close()
+
+
+def _opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
+    """The batch as the caller knows it, and what the futures are to give."""
+    values = list(batch.values)
+    results: list[Any] = [None] * len(calls)
+    notable: dict[int, Outcome[Any]] = {}
+    for place, call in enumerate(calls):
+        outcome = batch.notable.get(place)
+        if call.cancelled:
+            index = batch.index + place
+            outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
+        elif outcome is None or _has_value(outcome):
+            values[place], results[place] = call.request.arrive(values[place])
+        if outcome is not None:
+            notable[place] = replace(outcome, item=call.request.item, value=values[place] if outcome.ok else None)
+    return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
+
+
+def _has_value(outcome: Outcome[Any]) -> bool:
+    return outcome.ok and not isinstance(outcome.error, ValueLost)
+
+
+def _resolve(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
+    if outcome is None or _has_value(outcome):
+        future.set_result(result)
+    elif outcome.status is Status.SKIPPED:
+        future.set_exception(outcome.error or concurrent.futures.CancelledError("it was never started"))
+    else:
+        future.set_exception(outcome.error)
+
+
+def _default_window(options: Options) -> int:
+    size = UNKNOWN_CHUNK if options.chunksize == "auto" else options.chunksize
+    return CHUNKS_PER_WORKER * options.workers * size
+
+
+class CallSource(QueueSource):
+    """A queue of calls, each of which can be cancelled until it is taken out."""
+
+    def _take(self, size: int) -> list[Any]:
+        taken: list[Call] = super()._take(size)
+        for call in taken:
+            call.begin()
+        return taken

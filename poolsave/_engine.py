@@ -1,0 +1,329 @@
+"""The one loop that feeds an executor and turns its events into outcomes, within the window.
+
+For `map` and `stream` it runs in the caller's thread; for a block in one driver thread. Nothing here knows Django.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ._batches import Batch, without_run
+from ._chunks import LARGEST, Pace, next_size
+from ._envelopes import pack_objects
+from ._replies import Reply, Trouble
+from ._sources import Source
+from ._transactions import COMMITTED, COMMITTING, RUNNING
+from .errors import ValueLost, WorkerDied
+from .executors import Broken, Died, Event, Executor, Job, Replied, SetupFailed, Task
+from .options import Options
+from .outcomes import Outcome, Status
+
+__all__ = ["Engine", "in_input_order"]
+
+CHUNKS_PER_WORKER = 4
+"""Chunks in flight per worker, at most, if no window is set."""
+BRISK = 0.02
+"""Seconds: a worker that is done with a chunk sooner gets the next one in advance. A longer chunk must not hold up
+another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
+SHARE_FROM = 50
+"""Objects that must have ended before `max_failures` counts as a share."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Objects that stand side by side in the input, on their way; the first `answered` have ended."""
+
+    index: int
+    objects: Sequence[Any]
+    answered: int = 0
+    seconds: float = 0.0
+
+    def rest(self) -> Sequence[Any]:
+        """The objects that have not ended."""
+        return self.objects[self.answered :]
+
+
+class Engine:
+    """Runs everything that a source gives. Call `start`, then `step` until `finished`, then `close`."""
+
+    def __init__(self, executor: Executor, job: Job, options: Options, source: Source) -> None:
+        self._executor = executor
+        self._job = job
+        self._options = options
+        self._source = source
+        self._tasks: dict[int, Chunk] = {}
+        self._again: deque[Chunk] = deque()
+        self._aside: list[Batch] = []
+        self._pace = Pace()
+        self._brisk = False
+        self._fed = 0
+        self._ended = 0
+        self._failed = 0
+        self._tickets = 0
+        self.held_back = 0
+        """Objects that have ended but not yet left for the caller (ordered streams); they count for the window."""
+        self.fatal: BaseException | None = None
+        """What makes it impossible to go on."""
+        self.stopped: str | None = None
+        """Why feeding stopped before the source was exhausted."""
+
+    def start(self) -> None:
+        """Start the workers: never more than there are chunks, if the source knows its length."""
+        workers = self._options.workers
+        length = self._source.remaining()
+        if length is not None:
+            size = 1 if self._options.chunksize == "auto" else self._options.chunksize
+            workers = max(1, min(workers, -(-length // size)))
+        fixed = self._options.chunksize
+        longest = LARGEST if fixed == "auto" else fixed
+        self._executor.start(self._job, workers=workers, longest=min(longest, self._options.window or longest))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every object that was fed has ended and no more will be fed."""
+        return self._source.exhausted and not (self._tasks or self._again or self._aside)
+
+    def step(self) -> list[Batch]:
+        """Feed what there is room for, and give what has ended, waiting for it if there is nothing else to do."""
+        if self.stopped is not None:
+            self._skip(self._source.give_up())
+        self._feed()
+        if self._aside:
+            return self._take_aside()
+        if self.finished:
+            return []
+        for event in self._executor.wait(0 if self._source.ready and self._has_room() else None):
+            self._handle(event)
+        if self.fatal is not None and not self._executor.workers:
+            self._abandon()
+        return self._take_aside()
+
+    def _take_aside(self) -> list[Batch]:
+        batches, self._aside = self._aside, []
+        return batches
+
+    def halt(self, reason: str) -> None:
+        """Feed no more: what runs is finished, what has not started is skipped."""
+        if self.stopped is None and not self.finished:
+            self.stopped = reason
+            self._executor.halt()
+        self._skip(self._source.give_up())
+        while self._again:
+            chunk = self._again.popleft()
+            self._end(without_run(chunk.index, chunk.objects, Status.SKIPPED))
+
+    def kill(self) -> None:
+        """End what runs, at once where that is possible."""
+        self._executor.kill()
+
+    def close(self) -> None:
+        """Stop the executor; nothing of it is left behind."""
+        self._executor.stop()
+
+    def _skip(self, objects: Sequence[Any]) -> None:
+        if objects:
+            self._end(without_run(self._fed, objects, Status.SKIPPED))
+            self._fed += len(objects)
+
+    def _has_room(self) -> bool:
+        slots = self._executor.workers * (2 if self._brisk else 1)
+        return len(self._tasks) < slots and self._room() > 0
+
+    def _room(self) -> int:
+        wanted = self._wanted_size()
+        window = self._options.window or CHUNKS_PER_WORKER * max(1, self._executor.workers) * wanted
+        return window - (self._fed - self._ended) - self.held_back
+
+    def _wanted_size(self) -> int:
+        fixed = self._options.chunksize
+        return self._pace.size if fixed == "auto" else fixed
+
+    def _next_size(self) -> int:
+        window, workers = self._options.window, max(1, self._executor.workers)
+        room = self._room() if window is None else min(self._room(), -(-window // workers))
+        remaining = self._source.remaining() if self._options.chunksize == "auto" else None
+        return next_size(self._wanted_size(), remaining=remaining, workers=workers, room=room)
+
+    def _feed(self) -> None:
+        while self._has_room():
+            chunk = self._again.popleft() if self._again else self._gather()
+            if chunk is None:
+                return
+            self._dispatch(chunk)
+
+    def _gather(self) -> Chunk | None:
+        if self._source.exhausted:
+            return None
+        idle = len(self._tasks) < self._executor.workers
+        objects = self._source.gather(self._next_size(), idle=idle)
+        if objects is None:
+            return None
+        chunk = Chunk(self._fed, objects)
+        self._fed += len(objects)
+        return chunk
+
+    def _dispatch(self, chunk: Chunk) -> None:
+        if self._executor.shares_memory:
+            self._submit(chunk, chunk.objects)
+            return
+        payload, errors = pack_objects(chunk.objects)
+        if not errors:
+            self._submit(chunk, payload)
+            return
+        for part in _around(chunk, errors):
+            self._again.appendleft(part)
+        for offset, error in errors.items():
+            self._end(without_run(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
+
+    def _submit(self, chunk: Chunk, payload: Any) -> None:
+        self._tickets += 1
+        self._tasks[self._tickets] = chunk
+        self._executor.submit(Task(self._tickets, payload, len(chunk.objects)))
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Replied():
+                self._replied(event)
+            case Died():
+                self._died(event)
+            case Broken():
+                self._broken(event)
+            case SetupFailed():
+                self.fatal = self.fatal or event.error
+                self.halt(f"a worker could not be set up: {event.error!r}")
+
+    def _replied(self, event: Replied) -> None:
+        chunk = self._tasks[event.task]
+        reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
+        end = reply.offset + len(reply.values)
+        chunk.answered = end
+        chunk.seconds += sum(reply.seconds)
+        if event.final:
+            del self._tasks[event.task]
+            self._learn(chunk)
+        self._end(_batch(chunk, reply))
+
+    def _learn(self, chunk: Chunk) -> None:
+        self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
+        self._brisk = chunk.seconds < BRISK and not self._executor.inline
+
+    def _died(self, event: Died) -> None:
+        for task in event.queued:
+            self._again.append(self._tasks.pop(task))
+        if event.running is not None:
+            self._judge(self._tasks.pop(event.running), event)
+        if self.stopped is not None:
+            self.halt(self.stopped)
+
+    def _judge(self, chunk: Chunk, event: Died) -> None:
+        """Say for each object of a chunk what its worker's death means, going by the marks that it left."""
+        for offset in range(chunk.answered, len(chunk.objects)):
+            index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
+            if mark == 0:
+                self._again.append(Chunk(index, chunk.objects[offset:]))
+                return
+            error: BaseException = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
+            status = self._verdict(mark)
+            if status is Status.SUCCEEDED:
+                error = _value_lost(index, error)
+            self._end(without_run(index, [item], status, error, attempts=1))
+
+    def _verdict(self, mark: int) -> Status:
+        if mark == COMMITTED:
+            return Status.SUCCEEDED
+        if mark == RUNNING and self._options.transaction is not None:
+            return Status.FAILED
+        assert mark in (RUNNING, COMMITTING)
+        return Status.LOST
+
+    def _broken(self, event: Broken) -> None:
+        chunk = self._tasks.pop(event.task)
+        status = Status.LOST if event.begun else Status.SKIPPED
+        self._end(without_run(chunk.index + chunk.answered, chunk.rest(), status, event.error))
+        self.halt(f"the executor lost a chunk: {event.error!r}")
+
+    def _abandon(self) -> None:
+        """No worker is left: nothing that is still here was started."""
+        for chunk in self._tasks.values():
+            self._end(without_run(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
+        self._tasks.clear()
+        self.halt("no worker is left")
+
+    def _end(self, batch: Batch) -> None:
+        self._aside.append(batch)
+        self._ended += len(batch.values)
+        self._failed += sum(
+            outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values()
+        )
+        if self.stopped is None and self._too_many():
+            self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
+
+    def _too_many(self) -> bool:
+        limit = self._options.max_failures
+        if limit is None or not self._failed:
+            return False
+        if isinstance(limit, int):
+            return self._failed >= limit
+        return self._ended >= SHARE_FROM and self._failed >= limit * self._ended
+
+
+def _value_lost(index: int, cause: BaseException) -> ValueLost:
+    error = ValueLost(index)
+    error.__cause__ = cause
+    return error
+
+
+def _around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
+    """The parts of a chunk between the objects that cannot be sent, the last one first."""
+    parts = []
+    begin = 0
+    for offset in (*sorted(errors), len(chunk.objects)):
+        if begin < offset:
+            parts.append(Chunk(chunk.index + begin, chunk.objects[begin:offset]))
+        begin = offset + 1
+    return parts[::-1]
+
+
+def _batch(chunk: Chunk, reply: Reply) -> Batch:
+    begin = reply.offset
+    index = chunk.index + begin
+    objects = chunk.objects[begin : begin + len(reply.values)]
+    notable = {
+        place: _outcome(index + place, objects[place], trouble, reply, place)
+        for place, trouble in reply.troubles.items()
+    }
+    return Batch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+
+
+def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) -> Outcome[Any]:
+    error = trouble.error if isinstance(trouble.error, BaseException) else None
+    if error is not None and trouble.unreadable:
+        error = _value_lost(index, error)
+    return Outcome(
+        index=index,
+        status=trouble.status,
+        value=reply.values[place],
+        error=error,
+        traceback=trouble.traceback,
+        item=item,
+        attempts=trouble.attempts,
+        seconds=reply.seconds[place],
+        worker=reply.worker,
+    )
+
+
+def in_input_order(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:
+    """Hold batches back until all before them have gone."""
+    waiting: dict[int, Batch] = {}
+    due = 0
+    for batch in batches:
+        waiting[batch.index] = batch
+        engine.held_back += len(batch.values)
+        while due in waiting:
+            batch = waiting.pop(due)
+            due += len(batch.values)
+            engine.held_back -= len(batch.values)
+            yield batch

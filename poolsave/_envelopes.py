@@ -1,0 +1,192 @@
+"""Bytes for functions, objects, values and errors: what crosses between processes was pickled here, inside a `try`,
+in the place where a failure belongs to one object."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from ._sqlstates import sqlstate_of
+from .errors import InvalidOperation, RemoteError, WorkerTraceback
+
+__all__ = [
+    "ErrorRecord",
+    "format_traceback",
+    "join",
+    "pack_error",
+    "pack_function",
+    "pack_objects",
+    "seal_surely",
+    "split",
+    "unpack_error",
+    "unseal",
+]
+
+PLAIN = frozenset({int, str, bytes, float, bool, complex, bytearray, type(None)})
+"""Types whose values can always be pickled and unpickled, so that nothing has to be tried."""
+
+
+class Sealed:
+    """A value as bytes, pickled by itself so that only its own object fails if it cannot be restored."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> bytes:
+    """Pickle a function, and what is bound to it, for workers that do not share the caller's memory.
+
+    Raises:
+        InvalidOperation: naming the function and showing the fix.
+    """
+    try:
+        pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        name = getattr(function, "__qualname__", None) or repr(function)
+        raise InvalidOperation(
+            f"{name} cannot be pickled for workers that do not share the caller's memory ({error}): a lambda or a "
+            "nested function has no name by which they could find it; define it at the top of a module:\n\n"
+            "    @pooled_operation\n    def save_one(row):\n        ...\n\n"
+            'or run map() or stream() with start_method="fork", or use executor="thread"'
+        ) from error
+    try:
+        return pickle.dumps((function, dict(constants or {})), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise InvalidOperation(
+            f"what is bound to {function!r} cannot be pickled for workers that do not share the caller's memory "
+            f"({error}): bind {sorted(constants or {})} as plain data, and build the rest inside the function"
+        ) from error
+
+
+def seal(value: Any) -> Any:
+    """Prepare a value for the way to another process.
+
+    Raises:
+        Exception: whatever the value's own pickling raises.
+    """
+    return value if type(value) in PLAIN else Sealed(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+
+
+def seal_surely(value: Any) -> Any:
+    """Like `seal`, and also try that the value can be restored."""
+    sealed = seal(value)
+    if isinstance(sealed, Sealed):
+        pickle.loads(sealed.data)
+    return sealed
+
+
+def unseal(value: Any) -> Any:
+    """Undo `seal`.
+
+    Raises:
+        Exception: whatever the value's own unpickling raises.
+    """
+    return pickle.loads(value.data) if type(value) is Sealed else value
+
+
+def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
+    """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
+    errors: dict[int, BaseException] = {}
+    column: list[Any] = []
+    for offset, item in enumerate(objects):
+        try:
+            column.append(seal(item))
+        except Exception as error:  # whatever the object's own pickling raises is that object's failure
+            errors[offset] = error
+            column.append(None)
+    return pickle.dumps(split(column), pickle.HIGHEST_PROTOCOL), errors
+
+
+def split(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
+    """Part a column into what can be pickled together and, by offset, what is bytes already."""
+    sealed = {offset: value.data for offset, value in enumerate(column) if type(value) is Sealed}
+    if sealed:
+        column = [None if offset in sealed else value for offset, value in enumerate(column)]
+    return column, sealed
+
+
+def join(column: list[Any], sealed: dict[int, bytes]) -> list[Any]:
+    """Undo `split`; what was sealed still is."""
+    for offset, data in sealed.items():
+        column[offset] = Sealed(data)
+    return column
+
+
+class ErrorRecord(NamedTuple):
+    """An exception as data that can always be pickled."""
+
+    class_path: str
+    message: str
+    arguments: str
+    traceback: str
+    sqlstate: str | None
+    pickled: bytes | None
+    """The exception itself, if a round trip in the worker gave the same class."""
+
+
+def pack_error(error: BaseException) -> ErrorRecord:
+    """Describe an exception for the way to another process. Never raises."""
+    return ErrorRecord(
+        class_path=f"{type(error).__module__}.{type(error).__qualname__}",
+        message=_told(error, str),
+        arguments=_told(error, lambda error: repr(error.args)),
+        traceback=format_traceback(error),
+        sqlstate=sqlstate_of(error),
+        pickled=_pickled(error),
+    )
+
+
+def unpack_error(record: ErrorRecord) -> BaseException:
+    """Give the exception with its own class if possible, else a RemoteError, caused by the worker's traceback."""
+    error = _restored(record.pickled)
+    if error is None:
+        error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
+    error.__cause__ = WorkerTraceback(record.traceback)
+    return error
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as text, from the first frame that is not poolsave's own."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
+    except Exception as secondary:  # an exception whose own methods are broken is still an exception
+        return f"{type(error).__qualname__} (its traceback cannot be formatted: {type(secondary).__qualname__})"
+
+
+def _users_part(frames: TracebackType | None) -> TracebackType | None:
+    part = frames
+    while part is not None and part.tb_frame.f_globals.get("__package__") == __package__:
+        part = part.tb_next
+    return part or frames
+
+
+def _told(error: BaseException, tell: Any) -> str:
+    try:
+        text: str = tell(error)
+    except Exception as secondary:  # an exception whose own methods are broken is still an exception
+        return f"<{type(secondary).__qualname__} in {getattr(tell, '__name__', 'repr')}()>"
+    return text
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        data = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        copy = pickle.loads(data)
+    except Exception:  # whatever the exception's own pickling raises: the record stands in for it
+        return None
+    return data if type(copy) is type(error) else None
+
+
+def _restored(data: bytes | None) -> BaseException | None:
+    if data is None:
+        return None
+    try:
+        found = pickle.loads(data)
+    except Exception:  # possible in the parent though it worked in the worker: the record stands in for it
+        return None
+    return found if isinstance(found, BaseException) else None

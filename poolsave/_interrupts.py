@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM in order: the first ends the feeding, the second ends the workers, and the report survives both."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupts"]
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit status of a process that left because of SIGTERM."""
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+class Interrupts:
+    """While entered, counts signals instead of letting them raise in the middle of poolsave's own book-keeping.
+
+    A handler that the program has set for a signal itself is left in place. Nothing is done outside the main thread,
+    which is the only one that Python delivers signals to.
+    """
+
+    def __init__(self, notice: Callable[[], None], *, at_once: Callable[[], bool]) -> None:
+        self._notice = notice
+        self._at_once = at_once
+        self._before: dict[signal.Signals, Any] = {}
+        self.count = 0
+        self._last = signal.SIGINT
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for signum, default in DEFAULTS.items():
+                if signal.getsignal(signum) is default or signal.getsignal(signum) == default:
+                    self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._last = signal.Signals(signum)
+        if self._at_once():
+            raise self.as_exception()
+        self._notice()
+
+    def as_exception(self) -> BaseException:
+        """What the last signal does to a Python program: KeyboardInterrupt, or SystemExit with status 143."""
+        return SystemExit(TERMINATED) if self._last is signal.SIGTERM else KeyboardInterrupt()

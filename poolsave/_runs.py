@@ -1,0 +1,163 @@
+"""One run in the caller's thread: checks first, then the engine, with Ctrl-C kept in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from typing import Any
+
+from . import _connections
+from ._batches import Batch
+from ._bootstrap import Surroundings
+from ._engine import Engine, in_input_order
+from ._interrupts import Interrupts
+from ._progress import Progress, open_progress
+from ._sources import IterableSource
+from ._worker import WorkerJob
+from .executors import Executor, create
+from .options import Options
+from .outcomes import Status
+from .reports import Report
+
+__all__ = ["Call", "Run", "prepare", "tell"]
+
+Call = Callable[[Callable[..., Any], Any, Mapping[str, Any]], Any]
+
+
+def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Options) -> tuple[Executor, WorkerJob]:
+    """Check everything that can be checked before any worker starts, and say what each worker needs.
+
+    Raises:
+        InvalidOption: if an alias does not exist.
+        InsideTransaction: if a covered alias is inside a transaction.
+        SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
+    """
+    executor = create(_possible(options.executor), start_method=options.start_method)
+    surroundings = Surroundings.capture()
+    covered = options.databases if options.transaction is not None else ()
+    _connections.refuse_missing(covered)
+    present = _connections.existing(options.databases) if surroundings is not None else ()
+    if not executor.inline:
+        _connections.refuse_shared_memory(present, shares_memory=executor.shares_memory)
+        _connections.refuse_open_transactions(present)
+    apart = surroundings is not None and not executor.inline
+    job = WorkerJob(
+        function=function,
+        call=call,
+        constants=constants,
+        transaction=options.transaction,
+        databases=options.databases,
+        retries=options.retries,
+        inline=executor.inline,
+        crosses=not executor.shares_memory,
+        surroundings=surroundings,
+        settings=_connections.worker_settings(own_transactions=covered) if apart else {},
+        turn=threading.Lock() if apart and _connections.shares_one_memory(present) else None,
+    )
+    return executor, job
+
+
+def _possible(executor: Any) -> Any:
+    if executor == "process" and multiprocessing.current_process().daemon:
+        warnings.warn(
+            "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
+            'using executor="thread" instead',
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return "thread"
+    return executor
+
+
+class Run:
+    """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
+    with the first batch."""
+
+    def __init__(
+        self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
+    ) -> None:
+        executor, job = prepare(function, call, constants, options)
+        self._options = options
+        self._description = getattr(function, "__name__", "")
+        self._source = IterableSource(objects)
+        self._executor = executor
+        self._engine = Engine(executor, job, options, self._source)
+        self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
+        self.report: Report[Any] = Report(keep=options.keep)
+
+    def _in_users_code(self) -> bool:
+        # In the input's own code an exception is the only way to be heard. In a function that runs right here the
+        # first signal lets the object finish, and the second ends it.
+        return self._source.pulling or (self._executor.inline and self._interrupts.count > 1)
+
+    def batches(self, *, ordered: bool = False) -> Generator[Batch, None, None]:
+        """Run everything; gives what has ended, in the order of its ending or of the input.
+
+        Closing the iterator feeds no more, finishes what runs, and stops the workers.
+        """
+        batches = self._batches()
+        with closing(batches):
+            yield from in_input_order(batches, self._engine) if ordered else batches
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        progress = open_progress(self._options.progress, total=self._source.total, description=self._description)
+        with closing(progress):
+            try:
+                with self._interrupts:
+                    self._engine.start()
+                while not self._engine.finished:
+                    batches = self._step()
+                    tell(progress, batches)
+                    yield from batches
+            except BaseException as error:
+                self._wind_up(f"{type(error).__name__} in the caller")
+                raise
+            finally:
+                self._close()
+        self._raise_what_ended_it()
+
+    def _step(self) -> list[Batch]:
+        with self._interrupts:
+            batches = self._engine.step()
+            for batch in batches:
+                self.report._add(batch)
+        self._obey()
+        return batches
+
+    def _obey(self) -> None:
+        interrupted = isinstance(self._source.error, KeyboardInterrupt | SystemExit)
+        if self._interrupts.count or interrupted:
+            self._engine.halt("interrupted")
+        if self._interrupts.count > 1:
+            self._engine.kill()
+
+    def _wind_up(self, reason: str) -> None:
+        self._engine.halt(reason)
+        while not self._engine.finished:
+            self._step()
+
+    def _close(self) -> None:
+        with self._interrupts:
+            self._engine.close()
+        self.report.stopped = self._engine.stopped
+        self.report._finish()
+
+    def _raise_what_ended_it(self) -> None:
+        error = self._engine.fatal or self._source.error
+        if error is None and self._interrupts.count:
+            error = self._interrupts.as_exception()
+        if error is not None:
+            error.report = self.report  # type: ignore[attr-defined]
+            raise error
+        if self._options.on_failure == "raise":
+            self.report.raise_if_failed()
+
+
+def tell(progress: Progress, batches: list[Batch]) -> None:
+    """Tell how many objects have ended."""
+    for batch in batches:
+        failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+        progress.advance(len(batch.values), failed)

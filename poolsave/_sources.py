@@ -1,0 +1,162 @@
+"""Where objects come from: they are pulled when there is room for them, and never sooner."""
+
+from __future__ import annotations
+
+import operator
+import queue
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+__all__ = ["IterableSource", "QueueSource", "Source"]
+
+SLICE = 0.005
+"""Seconds of pulling after which the engine looks at its workers again."""
+SLOW = 0.002
+"""Seconds that a chunk may take to fill while a worker idles."""
+
+
+class Source(Protocol):
+    """Hands out objects in input order."""
+
+    exhausted: bool
+    """Nothing will come any more, and nothing is gathered."""
+    ready: bool
+    """More may be had at once, so that there is no need to wait for the workers."""
+
+    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+        """Give the next chunk of up to `size` objects; None if it is not complete yet and no worker idles."""
+
+    def give_up(self) -> list[Any]:
+        """End it; gives what was pulled and not handed out."""
+
+    def remaining(self) -> int | None:
+        """How many objects are still to come, if that is known."""
+
+
+class IterableSource:
+    """Any iterable, pulled in the caller's thread."""
+
+    def __init__(self, objects: Iterable[Any]) -> None:
+        self.total = _length(objects)
+        self._instant = isinstance(objects, list | tuple | range)
+        self._iterator: Iterator[Any] = iter(objects)
+        self._gathered: list[Any] = []
+        self._handed = 0
+        self._ended = False
+        self._pull: float | None = None
+        """Smoothed seconds that one pull takes."""
+        self.error: BaseException | None = None
+        """What the iterable raised."""
+        self.pulling = False
+        """Whether control is in the iterable's own code."""
+
+    @property
+    def exhausted(self) -> bool:
+        return self._ended and not self._gathered
+
+    @property
+    def ready(self) -> bool:
+        return not self.exhausted
+
+    def remaining(self) -> int | None:
+        return None if self.total is None else max(0, self.total - self._handed)
+
+    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+        if not self._ended:
+            self._fill(size, idle=idle)
+        complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow(size))
+        if not complete or not self._gathered:
+            return None
+        chunk, self._gathered = self._gathered[:size], self._gathered[size:]
+        self._handed += len(chunk)
+        return chunk
+
+    def _fill(self, size: int, *, idle: bool) -> None:
+        self.pulling = True
+        try:
+            if self._instant:
+                self._gathered += islice(self._iterator, size - len(self._gathered))
+                self._ended = len(self._gathered) < size
+            else:
+                self._fill_slowly(size, idle=idle)
+        except StopIteration:
+            self._ended = True
+        except BaseException as error:  # raised to the caller when everything that was fed is finished
+            self.error = error
+            self._ended = True
+        finally:
+            self.pulling = False
+
+    def _fill_slowly(self, size: int, *, idle: bool) -> None:
+        began = before = time.perf_counter()
+        while len(self._gathered) < size:
+            self._gathered.append(next(self._iterator))
+            now = time.perf_counter()
+            known = self._pull is not None
+            self._pull = now - before if self._pull is None else 0.8 * self._pull + 0.2 * (now - before)
+            # The first object goes out alone: nobody can tell how long the second will be in coming.
+            if now - began > SLICE or (idle and (not known or self._is_slow(size))):
+                return
+            before = now
+
+    def _is_slow(self, size: int) -> bool:
+        if self._instant:
+            return False
+        return self._pull is None or self._handed == 0 or self._pull * (size - len(self._gathered)) > SLOW
+
+    def give_up(self) -> list[Any]:
+        self._ended = True
+        rest, self._gathered = self._gathered, []
+        return rest
+
+
+class QueueSource:
+    """Objects that another thread puts in one by one."""
+
+    ready = False
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._closed = False
+
+    @property
+    def exhausted(self) -> bool:
+        return self._closed and self._queue.empty()
+
+    def put(self, item: Any) -> None:
+        """Add an object."""
+        self._queue.put(item)
+
+    def close(self) -> None:
+        """Nothing more will be put in."""
+        self._closed = True
+
+    def remaining(self) -> int | None:
+        return None
+
+    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+        if not idle and not self._closed and self._queue.qsize() < size:
+            return None
+        return self._take(size) or None
+
+    def _take(self, size: int) -> list[Any]:
+        taken: list[Any] = []
+        while len(taken) < size:
+            try:
+                taken.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return taken
+
+    def give_up(self) -> list[Any]:
+        return self._take(self._queue.qsize())
+
+
+def _length(objects: Iterable[Any]) -> int | None:
+    try:
+        return len(objects)  # type: ignore[arg-type]
+    except TypeError:
+        found = operator.length_hint(objects, -1)
+        return found if found >= 0 else None

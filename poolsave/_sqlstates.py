@@ -1,0 +1,80 @@
+"""What a database error means for the transaction that it ended. Pure: errors in, facts out.
+
+Sources: PostgreSQL's appendix "Error Codes"; MySQL's "Server Error Message Reference"; sqlite3's result codes.
+"""
+
+from __future__ import annotations
+
+__all__ = ["contact_lost", "is_transient", "sqlstate_of"]
+
+# Serialization failure, deadlock, lock not available.
+TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+# Connection exceptions, and the server shutting down or having crashed.
+CONTACT_CLASSES = ("08", "57P0")
+# Lock wait timeout, deadlock; "server has gone away", "lost connection during query".
+TRANSIENT_MYSQL = frozenset({1205, 1213, 2006, 2013})
+CONTACT_MYSQL = frozenset({2006, 2013})
+SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The five characters that the server sent with an error, whichever driver and wrapper brought it."""
+    for candidate in _with_cause(error):
+        for name in ("sqlstate", "pgcode"):
+            found = getattr(candidate, name, None)
+            if isinstance(found, str) and len(found) == 5:
+                return found
+    return None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database says that the same transaction may succeed if it is tried again."""
+    state = sqlstate_of(error)
+    if state is not None and (state in TRANSIENT_SQLSTATES or state.startswith(CONTACT_CLASSES)):
+        return True
+    if _mysql_code(error) in TRANSIENT_MYSQL:
+        return True
+    return _sqlite_name(error).startswith(SQLITE_BUSY) or contact_lost(error)
+
+
+def contact_lost(error: BaseException) -> bool:
+    """Whether the error says that nobody heard the server's answer, which after a COMMIT means not to know."""
+    state = sqlstate_of(error)
+    if state is not None:
+        return state.startswith(CONTACT_CLASSES) or state == "40003"
+    if _mysql_code(error) is not None:
+        return _mysql_code(error) in CONTACT_MYSQL
+    # PostgreSQL's drivers make such errors themselves, without a SQLSTATE: no server was there to send one.
+    return any(_is_driver_error(candidate) for candidate in _with_cause(error))
+
+
+def _is_driver_error(error: BaseException) -> bool:
+    root = type(error).__module__.partition(".")[0]
+    return root in {"psycopg", "psycopg2", "psycopg_pool"} and type(error).__name__ in {
+        "AdminShutdown",
+        "InterfaceError",
+        "OperationalError",
+    }
+
+
+def _mysql_code(error: BaseException) -> int | None:
+    for candidate in _with_cause(error):
+        root = type(candidate).__module__.partition(".")[0]
+        if root in {"MySQLdb", "pymysql"} and candidate.args and isinstance(candidate.args[0], int):
+            return candidate.args[0]
+    return None
+
+
+def _sqlite_name(error: BaseException) -> str:
+    for candidate in _with_cause(error):
+        found = getattr(candidate, "sqlite_errorname", None)
+        if isinstance(found, str):
+            return found
+    return ""
+
+
+def _with_cause(error: BaseException) -> tuple[BaseException, ...]:
+    # Django raises its own class from the driver's.
+    if type(error).__module__ == "django.db.utils" and error.__cause__ is not None:
+        return error, error.__cause__
+    return (error,)

@@ -1,0 +1,194 @@
+"""Everything that poolsave raises, built from data so that no handler has to parse a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .reports import Report
+
+__all__ = [
+    "InsideTransaction",
+    "InvalidOperation",
+    "InvalidOption",
+    "OperationsFailed",
+    "PoolsaveError",
+    "RemoteError",
+    "SharedMemoryDatabase",
+    "TimedOut",
+    "ValueLost",
+    "WorkerDied",
+    "WorkerTraceback",
+]
+
+
+class PoolsaveError(Exception):
+    """The base of everything that poolsave raises by itself."""
+
+
+class InvalidOption(PoolsaveError, ValueError):
+    """An option has a value that cannot work."""
+
+    def __init__(self, name: str, value: object, expected: str, source: str = "") -> None:
+        super().__init__(name, value, expected, source)
+        self.name = name
+        self.value = value
+        self.expected = expected
+        self.source = source
+
+    def __str__(self) -> str:
+        where = f" (from {self.source})" if self.source else ""
+        return f"{self.name}={self.value!r}{where} is not valid: {self.expected}"
+
+
+class InvalidOperation(PoolsaveError, TypeError):
+    """A function, or what is fed to it, cannot be run by a pool."""
+
+
+class InsideTransaction(PoolsaveError):
+    """A pool was asked for while the caller holds an open transaction.
+
+    Workers have connections of their own: they cannot see the caller's uncommitted rows, and they would wait
+    for ever for locks that the caller holds, which the database does not recognise as a deadlock.
+    """
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(alias)
+        self.alias = alias
+
+    def __str__(self) -> str:
+        return (
+            f"the database {self.alias!r} is inside a transaction, which workers can neither see nor wait for: "
+            "leave the atomic() block before calling the pool; in a migration set `atomic = False` on the Migration "
+            'class; to stay inside the transaction use executor="serial", also in a TestCase'
+        )
+
+
+class SharedMemoryDatabase(PoolsaveError):
+    """A worker would not see the caller's in-memory SQLite database."""
+
+    def __init__(self, alias: str, name: str, ways_out: str) -> None:
+        super().__init__(alias, name, ways_out)
+        self.alias = alias
+        self.name = name
+        self.ways_out = ways_out
+
+    def __str__(self) -> str:
+        return (
+            f"the database {self.alias!r} is SQLite in memory ({self.name!r}), which lives in one place only and "
+            f"cannot be shared with these workers: use {self.ways_out}, or a database file"
+        )
+
+
+class WorkerDied(PoolsaveError):
+    """The worker that ran an object ended before it could answer.
+
+    `exitcode` is the exit status of the process (negative: the number of the signal), `signal` the signal's name
+    or None, `item` the object that it was at, `details` what the dying process wrote (faulthandler), if anything.
+    """
+
+    def __init__(self, exitcode: int | None, signal: str | None = None, item: object = None, details: str = "") -> None:
+        super().__init__(exitcode, signal, item, details)
+        self.exitcode = exitcode
+        self.signal = signal
+        self.item = item
+        self.details = details
+
+    def __str__(self) -> str:
+        how = f"was killed by {self.signal}" if self.signal else f"ended with exit status {self.exitcode}"
+        what = "" if self.item is None else f" while it was at {_shorten(self.item)}"
+        tail = f"\n{self.details.rstrip()}" if self.details else ""
+        return f'the worker {how}{what}; to look into it run this object with executor="serial"{tail}'
+
+
+class TimedOut(PoolsaveError, TimeoutError):
+    """An object took longer than its `timeout`, in seconds from its own start."""
+
+    def __init__(self, seconds: float, item: object = None) -> None:
+        super().__init__(seconds, item)
+        self.seconds = seconds
+        self.item = item
+
+    def __str__(self) -> str:
+        what = "the object" if self.item is None else _shorten(self.item)
+        return f"{what} took longer than timeout={self.seconds!r} seconds"
+
+
+class RemoteError(PoolsaveError):
+    """Stands in for an exception that cannot cross from the worker to the caller.
+
+    `class_path` is the dotted path of the original class, `message` its text, `arguments` the repr of its args.
+    """
+
+    def __init__(self, class_path: str, message: str, arguments: str = "()", sqlstate: str | None = None) -> None:
+        super().__init__(class_path, message, arguments, sqlstate)
+        self.class_path = class_path
+        self.message = message
+        self.arguments = arguments
+        self.sqlstate = sqlstate
+
+    def __str__(self) -> str:
+        return f"{self.class_path}: {self.message}" if self.message else self.class_path
+
+
+class ValueLost(PoolsaveError):
+    """The object succeeded, but its value did not arrive; the `__cause__` says why."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"object {self.index} succeeded, but its return value was lost on the way back"
+
+
+class WorkerTraceback(PoolsaveError):
+    """The `__cause__` of an exception that came from a worker: the traceback there, as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text.rstrip()}"
+
+
+class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
+    """Some objects failed or were lost; `report` has all outcomes, `exceptions` one error for each of these.
+
+    An error that is no `Exception` (SystemExit, say) is in the group as a `RemoteError` that names it.
+    """
+
+    report: Report[Any]
+
+    def __new__(cls, message: str, errors: Sequence[BaseException], report: Report[Any]) -> OperationsFailed:
+        group = super().__new__(cls, message, [_as_exception(error) for error in errors])
+        group.report = report
+        return group
+
+    def __init__(self, message: str, errors: Sequence[BaseException], report: Report[Any]) -> None:
+        super().__init__(message, [_as_exception(error) for error in errors])
+
+    def derive(self, excs: Sequence[Exception], /) -> OperationsFailed:  # type: ignore[override]
+        """Keep the report when the group is split, as `except*` does."""
+        return OperationsFailed(self.message, excs, self.report)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OperationsFailed, (self.message, list(self.exceptions), self.report)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", str(error), repr(error.args))
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def _shorten(item: object, limit: int = 200) -> str:
+    try:
+        text = repr(item)
+    except Exception as error:  # a broken __repr__ must not hide the error that is being told
+        text = f"<{type(item).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,36 @@
+"""Where chunks run: the executor protocol, the registry of names, and the executors that poolsave brings.
+
+An executor takes chunks and gives events; it knows nothing of Django, transactions or outcomes, since the code that
+it runs in its workers does. To plug one in, pass an instance as `executor=`, or register a factory by name:
+
+    [project.entry-points."poolsave.executors"]
+    mine = "my_package:MyExecutor"
+"""
+
+from .futures import FuturesExecutor
+from .processes import ProcessExecutor
+from .protocol import EXECUTOR_METHODS, Broken, Died, Event, Executor, Job, Marks, Replied, Session, SetupFailed, Task
+from .registry import create, known_names, register
+from .serial import SerialExecutor
+from .threads import ThreadExecutor
+
+__all__ = [
+    "EXECUTOR_METHODS",
+    "Broken",
+    "Died",
+    "Event",
+    "Executor",
+    "FuturesExecutor",
+    "Job",
+    "Marks",
+    "ProcessExecutor",
+    "Replied",
+    "SerialExecutor",
+    "Session",
+    "SetupFailed",
+    "Task",
+    "ThreadExecutor",
+    "create",
+    "known_names",
+    "register",
+]

@@ -1,0 +1,89 @@
+"""The life of a worker process, seen from inside."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from .._envelopes import pack_error
+from ._channels import receive, send
+from ._states import StateBlock
+from .protocol import Job
+
+__all__ = ["FINAL", "PARTIAL", "READY", "SETUP_FAILED", "STOP", "TASK_HEADER", "Line", "main"]
+
+READY, PARTIAL, FINAL, SETUP_FAILED = b"R", b"P", b"F", b"X"
+STOP = b""
+TASK_HEADER = struct.Struct("!QQ")
+"""The number and the size of a task; its payload follows."""
+
+
+class Line(NamedTuple):
+    """The worker's ends of what joins it to its parent."""
+
+    tasks: Connection[Any, Any]
+    replies: Connection[Any, Any]
+    state_path: str
+
+
+def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None) -> None:
+    """Set up, run tasks until told to stop, close everything."""
+    _take_signals()
+    if close_copies is not None:
+        close_copies()
+    state = StateBlock.attach(line.state_path)
+    _leave_with_parent(line.tasks.fileno())
+    replies = line.replies.fileno()
+    try:
+        job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
+        session = job.open()
+    except BaseException as error:  # told to the caller, who raises it
+        send(replies, SETUP_FAILED + _record(error))
+        return
+    send(replies, READY)
+    try:
+        while message := receive(line.tasks.fileno()):
+            task, size = TASK_HEADER.unpack_from(message)
+            state.begin(task, size)
+            session.run(
+                memoryview(message)[TASK_HEADER.size :],
+                state,
+                lambda body, final: send(replies, (FINAL if final else PARTIAL) + body),
+            )
+    finally:
+        session.close()
+
+
+def _take_signals() -> None:
+    # Ctrl-C goes to the whole group: the parent decides what it means, workers finish what they are at.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _leave_with_parent(fd: int) -> None:
+    """End this process as soon as nobody holds the other end of the pipe, also in the middle of an object, whose
+    transaction the server then rolls back."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(fd, 0)  # no events asked for: only the hang-up is told
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="poolsave-watch", daemon=True).start()
+
+
+def _record(error: BaseException) -> bytes:
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        print(f"poolsave worker: set-up ended with {error!r}", file=sys.stderr)
+    return pickle.dumps(pack_error(error))

@@ -1,0 +1,77 @@
+"""A small block of memory that a worker shares with its parent, where the worker's death cannot take it.
+
+It holds the number of the task that the worker has begun, and one byte per object of that task. Only the worker
+writes these; only the parent writes the byte that says that no further object is to be begun.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+
+__all__ = ["StateBlock"]
+
+TASK = struct.Struct("@Q")
+HALTED = 16
+MARKS = 64
+NO_TASK = 0
+
+
+class StateBlock:
+    """The block, in the parent by `create` and in the worker by `attach`; both write and read it in place."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+
+    @classmethod
+    def create(cls, longest: int) -> tuple[StateBlock, str]:
+        """Make a block for tasks of up to `longest` objects, and give the path by which a worker finds it."""
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        fd, path = tempfile.mkstemp(prefix="poolsave-", dir=folder)
+        try:
+            os.ftruncate(fd, MARKS + longest)
+            return cls(mmap.mmap(fd, MARKS + longest)), path
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def attach(cls, path: str) -> StateBlock:
+        """Open the block in a worker."""
+        with open(path, "r+b") as file:
+            return cls(mmap.mmap(file.fileno(), 0))
+
+    def begin(self, task: int, size: int) -> None:
+        """Note in the worker that a task has begun; tasks are numbered from 1."""
+        # Clear first: if the worker dies between the two lines, the parent still sees the task before, which it
+        # knows to be answered, and so it does not take old marks for those of the new task.
+        self._memory[MARKS : MARKS + size] = bytes(size)
+        TASK.pack_into(self._memory, 0, task)
+
+    def put(self, offset: int, mark: int) -> None:
+        """Note the state of an object."""
+        self._memory[MARKS + offset] = mark
+
+    @property
+    def task(self) -> int:
+        """The task that was begun last, or 0."""
+        found: int = TASK.unpack_from(self._memory, 0)[0]
+        return found
+
+    def marks(self, size: int) -> bytes:
+        """The marks of the first `size` objects of that task."""
+        return self._memory[MARKS : MARKS + size]
+
+    @property
+    def halted(self) -> bool:
+        """Whether no further object is to be begun."""
+        return self._memory[HALTED] != 0
+
+    def halt(self) -> None:
+        """Tell the worker to begin no further object."""
+        self._memory[HALTED] = 1
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()

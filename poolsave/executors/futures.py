@@ -1,0 +1,118 @@
+"""Any PEP 3148 executor: the standard library's, loky's, mpi4py's, or one of your own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+from collections.abc import Sequence
+from typing import Any
+
+from .._envelopes import ErrorRecord, pack_error, unpack_error
+from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
+from .serial import Flag
+
+__all__ = ["FuturesExecutor"]
+
+
+class FuturesExecutor:
+    """Runs each task as one call of `executor.submit`, and never shuts the executor down, since it is yours.
+
+    Workers are set up once per process and thread, give their connections back after every task (nobody tells them
+    when the last one is over), and are warm again in the next run.
+    """
+
+    inline = False
+
+    def __init__(self, executor: concurrent.futures.Executor) -> None:
+        self._executor = executor
+        self.shares_memory = isinstance(executor, concurrent.futures.ThreadPoolExecutor)
+        self.workers = _workers_of(executor)
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._flag = Flag()
+        self._futures: dict[int, concurrent.futures.Future[Any]] = {}
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._job = job
+        self.workers = min(workers, self.workers)
+
+    def submit(self, task: Task) -> None:
+        marks = self._flag if self.shares_memory else None
+        try:
+            future = self._executor.submit(run_task, self._job, task.payload, marks)
+        except Exception as error:  # shut down or broken: this task certainly never started
+            self._events.put(Broken(task.id, error, begun=False))
+            return
+        self._futures[task.id] = future
+        future.add_done_callback(lambda future: self._done(task.id, future))
+
+    def _done(self, task: int, future: concurrent.futures.Future[Any]) -> None:
+        if future.cancelled():
+            self._events.put(Broken(task, concurrent.futures.CancelledError(), begun=False))
+        elif (error := future.exception()) is not None:
+            self._events.put(Broken(task, error, begun=True))
+        else:
+            self._answered(task, *future.result())
+
+    def _answered(self, task: int, refusal: ErrorRecord | None, replies: list[Any]) -> None:
+        if refusal is not None:
+            error = unpack_error(refusal)
+            self._events.put(SetupFailed(error))
+            self._events.put(Broken(task, error, begun=False))
+        else:
+            for number, body in enumerate(replies, 1):
+                self._events.put(Replied(task, body, number == len(replies)))
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        events: list[Event] = []
+        try:
+            found = self._events.get(timeout=timeout)
+            while True:
+                if found is not None:
+                    events.append(found)
+                    self._forget(found)
+                found = self._events.get_nowait()
+        except queue.Empty:
+            return events
+
+    def _forget(self, event: Event) -> None:
+        if isinstance(event, Broken) or (isinstance(event, Replied) and event.final):
+            self._futures.pop(event.task, None)
+
+    def wake(self) -> None:
+        self._events.put(None)
+
+    def halt(self) -> None:
+        self._flag.halted = True
+        for future in list(self._futures.values()):
+            future.cancel()
+
+    def kill(self) -> None:
+        """A future that runs cannot be ended from outside: it is finished."""
+        self.halt()
+
+    def stop(self) -> None:
+        """Take back what has not begun, and wait for the rest: a future that runs cannot be stopped."""
+        self.halt()
+        concurrent.futures.wait(list(self._futures.values()))
+        self._futures.clear()
+
+
+def run_task(job: Job, payload: Any, marks: Flag | None) -> tuple[ErrorRecord | None, list[Any]]:
+    """Run one task wherever the foreign executor put it; every reply is held until the end."""
+    replies: list[Any] = []
+    try:
+        session = job.open()
+    except BaseException as error:  # told to the caller, who raises it; the task has not begun
+        return pack_error(error), replies
+    try:
+        session.run(payload, marks or Flag(), lambda body, final: replies.append(body))
+    finally:
+        session.close()
+    return None, replies
+
+
+def _workers_of(executor: concurrent.futures.Executor) -> int:
+    # ThreadPoolExecutor, ProcessPoolExecutor, loky and MPIPoolExecutor all keep the number under this name.
+    found = getattr(executor, "_max_workers", None)
+    return found if isinstance(found, int) and found > 0 else os.cpu_count() or 1

@@ -1,0 +1,144 @@
+"""The seam between the engine and whatever runs chunks.
+
+The engine calls, all from one thread: `start`, then `submit` and `wait` in turn, then `stop`. Every task that was
+submitted must come back in events: its replies in order with `final=True` on the last, or `Died`, or `Broken`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from ..errors import WorkerDied
+
+__all__ = [
+    "EXECUTOR_METHODS",
+    "Broken",
+    "Died",
+    "Event",
+    "Executor",
+    "Job",
+    "Marks",
+    "Replied",
+    "Session",
+    "SetupFailed",
+    "Task",
+]
+
+
+class Task(NamedTuple):
+    """One chunk on its way to a worker; `payload` means something to the worker code only."""
+
+    id: int
+    payload: Any
+    size: int
+
+
+class Replied(NamedTuple):
+    """A worker answered for some or all (`final`) of a task."""
+
+    task: int
+    body: Any
+    final: bool
+
+
+class Died(NamedTuple):
+    """A worker process ended. `running` is the task that it had begun, with one mark per object; `queued` are
+    tasks that it had been sent and had certainly not begun."""
+
+    error: WorkerDied
+    running: int | None
+    marks: bytes
+    queued: tuple[int, ...]
+
+
+class Broken(NamedTuple):
+    """The executor lost a task; `begun` is False only if it is sure that no worker has started it."""
+
+    task: int
+    error: BaseException
+    begun: bool
+
+
+class SetupFailed(NamedTuple):
+    """A worker could not be set up, so it has run nothing."""
+
+    error: BaseException
+
+
+Event: TypeAlias = Replied | Died | Broken | SetupFailed
+
+
+class Marks(Protocol):
+    """Where a worker notes how far it is; a process executor keeps these notes where its death cannot take them."""
+
+    @property
+    def halted(self) -> bool:
+        """Whether no further object is to be started."""
+
+    def put(self, offset: int, mark: int) -> None:
+        """Note the state of one object of the current task."""
+
+
+class Session(Protocol):
+    """An opened worker: it runs tasks one after the other and then is closed, in one thread."""
+
+    def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
+        """Run one task, calling `reply(body, final)` at least once. Does not raise."""
+
+    def close(self) -> None:
+        """Leave nothing open."""
+
+
+class Job(Protocol):
+    """What every worker of a run needs. It can be pickled if the executor does not share memory with its workers."""
+
+    @property
+    def preload(self) -> bytes:
+        """What `poolsave._preload` needs to know in a fork server."""
+
+    def before_fork(self) -> None:
+        """Must be called in the parent right before a worker process is forked."""
+
+    def open(self) -> Session:
+        """Set up a worker in the thread and process that will run tasks. Raises if that is impossible."""
+
+
+class Executor(Protocol):
+    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them."""
+
+    shares_memory: bool
+    """Workers see the caller's objects themselves, so nothing needs to be pickled."""
+    inline: bool
+    """Tasks run in the thread that calls `wait`, on the caller's own connections."""
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        """Start up to `workers` workers now; no task will be longer than `longest` objects."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks can run at once."""
+
+    def submit(self, task: Task) -> None:
+        """Take a task. Does not block, whatever its size."""
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        """Give what has happened, waiting up to `timeout` seconds (None: as long as it takes) for at least one event.
+
+        May return early without any event.
+        """
+
+    def wake(self) -> None:
+        """Make a `wait` that is under way in another thread, or the next one, return. Callable from any thread."""
+
+    def halt(self) -> None:
+        """Begin no further object: what runs is finished, the rest comes back as not started."""
+
+    def kill(self) -> None:
+        """End what runs at once, where that is possible; `wait` still tells of it."""
+
+    def stop(self) -> None:
+        """End all workers, which by now have nothing to do or were killed, and leave nothing behind."""
+
+
+EXECUTOR_METHODS = ("start", "submit", "wait", "wake", "halt", "kill", "stop")

@@ -1,0 +1,50 @@
+"""Executors by name, open to other packages through the entry-point group `poolsave.executors`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .futures import FuturesExecutor
+from .processes import ProcessExecutor
+from .protocol import Executor
+from .serial import SerialExecutor
+from .threads import ThreadExecutor
+
+__all__ = ["create", "known_names", "register"]
+
+GROUP = "poolsave.executors"
+_factories: dict[str, Callable[..., Executor]] = {
+    "process": ProcessExecutor,
+    "serial": SerialExecutor,
+    "thread": ThreadExecutor,
+}
+
+
+def register(name: str, factory: Callable[..., Executor]) -> None:
+    """Make `executor=name` call `factory(start_method=...)` for a fresh executor per run; a later call wins."""
+    _factories[name] = factory
+
+
+def known_names() -> frozenset[str]:
+    """All names that `executor=` takes."""
+    return frozenset(_factories) | frozenset(_published())
+
+
+def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) -> Executor:
+    """Give the executor for the option `executor`."""
+    if isinstance(wish, concurrent.futures.Executor):
+        return FuturesExecutor(wish)
+    if not isinstance(wish, str):
+        return wish
+    factory = _factories[wish] if wish in _factories else _published()[wish].load()
+    made: Executor = factory(**settings)
+    return made
+
+
+@cache
+def _published() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -1,0 +1,62 @@
+"""One task after the other, in the caller's own thread: the debugger's friend, and the oracle for all others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from .protocol import Event, Job, Replied, Session, Task
+
+__all__ = ["SerialExecutor"]
+
+
+class SerialExecutor:
+    """Runs each task inside `wait`, on the caller's connections and inside the caller's transaction, if there is one."""
+
+    shares_memory = True
+    inline = True
+    workers = 1
+
+    def __init__(self, **_unused: object) -> None:
+        self._tasks: deque[Task] = deque()
+        self._marks = Flag()
+        self._session: Session | None = None
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._session = job.open()
+
+    def submit(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        if not self._tasks or self._session is None:
+            return ()
+        task = self._tasks.popleft()
+        events: list[Event] = []
+        self._session.run(task.payload, self._marks, lambda body, final: events.append(Replied(task.id, body, final)))
+        return events
+
+    def wake(self) -> None:
+        """Nothing ever waits here."""
+
+    def halt(self) -> None:
+        self._marks.halted = True
+
+    def kill(self) -> None:
+        """The object that runs in this thread can be ended only by an exception, such as a second Ctrl-C."""
+        self.halt()
+
+    def stop(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+class Flag:
+    """Marks for workers that share memory with the engine and cannot die by themselves."""
+
+    def __init__(self) -> None:
+        self.halted = False
+
+    def put(self, offset: int, mark: int) -> None:
+        """Nobody needs to look: an object that is started here ends here."""

@@ -1,0 +1,89 @@
+"""Tasks in threads of this process: for work that waits on the network or sleeps rather than computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+
+from .protocol import Broken, Event, Job, Replied, Session, SetupFailed, Task
+from .serial import Flag
+
+__all__ = ["ThreadExecutor"]
+
+
+class ThreadExecutor:
+    """Runs tasks in threads that open, and at the end close, database connections of their own."""
+
+    shares_memory = True
+    inline = False
+
+    def __init__(self, **_unused: object) -> None:
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._marks = Flag()
+        self._threads: list[threading.Thread] = []
+        self.workers = 0
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._threads = [
+            # Daemonic, so that an interpreter that exits with a pool open does not wait for ever.
+            threading.Thread(target=self._work, args=(job,), name=f"poolsave-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        self.workers = workers
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Task) -> None:
+        self._tasks.put(task)
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        events: list[Event] = []
+        try:
+            found = self._events.get(timeout=timeout)
+            while True:
+                if isinstance(found, SetupFailed):
+                    self.workers -= 1
+                if found is not None:
+                    events.append(found)
+                found = self._events.get_nowait()
+        except queue.Empty:
+            return events
+
+    def wake(self) -> None:
+        self._events.put(None)
+
+    def halt(self) -> None:
+        self._marks.halted = True
+
+    def kill(self) -> None:
+        """A thread cannot be ended from outside: what runs is finished."""
+        self.halt()
+
+    def stop(self) -> None:
+        """End the threads; what they are running is finished first, since a thread cannot be stopped from outside."""
+        self.halt()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _work(self, job: Job) -> None:
+        try:
+            session = job.open()
+        except BaseException as error:  # told to the caller, who raises it
+            self._events.put(SetupFailed(error))
+            return
+        try:
+            while (task := self._tasks.get()) is not None:
+                self._run(session, task)
+        finally:
+            session.close()
+
+    def _run(self, session: Session, task: Task) -> None:
+        try:
+            session.run(task.payload, self._marks, lambda body, final: self._events.put(Replied(task.id, body, final)))
+        except BaseException as error:  # a fault of poolsave's own must end the run, not hang it
+            self._events.put(Broken(task.id, error, begun=True))

@@ -1,0 +1,216 @@
+"""`@pooled_operation`: an ordinary function that can also run over a pool."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from ._runs import Call, Run
+from ._worker import call_spread, call_with_object
+from .errors import InvalidOperation
+from .options import Options, check
+from .outcomes import Outcome
+from .reports import Report
+
+__all__ = ["PooledOperation", "pooled_operation"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PooledOperation(Generic[P, R]):
+    """A function with a pool behind it. Make it with `@pooled_operation`.
+
+    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool. It is immutable,
+    holds no resources between runs, and can be pickled by its qualified name.
+    """
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(
+        self,
+        func: Callable[P, R],
+        options: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Any] | None = None,
+        owner: tuple[Any, ...] = (),
+    ) -> None:
+        _refuse_unsuitable(func)
+        self._func = func
+        self._explicit = dict(check(options or {}))
+        self._constants = dict(constants or {})
+        self._owner = owner
+        functools.update_wrapper(self, func)
+
+    @property
+    def func(self) -> Callable[P, R]:
+        """The function itself."""
+        return self._func
+
+    @property
+    def options(self) -> Options:
+        """The options in force: explicit ones, then the environment, `settings.POOLSAVE`, and the defaults.
+
+        Raises:
+            InvalidOption: if the environment or `settings.POOLSAVE` has a value that cannot work.
+        """
+        return Options.resolve(self._explicit)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here and now, with what was bound, and without any transaction of poolsave's."""
+        return self._func(*self._owner, *args, **{**self._constants, **kwargs})
+
+    def map(self, objects: Iterable[Any]) -> Report[R]:
+        """Call the function once per object, over the pool, and report on every one of them.
+
+        Args:
+            objects: any iterable. It is read no further than the window, so a generator may be endless.
+
+        Returns:
+            A Report in input order. With `on_failure="collect"` (the default) failures are in it and are not raised.
+
+        Raises:
+            InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
+            OperationsFailed: at the end, if something failed and `on_failure="raise"`.
+            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that was begun
+                is finished, and with the Report as their attribute `report`.
+        """
+        return self._report(call_with_object, objects)
+
+    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> Report[R]:
+        """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
+        return self._report(call_spread, argument_sets)
+
+    def _report(self, call: Call, objects: Iterable[Any]) -> Report[R]:
+        run = self._run(call, objects)
+        for _batch in run.batches():
+            pass
+        return run.report
+
+    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
+        """Run like `map`, and give each outcome as soon as it is there.
+
+        Memory is bounded: no more than the window is in flight, and nothing is read ahead while the caller does not
+        ask for more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops the pool.
+
+        Args:
+            objects: any iterable, also an endless one.
+            ordered: give the outcomes in input order; those that are early wait, and count for the window.
+
+        Raises:
+            The same as `map`, which are raised by this call as far as they are known before anything starts.
+        """
+        return _outcomes(self._run(call_with_object, objects), ordered=ordered)
+
+    def _run(self, call: Call, objects: Iterable[Any]) -> Run:
+        return Run(self._bound_function(), call, self._constants, objects, self.options)
+
+    def _bound_function(self) -> Any:
+        if self._owner:
+            return functools.partial(self._func, *self._owner)
+        # By itself, since pickle finds the decorated name in the module, and not the function.
+        return self if not self._constants else self._without_constants()
+
+    def _without_constants(self) -> PooledOperation[P, R]:
+        return PooledOperation(self._func, self._explicit)
+
+    def using(self, **options: Any) -> PooledOperation[P, R]:
+        """Give a copy with some options changed; this one stays as it is.
+
+        Raises:
+            InvalidOption: naming the option and its value.
+        """
+        return PooledOperation(self._func, {**self._explicit, **check(options)}, self._constants, self._owner)
+
+    def bind(self, **kwargs: Any) -> PooledOperation[..., R]:
+        """Give a copy with keyword arguments bound, which are sent once to every worker and not with every object.
+
+        Raises:
+            InvalidOperation: if the function does not take them.
+        """
+        try:
+            inspect.signature(self._func).bind_partial(*self._owner, **kwargs)
+        except TypeError as error:
+            raise InvalidOperation(f"{self.__qualname__} cannot be called with {sorted(kwargs)}: {error}") from error
+        return PooledOperation(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> PooledOperation[..., R]:
+        """As a method: bind the instance, which is sent once to every worker."""
+        if instance is None:
+            return self
+        return PooledOperation(self._func, self._explicit, self._constants, (instance,))
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        found = _find(self._func.__module__, self._func.__qualname__)
+        if found is self:
+            return self._func.__qualname__
+        base = found if isinstance(found, PooledOperation) and found._func is self._func else self._func
+        return _restore, (base, self._explicit, self._constants, self._owner)
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in {**self._explicit, **self._constants}.items())
+        return f"<PooledOperation {self._func.__module__}.{self._func.__qualname__}({told})>"
+
+
+def _outcomes(run: Run, *, ordered: bool) -> Iterator[Outcome[Any]]:
+    with closing(run.batches(ordered=ordered)) as batches:
+        for batch in batches:
+            yield from batch.outcomes(with_items=True)
+
+
+def _restore(
+    base: Any, options: Mapping[str, Any], constants: Mapping[str, Any], owner: tuple[Any, ...]
+) -> PooledOperation[..., Any]:
+    func = base.func if isinstance(base, PooledOperation) else base
+    return PooledOperation(func, options, constants, owner)
+
+
+def _find(module: str, qualname: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _refuse_unsuitable(func: Any) -> None:
+    if not callable(func):
+        raise InvalidOperation(f"{func!r} is not a function: decorate a function that takes one object")
+    name = getattr(func, "__qualname__", repr(func))
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        raise InvalidOperation(f"{name} is a generator function, which does nothing when it is called: return a list")
+    if inspect.iscoroutinefunction(func):
+        raise InvalidOperation(
+            f"{name} is an async function, which no worker would await: wrap it in asgiref.sync.async_to_sync"
+        )
+
+
+@overload
+def pooled_operation(func: Callable[P, R], /) -> PooledOperation[P, R]: ...
+@overload
+def pooled_operation(**options: Any) -> Callable[[Callable[P, R]], PooledOperation[P, R]]: ...
+def pooled_operation(func: Any = None, /, **options: Any) -> Any:
+    """Make a per-object function a pooled operation, with or without options.
+
+    The function stays callable as it was. Nothing is started here; options are checked here.
+
+    Raises:
+        InvalidOption: naming the option and its value.
+        InvalidOperation: if this is no function that a pool can run.
+
+    Example:
+        >>> from poolsave import pooled_operation
+        >>> @pooled_operation(executor="serial", transaction=None)
+        ... def double(number):
+        ...     return 2 * number
+        >>> double(4)
+        8
+        >>> double.map([1, 2, 3]).values
+        [2, 4, 6]
+    """
+    check(options)
+    if func is None:
+        return lambda func: PooledOperation(func, options)
+    return PooledOperation(func, options)

@@ -1,0 +1,192 @@
+"""The options: what they may be, and where they come from.
+
+An explicit argument wins over the environment (`POOLSAVE_EXECUTOR`, `POOLSAVE_WORKERS`), which wins over
+`settings.POOLSAVE`, which wins over the defaults.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from .errors import InvalidOption
+from .executors import EXECUTOR_METHODS, Executor, known_names
+
+__all__ = ["Options"]
+
+ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """All options of a run; each is refused at once, by name and value, when it cannot work.
+
+    Example:
+        >>> Options(workers=4).using(chunksize=50).chunksize
+        50
+        >>> Options(workers=0)
+        Traceback (most recent call last):
+        ...
+        poolsave.errors.InvalidOption: workers=0 is not valid: give a whole number from 1
+    """
+
+    workers: int = field(default_factory=available_cpus)
+    """How many run at once; by default the CPUs that this process may use."""
+    chunksize: int | Literal["auto"] = "auto"
+    """Objects per dispatch; "auto" adapts by the time that objects take in the worker."""
+    executor: str | Executor | concurrent.futures.Executor = "process"
+    """A registered name ("process", "thread", "serial"), a poolsave executor, or any PEP 3148 executor instance."""
+    start_method: str | None = None
+    """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else spawn."""
+    transaction: Literal["object"] | None = "object"
+    """"object": one transaction per object; None: none, the function manages its own."""
+    databases: tuple[str, ...] = ("default",)
+    """The aliases that `transaction` covers."""
+    retries: int = 3
+    """Further tries of an object after a transient database error whose attempt was rolled back."""
+    max_failures: int | float | None = None
+    """Stop feeding after that many failures (int), or that share of them (float, once 50 objects have ended)."""
+    on_failure: Literal["collect", "raise"] = "collect"
+    """What happens at the end when something failed; `concurrent_saves` defaults to "raise"."""
+    keep: Literal["values", "all", "failures"] = "values"
+    """What a Report holds besides its counts and its failures: values, items too, or nothing (flat memory)."""
+    window: int | None = None
+    """Most objects in flight; None: enough to keep the workers busy, at most four chunks per worker."""
+    progress: bool | Callable[..., object] | None = None
+    """True, False, a callable told `(done, total)`, or a tqdm-like class; None: a bar when stderr is a terminal."""
+
+    def __post_init__(self) -> None:
+        for name, (accepts, expected) in RULES.items():
+            value = getattr(self, name)
+            if not accepts(value):
+                raise InvalidOption(name, value, expected)
+        object.__setattr__(self, "databases", tuple(self.databases))
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All option names."""
+        return frozenset(option.name for option in fields(cls))
+
+    @classmethod
+    def resolve(cls, explicit: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> Options:
+        """Lay the explicit options over the environment, `settings.POOLSAVE` and the defaults.
+
+        Raises:
+            InvalidOption: naming the option, its value and where it came from.
+        """
+        layers = (
+            ("", defaults or {}),
+            ("settings.POOLSAVE", _from_settings()),
+            ("the environment", _from_environment()),
+            ("", explicit),
+        )
+        merged: dict[str, Any] = {}
+        for source, layer in layers:
+            check(layer, source)
+            merged.update(layer)
+        return cls(**merged)
+
+    def using(self, **changes: Any) -> Options:
+        """Give a copy with some options changed."""
+        return Options(**{**self.as_dict(), **check(changes)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the options as keyword arguments: `Options(**options.as_dict()) == options`."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
+    """Refuse unknown names and values that cannot work.
+
+    Raises:
+        InvalidOption: naming the option, its value and its source.
+    """
+    for name, value in options.items():
+        if name not in RULES:
+            raise InvalidOption(name, value, f"there is no such option, only {', '.join(sorted(RULES))}", source)
+        accepts, expected = RULES[name]
+        if not accepts(value):
+            raise InvalidOption(name, value, expected, source)
+    return options
+
+
+def _from_environment() -> dict[str, Any]:
+    found: dict[str, Any] = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
+    if "workers" in found and found["workers"].isascii() and found["workers"].isdigit():
+        found["workers"] = int(found["workers"])
+    return found
+
+
+def _from_settings() -> Mapping[str, Any]:
+    from django.conf import ENVIRONMENT_VARIABLE, settings
+
+    if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+        return {}
+    found = getattr(settings, "POOLSAVE", {})
+    if not isinstance(found, Mapping):
+        raise InvalidOption("POOLSAVE", found, "give a dictionary of options", "settings.POOLSAVE")
+    return found
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_executor(value: object) -> bool:
+    if isinstance(value, str):
+        return value in known_names()
+    if isinstance(value, type):
+        return False
+    return isinstance(value, concurrent.futures.Executor) or all(hasattr(value, name) for name in EXECUTOR_METHODS)
+
+
+def _is_start_method(value: object) -> bool:
+    return value is None or value in multiprocessing.get_all_start_methods()
+
+
+def _are_aliases(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(alias, str) for alias in value)
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or _whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _one_of(*choices: object) -> tuple[Callable[[object], bool], str]:
+    return (lambda value: any(value is c or (isinstance(value, str) and value == c) for c in choices)), (
+        f"choose one of {', '.join(map(repr, choices))}"
+    )
+
+
+RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "workers": (lambda value: _whole(value, 1), "give a whole number from 1"),
+    "chunksize": (lambda value: value == "auto" or _whole(value, 1), 'give "auto" or a whole number from 1'),
+    "executor": (
+        _is_executor,
+        'give "process", "thread", "serial", another registered name, '
+        "or an instance of a poolsave or concurrent.futures executor",
+    ),
+    "start_method": (_is_start_method, 'give "fork", "forkserver", "spawn" (as the platform has them) or None'),
+    "transaction": _one_of("object", None),
+    "databases": (_are_aliases, "give a tuple of database aliases"),
+    "retries": (lambda value: _whole(value, 0), "give a whole number from 0"),
+    "max_failures": (_is_limit, "give a whole number from 1, a share above 0.0 and up to 1.0, or None"),
+    "on_failure": _one_of("collect", "raise"),
+    "keep": _one_of("values", "all", "failures"),
+    "window": (lambda value: value is None or _whole(value, 1), "give a whole number from 1, or None"),
+    "progress": (
+        lambda value: value is None or isinstance(value, bool) or callable(value),
+        "give True, False, None, a callable or a tqdm-like class",
+    ),
+}

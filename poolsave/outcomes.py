@@ -1,0 +1,58 @@
+"""What became of one object."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Outcome", "Status"]
+
+R = TypeVar("R")
+
+
+class Status(enum.StrEnum):
+    """How an object ended; every object that is fed in ends in exactly one of these."""
+
+    SUCCEEDED = "succeeded"
+    """Its transaction was committed (`transaction=None`: the function returned)."""
+    FAILED = "failed"
+    """It raised, or its worker died, and it is known to be rolled back (`transaction=None`: it raised)."""
+    LOST = "lost"
+    """Nobody can know: contact was lost while it was being committed, or while it ran without a transaction."""
+    SKIPPED = "skipped"
+    """It was never started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[R]):
+    """The end of one object, as a value.
+
+    `value` means something only when `status` is SUCCEEDED. A success whose worker died before it could hand the
+    value over, or whose `on_commit` callback raised, is a success all the same: its `error` says what is missing.
+    """
+
+    index: int
+    """The object's place in the input, from 0."""
+    status: Status
+    value: R | None = None
+    error: BaseException | None = None
+    traceback: str | None = None
+    """The traceback in the worker, as text."""
+    item: Any = None
+    """The object itself: always for what did not succeed, else with `keep="all"`."""
+    attempts: int = 1
+    """How often the function was called for it; 0 when it was skipped."""
+    seconds: float = 0.0
+    """The time from its start to its end in the worker, all attempts and pauses included."""
+    worker: int | str | None = None
+    """The process id or the thread's name."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it succeeded."""
+        return self.status is Status.SUCCEEDED
+
+    def __repr__(self) -> str:
+        told = f"value={self.value!r}" if self.ok and self.error is None else f"error={self.error!r}"
+        return f"<Outcome {self.index} {self.status} {told}>"

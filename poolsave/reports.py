@@ -1,0 +1,211 @@
+"""What became of all objects of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+from ._batches import Batch
+from ._sqlstates import sqlstate_of
+from .errors import OperationsFailed, RemoteError
+from .outcomes import Outcome, Status
+
+__all__ = ["Report"]
+
+R = TypeVar("R")
+SHOWN = 5
+"""Causes that `str(report)` lists."""
+
+
+class Report(Generic[R]):
+    """Counts of everything, and the outcomes that `keep` asked for.
+
+    Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost` and `skipped`, whatever
+    happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as outcomes,
+    with their objects.
+    """
+
+    def __init__(self, *, keep: str = "values") -> None:
+        self._keep = keep
+        self._batches: list[Batch] = []
+        self._sorted = True
+        self._counts = dict.fromkeys(Status, 0)
+        self._began = time.perf_counter()
+        self._ended: float | None = None
+        self.stopped: str | None = None
+        """Why the run ended before its input did, or None."""
+
+    def _add(self, batch: Batch) -> None:
+        for outcome in batch.notable.values():
+            self._counts[outcome.status] += 1
+        self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
+        kept = self._kept(batch)
+        if kept is not None:
+            self._sorted = self._sorted and (not self._batches or self._batches[-1].index < kept.index)
+            self._batches.append(kept)
+
+    def _kept(self, batch: Batch) -> Batch | None:
+        if self._keep == "all":
+            return batch
+        if self._keep == "values":
+            return batch._replace(objects=())
+        # Successes are notable too if they took several attempts or lost something on the way.
+        telling = {
+            place: outcome for place, outcome in batch.notable.items() if not outcome.ok or outcome.error is not None
+        }
+        return batch._replace(values=(), objects=(), notable=telling) if telling else None
+
+    def _finish(self) -> None:
+        self._ended = time.perf_counter()
+
+    def _in_order(self) -> list[Batch]:
+        if not self._sorted:
+            self._batches.sort(key=attrgetter("index"))
+            self._sorted = True
+        return self._batches
+
+    def __iter__(self) -> Iterator[Outcome[R]]:
+        """Iterate over the kept outcomes in input order."""
+        for batch in self._in_order():
+            if self._keep == "failures":
+                yield from (batch.notable[place] for place in sorted(batch.notable))
+            else:
+                yield from batch.outcomes(with_items=self._keep == "all")
+
+    def __len__(self) -> int:
+        """The number of objects that were fed in; the same as `total`."""
+        return self.total
+
+    def __bool__(self) -> bool:
+        """A report is a report, also an empty one; ask `ok` for success."""
+        return True
+
+    @property
+    def total(self) -> int:
+        """How many objects were fed in."""
+        return sum(self._counts.values())
+
+    @property
+    def succeeded(self) -> int:
+        """How many objects succeeded."""
+        return self._counts[Status.SUCCEEDED]
+
+    @property
+    def failed(self) -> int:
+        """How many objects failed and are known to be rolled back."""
+        return self._counts[Status.FAILED]
+
+    @property
+    def lost(self) -> int:
+        """How many objects may or may not have been saved."""
+        return self._counts[Status.LOST]
+
+    @property
+    def skipped(self) -> int:
+        """How many objects were fed in but never started."""
+        return self._counts[Status.SKIPPED]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every object that was fed in succeeded, and the input was read to its end."""
+        return self.succeeded == self.total and self.stopped is None
+
+    @property
+    def values(self) -> list[R]:
+        """The values of the successes, in input order; empty with `keep="failures"`."""
+        if self._keep == "failures":
+            return []
+        found: list[R] = []
+        for batch in self._in_order():
+            if batch.notable:
+                found += [outcome.value for outcome in batch.outcomes(with_items=False) if outcome.ok]  # type: ignore[misc]
+            else:
+                found += batch.values
+        return found
+
+    @property
+    def failures(self) -> list[Outcome[R]]:
+        """The outcomes of failed and lost objects, in input order."""
+        return [outcome for outcome in self._notable() if outcome.status in (Status.FAILED, Status.LOST)]
+
+    @property
+    def flawed(self) -> list[Outcome[R]]:
+        """Successes with an `error`: an `on_commit` callback raised, or the value was lost on its way back."""
+        return [outcome for outcome in self._notable() if outcome.ok and outcome.error is not None]
+
+    def _notable(self) -> Iterator[Outcome[R]]:
+        for batch in self._in_order():
+            yield from (batch.notable[place] for place in sorted(batch.notable))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the start of the run to its end, or to now while it runs."""
+        return (time.perf_counter() if self._ended is None else self._ended) - self._began
+
+    @property
+    def rate(self) -> float:
+        """Objects per second that have ended, skipped ones left out."""
+        return (self.total - self.skipped) / self.elapsed if self.elapsed else 0.0
+
+    def by_cause(self) -> dict[tuple[str, str | None], list[Outcome[R]]]:
+        """Group the failures by the class of their error and its SQLSTATE, the largest group first."""
+        groups: dict[tuple[str, str | None], list[Outcome[R]]] = {}
+        for outcome in self.failures:
+            groups.setdefault(_cause(outcome.error), []).append(outcome)
+        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all is well.
+
+        Raises:
+            OperationsFailed: with one error per failed or lost object, and this report.
+        """
+        failures = self.failures
+        if failures:
+            errors = [_located(outcome) for outcome in failures]
+            raise OperationsFailed(
+                f"{len(failures)} of {self.total} objects failed or were lost", errors, self
+            )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.total} objects in {self.elapsed:.2f} s ({self.rate:.0f} per second)",
+            *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
+        ]
+        causes = list(self.by_cause().items())
+        lines += [_cause_line(cause, outcomes) for cause, outcomes in causes[:SHOWN]]
+        if len(causes) > SHOWN:
+            lines.append(f"  and {len(causes) - SHOWN} more causes")
+        if self.flawed:
+            lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
+        if self.stopped:
+            lines.append(f"  stopped: {self.stopped}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)
+        return f"<Report total={self.total}{' ' if counts else ''}{counts}>"
+
+
+def _cause(error: BaseException | None) -> tuple[str, str | None]:
+    if isinstance(error, RemoteError):
+        return error.class_path.rpartition(".")[2], error.sqlstate
+    return type(error).__name__, None if error is None else sqlstate_of(error)
+
+
+def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]]) -> str:
+    name, state = cause
+    first = outcomes[0]
+    text = (str(first.error).strip().splitlines() or [""])[0][:120]
+    return f"  {len(outcomes):>8} x {name}{f' [{state}]' if state else ''}, first at index {first.index}: {text}"
+
+
+def _located(outcome: Outcome[Any]) -> BaseException:
+    error = outcome.error
+    assert error is not None  # failed and lost outcomes always have one
+    note = f"poolsave: object {outcome.index}, {outcome.status}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    return error

@@ -1,0 +1,178 @@
+"""`concurrent_saves()`: the same engine as a block, with futures."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from django.db.models import Model
+
+from ._batches import Batch
+from ._calls import Call, FunctionCall, ModelSave, run_request
+from ._driver import Driver
+from ._envelopes import pack_function
+from ._interrupts import Interrupts
+from ._progress import open_progress
+from ._runs import prepare
+from .errors import InvalidOperation
+from .options import Options, check
+from .reports import Report
+
+__all__ = ["Saves", "concurrent_saves"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound=Model)
+
+
+class concurrent_saves:  # noqa: N801  a context manager is used like a function
+    """Open a pool for a block: `with concurrent_saves(workers=4) as saves: ...`.
+
+    Takes the same options as `@pooled_operation`. Workers are started before the body runs. On a clean exit
+    everything is finished first; then OperationsFailed is raised if anything failed, unless `on_failure="collect"`.
+    If the body raises, what has not started is skipped, what runs is finished, and the body's exception leaves the
+    block unchanged.
+
+    Raises:
+        InvalidOption: at once, naming the option and its value.
+        InsideTransaction, SharedMemoryDatabase: when the block is entered.
+
+    Example:
+        >>> from poolsave import concurrent_saves
+        >>> with concurrent_saves(executor="serial", transaction=None) as saves:
+        ...     future = saves.submit(pow, 2, 10)
+        >>> future.result(), saves.report.succeeded
+        (1024, 1)
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._explicit = check(options)
+        self._saves: Saves | None = None
+
+    def __enter__(self) -> Saves:
+        if self._saves is not None:
+            raise RuntimeError("this block was entered before: make a new concurrent_saves() for every with statement")
+        self._saves = Saves(Options.resolve(self._explicit, defaults={"on_failure": "raise"}))
+        return self._saves
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        assert self._saves is not None
+        self._saves._leave(error)
+
+
+class Saves:
+    """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
+
+    def __init__(self, options: Options) -> None:
+        executor, job = prepare(None, run_request, {}, options)
+        self._options = options
+        self._crosses = not executor.shares_memory
+        self._report: Report[Any] = Report(keep=options.keep)
+        self._named: set[Any] = set()
+        progress = open_progress(options.progress, total=None, description="concurrent_saves")
+        self._driver = Driver(executor, job, options, self._report, progress)
+        self._driver.start()
+
+    @property
+    def report(self) -> Report[Any]:
+        """The Report of everything that went through the block; complete when the block has been left."""
+        return self._report
+
+    def save(self, obj: M, /, **save_kwargs: Any) -> concurrent.futures.Future[M]:
+        """Run `obj.save(**save_kwargs)` in a worker, and give a future of `obj` itself.
+
+        When the future is done, `obj` has its primary key, `_state.db` and `_state.adding` set, as after a `save()`
+        here. The object is taken as it is now: later changes to it are not saved. Blocks while the window is full.
+
+        Raises:
+            InvalidOperation: if `obj` is no model instance.
+            RuntimeError: if the block has been left.
+        """
+        if not isinstance(obj, Model):
+            raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
+        return self._send(Call(ModelSave(obj, save_kwargs))).future
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[R]:
+        """Call `fn(*args, **kwargs)` in a worker, plain or decorated, and give a future of its value.
+
+        Blocks while the window is full.
+
+        Raises:
+            InvalidOperation: if the workers cannot find `fn` by its name.
+            RuntimeError: if the block has been left.
+        """
+        self._refuse_nameless(fn)
+        return self._send(Call(FunctionCall(fn, args, kwargs))).future
+
+    def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
+        """Call `fn` once per object on the block's own workers, and give a Report of just these, when all have ended.
+
+        The block's report counts them, too.
+
+        Raises:
+            InvalidOperation: if the workers cannot find `fn` by its name.
+            BaseException: what `objects` itself raised, after everything that was begun is finished, with the Report
+                as its attribute `report`.
+        """
+        self._refuse_nameless(fn)
+        tally = Tally(self._options.keep)
+        place = 0
+        try:
+            for item in objects:
+                self._send(Call(FunctionCall(fn, (item,), {}), tally, place))
+                place += 1
+        except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
+            tally.wait(place)
+            error.report = tally.report  # type: ignore[attr-defined]
+            raise
+        tally.wait(place)
+        return tally.report
+
+    def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
+        if self._crosses and fn not in self._named:
+            pack_function(fn)
+            self._named.add(fn)
+
+    def _send(self, call: Call) -> Call:
+        if self._crosses:
+            call.freeze()
+        self._driver.send(call)
+        return call
+
+    def _leave(self, error: BaseException | None) -> None:
+        with Interrupts(self._driver.interrupt, at_once=lambda: False) as interrupts:
+            self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
+        if error is not None:
+            return
+        if interrupts.count:
+            interruption = interrupts.as_exception()
+            interruption.report = self._report  # type: ignore[attr-defined]
+            raise interruption
+        if self._driver.fatal is not None:
+            raise self._driver.fatal
+        if self._options.on_failure == "raise":
+            self._report.raise_if_failed()
+
+
+class Tally:
+    """Gathers the ends of the calls of one `map` into a Report of their own."""
+
+    def __init__(self, keep: str) -> None:
+        self.report: Report[Any] = Report(keep=keep)
+        self._changed = threading.Condition()
+
+    def take(self, batch: Batch) -> None:
+        with self._changed:
+            self.report._add(batch)
+            self._changed.notify_all()
+
+    def wait(self, expected: int) -> None:
+        """Wait until so many calls have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.report.total >= expected)
+        self.report._finish()
