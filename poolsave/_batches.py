@@ -15,7 +15,7 @@ __all__ = ["Batch", "without_run"]
 class Batch(NamedTuple):
     """`notable` holds, by place in the batch, every outcome that is more than a value and a time."""
 
-    index: int
+    first: int
     values: Sequence[Any]
     seconds: array[float]
     objects: Sequence[Any]
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     def _plain(self, place: int, *, with_items: bool) -> Outcome[Any]:
         return Outcome(
-            index=self.index + place,
+            index=self.first + place,
             status=Status.SUCCEEDED,
             value=self.values[place],
             item=self.objects[place] if with_items else None,
@@ -55,7 +55,7 @@ def without_run(
 ) -> Batch:
     """A batch of objects that no worker has answered for."""
     notable = {
-        place: Outcome[Any](index=index + place, status=status, error=error, item=item, attempts=attempts)
+        place: Outcome(index=index + place, status=status, error=error, item=item, attempts=attempts)
         for place, item in enumerate(objects)
     }
     return Batch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)

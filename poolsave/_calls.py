@@ -20,12 +20,15 @@ class Request(Protocol):
     @property
     def item(self) -> Any:
         """What to show for it in an Outcome."""
+        ...
 
     def perform(self) -> Any:
         """Do it, in the worker."""
+        ...
 
     def arrive(self, value: Any) -> tuple[Any, Any]:
         """In the caller: take what `perform` gave; gives the values for the Outcome and for the future."""
+        ...
 
 
 class FunctionCall:

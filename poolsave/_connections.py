@@ -14,11 +14,11 @@ import copy
 import gc
 import os
 import sys
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from asgiref.local import Local
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, reset_queries
@@ -38,7 +38,6 @@ __all__ = [
     "refuse_open_transactions",
     "refuse_shared_memory",
     "shares_one_memory",
-    "taking_turns",
     "worker_settings",
 ]
 
@@ -46,7 +45,7 @@ SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
 DUMMY = "django.db.backends.dummy"
 _left_behind: list[object] = []
-_forgotten_in: int | None = None
+_forgotten_in: set[int] = set()
 
 
 def refuse_missing(aliases: Iterable[str]) -> None:
@@ -146,15 +145,15 @@ def hold_wrappers() -> tuple[BaseDatabaseWrapper, ...]:
 
 def forget_inherited(held: Iterable[object] = ()) -> None:
     """In a forked child: let go of the parent's connections, pools and cache clients without touching them."""
-    global _forgotten_in
-    if _forgotten_in == os.getpid():
+    if os.getpid() in _forgotten_in:
         return
-    _forgotten_in = os.getpid()
+    _forgotten_in.add(os.getpid())
     _left_behind.extend(held)
-    for handler in (connections, caches):
+    handlers: tuple[Any, ...] = (connections, caches)
+    for handler in handlers:
         local: Any = handler._connections
         _left_behind.extend((local, *handler.all(initialized_only=True)))
-        handler._connections = type(local)(handler.thread_critical)
+        handler._connections = Local(handler.thread_critical)
     _forget_pools()
 
 
@@ -200,13 +199,3 @@ def at_chunk_edge() -> None:
     reset_queries()
     for connection in connections.all(initialized_only=True):
         connection.close_if_unusable_or_obsolete()
-
-
-@contextmanager
-def taking_turns(turn: threading.Lock | None) -> Iterator[None]:
-    """Hold the lock, if there is one."""
-    if turn is None:
-        yield
-    else:
-        with turn:
-            yield

@@ -29,9 +29,7 @@ UNKNOWN_CHUNK = 64
 class Driver:
     """Owns the engine after `start`; other threads only put calls into the source and set flags."""
 
-    def __init__(
-        self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress
-    ) -> None:
+    def __init__(self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress) -> None:
         self._executor = executor
         self._source = CallSource()
         self._engine = Engine(executor, job, options, self._source)
@@ -177,7 +175,7 @@ def _opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
     for place, call in enumerate(calls):
         outcome = batch.notable.get(place)
         if call.cancelled:
-            index = batch.index + place
+            index = batch.first + place
             outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
         elif outcome is None or _has_value(outcome):
             values[place], results[place] = call.request.arrive(values[place])

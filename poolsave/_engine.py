@@ -255,9 +255,7 @@ class Engine:
     def _end(self, batch: Batch) -> None:
         self._aside.append(batch)
         self._ended += len(batch.values)
-        self._failed += sum(
-            outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values()
-        )
+        self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
         if self.stopped is None and self._too_many():
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
 
@@ -319,9 +317,9 @@ def in_input_order(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:
     """Hold batches back until all before them have gone."""
     waiting: dict[int, Batch] = {}
     due = 0
-    for batch in batches:
-        waiting[batch.index] = batch
-        engine.held_back += len(batch.values)
+    for arrived in batches:
+        waiting[arrived.first] = arrived
+        engine.held_back += len(arrived.values)
         while due in waiting:
             batch = waiting.pop(due)
             due += len(batch.values)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in order: the first ends the feeding, the second ends the workers, and the report survives both."""
+"""Ctrl-C and SIGTERM in order: the first ends the feeding, the second the workers, and the report survives both."""
 
 from __future__ import annotations
 

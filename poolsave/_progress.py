@@ -93,15 +93,14 @@ def _quiet_tqdm() -> Callable[..., Any]:
     return ThreadlessTqdm
 
 
-def open_progress(wish: object, *, total: int | None, description: str) -> Progress:
+def open_progress(wish: Any, *, total: int | None, description: str) -> Progress:
     """Give what the option `progress` asks for; None means a bar when stderr is a terminal."""
     if wish is None:
-        wish = sys.stderr is not None and sys.stderr.isatty()
+        wish = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()  # None where there is no console
     if wish is False:
         return Silence()
     if wish is True:
         return Bar(_quiet_tqdm(), total, description)
-    assert callable(wish)  # the options were checked
     if inspect.isclass(wish) and hasattr(wish, "update"):
         return Bar(wish, total, description)
     return Calls(wish, total)

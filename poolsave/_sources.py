@@ -20,19 +20,27 @@ SLOW = 0.002
 class Source(Protocol):
     """Hands out objects in input order."""
 
-    exhausted: bool
-    """Nothing will come any more, and nothing is gathered."""
-    ready: bool
-    """More may be had at once, so that there is no need to wait for the workers."""
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing will come any more, and nothing is gathered."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether more may be had at once, so that there is no need to wait for the workers."""
+        ...
 
     def gather(self, size: int, *, idle: bool) -> list[Any] | None:
         """Give the next chunk of up to `size` objects; None if it is not complete yet and no worker idles."""
+        ...
 
     def give_up(self) -> list[Any]:
         """End it; gives what was pulled and not handed out."""
+        ...
 
     def remaining(self) -> int | None:
         """How many objects are still to come, if that is known."""
+        ...
 
 
 class IterableSource:

@@ -10,8 +10,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import _connections, _transactions
@@ -123,6 +124,7 @@ class WorkerSession:
         self._function = function
         self._constants = constants
         self._stack = stack
+        self._turn = job.turn or nullcontext()
         self._surround = _transactions.leave_to_function if job.transaction is None else _transactions.commit_each
         self._own_process = job.home != Home.here()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
@@ -136,7 +138,7 @@ class WorkerSession:
             if marks.halted:
                 collector.add(Attempt(Status.SKIPPED), 0, 0.0)
                 continue
-            attempt, attempts = self._run_object(item, lambda mark, offset=offset: marks.put(offset, mark))
+            attempt, attempts = self._run_object(item, partial(marks.put, offset))
             now = time.perf_counter()
             collector.add(attempt, attempts, now - began)
             began = now
@@ -148,7 +150,7 @@ class WorkerSession:
     def _run_object(self, item: Any, mark: Callable[[int], None]) -> tuple[Attempt, int]:
         attempts = 1
         while True:
-            with _connections.taking_turns(self._job.turn):
+            with self._turn:
                 attempt = self._surround(lambda: self._call(item), mark, self._job.databases)
             if not attempt.retry or attempts > self._job.retries:
                 break

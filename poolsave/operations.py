@@ -61,7 +61,8 @@ class PooledOperation(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here and now, with what was bound, and without any transaction of poolsave's."""
-        return self._func(*self._owner, *args, **{**self._constants, **kwargs})
+        func: Callable[..., R] = self._func
+        return func(*self._owner, *args, **{**self._constants, **kwargs})
 
     def map(self, objects: Iterable[Any]) -> Report[R]:
         """Call the function once per object, over the pool, and report on every one of them.
@@ -134,7 +135,7 @@ class PooledOperation(Generic[P, R]):
         try:
             inspect.signature(self._func).bind_partial(*self._owner, **kwargs)
         except TypeError as error:
-            raise InvalidOperation(f"{self.__qualname__} cannot be called with {sorted(kwargs)}: {error}") from error
+            raise InvalidOperation(f"{_name(self._func)} cannot be called with {sorted(kwargs)}: {error}") from error
         return PooledOperation(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
 
     def __get__(self, instance: Any, owner: type | None = None) -> PooledOperation[..., R]:
@@ -144,15 +145,16 @@ class PooledOperation(Generic[P, R]):
         return PooledOperation(self._func, self._explicit, self._constants, (instance,))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        found = _find(self._func.__module__, self._func.__qualname__)
+        name = _name(self._func)
+        found = _find(self._func.__module__, name)
         if found is self:
-            return self._func.__qualname__
+            return name
         base = found if isinstance(found, PooledOperation) and found._func is self._func else self._func
         return _restore, (base, self._explicit, self._constants, self._owner)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{name}={value!r}" for name, value in {**self._explicit, **self._constants}.items())
-        return f"<PooledOperation {self._func.__module__}.{self._func.__qualname__}({told})>"
+        return f"<PooledOperation {self._func.__module__}.{_name(self._func)}({told})>"
 
 
 def _outcomes(run: Run, *, ordered: bool) -> Iterator[Outcome[Any]]:
@@ -168,6 +170,11 @@ def _restore(
     return PooledOperation(func, options, constants, owner)
 
 
+def _name(func: Any) -> str:
+    name: str = getattr(func, "__qualname__", None) or repr(func)
+    return name
+
+
 def _find(module: str, qualname: str) -> Any:
     found: Any = sys.modules.get(module)
     for name in qualname.split("."):
@@ -178,7 +185,7 @@ def _find(module: str, qualname: str) -> Any:
 def _refuse_unsuitable(func: Any) -> None:
     if not callable(func):
         raise InvalidOperation(f"{func!r} is not a function: decorate a function that takes one object")
-    name = getattr(func, "__qualname__", repr(func))
+    name = _name(func)
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
         raise InvalidOperation(f"{name} is a generator function, which does nothing when it is called: return a list")
     if inspect.iscoroutinefunction(func):

@@ -43,7 +43,7 @@ class Report(Generic[R]):
         self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
         kept = self._kept(batch)
         if kept is not None:
-            self._sorted = self._sorted and (not self._batches or self._batches[-1].index < kept.index)
+            self._sorted = self._sorted and (not self._batches or self._batches[-1].first < kept.first)
             self._batches.append(kept)
 
     def _kept(self, batch: Batch) -> Batch | None:
@@ -62,7 +62,7 @@ class Report(Generic[R]):
 
     def _in_order(self) -> list[Batch]:
         if not self._sorted:
-            self._batches.sort(key=attrgetter("index"))
+            self._batches.sort(key=attrgetter("first"))
             self._sorted = True
         return self._batches
 
@@ -165,9 +165,7 @@ class Report(Generic[R]):
         failures = self.failures
         if failures:
             errors = [_located(outcome) for outcome in failures]
-            raise OperationsFailed(
-                f"{len(failures)} of {self.total} objects failed or were lost", errors, self
-            )
+            raise OperationsFailed(f"{len(failures)} of {self.total} objects failed or were lost", errors, self)
 
     def __str__(self) -> str:
         lines = [

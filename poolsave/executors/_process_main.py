@@ -7,7 +7,6 @@ import pickle
 import select
 import signal
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -46,7 +45,7 @@ def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None
         job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
         session = job.open()
     except BaseException as error:  # told to the caller, who raises it
-        send(replies, SETUP_FAILED + _record(error))
+        send(replies, SETUP_FAILED + pickle.dumps(pack_error(error)))
         return
     send(replies, READY)
     try:
@@ -81,9 +80,3 @@ def _leave_with_parent(fd: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="poolsave-watch", daemon=True).start()
-
-
-def _record(error: BaseException) -> bytes:
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        print(f"poolsave worker: set-up ended with {error!r}", file=sys.stderr)
-    return pickle.dumps(pack_error(error))

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from typing import Any
 
 __all__ = ["PRELOAD_NOTE", "choose_start_method", "ensure_forkserver"]
 
@@ -44,7 +45,8 @@ def ensure_forkserver(preload: bytes) -> None:
     The server ignores the parent's sys.path in Python before 3.12.4 and 3.13.1 (CPython issue 117378), so it is
     handed over by PYTHONPATH, and everything else by a note in a file, since an environment variable is too short.
     """
-    known: list[str] = list(getattr(forkserver, "_forkserver")._preload_modules)
+    server: Any = forkserver._forkserver  # there is no other way to ask it
+    known: list[str] = list(server._preload_modules)
     if PRELOAD_MODULE not in known:
         forkserver.set_forkserver_preload([*known, PRELOAD_MODULE])
     handle, path = tempfile.mkstemp(prefix="poolsave-")
@@ -52,9 +54,9 @@ def ensure_forkserver(preload: bytes) -> None:
         pickle.dump((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload), file)
     # Reading and removing the note is the server's; if one is running already, nobody else will.
     with _environment(PYTHONPATH=os.pathsep.join(sys.path), **{PRELOAD_NOTE: path}):
-        before = getattr(forkserver, "_forkserver")._forkserver_pid
+        before = server._forkserver_pid
         forkserver.ensure_running()
-        if getattr(forkserver, "_forkserver")._forkserver_pid == before:
+        if server._forkserver_pid == before:
             os.unlink(path)
 
 

@@ -16,7 +16,7 @@ __all__ = ["StateBlock"]
 TASK = struct.Struct("@Q")
 HALTED = 16
 MARKS = 64
-NO_TASK = 0
+IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
 
 class StateBlock:
@@ -28,7 +28,7 @@ class StateBlock:
     @classmethod
     def create(cls, longest: int) -> tuple[StateBlock, str]:
         """Make a block for tasks of up to `longest` objects, and give the path by which a worker finds it."""
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
         fd, path = tempfile.mkstemp(prefix="poolsave-", dir=folder)
         try:
             os.ftruncate(fd, MARKS + longest)

@@ -75,6 +75,7 @@ class Marks(Protocol):
     @property
     def halted(self) -> bool:
         """Whether no further object is to be started."""
+        ...
 
     def put(self, offset: int, mark: int) -> None:
         """Note the state of one object of the current task."""
@@ -96,28 +97,36 @@ class Job(Protocol):
     @property
     def preload(self) -> bytes:
         """What `poolsave._preload` needs to know in a fork server."""
+        ...
 
     def before_fork(self) -> None:
         """Must be called in the parent right before a worker process is forked."""
 
     def open(self) -> Session:
         """Set up a worker in the thread and process that will run tasks. Raises if that is impossible."""
+        ...
 
 
 class Executor(Protocol):
     """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them."""
 
-    shares_memory: bool
-    """Workers see the caller's objects themselves, so nothing needs to be pickled."""
-    inline: bool
-    """Tasks run in the thread that calls `wait`, on the caller's own connections."""
+    @property
+    def shares_memory(self) -> bool:
+        """Whether workers see the caller's objects themselves, so that nothing needs to be pickled."""
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether tasks run in the thread that calls `wait`, on the caller's own connections."""
+        ...
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         """Start up to `workers` workers now; no task will be longer than `longest` objects."""
 
     @property
     def workers(self) -> int:
-        """How many tasks can run at once."""
+        """How many tasks can run at once; 0 when all workers have ended."""
+        ...
 
     def submit(self, task: Task) -> None:
         """Take a task. Does not block, whatever its size."""
@@ -127,6 +136,7 @@ class Executor(Protocol):
 
         May return early without any event.
         """
+        ...
 
     def wake(self) -> None:
         """Make a `wait` that is under way in another thread, or the next one, return. Callable from any thread."""

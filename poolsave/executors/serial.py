@@ -11,7 +11,7 @@ __all__ = ["SerialExecutor"]
 
 
 class SerialExecutor:
-    """Runs each task inside `wait`, on the caller's connections and inside the caller's transaction, if there is one."""
+    """Runs each task inside `wait`, on the caller's connections and inside the caller's transaction, if any."""
 
     shares_memory = True
     inline = True
