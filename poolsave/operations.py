@@ -112,11 +112,9 @@ class PooledOperation(Generic[P, R]):
     def _bound_function(self) -> Any:
         if self._owner:
             return functools.partial(self._func, *self._owner)
-        # By itself, since pickle finds the decorated name in the module, and not the function.
-        return self if not self._constants else self._without_constants()
-
-    def _without_constants(self) -> PooledOperation[P, R]:
-        return PooledOperation(self._func, self._explicit)
+        # As an operation, since pickle finds that in the module and not the function; and without the options, which
+        # no worker needs, and which may hold an executor that cannot be pickled.
+        return PooledOperation(self._func)
 
     def using(self, **options: Any) -> PooledOperation[P, R]:
         """Give a copy with some options changed; this one stays as it is.

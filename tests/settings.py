@@ -1,4 +1,35 @@
-SECRET_KEY = "x"
-INSTALLED_APPS = ["django.contrib.auth","django.contrib.contenttypes"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "/tmp/x.sqlite3"}}
-USE_TZ=True
+"""Django for the tests: SQLite files, and a PostgreSQL that is there for this run only."""
+
+import importlib.util
+import os
+import tempfile
+
+from tests.postgres import settings_from_url, url_for_this_run
+
+FOLDER = os.environ.setdefault("POOLSAVE_TEST_FOLDER", tempfile.mkdtemp(prefix="poolsave-tests-"))
+POSTGRES = settings_from_url(url_for_this_run())
+
+
+def sqlite(name: str) -> dict[str, object]:
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": f"{FOLDER}/real_{name}.sqlite3",
+        "OPTIONS": {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF"},
+        "TEST": {"NAME": f"{FOLDER}/test_{name}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.sqlite3"},
+    }
+
+
+SECRET_KEY = "only for tests"
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests"]
+DATABASES = {
+    "default": sqlite("default"),
+    "second": sqlite("second"),
+    "postgres": {**POSTGRES, "CONN_MAX_AGE": 600, "TEST": {"NAME": "test_poolsave"}},
+}
+if importlib.util.find_spec("psycopg_pool"):
+    DATABASES["pooled"] = {**POSTGRES, "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}}, "TEST": {"MIRROR": "postgres"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+USE_TZ = True
+USE_I18N = True
+LANGUAGE_CODE = "en"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import pickle
 import queue
 from collections.abc import Sequence
 from typing import Any
@@ -33,13 +34,14 @@ class FuturesExecutor:
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        self._job = job
+        # Once, and here: a function that cannot be pickled is refused before anything runs.
+        self._parcel: Job | bytes = job if self.shares_memory else pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         self.workers = min(workers, self.workers)
 
     def submit(self, task: Task) -> None:
         marks = self._flag if self.shares_memory else None
         try:
-            future = self._executor.submit(run_task, self._job, task.payload, marks)
+            future = self._executor.submit(run_task, self._parcel, task.payload, marks)
         except Exception as error:  # shut down or broken: this task certainly never started
             self._events.put(Broken(task.id, error, begun=False))
             return
@@ -98,10 +100,11 @@ class FuturesExecutor:
         self._futures.clear()
 
 
-def run_task(job: Job, payload: Any, marks: Flag | None) -> tuple[ErrorRecord | None, list[Any]]:
+def run_task(parcel: Job | bytes, payload: Any, marks: Flag | None) -> tuple[ErrorRecord | None, list[Any]]:
     """Run one task wherever the foreign executor put it; every reply is held until the end."""
     replies: list[Any] = []
     try:
+        job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
         session = job.open()
     except BaseException as error:  # told to the caller, who raises it; the task has not begun
         return pack_error(error), replies

@@ -1,0 +1,147 @@
+"""Pools to run tests on, and checks after every test that nothing was left behind."""
+
+import concurrent.futures
+import gc
+import multiprocessing
+import os
+import threading
+
+import loky
+import psutil
+import pytest
+from django.db import connections
+
+HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
+"""Processes that Python and loky keep for themselves until the interpreter ends."""
+
+START_METHODS = ["fork", "forkserver", "spawn"]
+POOLS = {
+    "serial": {"executor": "serial"},
+    "thread": {"executor": "thread"},
+    "fork": {"executor": "process", "start_method": "fork"},
+    "forkserver": {"executor": "process", "start_method": "forkserver"},
+    "spawn": {"executor": "process", "start_method": "spawn"},
+}
+FOREIGN = {
+    "ThreadPoolExecutor": lambda: concurrent.futures.ThreadPoolExecutor(2),
+    "ProcessPoolExecutor": lambda: concurrent.futures.ProcessPoolExecutor(
+        2, mp_context=multiprocessing.get_context("spawn")
+    ),
+    "loky": lambda: loky.ProcessPoolExecutor(2),
+}
+
+
+@pytest.fixture(params=[*POOLS, *FOREIGN])
+def pool(request):
+    """Options that put an operation on one executor and start method after the other."""
+    if request.param in POOLS:
+        yield POOLS[request.param]
+        return
+    with FOREIGN[request.param]() as executor:
+        yield {"executor": executor}
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request):
+    return request.param
+
+
+@pytest.fixture(params=["default", "postgres"])
+def alias(request):
+    """SQLite and PostgreSQL."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(request):
+    connections.close_all()
+    before = _belongings()
+    yield
+    connections.close_all()
+    gc.collect()
+    wait_until(lambda: not _left(before), lambda: f"left behind: {_left(before)}")
+
+
+def _belongings():
+    sessions = _sessions()  # first, since the first look opens a connection of its own
+    me = psutil.Process()
+    children = {child.pid: _told(child) for child in me.children(recursive=True)}
+    return {
+        "processes": {pid: told for pid, told in children.items() if not any(name in told for name in HELPERS)},
+        "threads": {thread.ident: thread.name for thread in threading.enumerate()},
+        # Without the descriptor by which this listing itself is made.
+        "files": {int(fd): target for fd in os.listdir("/proc/self/fd") if (target := _target(fd))},
+        "sessions": dict(sessions),
+    }
+
+
+def _left(before):
+    now = _belongings()
+    new = {kind: {key: now[kind][key] for key in now[kind].keys() - before[kind].keys()} for kind in now}
+    # The fork server is told to live on by a pipe, and the resource tracker listens on another.
+    new["files"] = {fd: target for fd, target in new["files"].items() if fd not in _files_of_helpers()}
+    return {kind: found for kind, found in new.items() if found}
+
+
+def _files_of_helpers():
+    from loky.backend import resource_tracker as loky_tracker
+    from multiprocessing import forkserver, resource_tracker
+
+    return {
+        forkserver._forkserver._forkserver_alive_fd,
+        resource_tracker._resource_tracker._fd,
+        loky_tracker._resource_tracker._fd,
+    }
+
+
+def _told(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _target(fd):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+_watcher = []
+
+
+def _sessions():
+    """What is connected to the server, besides this very look."""
+    if not _watcher:
+        _watcher.append(_connect())
+    with _watcher[0].cursor() as cursor:
+        cursor.execute(
+            "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return cursor.fetchall()
+
+
+def _connect():
+    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+    try:
+        import psycopg
+
+        return psycopg.connect(url, autocommit=True)
+    except ImportError:
+        import psycopg2
+
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        return connection
+
+
+def wait_until(condition, complaint=lambda: "it did not come about", seconds=10):
+    """Wait for something that another process does in its own time."""
+    pause = threading.Event()
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    pytest.fail(complaint())

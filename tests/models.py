@@ -1,0 +1,37 @@
+"""Objects that bulk_create cannot make: receivers, many-to-many rows, parents, set-up code."""
+
+from django.db import models
+from django.db.models.signals import post_save
+from django.dispatch import receiver
+
+
+class Tag(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+
+
+class Person(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+    tags = models.ManyToManyField(Tag)
+
+
+class Employee(Person):
+    salary = models.IntegerField(default=0)
+
+
+class Badge(models.Model):
+    """Written by a receiver, as audit rows are."""
+
+    person = models.ForeignKey(Person, on_delete=models.CASCADE)
+
+
+class Visit(models.Model):
+    """Has a constraint that PostgreSQL checks only at COMMIT."""
+
+    person = models.ForeignKey(Person, on_delete=models.CASCADE)
+
+
+@receiver(post_save, sender=Person)
+@receiver(post_save, sender=Employee)
+def write_badge(sender, instance, created, using, raw=False, **kwargs):
+    if created:
+        Badge.objects.using(using).create(person_id=instance.pk)

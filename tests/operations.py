@@ -1,0 +1,185 @@
+"""Operations that workers can find by name, whatever way they were started."""
+
+import os
+import signal
+import threading
+import time
+
+from django.db import DatabaseError, connections, transaction
+from django.utils import timezone, translation
+
+from poolsave import pooled_operation
+from tests.models import Employee, Person, Tag, Visit
+
+pure = pooled_operation(transaction=None, workers=2, progress=False)
+saving = pooled_operation(workers=2, progress=False)
+
+
+@pure
+def doubles(number):
+    return number * 2
+
+
+@pure
+def fails_on_odd(number):
+    if number % 2:
+        raise ValueError(number)
+    return number
+
+
+@pure
+def adds(first, second, *, third=0):
+    return first + second + third
+
+
+@pure
+def process_and_thread(_item):
+    return os.getpid(), threading.current_thread().name
+
+
+@pure
+def language_and_zone(_item):
+    return translation.get_language(), str(timezone.get_current_timezone())
+
+
+@pure
+def raises_needy(number):
+    raise NeedyError(number, "reason")
+
+
+class NeedyError(Exception):
+    """Cannot be unpickled: needs two arguments, and gives its base one."""
+
+    def __init__(self, number, reason):
+        super().__init__(f"{number} {reason}")
+        self.number = number
+
+
+@pure
+def returns_unpicklable(number):
+    return threading.Lock() if number == 1 else number
+
+
+@pure
+def exits(number):
+    raise SystemExit(number)
+
+
+@pure
+def kills_itself(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pure
+def waits_for_file(path):
+    """Runs until the file is there; says by another file that it has begun."""
+    open(f"{path}.begun", "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return os.getpid()
+
+
+@saving
+def save_person(name, *, alias="default", fail=()):
+    person = Person(name=name)
+    person.save(using=alias)
+    tag, _created = Tag.objects.using(alias).get_or_create(name="member")
+    person.tags.add(tag)
+    if name in fail:
+        raise ValueError(name)
+    return person.pk
+
+
+@saving
+def save_employee(name, *, alias="default"):
+    employee = Employee(name=name, salary=1)
+    employee.save(using=alias)
+    return employee.pk
+
+
+@saving
+def swallows_the_error(name, *, alias="default"):
+    """Catches a database error inside the transaction, which dooms it."""
+    Person(name=f"{name} before").save(using=alias)
+    try:
+        Person(name="taken").save(using=alias)
+    except DatabaseError:
+        pass
+    return name
+
+
+@saving
+def swallows_the_raw_error(name, *, alias="default"):
+    """Like `swallows_the_error`, by a way that Django does not notice."""
+    Person(name=f"{name} before").save(using=alias)
+    with connections[alias].cursor() as cursor:
+        try:
+            cursor.execute("SELECT nothing FROM nowhere")
+        except DatabaseError:
+            pass
+    return name
+
+
+@saving
+def rolls_back_by_itself(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    transaction.set_rollback(True, using=alias)
+
+
+@saving
+def violates_at_commit(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    Visit(person_id=999_999_999).save(using=alias)
+    return name
+
+
+@saving
+def with_callback(name, *, alias="default"):
+    person = Person(name=name)
+    person.save(using=alias)
+    transaction.on_commit(lambda: Person(name=f"{name} called").save(using=alias), using=alias)
+    if name == "bad":
+        transaction.on_commit(lambda: 1 / 0, using=alias)
+    return person.pk
+
+
+@saving
+def closes_its_connection(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    connections[alias].close()
+
+
+@saving
+def server_session(_item, *, alias="postgres"):
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
+
+
+@saving
+def database_name(_item, *, alias="default"):
+    settings = connections[alias].settings_dict
+    if connections[alias].vendor != "postgresql":
+        return str(settings["NAME"])
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT current_database()")
+        return cursor.fetchone()[0]
+
+
+@saving
+def connection_facts(_item, *, alias="default"):
+    connection = connections[alias]
+    return {
+        "pool": connection.settings_dict["OPTIONS"].get("pool"),
+        "mode": connection.settings_dict["OPTIONS"].get("transaction_mode"),
+        "age": connection.settings_dict["CONN_MAX_AGE"],
+        "in_atomic_block": connection.in_atomic_block,
+    }
+
+
+def plain_save(name, alias):
+    person = Person(name=name)
+    person.save(using=alias)
+    return person.pk
