@@ -146,7 +146,7 @@ def unpack_error(record: ErrorRecord) -> BaseException:
     error = _restored(record.pickled)
     if error is None:
         error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
-    error.__cause__ = WorkerTraceback(record.traceback)
+    error.__cause__ = WorkerTraceback(record.traceback, record.sqlstate)
     return error
 
 

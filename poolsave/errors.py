@@ -144,11 +144,12 @@ class ValueLost(PoolsaveError):
 
 
 class WorkerTraceback(PoolsaveError):
-    """The `__cause__` of an exception that came from a worker: the traceback there, as text."""
+    """The `__cause__` of an exception that came from a worker: the traceback there as text, and the SQLSTATE."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, sqlstate: str | None = None) -> None:
+        super().__init__(text, sqlstate)
         self.text = text
+        self.sqlstate = sqlstate
 
     def __str__(self) -> str:
         return f"\n{self.text.rstrip()}"

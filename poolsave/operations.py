@@ -110,11 +110,9 @@ class PooledOperation(Generic[P, R]):
         return Run(self._bound_function(), call, self._constants, objects, self.options)
 
     def _bound_function(self) -> Any:
-        if self._owner:
-            return functools.partial(self._func, *self._owner)
         # As an operation, since pickle finds that in the module and not the function; and without the options, which
         # no worker needs, and which may hold an executor that cannot be pickled.
-        return PooledOperation(self._func)
+        return PooledOperation(self._func, owner=self._owner)
 
     def using(self, **options: Any) -> PooledOperation[P, R]:
         """Give a copy with some options changed; this one stays as it is.

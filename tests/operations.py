@@ -183,3 +183,54 @@ def plain_save(name, alias):
     person = Person(name=name)
     person.save(using=alias)
     return person.pk
+
+
+@saving
+def saves_in_two(name):
+    Person(name=name).save(using="default")
+    Person(name=name).save(using="second")
+    if name == "bad":
+        raise ValueError(name)
+
+
+@saving
+def saves_and_returns_a_lock(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    return threading.Lock()
+
+
+@saving
+def counts_logged_queries(_item):
+    Person.objects.count()
+    return len(connections["default"].queries_log)
+
+
+attempts_left = {"n": 0}
+
+
+@saving
+def deadlocks_at_first(name, *, alias="default", times=2):
+    """Fails with what the database says of a deadlock, `times` times."""
+    Person(name=name).save(using=alias)
+    attempts_left[name] = attempts_left.get(name, times) - 1
+    if attempts_left[name] >= 0:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'victim' USING ERRCODE = '40P01'; END $$")
+    return name
+
+
+@saving
+def loses_its_session_at_first(name, *, alias="postgres"):
+    Person(name=name).save(using=alias)
+    attempts_left[name] = attempts_left.get(name, 1) - 1
+    if attempts_left[name] >= 0:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    return name
+
+
+@pure
+def greeting(_item):
+    from django.conf import settings
+
+    return settings.GREETING

@@ -54,23 +54,23 @@ class ProcessExecutor:
         self._wanted = 0
         self._stillborn = 0
         self._halted = False
-        self._waker = Waker()
-        self._selector = selectors.DefaultSelector()
 
     @property
     def workers(self) -> int:
         return self._wanted
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        self._job = job
-        self._longest = longest
         self._method = choose_start_method(self._wish)
         self._parcel: Any = job if self._method == "fork" else pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+        self._waker = Waker()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
+        _started.add(self)
+        self._job = job
+        self._longest = longest
         if self._method == "forkserver":
             ensure_forkserver(job.preload)
-        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
         self._wanted = workers
-        _started.add(self)
         for _ in range(workers):
             self._start_worker()
 
@@ -175,7 +175,8 @@ class ProcessExecutor:
                 self._selector.unregister(fd)
 
     def wake(self) -> None:
-        self._waker.wake()
+        if self in _started:
+            self._waker.wake()
 
     def halt(self) -> None:
         self._halted = True
@@ -189,6 +190,8 @@ class ProcessExecutor:
 
     def stop(self) -> None:
         """Let idle workers leave by themselves, and kill those that still have something to do."""
+        if self not in _started:
+            return
         self._halted = True
         for worker in self._workers:
             if worker.tasks:

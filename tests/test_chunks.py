@@ -1,0 +1,112 @@
+"""Sizes of chunks, and that chunking covers each object exactly once."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave._chunks import LARGEST, TARGET, Pace, next_size
+from poolsave._sources import IterableSource, QueueSource
+
+counts = st.integers(1, 100_000)
+seconds = st.floats(1e-7, 100, allow_nan=False)
+histories = st.lists(st.tuples(counts, seconds), max_size=20)
+
+
+@given(histories)
+def test_sizes_at_most_double_and_stay_within_bounds(history):
+    pace = Pace()
+    for count, spent in history:
+        grown = pace.after(count, spent)
+        assert 1 <= grown.size <= min(LARGEST, 2 * max(pace.size, count))
+        pace = grown
+
+
+@given(st.floats(1e-6, 10))
+def test_a_steady_pace_ends_at_the_target(per_object):
+    pace = Pace()
+    for _ in range(40):
+        pace = pace.after(pace.size, pace.size * per_object)
+    wanted = max(1, min(LARGEST, int(TARGET / per_object)))
+    assert abs(pace.size - wanted) <= max(1, 0.01 * wanted)
+
+
+def test_objects_without_any_measurable_time_do_not_divide_by_zero():
+    assert Pace().after(5, 0.0).size == 10
+
+
+@given(
+    wanted=counts, remaining=st.none() | st.integers(0, 10_000), workers=st.integers(1, 64), room=st.integers(1, 10_000)
+)
+def test_a_size_is_never_nothing_and_leaves_something_for_every_worker(wanted, remaining, workers, room):
+    size = next_size(wanted, remaining=remaining, workers=workers, room=room)
+    assert 1 <= size <= max(1, min(wanted, room))
+    if remaining:
+        assert size <= -(-remaining // (2 * workers))
+
+
+@given(
+    objects=st.lists(st.integers(), max_size=60),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    idles=st.lists(st.booleans(), min_size=1, max_size=5),
+    kind=st.sampled_from([list, tuple, iter, lambda objects: (item for item in objects)]),
+)
+def test_a_source_hands_out_each_object_once_and_in_order(objects, sizes, idles, kind):
+    source = IterableSource(kind(objects))
+    handed = []
+    for step in range(10_000):
+        if source.exhausted:
+            break
+        chunk = source.gather(sizes[step % len(sizes)], idle=idles[step % len(idles)])
+        if chunk is not None:
+            assert 1 <= len(chunk) <= max(sizes)
+            handed += chunk
+    assert handed == objects
+
+
+@given(objects=st.lists(st.integers(), max_size=30), stop=st.integers(0, 30), size=st.integers(1, 7))
+def test_a_source_that_is_given_up_has_handed_out_or_returns_all_that_it_pulled(objects, stop, size):
+    pulled = []
+    source = IterableSource(pulled.append(item) or item for item in objects)
+    handed = []
+    while len(handed) < stop and not source.exhausted:
+        handed += source.gather(size, idle=True) or []
+    assert handed + source.give_up() == pulled
+    assert source.exhausted
+
+
+@given(objects=st.lists(st.integers(), max_size=30), size=st.integers(1, 7))
+def test_a_queue_hands_out_each_object_once(objects, size):
+    source = QueueSource()
+    for item in objects:
+        source.put(item)
+    handed = source.gather(size, idle=False) or []
+    assert handed == (objects[:size] if len(objects) >= size else [])
+    source.close()
+    while not source.exhausted:
+        handed += source.gather(size, idle=False) or []
+    assert handed == objects
+
+
+class Clockwork:
+    """A source with a pace of its own, that says what had been handed out before each pull."""
+
+    def __init__(self, pauses):
+        self.pauses = pauses
+
+    def __iter__(self):
+        import threading
+
+        for number, pause in enumerate(self.pauses):
+            threading.Event().wait(pause)
+            yield number
+
+
+def test_a_slow_source_keeps_no_idle_worker_waiting_for_a_chunk_to_fill():
+    source = IterableSource(iter(Clockwork([0.0, 0.03, 0.03, 0.03])))
+    assert [source.gather(50, idle=True) for _ in range(4)] == [[0], [1], [2], [3]]
+
+
+def test_a_fast_source_fills_its_chunks():
+    source = IterableSource(iter(range(1000)))
+    assert source.gather(50, idle=True) == [0]
+    sizes = [len(source.gather(50, idle=True) or ()) for _ in range(10)]
+    assert max(sizes) == 50

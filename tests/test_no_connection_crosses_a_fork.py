@@ -1,0 +1,149 @@
+"""PITFALLS of connections and forks: "SSL error: decryption failed", "server closed the connection unexpectedly"."""
+
+import gc
+import os
+import threading
+
+import pytest
+from django.core.cache import caches
+from django.db import connections
+
+from poolsave import _connections
+from tests import operations
+from tests.models import Person
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
+
+
+def server_session(alias="postgres"):
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
+
+
+def test_the_parent_s_session_lives_on_and_no_worker_uses_it(start_method):
+    mine = server_session()
+    operation = operations.server_session.using(databases=("postgres",), start_method=start_method, chunksize=1)
+    theirs = operation.map(range(20)).values
+    assert mine not in theirs
+    assert 1 <= len(set(theirs)) <= 2
+    assert server_session() == mine
+
+
+def test_a_session_that_is_not_covered_by_a_transaction_lives_on_too(start_method):
+    """The open transaction on another alias stays open, with its uncommitted row."""
+    from django.db import transaction
+
+    with transaction.atomic(using="postgres"):
+        Person(name="uncommitted").save(using="postgres")
+        mine = server_session()
+        assert operations.save_person.using(start_method=start_method).map(["a", "b"]).ok
+        assert server_session() == mine
+        assert Person.objects.using("postgres").get().name == "uncommitted"
+    assert Person.objects.using("postgres").count() == 1
+
+
+def test_threads_have_sessions_of_their_own_and_close_them():
+    mine = server_session()
+    theirs = operations.server_session.using(databases=("postgres",), executor="thread").map(range(10)).values
+    assert mine not in theirs
+    assert server_session() == mine
+
+
+def test_serial_uses_the_caller_s_session():
+    mine = server_session()
+    theirs = operations.server_session.using(databases=("postgres",), executor="serial").map(range(3)).values
+    assert set(theirs) == {mine}
+
+
+def in_a_forked_child(check):
+    """Run `check` in a fork of this process and give its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if check() else 1)
+        except BaseException:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_child_forgets_connections_without_closing_or_finalising_them():
+    wrapper = connections["postgres"]
+    wrapper.ensure_connection()
+    raw = wrapper.connection
+
+    def check():
+        _connections.forget_inherited()
+        gc.collect()
+        anew = connections["postgres"]
+        return anew is not wrapper and anew.connection is None and wrapper.connection is raw and not raw.closed
+
+    assert in_a_forked_child(check) == 0
+    assert server_session()
+
+
+def test_a_child_forgets_cache_clients():
+    client = caches["default"]
+    assert in_a_forked_child(lambda: _connections.forget_inherited() or caches["default"] is not client) == 0
+    assert caches["default"] is client
+
+
+def test_wrappers_of_other_threads_are_held_before_a_fork():
+    entered, leave = threading.Event(), threading.Event()
+    theirs = []
+
+    def hold_one():
+        theirs.append(connections["postgres"])
+        entered.set()
+        leave.wait(30)
+        connections["postgres"].close()
+
+    thread = threading.Thread(target=hold_one)
+    thread.start()
+    entered.wait(30)
+    try:
+        assert any(held is theirs[0] for held in _connections.hold_wrappers())
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_workers_keep_their_connection_but_do_not_pool(start_method):
+    for alias in ("pooled", "postgres"):
+        if alias in connections:
+            facts = operations.connection_facts.bind(alias=alias).using(
+                databases=(alias,), start_method=start_method
+            ).map([1])
+            assert facts.values[0]["pool"] is None
+            assert facts.values[0]["in_atomic_block"]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="Django pools connections with psycopg 3 only")
+def test_the_parent_s_pool_survives_a_fork(settings, start_method):
+    with connections["pooled"].cursor() as cursor:
+        cursor.execute("SELECT 1")
+    pool = connections["pooled"].pool
+    try:
+        operation = operations.save_person.bind(alias="pooled")
+        names = [f"{start_method}{number}" for number in range(10)]
+        assert operation.using(databases=("pooled",), start_method="fork").map(names).ok
+        assert connections["pooled"].pool is pool
+        with connections["pooled"].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM tests_person")
+            assert cursor.fetchone() == (10,)
+    finally:
+        connections["pooled"].close_pool()
+
+
+def test_sqlite_transactions_begin_immediate(pool):
+    facts = operations.connection_facts.using(**pool).map([1]).values[0]
+    assert facts["mode"] == (None if pool.get("executor") == "serial" else "IMMEDIATE")
+
+
+def test_a_transaction_mode_of_the_project_is_kept(settings):
+    options = connections["default"].settings_dict["OPTIONS"]
+    options["transaction_mode"] = "DEFERRED"
+    try:
+        assert operations.connection_facts.using(start_method="fork").map([1]).values[0]["mode"] == "DEFERRED"
+    finally:
+        del options["transaction_mode"]
