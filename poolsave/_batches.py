@@ -54,7 +54,7 @@ def without_run(
     index: int, objects: Sequence[Any], status: Status, error: BaseException | None = None, attempts: int = 0
 ) -> Batch:
     """A batch of objects that no worker has answered for."""
-    notable = {
+    notable: dict[int, Outcome[Any]] = {
         place: Outcome(index=index + place, status=status, error=error, item=item, attempts=attempts)
         for place, item in enumerate(objects)
     }

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ._arrivals import Chunk, answered, around, verdicts
 from ._batches import Batch, without_run
 from ._chunks import LARGEST, Pace, next_size
 from ._envelopes import pack_objects
-from ._replies import Reply, Trouble
+from ._replies import Reply
 from ._sources import Source
-from ._transactions import COMMITTED, COMMITTING, RUNNING
-from .errors import ValueLost, WorkerDied
 from .executors import Broken, Died, Event, Executor, Job, Replied, SetupFailed, Task
 from .options import Options
-from .outcomes import Outcome, Status
+from .outcomes import Status
 
 __all__ = ["Engine", "in_input_order"]
 
@@ -30,20 +28,6 @@ BRISK = 0.02
 another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
 SHARE_FROM = 50
 """Objects that must have ended before `max_failures` counts as a share."""
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Objects that stand side by side in the input, on their way; the first `answered` have ended."""
-
-    index: int
-    objects: Sequence[Any]
-    answered: int = 0
-    seconds: float = 0.0
-
-    def rest(self) -> Sequence[Any]:
-        """The objects that have not ended."""
-        return self.objects[self.answered :]
 
 
 class Engine:
@@ -173,7 +157,7 @@ class Engine:
         if not errors:
             self._submit(chunk, payload)
             return
-        for part in _around(chunk, errors):
+        for part in around(chunk, errors):
             self._again.appendleft(part)
         for offset, error in errors.items():
             self._end(without_run(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
@@ -204,7 +188,7 @@ class Engine:
         if event.final:
             del self._tasks[event.task]
             self._learn(chunk)
-        self._end(_batch(chunk, reply))
+        self._end(answered(chunk, reply))
 
     def _learn(self, chunk: Chunk) -> None:
         self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
@@ -219,25 +203,11 @@ class Engine:
             self.halt(self.stopped)
 
     def _judge(self, chunk: Chunk, event: Died) -> None:
-        """Say for each object of a chunk what its worker's death means, going by the marks that it left."""
-        for offset in range(chunk.answered, len(chunk.objects)):
-            index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
-            if mark == 0:
-                self._again.append(Chunk(index, chunk.objects[offset:]))
-                return
-            error: BaseException = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
-            status = self._verdict(mark)
-            if status is Status.SUCCEEDED:
-                error = _value_lost(index, error)
-            self._end(without_run(index, [item], status, error, attempts=1))
-
-    def _verdict(self, mark: int) -> Status:
-        if mark == COMMITTED:
-            return Status.SUCCEEDED
-        if mark == RUNNING and self._options.transaction is not None:
-            return Status.FAILED
-        assert mark in (RUNNING, COMMITTING)
-        return Status.LOST
+        for batch in verdicts(chunk, event, own_transactions=self._options.transaction is not None):
+            chunk.answered += len(batch.values)
+            self._end(batch)
+        if chunk.rest():
+            self._again.append(Chunk(chunk.index + chunk.answered, chunk.rest()))
 
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)
@@ -266,51 +236,6 @@ class Engine:
         if isinstance(limit, int):
             return self._failed >= limit
         return self._ended >= SHARE_FROM and self._failed >= limit * self._ended
-
-
-def _value_lost(index: int, cause: BaseException) -> ValueLost:
-    error = ValueLost(index)
-    error.__cause__ = cause
-    return error
-
-
-def _around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
-    """The parts of a chunk between the objects that cannot be sent, the last one first."""
-    parts = []
-    begin = 0
-    for offset in (*sorted(errors), len(chunk.objects)):
-        if begin < offset:
-            parts.append(Chunk(chunk.index + begin, chunk.objects[begin:offset]))
-        begin = offset + 1
-    return parts[::-1]
-
-
-def _batch(chunk: Chunk, reply: Reply) -> Batch:
-    begin = reply.offset
-    index = chunk.index + begin
-    objects = chunk.objects[begin : begin + len(reply.values)]
-    notable = {
-        place: _outcome(index + place, objects[place], trouble, reply, place)
-        for place, trouble in reply.troubles.items()
-    }
-    return Batch(index, reply.values, reply.seconds, objects, reply.worker, notable)
-
-
-def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) -> Outcome[Any]:
-    error = trouble.error if isinstance(trouble.error, BaseException) else None
-    if error is not None and trouble.unreadable:
-        error = _value_lost(index, error)
-    return Outcome(
-        index=index,
-        status=trouble.status,
-        value=reply.values[place],
-        error=error,
-        traceback=trouble.traceback,
-        item=item,
-        attempts=trouble.attempts,
-        seconds=reply.seconds[place],
-        worker=reply.worker,
-    )
 
 
 def in_input_order(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:

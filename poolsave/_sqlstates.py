@@ -30,8 +30,8 @@ def sqlstate_of(error: BaseException) -> str | None:
 def is_transient(error: BaseException) -> bool:
     """Whether the database says that the same transaction may succeed if it is tried again."""
     state = sqlstate_of(error)
-    if state is not None and (state in TRANSIENT_SQLSTATES or state.startswith(CONTACT_CLASSES)):
-        return True
+    if state is not None:
+        return state in TRANSIENT_SQLSTATES or state.startswith(CONTACT_CLASSES)
     if _mysql_code(error) in TRANSIENT_MYSQL:
         return True
     return _sqlite_name(error).startswith(SQLITE_BUSY) or contact_lost(error)

@@ -84,8 +84,9 @@ def _left(before):
 
 
 def _files_of_helpers():
-    from loky.backend import resource_tracker as loky_tracker
     from multiprocessing import forkserver, resource_tracker
+
+    from loky.backend import resource_tracker as loky_tracker
 
     return {
         forkserver._forkserver._forkserver_alive_fd,

@@ -234,3 +234,22 @@ def greeting(_item):
     from django.conf import settings
 
     return settings.GREETING
+
+
+@saving
+def saves_and_dies(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    if name == "p5":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+@pure
+def echoes(item):
+    return item
+
+
+@pure
+def nested(_item):
+    """A pool inside a worker."""
+    return doubles.using(executor="process").map([1, 2]).values

@@ -27,7 +27,11 @@ DATABASES = {
     "postgres": {**POSTGRES, "CONN_MAX_AGE": 600, "TEST": {"NAME": "test_poolsave"}},
 }
 if importlib.util.find_spec("psycopg_pool"):
-    DATABASES["pooled"] = {**POSTGRES, "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}}, "TEST": {"MIRROR": "postgres"}}
+    DATABASES["pooled"] = {
+        **POSTGRES,
+        "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}},
+        "TEST": {"MIRROR": "postgres"},
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = True

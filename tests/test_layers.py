@@ -11,7 +11,7 @@ LAYERS = [
     {"outcomes", "_envelopes", "_progress", "_connections"},
     {"_transactions", "_bootstrap", "_batches"},
     {"reports", "_replies", "executors"},
-    {"_preload", "_worker", "options", "_sources", "_calls"},
+    {"_preload", "_worker", "options", "_sources", "_calls", "_arrivals"},
     {"_engine"},
     {"_runs"},
     {"_driver", "operations"},
@@ -72,7 +72,7 @@ def test_django_and_tqdm_stay_in_their_rooms(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_stay_short(path):
     text = path.read_text()
-    assert text.count("\n") <= 300
+    assert text.count("\n") <= 260
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -111,9 +111,11 @@ def test_wrappers_of_other_threads_are_held_before_a_fork():
 def test_workers_keep_their_connection_but_do_not_pool(start_method):
     for alias in ("pooled", "postgres"):
         if alias in connections:
-            facts = operations.connection_facts.bind(alias=alias).using(
-                databases=(alias,), start_method=start_method
-            ).map([1])
+            facts = (
+                operations.connection_facts.bind(alias=alias)
+                .using(databases=(alias,), start_method=start_method)
+                .map([1])
+            )
             assert facts.values[0]["pool"] is None
             assert facts.values[0]["in_atomic_block"]
 

@@ -15,10 +15,12 @@ POOLS = ["serial", "thread", "fork"]
 @pytest.fixture(params=POOLS)
 def run(request, alias):
     """Run an operation on one alias."""
-    from tests.conftest import POOLS as options
+    from tests import conftest
 
     def run(operation, objects, **more):
-        return operation.using(**options[request.param], databases=(alias,), **more).bind(alias=alias).map(objects)
+        return (
+            operation.using(**conftest.POOLS[request.param], databases=(alias,), **more).bind(alias=alias).map(objects)
+        )
 
     return run
 

@@ -201,5 +201,10 @@ def run_script(arguments, **options):
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     return subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", *arguments],
-        capture_output=True, text=True, timeout=60, env=environment, check=False, **options,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
+        **options,
     )

@@ -1,4 +1,4 @@
-"""Options: refused by name and value, at the earliest moment; explicit over environment over settings over defaults."""
+"""Options: refused early, by name and value; explicit arguments over environment over settings over defaults."""
 
 import concurrent.futures
 import os

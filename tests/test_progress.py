@@ -44,7 +44,9 @@ def test_a_tqdm_like_class_counts_objects_and_failures(pool):
 
 def test_a_callable_is_told_done_and_total(pool):
     told = []
-    operations.doubles.using(**pool, progress=lambda done, total: told.append((done, total)), chunksize=4).map(range(10))
+    operations.doubles.using(**pool, progress=lambda done, total: told.append((done, total)), chunksize=4).map(
+        range(10)
+    )
     assert told[-1] == (10, 10)
     assert [done for done, _total in told] == sorted(done for done, _total in told)
 

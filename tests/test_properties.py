@@ -71,8 +71,10 @@ def test_stream_equals_a_plain_loop(objects, patterns, pool, layout, ordered):
 def test_the_sums_of_a_report_add_up_when_it_stops_early(objects, patterns, pool, layout, limit):
     pulled = []
     numbered = enumerate(objects)
-    report = fails_on(patterns).using(**pool, **layout, max_failures=limit).map(
-        pulled.append(pair) or pair for pair in numbered
+    report = (
+        fails_on(patterns)
+        .using(**pool, **layout, max_failures=limit)
+        .map(pulled.append(pair) or pair for pair in numbered)
     )
     assert report.succeeded + report.failed + report.lost + report.skipped == report.total == len(pulled)
     assert [outcome.index for outcome in report] == list(range(report.total))
@@ -84,8 +86,10 @@ def test_the_sums_of_a_report_add_up_when_it_stops_early(objects, patterns, pool
 @given(items, failure_patterns, pools, layouts, st.integers(0, 40))
 def test_a_stream_that_is_left_early_was_fed_no_further_than_its_window(objects, patterns, pool, layout, leave):
     pulled = []
-    outcomes = fails_on(patterns).using(**pool, **{**layout, "window": 7}).stream(
-        pulled.append(pair) or pair for pair in enumerate(objects)
+    outcomes = (
+        fails_on(patterns)
+        .using(**pool, **{**layout, "window": 7})
+        .stream(pulled.append(pair) or pair for pair in enumerate(objects))
     )
     taken = 0
     for _outcome in outcomes:

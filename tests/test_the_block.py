@@ -43,7 +43,9 @@ def test_plain_and_decorated_functions_take_any_arguments(block):
 def test_the_standard_library_s_tools_work_inside(block):
     with block() as saves:
         futures = {saves.submit(operations.doubles, number) for number in range(10)}
-        assert {future.result() for future in concurrent.futures.as_completed(futures, timeout=30)} == set(range(0, 20, 2))
+        assert {future.result() for future in concurrent.futures.as_completed(futures, timeout=30)} == set(
+            range(0, 20, 2)
+        )
         done, pending = concurrent.futures.wait([saves.submit(operations.doubles, 1)], timeout=30)
         assert len(done) == 1
         assert not pending

@@ -11,7 +11,7 @@ import os
 import struct
 from collections import deque
 
-__all__ = ["Inbox", "Outbox", "receive", "send"]
+__all__ = ["Inbox", "Outbox", "Waker", "receive", "send"]
 
 HEADER = struct.Struct("!Q")
 PIECE = 1 << 20
@@ -125,3 +125,27 @@ class Inbox:
             start = end
         del self._partial[:start]
         return found
+
+
+class Waker:
+    """Lets another thread, or a signal, end a `wait`."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self._writer, False)
+
+    def wake(self) -> None:
+        try:
+            os.write(self._writer, b"!")
+        except BlockingIOError:  # full: it will wake up anyway
+            return
+
+    def clear(self) -> None:
+        os.read(self.reader, 4096)
+
+    def close(self) -> None:
+        if self._writer >= 0:
+            os.close(self.reader)
+            os.close(self._writer)
+            self.reader = self._writer = -1

@@ -8,6 +8,7 @@ import pickle
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -24,18 +25,22 @@ def choose_start_method(wish: str | None) -> str:
     """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn."""
     if wish is not None:
         return wish
-    if sys.platform == "linux" and _threads_alive() == 1:
+    if sys.platform == "linux" and _is_alone():
         return "fork"
     methods = multiprocessing.get_all_start_methods()
     return "forkserver" if "forkserver" in methods else "spawn"
 
 
-def _threads_alive() -> int:
-    # The kernel also counts threads that Python did not start, which can hold locks just as well.
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return threading.active_count()
+def _is_alone() -> bool:
+    """Whether this is the only thread, also of those that Python did not start, which can hold locks just as well."""
+    # A thread that has been joined may need a moment to leave the kernel's list.
+    for _ in range(20):
+        if threading.active_count() > 1:
+            return False
+        if len(os.listdir("/proc/self/task")) == 1:
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def ensure_forkserver(preload: bytes) -> None:

@@ -1,0 +1,137 @@
+"""The parent's side of one worker process: its pipes, its state block, its birth and its death."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..errors import WorkerDied
+from ._channels import Inbox, Outbox
+from ._process_main import Line, main
+from ._states import StateBlock
+from .protocol import Died, Task
+
+__all__ = ["WorkerProcess"]
+
+
+class WorkerProcess:
+    """The parent's side of one worker process."""
+
+    def __init__(self, longest: int) -> None:
+        self.tasks: deque[Task] = deque()
+        self.settled = False
+        self._process: Any = None
+        self.state, self._state_path = StateBlock.create(longest)
+        self._open: list[Connection[Any, Any]] = []
+        their_tasks, self._our_tasks = self._pipe()
+        self._our_replies, their_replies = self._pipe()
+        self._theirs = (their_tasks, their_replies)
+        self.outbox = Outbox(self._our_tasks.fileno())
+        self.inbox = Inbox(self._our_replies.fileno())
+
+    def _pipe(self) -> tuple[Connection[Any, Any], Connection[Any, Any]]:
+        ends = multiprocessing.Pipe(duplex=False)
+        self._open += ends
+        return ends
+
+    def start(
+        self, method: str, parcel: Any, before_fork: Callable[[], None], close_copies: Callable[[], None]
+    ) -> None:
+        line = Line(*self._theirs, self._state_path)
+        context: Any = multiprocessing.get_context(method)
+        arguments: tuple[Any, ...] = (parcel, line)
+        if method == "fork":
+            before_fork()
+            arguments = (parcel, line, self._in_child(close_copies))
+        # Daemonic, so that an interpreter that exits with a pool open ends its workers instead of waiting for them.
+        self._process = context.Process(target=main, args=arguments, name="poolsave-worker", daemon=True)
+        with _forking() if method == "fork" else nullcontext():
+            self._process.start()
+        self.sentinel: int = self._process.sentinel
+        for end in self._theirs:
+            end.close()
+
+    def _in_child(self, close_copies: Callable[[], None]) -> Callable[[], None]:
+        def close() -> None:
+            close_copies()
+            self._our_tasks.close()
+            self._our_replies.close()
+
+        return close
+
+    def settle(self) -> None:
+        """The worker is set up, and has opened everything that it finds by name."""
+        self.settled = True
+        self._remove_state_file()
+
+    def alive(self) -> bool:
+        return bool(self._process.is_alive())
+
+    def death_certificate(self) -> Died:
+        """Say what the worker was at. Its last words were read before."""
+        self._process.join()
+        error = WorkerDied(self._process.exitcode, _signal_name(self._process.exitcode))
+        if self.tasks and self.state.task == self.tasks[0].id:
+            running = self.tasks.popleft()
+            return Died(error, running.id, self.state.marks(running.size), tuple(task.id for task in self.tasks))
+        return Died(error, None, b"", tuple(task.id for task in self.tasks))
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def join(self, deadline: float) -> None:
+        """Wait until the process has ended, and help it along after the deadline."""
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def close_pipes(self) -> None:
+        for end in self._open:
+            if not end.closed:
+                end.close()
+
+    def close(self) -> None:
+        """Give back everything of a worker that has ended or was never started."""
+        self.close_pipes()
+        self.state.close()
+        self._remove_state_file()
+        if self._process is not None:
+            self._process.close()
+
+    def _remove_state_file(self) -> None:
+        if self._state_path:
+            os.unlink(self._state_path)
+            self._state_path = ""
+
+
+@contextmanager
+def _forking() -> Iterator[None]:
+    """Fork with SIGINT and SIGTERM held back, so that the child has no time in which the parent's handlers run."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        with warnings.catch_warnings():
+            if threading.current_thread() is not threading.main_thread():
+                # Only the driver of a block forks beside another thread, to replace a worker that has died.
+                warnings.filterwarnings("ignore", r".*multi-threaded", DeprecationWarning)
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _signal_name(exitcode: int | None) -> str | None:
+    if exitcode is None or exitcode >= 0:
+        return None
+    try:
+        return signal.Signals(-exitcode).name
+    except ValueError:
+        return f"signal {-exitcode}"

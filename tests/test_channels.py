@@ -1,0 +1,62 @@
+"""Neither side of a pipe waits for the other while the other waits for it."""
+
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave.executors import _channels, _states
+from tests import operations
+
+
+@given(st.lists(st.integers(0, 300_000), max_size=6), st.integers(1, 100_000))
+def test_messages_arrive_whole_and_in_order_whatever_the_pieces(sizes, piece):
+    reader, writer = os.pipe()
+    try:
+        outbox, inbox = _channels.Outbox(writer), _channels.Inbox(reader)
+        sent = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+        for message in sent:
+            outbox.post(message)
+        received = []
+        while outbox.pending or len(received) < len(sent):
+            received += inbox.messages()
+            outbox.flush()
+        assert received == sent
+        os.close(writer)
+        writer = -1
+        assert inbox.messages() == []
+        assert inbox.ended
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+
+
+def test_big_objects_and_big_results_cross_at_once(start_method):
+    items = [bytes(20_000_000)] * 4
+    report = operations.echoes.using(start_method=start_method, chunksize=1).map(items)
+    assert [len(value) for value in report.values] == [20_000_000] * 4
+
+
+def test_a_posted_message_to_nobody_is_dropped():
+    reader, writer = os.pipe()
+    outbox = _channels.Outbox(writer)
+    os.close(reader)
+    outbox.post(b"x" * 100_000)
+    assert not outbox.pending
+    os.close(writer)
+
+
+def test_marks_are_seen_on_the_other_side_and_old_ones_never():
+    block, path = _states.StateBlock.create(10)
+    worker = _states.StateBlock.attach(path)
+    os.unlink(path)
+    worker.begin(1, 4)
+    worker.put(2, 3)
+    assert (block.task, block.marks(4)) == (1, b"\0\0\3\0")
+    worker.begin(2, 3)
+    assert (block.task, block.marks(3)) == (2, b"\0\0\0")
+    block.halt()
+    assert worker.halted
+    block.close()
+    worker.close()

@@ -1,0 +1,103 @@
+"""Ctrl-C goes to the whole group: what runs is finished, the rest is skipped, and the report is complete."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.conftest import wait_until
+
+SCRIPT = """
+    import sys
+
+    import django
+
+    django.setup()
+    from tests import operations
+
+    def endless():
+        number = 0
+        while True:
+            yield sys.argv[2] if number == 0 else f"{sys.argv[2]}.other{number}"
+            number += 1
+
+    if __name__ == "__main__":
+        operation = operations.waits_for_file.using(workers=1, chunksize=1, **eval(sys.argv[1]))
+        try:
+            operation.map(endless())
+        except (KeyboardInterrupt, SystemExit) as error:
+            report = error.report
+            print(type(error).__name__, report.succeeded, report.failed, report.lost, report.total < 20)
+            print(report.succeeded + report.failed + report.lost + report.skipped == report.total, report.stopped)
+"""
+PROCESS = {"start_method": "fork"}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the script in a group of its own; it waits for the flag."""
+    running = []
+
+    def start(options):
+        script = tmp_path / "script.py"
+        script.write_text(textwrap.dedent(SCRIPT))
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+        process = subprocess.Popen(
+            [sys.executable, str(script), repr(options), str(tmp_path / "go")],
+            env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        running.append(process)
+        wait_until((tmp_path / "go.begun").exists, seconds=30)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "options", [PROCESS, {"start_method": "spawn"}, {"executor": "thread"}, {"executor": "serial"}]
+)
+@pytest.mark.parametrize(("signum", "name"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "SystemExit")])
+def test_the_first_signal_finishes_what_runs(start, tmp_path, options, signum, name):
+    process = start(options)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)  # the running object goes on
+    (tmp_path / "go").touch()
+    output, _errors = process.communicate(timeout=30)
+    assert output.splitlines() == [f"{name} 1 0 0 True", "True interrupted"]
+
+
+@pytest.mark.parametrize("options", [PROCESS, {"executor": "serial"}])
+def test_the_second_signal_ends_what_runs(start, options):
+    process = start(options)
+    os.killpg(process.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _errors = process.communicate(timeout=30)
+    lost = "0 1" if options == PROCESS else "1 0"  # serial: the exception ended the function
+    assert output.splitlines() == [f"KeyboardInterrupt 0 {lost} True", "True interrupted"]
+
+
+def test_a_handler_of_the_program_is_left_in_place():
+    from poolsave._interrupts import Interrupts
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts(lambda: None, at_once=lambda: False):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
