@@ -14,7 +14,7 @@ __all__ = ["IterableSource", "QueueSource", "Source"]
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
 SLOW = 0.002
-"""Seconds that a chunk may take to fill while a worker idles."""
+"""Seconds that a worker may idle while a chunk is filled for it; also how long a pull takes that nobody waits for."""
 
 
 class Source(Protocol):
@@ -53,6 +53,7 @@ class IterableSource:
         self._gathered: list[Any] = []
         self._handed = 0
         self._ended = False
+        self._since = 0.0
         self._pull: float | None = None
         """Smoothed seconds that one pull takes."""
         self.error: BaseException | None = None
@@ -74,7 +75,7 @@ class IterableSource:
     def gather(self, size: int, *, idle: bool) -> list[Any] | None:
         if not self._ended:
             self._fill(size, idle=idle)
-        complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow(size))
+        complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
         if not complete or not self._gathered:
             return None
         chunk, self._gathered = self._gathered[:size], self._gathered[size:]
@@ -99,20 +100,22 @@ class IterableSource:
 
     def _fill_slowly(self, size: int, *, idle: bool) -> None:
         began = before = time.perf_counter()
+        if not self._gathered:
+            self._since = began
         while len(self._gathered) < size:
             self._gathered.append(next(self._iterator))
             now = time.perf_counter()
-            known = self._pull is not None
             self._pull = now - before if self._pull is None else 0.8 * self._pull + 0.2 * (now - before)
-            # The first object goes out alone: nobody can tell how long the second will be in coming.
-            if now - began > SLICE or (idle and (not known or self._is_slow(size))):
+            if now - began > SLICE or (idle and self._is_slow()):
                 return
             before = now
 
-    def _is_slow(self, size: int) -> bool:
-        if self._instant:
+    def _is_slow(self) -> bool:
+        """Whether the next pull should not be waited for."""
+        if self._instant or self._pull is None:
             return False
-        return self._pull is None or self._handed == 0 or self._pull * (size - len(self._gathered)) > SLOW
+        # The first object goes out alone: nobody can tell how long the second will be in coming.
+        return self._handed == 0 or self._pull > SLOW or time.perf_counter() - self._since > SLOW
 
     def give_up(self) -> list[Any]:
         self._ended = True

@@ -4,6 +4,7 @@ import concurrent.futures
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 
 import loky
@@ -29,6 +30,23 @@ FOREIGN = {
     ),
     "loky": lambda: loky.ProcessPoolExecutor(2),
 }
+
+
+def pytest_timeout_set_timer(item, settings):
+    """End a test that hangs, and end it again every ten seconds if it hangs while it is being ended."""
+
+    def end(_signum, _frame):
+        pytest.fail(f"it took longer than {settings.timeout} seconds")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, 10)
+    return True
+
+
+def pytest_timeout_cancel_timer(item):
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    return True
 
 
 @pytest.fixture(params=[*POOLS, *FOREIGN])
