@@ -50,7 +50,7 @@ def choose_databases(kind: str, clean_up: ExitStack) -> dict[str, Any]:
         options = {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
         name = str(Path(folder, "users.sqlite3"))
         return {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": options}}
-    if "DATABASE_URL" not in os.environ:
+    if not os.environ.get("DATABASE_URL"):
         return {"default": postgres_settings(clean_up.enter_context(private_postgres()))}
     server = postgres_settings(os.environ["DATABASE_URL"])
     return {"default": {**server, "NAME": f"create_users_{os.getpid()}"}, "server": server}

@@ -15,6 +15,8 @@ from django.db import connections
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
 
+collect_ignore = ["typing_facts.py"]
+
 START_METHODS = ["fork", "forkserver", "spawn"]
 POOLS = {
     "serial": {"executor": "serial"},

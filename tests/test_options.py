@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from poolsave import InvalidOption, Options, concurrent_saves, pooled_operation
 from tests import operations
 
+# fmt: off
 BAD = [
     ("workers", 0), ("workers", True), ("workers", 2.5), ("chunksize", 0), ("chunksize", "huge"), ("executor", "rocket"),
     ("executor", concurrent.futures.ThreadPoolExecutor), ("executor", 4), ("start_method", "teleport"),

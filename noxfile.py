@@ -1,0 +1,40 @@
+"""The grid of Python, Django and drivers. `nox -l` lists it, `.ci/run` runs what the machine's interpreters allow."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = False
+nox.options.sessions = ["tests", "lint", "types"]
+
+GRID = [
+    ("3.11", "5.2", "psycopg2"),
+    ("3.12", "6.0", "psycopg2"),
+    ("3.13", "6.1", "psycopg"),
+    ("3.14", "6.1", "psycopg"),
+]
+EXTRAS = {"psycopg2": "test", "psycopg": "test,psycopg"}
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "django", "driver"),
+    [nox.param(*row, id=f"py{row[0]}-django{row[1]}-{row[2]}") for row in GRID],
+)
+def tests(session, django, driver):
+    session.install("-e", f".[{EXTRAS[driver]}]", f"django~={django}.0")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lint(session):
+    session.install("ruff~=0.17.5")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(python="3.11")
+def types(session):
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+    session.run("pyright")

@@ -1,0 +1,49 @@
+"""The examples keep their promises, and say so by their exit status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(*arguments, **environment):
+    clean = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "create_users.py"), *arguments],
+        capture_output=True, text=True, timeout=55, check=False, env={**clean, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_create_users_keeps_its_promises(database, start_method):
+    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+    done = run("--users", "300", "--database", database, "--start-method", start_method, DATABASE_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 succeeded" in done.stdout
+    assert "5 x IntegrityError" in done.stdout
+    assert "Every promise was kept" in done.stdout
+    assert done.stderr == ""
+
+
+def test_create_users_compares():
+    done = run("--users", "100", "--compare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith(("plain loop", "ProcessPool", "poolsave"))]
+
+
+def test_create_users_starts_and_removes_a_server_of_its_own():
+    before = servers()
+    done = run("--users", "20", "--database", "postgres", DATABASE_URL="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not servers() - before
+
+
+def servers():
+    """The server processes themselves, without those that serve one connection each."""
+    named = (process for process in psutil.process_iter(["name", "cmdline"]) if process.info["name"] == "postgres")
+    return {process.pid for process in named if "-D" in process.info["cmdline"]}

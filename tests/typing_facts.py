@@ -1,0 +1,53 @@
+"""What the type checkers must know. Checked by mypy and pyright, and never run."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import assert_type
+
+from django.contrib.auth.models import User
+
+from poolsave import Options, Outcome, PooledOperation, Report, concurrent_saves, pooled_operation
+
+
+@pooled_operation
+def bare(row: dict[str, str]) -> int:
+    return len(row)
+
+
+@pooled_operation(workers=4, chunksize=50)
+def with_options(number: int, *, factor: float = 1.0) -> float:
+    return number * factor
+
+
+assert_type(bare({"a": "b"}), int)
+assert_type(with_options(3, factor=2.0), float)
+assert_type(bare.map([{"a": "b"}]), Report[int])
+assert_type(bare.map([]).values, list[int])
+assert_type(bare.map([]).failures, list[Outcome[int]])
+assert_type(with_options.starmap([(1,), {"number": 2}]), Report[float])
+assert_type(with_options.stream([1], ordered=True), Iterator[Outcome[float]])
+assert_type(bare.using(workers=2)({}), int)
+assert_type(with_options.bind(factor=2.0).map([1]), Report[float])
+assert_type(bare.options, Options)
+
+bare(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+with_options(1, fatcor=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def the_block(user: User) -> None:
+    with concurrent_saves(workers=4) as saves:
+        assert_type(saves.save(user), Future[User])
+        assert_type(saves.submit(bare, {"a": "b"}), Future[int])
+        assert_type(saves.submit(with_options, 1, factor=2.0), Future[float])
+        assert_type(saves.map(with_options, [1, 2]), Report[float])
+        saves.submit(bare, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Importer:
+    @pooled_operation
+    def row(self, row: str) -> int:
+        return len(row)
+
+
+assert_type(Importer().row.map(["a"]), Report[int])
+assert_type(PooledOperation(len).func([1]), int)
