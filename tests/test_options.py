@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from poolsave import InvalidOption, Options, concurrent_saves, pooled_operation
 from tests import operations
 
-# fmt: off
 BAD = [
-    ("workers", 0), ("workers", True), ("workers", 2.5), ("chunksize", 0), ("chunksize", "huge"), ("executor", "rocket"),
+    ("workers", 0), ("workers", True), ("workers", 2.5), ("chunksize", 0), ("chunksize", "huge"),
+    ("executor", "rocket"),
     ("executor", concurrent.futures.ThreadPoolExecutor), ("executor", 4), ("start_method", "teleport"),
     ("transaction", "page"), ("databases", "default"), ("databases", (1,)), ("retries", -1), ("max_failures", 0),
     ("max_failures", 1.5), ("max_failures", 0.0), ("on_failure", "ignore"), ("keep", "some"), ("window", 0),
