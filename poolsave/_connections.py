@@ -33,6 +33,7 @@ __all__ = [
     "existing",
     "forget_inherited",
     "hold_wrappers",
+    "load_backends",
     "own_connections",
     "refuse_missing",
     "refuse_open_transactions",
@@ -131,6 +132,12 @@ def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> d
     if own_transactions:
         settings["AUTOCOMMIT"] = True  # or atomic() would leave the commit to somebody else
     return settings
+
+
+def load_backends() -> None:
+    """In a fork server: import the backends and drivers of all databases, without connecting to any."""
+    for alias in existing(connections):
+        load_backend(connections.settings[alias]["ENGINE"])
 
 
 def hold_wrappers() -> tuple[BaseDatabaseWrapper, ...]:

@@ -6,12 +6,14 @@ whatever is still missing, and raises what goes wrong there.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
 import sys
 
 from ._bootstrap import Surroundings
+from ._connections import load_backends
 from .executors._starting import PRELOAD_NOTE
 
 
@@ -26,9 +28,13 @@ def _preload() -> None:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = python_path
-    surroundings: Surroundings | None = pickle.loads(preload)
+    surroundings: Surroundings | None
+    surroundings, module = pickle.loads(preload)
     if surroundings is not None:
         surroundings.preload()
+        load_backends()
+    if module is not None and module != "__main__":
+        importlib.import_module(module)
 
 
 try:

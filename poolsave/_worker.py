@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,8 +86,8 @@ class WorkerJob:
 
     @property
     def preload(self) -> bytes:
-        """What a fork server needs to know to set up Django before it forks."""
-        return pickle.dumps(self.surroundings and replace(self.surroundings, language=None, time_zone=None))
+        """What a fork server needs to know to set up Django and import the function's module before it forks."""
+        return pickle.dumps((self.surroundings, getattr(self.function, "__module__", None)))
 
     def open(self) -> WorkerSession:
         """Set up a worker in this thread."""

@@ -253,3 +253,10 @@ def echoes(item):
 def nested(_item):
     """A pool inside a worker."""
     return doubles.using(executor="process").map([1, 2]).values
+
+
+@saving
+def asks_the_database(_item, *, alias="postgres"):
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return cursor.fetchone()[0]
