@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ._batches import Batch, without_run
 from ._replies import Reply, Trouble
-from ._transactions import COMMITTED, COMMITTING, RUNNING
-from .errors import ValueLost, WorkerDied
+from ._transactions import COMMITTED, PENDING, RUNNING
+from .errors import TimedOut, ValueLost, WorkerDied
 from .executors import Died
 from .outcomes import Outcome, Status
 
-__all__ = ["Chunk", "answered", "around", "verdicts"]
+__all__ = ["Chunk", "answered", "around", "judged"]
+
+NEW = 0
+STRIKES = 3
+"""Workers that may die of a chunk, with none of its objects begun, until it is given up."""
 
 
 @dataclass(slots=True)
@@ -23,6 +27,7 @@ class Chunk:
     index: int
     objects: Sequence[Any]
     answered: int = 0
+    strikes: int = 0
     seconds: float = 0.0
 
     def rest(self) -> Sequence[Any]:
@@ -30,18 +35,49 @@ class Chunk:
         return self.objects[self.answered :]
 
 
-def verdicts(chunk: Chunk, event: Died, *, own_transactions: bool) -> Iterator[Batch]:
-    """Say what its worker's death means for each object that was begun, going by the marks that the worker left."""
+Settle: TypeAlias = Callable[[int], Status]
+"""Asks the database what became of a transaction, by what its worker noted of it."""
+
+
+def judged(
+    chunk: Chunk, event: Died, *, own_transactions: bool, timeout: float | None, settle: Settle
+) -> tuple[list[Batch], list[Chunk]]:
+    """Say what its worker's death means for each object of a chunk, going by the marks that the worker left.
+
+    Gives what is known, and what is known to have left nothing behind and can be run by another worker. The object
+    that was running is never among the latter.
+    """
+    known: list[Batch] = []
+    again: list[Chunk] = []
     for offset in range(chunk.answered, len(chunk.objects)):
-        if event.marks[offset] == 0:
-            return
-        item = chunk.objects[offset]
-        index = chunk.index + offset
-        error: BaseException = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
-        status = _verdict(event.marks[offset], own_transactions=own_transactions)
+        index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
+        if mark in (NEW, PENDING):
+            _append(again, index, item)
+            continue
+        status = _verdict(mark, own_transactions=own_transactions)
+        if status is Status.LOST and event.note:
+            status = settle(event.note)
+        error = _reason(event, item, timeout)
         if status is Status.SUCCEEDED:
             error = _value_lost(index, error)
-        yield without_run(index, [item], status, error, attempts=1)
+        known.append(without_run(index, [item], status, error, attempts=1))
+    return (known, again) if known else _strike(chunk, again, event)
+
+
+def _append(chunks: list[Chunk], index: int, item: Any) -> None:
+    if chunks and chunks[-1].index + len(chunks[-1].objects) == index:
+        chunks[-1].objects = [*chunks[-1].objects, item]
+    else:
+        chunks.append(Chunk(index, [item]))
+
+
+def _strike(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[Batch], list[Chunk]]:
+    """A chunk that lets worker after worker die before any object has begun is given up."""
+    for one in again:
+        one.strikes = chunk.strikes + 1
+    if chunk.strikes + 1 < STRIKES:
+        return [], again
+    return [without_run(one.index, one.objects, Status.FAILED, event.error, attempts=1) for one in again], []
 
 
 def _verdict(mark: int, *, own_transactions: bool) -> Status:
@@ -49,8 +85,16 @@ def _verdict(mark: int, *, own_transactions: bool) -> Status:
         return Status.SUCCEEDED
     if mark == RUNNING and own_transactions:
         return Status.FAILED
-    assert mark in (RUNNING, COMMITTING)
     return Status.LOST
+
+
+def _reason(event: Died, item: Any, timeout: float | None) -> BaseException:
+    died = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
+    if not event.overdue or timeout is None:
+        return died
+    error = TimedOut(timeout, item)
+    error.__cause__ = died
+    return error
 
 
 def _value_lost(index: int, cause: BaseException) -> ValueLost:
@@ -70,16 +114,22 @@ def around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
     return parts[::-1]
 
 
-def answered(chunk: Chunk, reply: Reply) -> Batch:
+def answered(chunk: Chunk, reply: Reply, settle: Settle) -> Batch:
     """What a worker answered for objects of a chunk, as the caller will know it."""
     begin = reply.offset
     index = chunk.index + begin
     objects = chunk.objects[begin : begin + len(reply.values)]
     notable = {
-        place: _outcome(index + place, objects[place], trouble, reply, place)
+        place: _outcome(index + place, objects[place], _settled(trouble, settle), reply, place)
         for place, trouble in reply.troubles.items()
     }
     return Batch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+
+
+def _settled(trouble: Trouble, settle: Settle) -> Trouble:
+    if trouble.status is not Status.LOST or not trouble.note:
+        return trouble
+    return trouble._replace(status=settle(trouble.note))
 
 
 def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) -> Outcome[Any]:

@@ -184,7 +184,9 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
         yield
     finally:
         for alias in settings:
-            connections[alias].close()
+            # The class's own close() keeps a SQLite database in memory open, for the sake of what is in it; here the
+            # caller's connection does that.
+            BaseDatabaseWrapper.close(connections[alias])
             if alias in before:
                 connections[alias] = before[alias]
             else:

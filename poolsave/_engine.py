@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
-from ._arrivals import Chunk, answered, around, verdicts
+from ._arrivals import Chunk, answered, around, judged
 from ._batches import Batch, without_run
 from ._chunks import LARGEST, Pace, next_size
 from ._envelopes import pack_objects
@@ -38,6 +39,7 @@ class Engine:
         self._job = job
         self._options = options
         self._source = source
+        self._settle = cache(job.settle)
         self._tasks: dict[int, Chunk] = {}
         self._again: deque[Chunk] = deque()
         self._aside: list[Batch] = []
@@ -188,7 +190,7 @@ class Engine:
         if event.final:
             del self._tasks[event.task]
             self._learn(chunk)
-        self._end(answered(chunk, reply))
+        self._end(answered(chunk, reply, self._settle))
 
     def _learn(self, chunk: Chunk) -> None:
         self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
@@ -203,11 +205,16 @@ class Engine:
             self.halt(self.stopped)
 
     def _judge(self, chunk: Chunk, event: Died) -> None:
-        for batch in verdicts(chunk, event, own_transactions=self._options.transaction is not None):
-            chunk.answered += len(batch.values)
+        known, again = judged(
+            chunk,
+            event,
+            own_transactions=self._options.transaction is not None,
+            timeout=self._options.timeout,
+            settle=self._settle,
+        )
+        self._again += again
+        for batch in known:
             self._end(batch)
-        if chunk.rest():
-            self._again.append(Chunk(chunk.index + chunk.answered, chunk.rest()))
 
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)

@@ -27,6 +27,8 @@ class Trouble(NamedTuple):
     attempts: int
     unreadable: bool = False
     """The value could not be restored in the caller's process."""
+    note: int = 0
+    """For what was lost: the transaction's id, if it was noted."""
 
 
 class Reply(NamedTuple):
@@ -89,7 +91,8 @@ class Collector:
         if error is None:
             return Trouble(attempt.status, None, None, attempts)
         text = format_traceback(error)
-        return Trouble(attempt.status, pack_error(error) if self._crosses else error, text, attempts)
+        told = pack_error(error) if self._crosses else error
+        return Trouble(attempt.status, told, text, attempts, note=attempt.note)
 
     def due(self, now: float) -> bool:
         """Whether what was gathered should wait no longer: failures never wait."""

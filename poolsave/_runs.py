@@ -17,6 +17,7 @@ from ._interrupts import Interrupts
 from ._progress import Progress, open_progress
 from ._sources import IterableSource
 from ._worker import WorkerJob
+from .errors import InvalidOption
 from .executors import Executor, create
 from .options import Options
 from .outcomes import Status
@@ -31,7 +32,7 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
     """Check everything that can be checked before any worker starts, and say what each worker needs.
 
     Raises:
-        InvalidOption: if an alias does not exist.
+        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
         InsideTransaction: if a covered alias is inside a transaction.
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
     """
@@ -43,6 +44,13 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
     if not executor.inline:
         _connections.refuse_shared_memory(present, shares_memory=executor.shares_memory)
         _connections.refuse_open_transactions(present)
+    if options.timeout is not None and not executor.enforces_timeout:
+        raise InvalidOption(
+            "timeout",
+            options.timeout,
+            f"{type(executor).__name__} cannot end an object from outside, "
+            'use executor="process", or a time-out of the database or of the client that waits',
+        )
     apart = surroundings is not None and not executor.inline
     job = WorkerJob(
         function=function,
@@ -51,6 +59,8 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
         transaction=options.transaction,
         databases=options.databases,
         retries=options.retries,
+        timeout=options.timeout,
+        noted=_is_noted(options) and apart,
         inline=executor.inline,
         crosses=not executor.shares_memory,
         surroundings=surroundings,
@@ -58,6 +68,12 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
         turn=threading.Lock() if apart and _connections.shares_one_memory(present) else None,
     )
     return executor, job
+
+
+def _is_noted(options: Options) -> bool:
+    if options.transaction is None or len(options.databases) != 1:
+        return False
+    return options.transaction == "chunk" if options.resolve_lost is None else options.resolve_lost
 
 
 def _possible(executor: Any) -> Any:

@@ -5,7 +5,7 @@ Sources: PostgreSQL's appendix "Error Codes"; MySQL's "Server Error Message Refe
 
 from __future__ import annotations
 
-__all__ = ["contact_lost", "is_transient", "sqlstate_of"]
+__all__ = ["contact_lost", "is_transient", "ran_out_of_time", "sqlstate_of"]
 
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
@@ -14,6 +14,10 @@ CONTACT_CLASSES = ("08", "57P0")
 # Lock wait timeout, deadlock; "server has gone away", "lost connection during query".
 TRANSIENT_MYSQL = frozenset({1205, 1213, 2006, 2013})
 CONTACT_MYSQL = frozenset({2006, 2013})
+# Query cancelled (statement_timeout), lock not available (lock_timeout).
+TIME_LIMITS = frozenset({"57014", "55P03"})
+# Lock wait, MariaDB's max_statement_time, MySQL's max_execution_time.
+TIME_LIMITS_MYSQL = frozenset({1205, 1969, 3024})
 SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -35,6 +39,11 @@ def is_transient(error: BaseException) -> bool:
     if _mysql_code(error) in TRANSIENT_MYSQL:
         return True
     return _sqlite_name(error).startswith(SQLITE_BUSY) or contact_lost(error)
+
+
+def ran_out_of_time(error: BaseException) -> bool:
+    """Whether a limit of the server was hit (statement, lock), so that a smaller transaction may pass."""
+    return sqlstate_of(error) in TIME_LIMITS or _mysql_code(error) in TIME_LIMITS_MYSQL
 
 
 def contact_lost(error: BaseException) -> bool:

@@ -9,14 +9,36 @@ from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from ._sqlstates import contact_lost, is_transient
+from .executors.protocol import Marks
 from .outcomes import Status
 
-__all__ = ["COMMITTED", "COMMITTING", "RUNNING", "Attempt", "commit_each", "leave_to_function"]
+__all__ = [
+    "COMMITTED",
+    "COMMITTING",
+    "NOTHING_WRITTEN",
+    "PENDING",
+    "RUNNING",
+    "Attempt",
+    "commit",
+    "commit_alone",
+    "enter",
+    "leave_to_function",
+    "note_transaction",
+    "refuse_doomed",
+    "roll_back",
+    "run_callbacks",
+    "take_callbacks",
+]
 
 RUNNING = 1
 COMMITTING = 2
 COMMITTED = 3
-"""How far an object is, as its worker notes it where its own death cannot take it; 0 is not begun."""
+PENDING = 4
+"""How far an object is, as its worker notes it where its own death cannot take it. 0 is not begun; PENDING has ended
+inside a transaction that is still open, so that nothing of it is left if the worker dies."""
+
+NOTHING_WRITTEN = 1
+"""Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
 
 
 class Attempt(NamedTuple):
@@ -27,45 +49,68 @@ class Attempt(NamedTuple):
     error: BaseException | None = None
     retry: bool = False
     """The database says that the same may succeed if it is tried again, and nothing of this attempt is left."""
+    note: int = 0
+    """For what was lost: the transaction's id, if it was noted."""
 
 
-def leave_to_function(call: Callable[[], Any], mark: Callable[[int], None], aliases: Sequence[str]) -> Attempt:
+def leave_to_function(call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
     """`transaction=None`: the function manages its own transactions, if any."""
-    mark(RUNNING)
+    marks.put(offset, RUNNING)
     try:
         value = call()
     except BaseException as error:  # whatever a user's function raises is that object's failure
         return Attempt(Status.FAILED, error=error)
-    mark(COMMITTED)
+    marks.put(offset, COMMITTED)
     return Attempt(Status.SUCCEEDED, value)
 
 
-def commit_each(call: Callable[[], Any], mark: Callable[[int], None], aliases: Sequence[str]) -> Attempt:
+def commit_alone(
+    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, noted: bool = False
+) -> Attempt:
     """`transaction="object"`: one transaction around the call, on every alias."""
-    mark(RUNNING)
+    marks.put(offset, RUNNING)
     outermost = not any(connections[alias].in_atomic_block for alias in aliases)
+    entered, error = enter(aliases)
+    note, value = 0, None
+    if error is None:
+        try:
+            value = call()
+            refuse_doomed(aliases)
+            note = note_transaction(aliases, marks) if noted else 0
+        except BaseException as caught:  # whatever a user's function raises is that object's failure
+            error = caught
+    if error is not None:
+        roll_back(entered, error)
+        return Attempt(Status.FAILED, error=error, retry=outermost and is_transient(error))
+    callbacks = take_callbacks(aliases) if outermost else []
+    marks.put(offset, COMMITTING)
+    failed = commit(entered)
+    if failed is not None:
+        return failed._replace(value=value, note=note, retry=failed.retry and outermost)
+    marks.put(offset, COMMITTED)
+    return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks))
+
+
+def enter(aliases: Sequence[str]) -> tuple[list[transaction.Atomic], BaseException | None]:
+    """Open an atomic block on every alias; gives those that are open, and what went wrong, if anything."""
     entered: list[transaction.Atomic] = []
     try:
         for alias in aliases:
             block = transaction.atomic(using=alias)
             block.__enter__()
             entered.append(block)
-        value = call()
-        _refuse_doomed(aliases)
-    except BaseException as error:  # whatever a user's function raises is that object's failure
-        _roll_back(entered, error)
-        return Attempt(Status.FAILED, error=error, retry=outermost and is_transient(error))
-    callbacks = _take_callbacks(aliases) if outermost else []
-    mark(COMMITTING)
-    failed = _commit(entered)
-    if failed is not None:
-        return failed if outermost else failed._replace(retry=False)
-    mark(COMMITTED)
-    return Attempt(Status.SUCCEEDED, value, _run_callbacks(callbacks))
+    except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
+        return entered, error
+    return entered, None
 
 
-def _refuse_doomed(aliases: Sequence[str]) -> None:
-    # atomic() would roll back here without a word, and PostgreSQL answers COMMIT with ROLLBACK.
+def refuse_doomed(aliases: Sequence[str]) -> None:
+    """Refuse to call something saved that the end of its block would roll back without a word.
+
+    Raises:
+        TransactionManagementError: saying what to do.
+    """
+    # atomic() does so when needs_rollback is set, and PostgreSQL answers COMMIT with ROLLBACK.
     for alias in aliases:
         connection = connections[alias]
         if connection.needs_rollback or _server_has_aborted(connection):
@@ -82,7 +127,8 @@ def _server_has_aborted(connection: Any) -> bool:
     return int(connection.connection.info.transaction_status) == 3
 
 
-def _roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
+def roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
+    """Leave the blocks with an error."""
     for block in reversed(entered):
         try:
             block.__exit__(type(error), error, error.__traceback__)
@@ -91,15 +137,26 @@ def _roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
             error.add_note(f"rolling back on {block.using!r} failed, too: {secondary}")
 
 
-def _commit(entered: list[transaction.Atomic]) -> Attempt | None:
+def note_transaction(aliases: Sequence[str], marks: Marks) -> int:
+    """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot."""
+    if len(aliases) != 1 or connections[aliases[0]].vendor != "postgresql":
+        return 0
+    with connections[aliases[0]].cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id_if_assigned()::text")
+        found = cursor.fetchone()[0]
+    note = NOTHING_WRITTEN if found is None else int(found)
+    marks.note(note)
+    return note
+
+
+def commit(entered: list[transaction.Atomic]) -> Attempt | None:
     """Commit on all aliases; gives what went wrong, or None."""
     committed: list[str | None] = []
     for block in reversed(entered):
         try:
             block.__exit__(None, None, None)
         except BaseException as error:
-            rest = entered[: len(entered) - len(committed) - 1]
-            _roll_back(rest, error)
+            roll_back(entered[: len(entered) - len(committed) - 1], error)
             return _failed_commit(error, block.using, committed)
         committed.append(block.using)
     return None
@@ -116,8 +173,9 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
     return Attempt(Status.FAILED, error=error, retry=is_transient(error))
 
 
-def _take_callbacks(aliases: Sequence[str]) -> list[Callable[[], object]]:
-    # Django would run them inside the block's exit, where an error of theirs looks like one of COMMIT.
+def take_callbacks(aliases: Sequence[str]) -> list[Callable[[], object]]:
+    """Take the `on_commit` callbacks away from Django, which would run them inside the block's exit, where an error
+    of theirs looks like one of COMMIT."""
     taken: list[Callable[[], object]] = []
     for alias in aliases:
         connection = connections[alias]
@@ -126,7 +184,7 @@ def _take_callbacks(aliases: Sequence[str]) -> list[Callable[[], object]]:
     return taken
 
 
-def _run_callbacks(callbacks: list[Callable[[], object]]) -> BaseException | None:
+def run_callbacks(callbacks: list[Callable[[], object]]) -> BaseException | None:
     """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
     errors: list[BaseException] = []
     for callback in callbacks:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 
 from . import _connections, _transactions
 from ._bootstrap import Surroundings
+from ._deadlines import Deadline
 from ._envelopes import Sealed, join, pack_function, seal_surely, unseal
 from ._replies import Collector
+from ._settling import what_became_of
+from ._together import End, Undone, commit_together
 from ._transactions import Attempt
 from .executors.protocol import Marks
 from .outcomes import Status
@@ -67,6 +70,8 @@ class WorkerJob:
     transaction: str | None
     databases: tuple[str, ...]
     retries: int
+    timeout: float | None
+    noted: bool
     inline: bool
     crosses: bool
     surroundings: Surroundings | None
@@ -78,6 +83,11 @@ class WorkerJob:
     def __getstate__(self) -> dict[str, Any]:
         packed = pack_function(self.function, self.constants)
         return {**self.__dict__, "function": Sealed(packed), "constants": {}, "turn": None, "held": ()}
+
+    def settle(self, note: int) -> Status:
+        """In the caller: ask the database what became of a transaction by what its worker noted."""
+        (alias,) = self.databases
+        return what_became_of(note, alias, self.settings[alias])
 
     def before_fork(self) -> None:
         """Hold every connection wrapper, of all threads, so that none is finalised in the child."""
@@ -125,7 +135,7 @@ class WorkerSession:
         self._constants = constants
         self._stack = stack
         self._turn = job.turn or nullcontext()
-        self._surround = _transactions.leave_to_function if job.transaction is None else _transactions.commit_each
+        self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = job.home != Home.here()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
@@ -133,35 +143,68 @@ class WorkerSession:
         """Run one chunk and reply for every object of it, in order, now and then."""
         objects = join(*pickle.loads(payload)) if self._job.crosses else payload
         collector = Collector(self._name, crosses=self._job.crosses)
-        began = time.perf_counter()
-        for offset, item in enumerate(objects):
-            if marks.halted:
-                collector.add(Attempt(Status.SKIPPED), 0, 0.0)
-                continue
-            attempt, attempts = self._run_object(item, partial(marks.put, offset))
-            now = time.perf_counter()
-            collector.add(attempt, attempts, now - began)
-            began = now
-            if offset + 1 < len(objects) and collector.due(now):
+        run = self._together if self._job.transaction == "chunk" else self._one_by_one
+        for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
+            if end.attempt.error is not None and not self._own_process:
+                # The frames' locals would keep objects and cursors alive for as long as the report lives.
+                traceback.clear_frames(end.attempt.error.__traceback__)
+            collector.add(end.attempt, attempts, end.seconds)
+            if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
         reply(collector.take(), True)
         self._at_chunk_edge()
 
-    def _run_object(self, item: Any, mark: Callable[[int], None]) -> tuple[Attempt, int]:
-        attempts = 1
+    def _one_by_one(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
+        for offset, item in enumerate(objects, first):
+            if marks.halted:
+                yield End(Attempt(Status.SKIPPED), 0.0), 0
+                continue
+            began = time.perf_counter()
+            attempt, attempts = self._try_alone(item, marks, offset, tries)
+            yield End(attempt, time.perf_counter() - began), attempts
+
+    def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[Attempt, int]:
+        last = tries + self._job.retries
         while True:
             with self._turn:
-                attempt = self._surround(lambda: self._call(item), mark, self._job.databases)
-            if not attempt.retry or attempts > self._job.retries:
-                break
-            time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**attempts))
-            attempts += 1
-        if attempt.error is not None and not self._own_process:
-            # The frames' locals would keep objects and cursors alive for as long as the report lives.
-            traceback.clear_frames(attempt.error.__traceback__)
-        return attempt, attempts
+                attempt = self._attempt(partial(self._call, item, marks), marks, offset)
+            if not attempt.retry or tries >= last:
+                return attempt, tries
+            time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries))
+            tries += 1
 
-    def _call(self, item: Any) -> Any:
+    def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
+        if self._job.transaction is None:
+            return _transactions.leave_to_function(call, marks, offset)
+        return _transactions.commit_alone(call, marks, offset, self._job.databases, noted=self._job.noted)
+
+    def _together(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
+        if len(objects) == 1:
+            yield from self._one_by_one(objects, first, marks, tries)
+            return
+        calls = [partial(self._call, item, marks) for item in objects]
+        with self._turn:
+            ends = commit_together(calls, marks, first, self._job.databases, noted=self._job.noted)
+        if not isinstance(ends, Undone):
+            yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
+        elif ends.halve:
+            middle = len(objects) // 2
+            yield from self._together(objects[:middle], first, marks, tries + 1)
+            yield from self._together(objects[middle:], first + middle, marks, tries + 1)
+        else:
+            yield from self._one_by_one(objects, first, marks, tries + 1)
+
+    def _call(self, item: Any, marks: Marks) -> Any:
+        if self._job.timeout is None:
+            return self._call_now(item)
+        marks.clock(time.monotonic())
+        try:
+            with self._deadline:
+                return self._call_now(item)
+        finally:
+            marks.clock(0.0)
+
+    def _call_now(self, item: Any) -> Any:
         if not self._job.crosses:
             return self._job.call(self._function, item, self._constants)
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.

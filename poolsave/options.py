@@ -7,6 +7,7 @@ An explicit argument wins over the environment (`POOLSAVE_EXECUTOR`, `POOLSAVE_W
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -49,12 +50,15 @@ class Options:
     """A registered name ("process", "thread", "serial"), a poolsave executor, or any PEP 3148 executor instance."""
     start_method: str | None = None
     """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else spawn."""
-    transaction: Literal["object"] | None = "object"
-    """"object": one transaction per object; None: none, the function manages its own."""
+    transaction: Literal["object", "chunk"] | None = "object"
+    """"object": one transaction per object; "chunk": one per chunk, with a savepoint per object; None: none, the
+    function manages its own."""
     databases: tuple[str, ...] = ("default",)
     """The aliases that `transaction` covers."""
     retries: int = 3
     """Further tries of an object after a transient database error whose attempt was rolled back."""
+    timeout: float | None = None
+    """Seconds for one object, measured from its own start; only for executors that can end one from outside."""
     max_failures: int | float | None = None
     """Stop feeding after that many failures (int), or that share of them (float, once 50 objects have ended)."""
     on_failure: Literal["collect", "raise"] = "collect"
@@ -63,6 +67,9 @@ class Options:
     """What a Report holds besides its counts and its failures: values, items too, or nothing (flat memory)."""
     window: int | None = None
     """Most objects in flight; None: enough to keep the workers busy, at most four chunks per worker."""
+    resolve_lost: bool | None = None
+    """Note transaction ids, so that PostgreSQL can settle what a crash left open; None: for chunks yes (one query
+    each), per object no."""
     progress: bool | Callable[..., object] | None = None
     """True, False, a callable told `(done, total)`, or a tqdm-like class; None: a bar when stderr is a terminal."""
 
@@ -163,6 +170,10 @@ def _is_limit(value: object) -> bool:
     return value is None or _whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
 
 
+def _is_duration(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf)
+
+
 def _one_of(*choices: object) -> tuple[Callable[[object], bool], str]:
     return (lambda value: any(value is c or (isinstance(value, str) and value == c) for c in choices)), (
         f"choose one of {', '.join(map(repr, choices))}"
@@ -178,13 +189,15 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
         "or an instance of a poolsave or concurrent.futures executor",
     ),
     "start_method": (_is_start_method, 'give "fork", "forkserver", "spawn" (as the platform has them) or None'),
-    "transaction": _one_of("object", None),
+    "transaction": _one_of("object", "chunk", None),
     "databases": (_are_aliases, "give a tuple of database aliases"),
     "retries": (lambda value: _whole(value, 0), "give a whole number from 0"),
+    "timeout": (_is_duration, "give seconds above 0, or None"),
     "max_failures": (_is_limit, "give a whole number from 1, a share above 0.0 and up to 1.0, or None"),
     "on_failure": _one_of("collect", "raise"),
     "keep": _one_of("values", "all", "failures"),
     "window": (lambda value: value is None or _whole(value, 1), "give a whole number from 1, or None"),
+    "resolve_lost": _one_of(True, False, None),
     "progress": (
         lambda value: value is None or isinstance(value, bool) or callable(value),
         "give True, False, None, a callable or a tqdm-like class",

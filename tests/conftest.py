@@ -1,5 +1,6 @@
 """Pools to run tests on, and checks after every test that nothing was left behind."""
 
+import atexit
 import concurrent.futures
 import gc
 import multiprocessing
@@ -136,6 +137,7 @@ def _sessions():
     """What is connected to the server, besides this very look."""
     if not _watcher:
         _watcher.append(_connect())
+        atexit.register(_watcher[0].close)
     with _watcher[0].cursor() as cursor:
         cursor.execute(
             "SELECT pid, datname || ' ' || query FROM pg_stat_activity "

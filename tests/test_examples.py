@@ -46,4 +46,4 @@ def test_create_users_starts_and_removes_a_server_of_its_own():
 def servers():
     """The server processes themselves, without those that serve one connection each."""
     named = (process for process in psutil.process_iter(["name", "cmdline"]) if process.info["name"] == "postgres")
-    return {process.pid for process in named if "-D" in process.info["cmdline"]}
+    return {process.pid for process in named if "-D" in (process.info["cmdline"] or ())}

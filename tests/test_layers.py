@@ -8,17 +8,28 @@ import pytest
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
     {"errors", "_sqlstates", "_chunks", "_interrupts"},
-    {"outcomes", "_envelopes", "_progress", "_connections"},
-    {"_transactions", "_bootstrap", "_batches"},
-    {"reports", "_replies", "executors"},
-    {"_preload", "_worker", "options", "_sources", "_calls", "_arrivals"},
+    {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines"},
+    {"executors", "_batches"},
+    {"_transactions", "options", "reports"},
+    {"_replies", "_settling", "_together"},
+    {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_engine"},
     {"_runs"},
     {"_driver", "operations"},
     {"saves"},
     {"__init__"},
 ]
-MAY_IMPORT_DJANGO = {"_connections", "_transactions", "_bootstrap", "_sources", "options", "_calls", "saves"}
+MAY_IMPORT_DJANGO = {
+    "_connections",
+    "_transactions",
+    "_together",
+    "_settling",
+    "_bootstrap",
+    "_sources",
+    "options",
+    "_calls",
+    "saves",
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

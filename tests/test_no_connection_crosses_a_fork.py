@@ -12,7 +12,7 @@ from poolsave import _connections
 from tests import operations
 from tests.models import Person
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 
 def server_session(alias="postgres"):

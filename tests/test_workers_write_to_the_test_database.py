@@ -1,6 +1,7 @@
 """PITFALLS: fresh processes read the settings file, which names the real database."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 from django.conf import settings as django_settings
@@ -21,7 +22,7 @@ def test_workers_use_the_test_database(pool, alias):
 def test_nothing_is_written_to_the_real_database(start_method):
     operations.save_person.using(start_method=start_method).map(["a", "b"]).raise_if_failed()
     assert Person.objects.count() == 2
-    with sqlite3.connect(f"{settings.FOLDER}/real_default.sqlite3") as real:
+    with closing(sqlite3.connect(f"{settings.FOLDER}/real_default.sqlite3")) as real:
         assert real.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 

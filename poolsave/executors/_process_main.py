@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import select
@@ -36,9 +37,12 @@ class Line(NamedTuple):
 def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None) -> None:
     """Set up, run tasks until told to stop, close everything."""
     _take_signals()
+    os.setpgid(0, 0)  # so that what an object has started can be ended with it
     if close_copies is not None:
         close_copies()
     state = StateBlock.attach(line.state_path)
+    fault_file = open(f"{line.state_path}.fault", "a")  # noqa: SIM115  open while the process lives
+    faulthandler.enable(fault_file)
     _leave_with_parent(line.tasks.fileno())
     replies = line.replies.fileno()
     try:

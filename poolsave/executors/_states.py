@@ -1,7 +1,8 @@
 """A small block of memory that a worker shares with its parent, where the worker's death cannot take it.
 
-It holds the number of the task that the worker has begun, and one byte per object of that task. Only the worker
-writes these; only the parent writes the byte that says that no further object is to be begun.
+It holds the number of the task that the worker has begun, when it began its present object, a number that the worker
+noted, and one byte per object of that task. Only the worker writes these; only the parent writes the byte that says
+that no further object is to be begun.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import tempfile
 __all__ = ["StateBlock"]
 
 TASK = struct.Struct("@Q")
-HALTED = 16
-MARKS = 64
+CLOCK = struct.Struct("@d")
+NOTE = struct.Struct("@Q")
+CLOCK_AT, HALTED, NOTE_AT, MARKS = 8, 16, 24, 64
 IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
 
@@ -47,11 +49,32 @@ class StateBlock:
         # Clear first: if the worker dies between the two lines, the parent still sees the task before, which it
         # knows to be answered, and so it does not take old marks for those of the new task.
         self._memory[MARKS : MARKS + size] = bytes(size)
+        self.note(0)
         TASK.pack_into(self._memory, 0, task)
 
     def put(self, offset: int, mark: int) -> None:
         """Note the state of an object."""
         self._memory[MARKS + offset] = mark
+
+    def note(self, number: int) -> None:
+        """Keep a number that the parent will want if the worker dies."""
+        NOTE.pack_into(self._memory, NOTE_AT, number)
+
+    @property
+    def noted(self) -> int:
+        """The number that was noted last in this task, or 0."""
+        found: int = NOTE.unpack_from(self._memory, NOTE_AT)[0]
+        return found
+
+    def clock(self, began: float) -> None:
+        """Note when the present object began, by `time.monotonic()`, which all processes share; 0: it has ended."""
+        CLOCK.pack_into(self._memory, CLOCK_AT, began)
+
+    @property
+    def began(self) -> float:
+        """When the present object began, or 0."""
+        found: float = CLOCK.unpack_from(self._memory, CLOCK_AT)[0]
+        return found
 
     @property
     def task(self) -> int:

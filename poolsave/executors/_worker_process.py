@@ -22,6 +22,9 @@ from .protocol import Died, Task
 
 __all__ = ["WorkerProcess"]
 
+GRACE = 1.0
+"""Seconds after its time-out until a worker is terminated, and again until it is killed."""
+
 
 class WorkerProcess:
     """The parent's side of one worker process."""
@@ -30,7 +33,9 @@ class WorkerProcess:
         self.tasks: deque[Task] = deque()
         self.settled = False
         self._process: Any = None
+        self.overdue = False
         self.state, self._state_path = StateBlock.create(longest)
+        self._fault_file = open(f"{self._state_path}.fault", "x+")  # noqa: SIM115  open while the worker lives
         self._open: list[Connection[Any, Any]] = []
         their_tasks, self._our_tasks = self._pipe()
         self._our_replies, their_replies = self._pipe()
@@ -79,20 +84,47 @@ class WorkerProcess:
     def death_certificate(self) -> Died:
         """Say what the worker was at. Its last words were read before."""
         self._process.join()
-        error = WorkerDied(self._process.exitcode, _signal_name(self._process.exitcode))
+        error = WorkerDied(self._process.exitcode, _signal_name(self._process.exitcode), details=self._last_words())
         if self.tasks and self.state.task == self.tasks[0].id:
             running = self.tasks.popleft()
-            return Died(error, running.id, self.state.marks(running.size), tuple(task.id for task in self.tasks))
+            queued = tuple(task.id for task in self.tasks)
+            marks = self.state.marks(running.size)
+            return Died(error, running.id, marks, queued, self.state.noted, self.overdue)
         return Died(error, None, b"", tuple(task.id for task in self.tasks))
 
+    def _last_words(self) -> str:
+        """What faulthandler wrote when the process crashed."""
+        self._fault_file.seek(0)
+        return self._fault_file.read()
+
+    def check_time(self, timeout: float) -> None:
+        """End the worker if its object takes too long although it was told by an exception."""
+        began = self.state.began
+        if not began or not self.tasks:
+            return
+        late = time.monotonic() - began - timeout
+        if late > GRACE and not self.overdue:
+            self.overdue = True
+            self._signal_tree(signal.SIGTERM)
+        elif late > 2 * GRACE:
+            self.kill()
+
     def kill(self) -> None:
-        self._process.kill()
+        """End the process and all that it has started, at once."""
+        self._signal_tree(signal.SIGKILL)
+
+    def _signal_tree(self, signum: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, signum)
+        except ProcessLookupError:  # it has not come so far as to lead a group, or it is gone
+            if self._process.is_alive():
+                os.kill(self._process.pid, signum)
 
     def join(self, deadline: float) -> None:
         """Wait until the process has ended, and help it along after the deadline."""
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
-            self._process.kill()
+            self.kill()
             self._process.join()
 
     def close_pipes(self) -> None:
@@ -104,6 +136,7 @@ class WorkerProcess:
         """Give back everything of a worker that has ended or was never started."""
         self.close_pipes()
         self.state.close()
+        self._fault_file.close()
         self._remove_state_file()
         if self._process is not None:
             self._process.close()
@@ -111,6 +144,7 @@ class WorkerProcess:
     def _remove_state_file(self) -> None:
         if self._state_path:
             os.unlink(self._state_path)
+            os.unlink(f"{self._state_path}.fault")
             self._state_path = ""
 
 

@@ -24,6 +24,9 @@ class FuturesExecutor:
     """
 
     inline = False
+    enforces_timeout = False
+    blames_exactly = False
+    can_kill = False
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor

@@ -24,6 +24,8 @@ __all__ = ["ProcessExecutor"]
 
 HEARTBEAT = 0.5
 """Seconds between looks at workers whose end nobody told, since a child of theirs keeps their pipes open."""
+HEARTBEAT_OF_TIMEOUTS = 0.1
+"""Seconds between looks at the clocks of objects that have a time-out."""
 PATIENCE = 5.0
 """Seconds that a worker gets to close its connections and leave, before it is killed."""
 STILLBORN_LIMIT = 3
@@ -38,6 +40,9 @@ class ProcessExecutor:
 
     shares_memory = False
     inline = False
+    enforces_timeout = True
+    blames_exactly = True
+    can_kill = True
 
     def __init__(self, *, start_method: str | None = None) -> None:
         self._wish = start_method
@@ -96,19 +101,22 @@ class ProcessExecutor:
             self._selector.register(worker.outbox.fd, selectors.EVENT_WRITE, worker)
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        ready = self._selector.select(HEARTBEAT if timeout is None else min(timeout, HEARTBEAT))
+        heartbeat = HEARTBEAT if self._job.timeout is None else HEARTBEAT_OF_TIMEOUTS
+        ready = self._selector.select(heartbeat if timeout is None else min(timeout, heartbeat))
+        if self._job.timeout is not None:
+            for worker in self._workers:
+                worker.check_time(self._job.timeout)
         events: list[Event] = []
         dead = [] if ready else [worker for worker in self._workers if not worker.alive()]
         for key, mask in ready:
-            worker: WorkerProcess | None = key.data
-            if worker is None:
+            if key.data is None:
                 self._waker.clear()
             elif mask & selectors.EVENT_WRITE:
-                self._write(worker)
-            elif key.fd == worker.inbox.fd:
-                self._read(worker, events)
+                self._write(key.data)
+            elif key.fd == key.data.inbox.fd:
+                self._read(key.data, events)
             else:
-                dead.append(worker)
+                dead.append(key.data)
         for worker in dead:
             self._bury(worker, events)
         return events

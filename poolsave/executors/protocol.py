@@ -50,6 +50,10 @@ class Died(NamedTuple):
     running: int | None
     marks: bytes
     queued: tuple[int, ...]
+    note: int = 0
+    """What it noted last in that task."""
+    overdue: bool = False
+    """It was ended because its object took too long."""
 
 
 class Broken(NamedTuple):
@@ -80,6 +84,12 @@ class Marks(Protocol):
     def put(self, offset: int, mark: int) -> None:
         """Note the state of one object of the current task."""
 
+    def note(self, number: int) -> None:
+        """Note a number that tells what became of the task, if its worker cannot."""
+
+    def clock(self, began: float) -> None:
+        """Note when the present object began, by `time.monotonic()`, or 0 when it has ended."""
+
 
 class Session(Protocol):
     """An opened worker: it runs tasks one after the other and then is closed, in one thread."""
@@ -97,6 +107,15 @@ class Job(Protocol):
     @property
     def preload(self) -> bytes:
         """What `poolsave._preload` needs to know in a fork server."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that an object may take; only executors that `enforce_timeout` are given any."""
+        ...
+
+    def settle(self, note: int) -> Any:
+        """For the engine: what became of a transaction, by what its worker noted."""
         ...
 
     def before_fork(self) -> None:
@@ -118,6 +137,21 @@ class Executor(Protocol):
     @property
     def inline(self) -> bool:
         """Whether tasks run in the thread that calls `wait`, on the caller's own connections."""
+        ...
+
+    @property
+    def enforces_timeout(self) -> bool:
+        """Whether an object that takes too long can be ended, also if it does not listen."""
+        ...
+
+    @property
+    def blames_exactly(self) -> bool:
+        """Whether a worker that dies costs at most the object that it was at, and all others are known."""
+        ...
+
+    @property
+    def can_kill(self) -> bool:
+        """Whether what runs can be ended at once, as a second Ctrl-C does."""
         ...
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:

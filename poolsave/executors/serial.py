@@ -15,6 +15,9 @@ class SerialExecutor:
 
     shares_memory = True
     inline = True
+    enforces_timeout = False
+    blames_exactly = False
+    can_kill = False
     workers = 1
 
     def __init__(self, **_unused: object) -> None:
@@ -60,3 +63,9 @@ class Flag:
 
     def put(self, offset: int, mark: int) -> None:
         """Nobody needs to look: an object that is started here ends here."""
+
+    def note(self, number: int) -> None:
+        """As above."""
+
+    def clock(self, began: float) -> None:
+        """As above."""

@@ -17,6 +17,9 @@ class ThreadExecutor:
 
     shares_memory = True
     inline = False
+    enforces_timeout = False
+    blames_exactly = False
+    can_kill = False
 
     def __init__(self, **_unused: object) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()

@@ -1,0 +1,132 @@
+"""`transaction="chunk"`: one transaction for all objects of a chunk, with a savepoint for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from django.db import connections
+
+from ._sqlstates import is_transient, ran_out_of_time
+from ._transactions import (
+    COMMITTED,
+    COMMITTING,
+    PENDING,
+    RUNNING,
+    Attempt,
+    commit,
+    enter,
+    note_transaction,
+    refuse_doomed,
+    roll_back,
+    run_callbacks,
+    take_callbacks,
+)
+from .executors.protocol import Marks
+from .outcomes import Status
+
+__all__ = ["End", "Undone", "commit_together"]
+
+
+class End(NamedTuple):
+    """What became of one object of the chunk, and how long it took."""
+
+    attempt: Attempt
+    seconds: float
+
+
+class Undone(NamedTuple):
+    """The transaction was rolled back as a whole, so that every object of it can be run again."""
+
+    halve: bool
+    """It ran into a time limit of the server, so that a smaller one may pass."""
+
+
+class _Undo(Exception):  # no error, but a way out of the loop
+    def __init__(self, *, halve: bool) -> None:
+        self.halve = halve
+
+
+def commit_together(
+    calls: Sequence[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
+) -> list[End] | Undone:
+    """Run the calls in one transaction; gives their ends once it is committed.
+
+    An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
+    impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.
+    """
+    outermost = not any(connections[alias].in_atomic_block for alias in aliases)
+    entered, error = enter(aliases)
+    if error is not None:
+        return Undone(halve=False)
+    ends: list[End] = []
+    callbacks: list[list[Callable[[], object]]] = []
+    try:
+        for place, call in enumerate(calls):
+            end, taken = _one(call, marks, first + place, aliases, outermost=outermost)
+            ends.append(end)
+            callbacks.append(taken)
+        note = note_transaction(aliases, marks) if noted else 0
+    except _Undo as undo:
+        roll_back(entered, undo)
+        return Undone(halve=undo.halve)
+    saved = [place for place, end in enumerate(ends) if end.attempt.status is Status.SUCCEEDED]
+    for place in saved:
+        marks.put(first + place, COMMITTING)
+    failed = commit(entered)
+    if failed is not None and failed.status is Status.FAILED:
+        return Undone(halve=False)
+    for place in saved:
+        if failed is not None:
+            ends[place] = _lost(ends[place], failed, note)
+            continue
+        marks.put(first + place, COMMITTED)
+        ends[place] = _called_back(ends[place], callbacks[place])
+    return ends
+
+
+def _one(
+    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, outermost: bool
+) -> tuple[End, list[Callable[[], object]]]:
+    if marks.halted:
+        return End(Attempt(Status.SKIPPED), 0.0), []
+    began = time.perf_counter()
+    marks.put(offset, RUNNING)
+    attempt = _at_savepoint(call, aliases)
+    if outermost and attempt.error is not None:
+        _refuse_to_go_on(attempt.error, aliases)
+    marks.put(offset, PENDING)
+    taken = take_callbacks(aliases) if outermost and attempt.error is None else []
+    return End(attempt, time.perf_counter() - began), taken
+
+
+def _at_savepoint(call: Callable[[], Any], aliases: Sequence[str]) -> Attempt:
+    entered, error = enter(aliases)
+    if error is None:
+        try:
+            value = call()
+            refuse_doomed(aliases)
+            while entered:
+                entered.pop().__exit__(None, None, None)
+        except BaseException as caught:  # whatever a user's function raises is that object's failure
+            error = caught
+        else:
+            return Attempt(Status.SUCCEEDED, value)
+    roll_back(entered, error)
+    return Attempt(Status.FAILED, error=error)
+
+
+def _refuse_to_go_on(error: BaseException, aliases: Sequence[str]) -> None:
+    if ran_out_of_time(error):
+        raise _Undo(halve=True) from error
+    if is_transient(error) or any(connections[alias].needs_rollback for alias in aliases):
+        raise _Undo(halve=False) from error
+
+
+def _called_back(end: End, callbacks: list[Callable[[], object]]) -> End:
+    return end._replace(attempt=end.attempt._replace(error=run_callbacks(callbacks)))
+
+
+def _lost(end: End, failed: Attempt, note: int) -> End:
+    return end._replace(attempt=failed._replace(value=end.attempt.value, note=note))
