@@ -260,3 +260,87 @@ def asks_the_database(_item, *, alias="postgres"):
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT 1")
         return cursor.fetchone()[0]
+
+
+@saving
+def closes_when_told(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    if name == "close":
+        connections[alias].close()
+
+
+@saving
+def violates_when_told(name, *, alias="default"):
+    Person(name=name).save(using=alias)
+    if name == "bad":
+        Visit(person_id=999_999_999).save(using=alias)
+
+
+@saving
+def calls_back_and_fails(name, *, alias="default"):
+    transaction.on_commit(lambda: Person(name=f"{name} called").save(using=alias), using=alias)
+    raise ValueError(name)
+
+
+@saving
+def transaction_id(_item):
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id()::text")
+        return cursor.fetchone()[0]
+
+
+@saving
+def sleeps_on_the_server(name):
+    Person(name=name).save(using="postgres")
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 200")
+        if name == "slow":
+            cursor.execute("SELECT pg_sleep(30)")
+
+
+@saving
+def sleeps_when_told(name, *, alias="default", seconds=30):
+    Person(name=name).save(using=alias)
+    if name == "slow":
+        time.sleep(seconds)
+    return name
+
+
+@pure
+def ignores_time_outs(name):
+    """Catches the exception that is meant to end it, and starts a process of its own before."""
+    if name == "slow":
+        import subprocess
+        import sys
+
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        with open(os.environ["POOLSAVE_TEST_FOLDER"] + "/child", "w") as file:
+            file.write(str(child.pid))
+        while True:
+            try:
+                time.sleep(30)
+            except BaseException:
+                pass
+    return name
+
+
+@pure
+def stops_itself(name):
+    if name == "slow":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return name
+
+
+@pure
+def crashes(name):
+    if name == "bad":
+        import ctypes
+
+        ctypes.string_at(0)
+    return name
+
+
+@pure
+def naps(seconds):
+    time.sleep(seconds)
+    return seconds
