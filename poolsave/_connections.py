@@ -14,7 +14,7 @@ import copy
 import gc
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -179,7 +179,7 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
     if whole_process:
         _adopt(settings)
     for alias, values in settings.items():
-        connections[alias] = load_backend(values["ENGINE"]).DatabaseWrapper(values, alias)
+        connections[alias] = _wrapper(alias, values)
     try:
         yield
     finally:
@@ -191,6 +191,39 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
                 connections[alias] = before[alias]
             else:
                 del connections[alias]
+
+
+def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
+    wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    if wrapper.vendor == "sqlite":
+        _begin_with_first_query(wrapper)
+    return wrapper
+
+
+def _begin_with_first_query(wrapper: Any) -> None:
+    """Let atomic() on SQLite take the lock when the first query comes.
+
+    There is one writer at a time, and BEGIN IMMEDIATE makes this transaction the one: what an object computes before
+    it asks the database anything would keep all other workers waiting.
+    """
+    begin = wrapper._start_transaction_under_autocommit
+    due = False
+
+    def begin_later() -> None:
+        nonlocal due
+        due = True
+
+    def begin_first(execute: Callable[..., Any], *query: Any) -> Any:
+        nonlocal due
+        if due:
+            due = False
+            # Not if the transaction has ended without any query, and this one comes after it.
+            if wrapper.in_atomic_block:
+                begin()
+        return execute(*query)
+
+    wrapper._start_transaction_under_autocommit = begin_later
+    wrapper.execute_wrappers.append(begin_first)
 
 
 def _adopt(settings: SettingsByAlias) -> None:

@@ -49,10 +49,12 @@ def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> 
     except Exception as error:
         name = getattr(function, "__qualname__", None) or repr(function)
         raise InvalidOperation(
-            f"{name} cannot be pickled for workers that do not share the caller's memory ({error}): a lambda or a "
-            "nested function has no name by which they could find it; define it at the top of a module:\n\n"
+            f"{name} cannot be pickled for workers that do not share the caller's memory ({error}): they find a "
+            "function by its name in a module that they can import, which a lambda, a nested function, one typed into "
+            "a shell and a method of an unpicklable object do not have; define it at the top of a module:\n\n"
             "    @pooled_operation\n    def save_one(row):\n        ...\n\n"
-            'or run map() or stream() with start_method="fork", or use executor="thread"'
+            'or run map() or stream() with start_method="fork" (the default only while no other thread is alive), '
+            'or use executor="thread"'
         ) from error
     try:
         return pickle.dumps((function, dict(constants or {})), pickle.HIGHEST_PROTOCOL)
@@ -74,9 +76,13 @@ def seal(value: Any) -> Any:
 
 def seal_surely(value: Any) -> Any:
     """Like `seal`, and also try that the value can be restored."""
-    sealed = seal(value)
-    if isinstance(sealed, Sealed):
-        pickle.loads(sealed.data)
+    try:
+        sealed = seal(value)
+        if isinstance(sealed, Sealed):
+            pickle.loads(sealed.data)
+    except Exception as error:
+        error.add_note("poolsave: this is about the return value, which cannot come back from the worker")
+        raise
     return sealed
 
 
@@ -97,6 +103,7 @@ def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException
         try:
             column.append(seal(item))
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
+            error.add_note("poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
             column.append(None)
     return pickle.dumps(split(column), pickle.HIGHEST_PROTOCOL), errors

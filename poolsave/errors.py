@@ -77,7 +77,8 @@ class SharedMemoryDatabase(PoolsaveError):
     def __str__(self) -> str:
         return (
             f"the database {self.alias!r} is SQLite in memory ({self.name!r}), which lives in one place only and "
-            f"cannot be shared with these workers: use {self.ways_out}, or a database file"
+            f"cannot be shared with these workers: use {self.ways_out}, or a database file (for tests: "
+            f'DATABASES["{self.alias}"]["TEST"]["NAME"])'
         )
 
 
@@ -97,9 +98,13 @@ class WorkerDied(PoolsaveError):
 
     def __str__(self) -> str:
         how = f"was killed by {self.signal}" if self.signal else f"ended with exit status {self.exitcode}"
-        what = "" if self.item is None else f" while it was at {_shorten(self.item)}"
-        tail = f"\n{self.details.rstrip()}" if self.details else ""
-        return f'the worker {how}{what}; to look into it run this object with executor="serial"{tail}'
+        if self.item is None:
+            return f"the worker {how} before it was at any object{self._tail()}"
+        what = f" while it was at {_shorten(self.item)}"
+        return f'the worker {how}{what}; to look into it run this object with executor="serial"{self._tail()}'
+
+    def _tail(self) -> str:
+        return f"\n{self.details.rstrip()}" if self.details else ""
 
 
 class TimedOut(PoolsaveError, TimeoutError):

@@ -15,6 +15,8 @@ from .outcomes import Outcome, Status
 __all__ = ["Report"]
 
 R = TypeVar("R")
+WIDTH = 300
+"""Characters of an error's first line that it shows."""
 SHOWN = 5
 """Causes that `str(report)` lists."""
 
@@ -165,7 +167,12 @@ class Report(Generic[R]):
         failures = self.failures
         if failures:
             errors = [_located(outcome) for outcome in failures]
-            raise OperationsFailed(f"{len(failures)} of {self.total} objects failed or were lost", errors, self)
+            raise OperationsFailed(
+                f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
+            )
+
+    def _causes(self) -> str:
+        return ", ".join(f"{len(outcomes)} x {_cause_name(cause)}" for cause, outcomes in self.by_cause().items())
 
     def __str__(self) -> str:
         lines = [
@@ -194,10 +201,15 @@ def _cause(error: BaseException | None) -> tuple[str, str | None]:
 
 
 def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]]) -> str:
-    name, state = cause
     first = outcomes[0]
-    text = (str(first.error).strip().splitlines() or [""])[0][:120]
-    return f"  {len(outcomes):>8} x {name}{f' [{state}]' if state else ''}, first at index {first.index}: {text}"
+    text = (str(first.error).strip().splitlines() or [""])[0]
+    text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
+    return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}: {text}"
+
+
+def _cause_name(cause: tuple[str, str | None]) -> str:
+    name, state = cause
+    return f"{name} [{state}]" if state else name
 
 
 def _located(outcome: Outcome[Any]) -> BaseException:

@@ -12,6 +12,7 @@ from django.db.models import Model
 
 from ._batches import Batch
 from ._calls import Call, FunctionCall, ModelSave, run_request
+from ._connections import existing, refuse_open_transactions
 from ._driver import Driver
 from ._envelopes import pack_function
 from ._interrupts import Interrupts
@@ -38,7 +39,8 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
 
     Raises:
         InvalidOption: at once, naming the option and its value.
-        InsideTransaction, SharedMemoryDatabase: when the block is entered.
+        SharedMemoryDatabase: when the block is entered.
+        InsideTransaction: when the block is entered, or something submitted, inside a transaction.
 
     Example:
         >>> from poolsave import concurrent_saves
@@ -72,6 +74,8 @@ class Saves:
         executor, job = prepare(None, run_request, {}, options)
         self._options = options
         self._crosses = not executor.shares_memory
+        self._inline = executor.inline
+        self._covered = () if job.surroundings is None else existing(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
         progress = open_progress(options.progress, total=None, description="concurrent_saves")
@@ -139,6 +143,9 @@ class Saves:
             self._named.add(fn)
 
     def _send(self, call: Call) -> Call:
+        if not self._inline:
+            # Not only when the block is entered: an atomic() inside it would wait for its own workers just as well.
+            refuse_open_transactions(self._covered)
         if self._crosses:
             call.freeze()
         self._driver.send(call)

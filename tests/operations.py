@@ -344,3 +344,14 @@ def crashes(name):
 def naps(seconds):
     time.sleep(seconds)
     return seconds
+
+
+@saving
+def meets_then_saves(folder, name, other):
+    """Computes while the other one does, then writes, in a transaction."""
+    with open(f"{folder}/{name}", "w"):
+        pass
+    while not os.path.exists(f"{folder}/{other}"):
+        time.sleep(0.005)
+    Person(name=name).save()
+    return connections["default"].connection.in_transaction

@@ -1,12 +1,17 @@
 """Django for the tests: SQLite files, and a PostgreSQL that is there for this run only."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import tempfile
 
 from tests.postgres import settings_from_url, url_for_this_run
 
-FOLDER = os.environ.setdefault("POOLSAVE_TEST_FOLDER", tempfile.mkdtemp(prefix="poolsave-tests-"))
+if "POOLSAVE_TEST_FOLDER" not in os.environ:
+    os.environ["POOLSAVE_TEST_FOLDER"] = tempfile.mkdtemp(prefix="poolsave-tests-")
+    atexit.register(shutil.rmtree, os.environ["POOLSAVE_TEST_FOLDER"], ignore_errors=True)
+FOLDER = os.environ["POOLSAVE_TEST_FOLDER"]
 POSTGRES = settings_from_url(url_for_this_run())
 
 

@@ -112,3 +112,20 @@ def test_serial_works_on_any_database_in_memory(in_memory):
     in_memory(":memory:")
     assert operations.save_person.using(executor="serial").map(["a", "b"]).ok
     assert Person.objects.count() == 2
+
+
+def test_a_block_that_is_used_inside_a_transaction_is_refused_too(pool, alias):
+    with concurrent_saves(**pool, workers=1, databases=(alias,), on_failure="collect") as saves:
+        with transaction.atomic(using=alias):
+            uses = (
+                lambda: saves.save(Person(name="a"), using=alias),
+                lambda: saves.submit(operations.doubles, 1),
+                lambda: saves.map(operations.doubles, [1]),
+            )
+            for use in uses:
+                if pool["executor"] == "serial":
+                    use()
+                    continue
+                with pytest.raises(InsideTransaction):
+                    use()
+        assert saves.submit(operations.doubles, 1).result(30) == 2

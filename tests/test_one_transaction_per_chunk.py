@@ -85,7 +85,9 @@ def test_the_chunk_is_one_transaction(alias):
 
 def test_transient_errors_send_the_chunk_through_object_by_object():
     operations.attempts_left.clear()
-    operation = operations.deadlocks_at_first.using(databases=("postgres",), transaction="chunk", chunksize=3, workers=1)
+    operation = operations.deadlocks_at_first.using(
+        databases=("postgres",), transaction="chunk", chunksize=3, workers=1
+    )
     report = operation.using(start_method="fork").bind(alias="postgres", times=1).map(list("abc"))
     assert report.values == list("abc")
     assert names("postgres") == list("abc")

@@ -116,3 +116,12 @@ def test_nothing_is_logged_for_ever_under_debug(settings):
     report = operations.counts_logged_queries.using(start_method="fork", workers=1, chunksize=5).map(range(50))
     assert max(report.values) <= 5 * 3
     assert connections["default"].queries_log is not None
+
+
+def test_what_is_computed_before_the_first_query_holds_no_lock_on_sqlite(tmp_path):
+    """Two objects wait for each other before they ask the database anything."""
+    operation = operations.meets_then_saves.using(workers=2, chunksize=1, start_method="fork")
+    report = operation.starmap([(str(tmp_path), "a", "b"), (str(tmp_path), "b", "a")])
+    report.raise_if_failed()
+    assert names("default") == ["a", "b"]
+    assert report.values == [True, True]

@@ -58,7 +58,7 @@ def test_it_works_in_the_block():
 def test_executors_that_cannot_end_an_object_refuse(name):
     executor = FOREIGN[name]() if name in FOREIGN else name
     try:
-        with pytest.raises(InvalidOption, match="timeout=1.*process"):
+        with pytest.raises(InvalidOption, match=r"timeout=1.*process"):
             operations.doubles.using(executor=executor, timeout=1).map([1])
     finally:
         if name in FOREIGN:
