@@ -28,7 +28,9 @@ class Surroundings:
 
     settings_module: str | None
     configured: bytes
-    """Settings that are not in the module: those of `settings.configure()`, and what tests override."""
+    """Settings of `settings.configure()`, if there is no module."""
+    overridden: bytes
+    """What tests override."""
     unsendable: tuple[str, ...]
     apps_ready: bool
     main: tuple[str | None, str | None]
@@ -44,11 +46,12 @@ class Surroundings:
         from django.utils import timezone, translation
 
         language = translation.get_language() if settings.USE_I18N else None
-        module, values = _settings_by_origin()
-        packed, unsendable = _pack_each(values)
+        module, configured, overridden = _settings_by_origin()
+        packed, unsendable = _pack_each(configured)
         return cls(
             settings_module=module,
             configured=packed,
+            overridden=_pack_each(overridden)[0],
             unsendable=unsendable,
             apps_ready=apps.ready,
             main=_main_module(),
@@ -96,8 +99,8 @@ class Surroundings:
         from django.utils import timezone, translation
 
         with ExitStack() as stack:
-            if fresh and self.settings_module is not None:
-                stack.enter_context(_overridden(pickle.loads(self.configured)))
+            if fresh:
+                stack.enter_context(_overridden(pickle.loads(self.overridden)))
             if self.language is not None:
                 stack.enter_context(translation.override(self.language))
             if self.time_zone is not None:
@@ -105,19 +108,19 @@ class Surroundings:
             yield
 
 
-def _settings_by_origin() -> tuple[str | None, dict[str, Any]]:
-    layers = []
+def _settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """The settings module, or what `settings.configure()` was given, and what has been overridden since."""
+    layers: list[dict[str, Any]] = []
     wrapped: Any = settings._wrapped  # type: ignore[misc]
     while isinstance(wrapped, UserSettingsHolder):
         layers.append({name: value for name, value in vars(wrapped).items() if name.isupper()})
         wrapped = wrapped.default_settings
-    values: dict[str, Any] = {}
-    for layer in reversed(layers):
-        values.update(layer)
     module: str | None = getattr(wrapped, "SETTINGS_MODULE", None)
-    if module is not None:
-        values = {name: value for name, value in values.items() if name not in NOT_SENT}
-    return module, values
+    configured = {} if module is not None else layers.pop()
+    overridden: dict[str, Any] = {}
+    for layer in reversed(layers):
+        overridden.update(layer)
+    return module, configured, {name: value for name, value in overridden.items() if name not in NOT_SENT}
 
 
 def _pack_each(values: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:

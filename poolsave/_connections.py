@@ -6,6 +6,9 @@
 2. Workers have connections of their own, made from the caller's real `settings_dict`, so that under a test runner
    they write to the test database. They do not pool, and on SQLite they begin transactions IMMEDIATE.
 3. Workers close what they opened.
+4. No open SQLite file crosses a fork. SQLite keeps its locks per process and in memory: a child that inherits them
+   believes to hold a lock that it does not, and rows that it commits vanish. The parent closes idle ones before the
+   fork; it opens them again by itself. Source: "How To Corrupt An SQLite Database File", section 2.6.
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ from django.db import connections, reset_queries
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
-from .errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
+from .errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 
 __all__ = [
     "SettingsByAlias",
     "at_chunk_edge",
+    "close_sqlite_files",
     "existing",
     "forget_inherited",
     "hold_wrappers",
     "load_backends",
+    "open_sqlite_files",
     "own_connections",
     "refuse_missing",
     "refuse_open_transactions",
@@ -134,6 +139,24 @@ def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> d
     return settings
 
 
+def open_sqlite_files() -> list[Any]:
+    """Wrappers of this thread that have a SQLite file open."""
+    found: Iterable[Any] = connections.all(initialized_only=True)
+    return [one for one in found if one.vendor == "sqlite" and one.connection is not None and not one.is_in_memory_db()]
+
+
+def close_sqlite_files() -> None:
+    """Before a fork: close the SQLite files of this thread.
+
+    Raises:
+        InsideTransaction: if one of them is inside a transaction, and so cannot be closed.
+    """
+    for wrapper in open_sqlite_files():
+        if wrapper.in_atomic_block:
+            raise InsideTransaction(wrapper.alias)
+        wrapper.close()
+
+
 def load_backends() -> None:
     """In a fork server: import the backends and drivers of all databases, without connecting to any."""
     for alias in existing(connections):
@@ -156,12 +179,18 @@ def forget_inherited(held: Iterable[object] = ()) -> None:
         return
     _forgotten_in.add(os.getpid())
     _left_behind.extend(held)
+    sqlite = open_sqlite_files()
     handlers: tuple[Any, ...] = (connections, caches)
     for handler in handlers:
         local: Any = handler._connections
         _left_behind.extend((local, *handler.all(initialized_only=True)))
         handler._connections = Local(handler.thread_critical)
     _forget_pools()
+    if sqlite:
+        raise InvalidOperation(
+            f"this process was forked while the SQLite database {sqlite[0].alias!r} was open, so that neither can rely "
+            "on its locks: close it before the executor starts its processes, or have them started by spawn"
+        )
 
 
 def _forget_pools() -> None:
@@ -207,16 +236,14 @@ def _begin_with_first_query(wrapper: Any) -> None:
     it asks the database anything would keep all other workers waiting.
     """
     begin = wrapper._start_transaction_under_autocommit
-    due = False
+    wrapper.begin_is_due = False
 
     def begin_later() -> None:
-        nonlocal due
-        due = True
+        wrapper.begin_is_due = True
 
     def begin_first(execute: Callable[..., Any], *query: Any) -> Any:
-        nonlocal due
-        if due:
-            due = False
+        if wrapper.begin_is_due:
+            wrapper.begin_is_due = False
             # Not if the transaction has ended without any query, and this one comes after it.
             if wrapper.in_atomic_block:
                 begin()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,8 @@ from ._interrupts import Interrupts
 from ._progress import Progress
 from ._runs import tell
 from ._sources import QueueSource
-from .errors import ValueLost
+from ._worker import in_worker_thread
+from .errors import TimedOut, ValueLost, WorkerDied
 from .executors import Executor, Job
 from .options import Options
 from .outcomes import Outcome, Status
@@ -65,11 +68,12 @@ class Driver:
             RuntimeError: if the block has been left.
             BaseException: what made it impossible to run anything.
         """
-        if threading.current_thread() is not self._thread:  # a callback must not wait for itself
+        inside = self._is_inside()
+        if not inside:
             self._window.acquire()
             call.counted = True
         with self._entrance:
-            if self.fatal is not None or self._closing:
+            if self.fatal is not None or (self._closing and not inside):
                 self._release(call)
                 raise self.fatal or RuntimeError("the concurrent_saves() block has been left: submit inside it")
             self._open.add(call)
@@ -102,12 +106,18 @@ class Driver:
         self._halt = self._halt or "interrupted"
         self._executor.wake()
 
+    def _is_inside(self) -> bool:
+        """Whether a callback, or an object that runs in this process, is submitting. It must not wait for room that
+        only its own end can make, and it may do so while the block is being left, since it is not finished itself."""
+        stepping_here = self._executor.inline and self._stepping
+        return threading.current_thread() is self._thread or stepping_here or in_worker_thread()
+
     def _run(self) -> None:
         try:
             while not (self._closing and self._engine.finished):
                 self._step()
         except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
-            self.fatal = error
+            self.fatal = self.fatal or error
         finally:
             self._finish()
 
@@ -140,16 +150,28 @@ class Driver:
 
     def _settle(self, batch: Batch) -> None:
         calls: list[Call] = list(batch.objects)
-        batch, results = _opened(batch, calls)
-        self._report._add(batch)
-        tell(self._progress, [batch])
-        for place, call in enumerate(calls):
+        for call in calls:
             self._open.discard(call)
             self._release(call)
-            if call.sink is not None:
-                call.sink.take(batch.alone(place, call.place))
-            if not call.cancelled:
-                _resolve(call.future, results[place], batch.notable.get(place))
+        batch, results = _opened(batch, calls)
+        self._report._add(batch)
+        for place, call in enumerate(calls):
+            with self._halting():
+                if call.sink is not None:
+                    call.sink.take(batch.alone(place, call.place))
+                if not call.cancelled:
+                    _resolve(call.future, results[place], batch.notable.get(place))
+        with self._halting():
+            tell(self._progress, [batch])
+
+    @contextmanager
+    def _halting(self) -> Iterator[None]:
+        """Around code of the user's in this thread: what it raises ends the feeding, and is raised by the block."""
+        try:
+            yield
+        except BaseException as error:
+            self.fatal = self.fatal or error
+            self._halt = self._halt or f"{type(error).__name__} in a callback"
 
     def _release(self, call: Call) -> None:
         if call.counted:
@@ -180,8 +202,17 @@ def _opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
         elif outcome is None or _has_value(outcome):
             values[place], results[place] = call.request.arrive(values[place])
         if outcome is not None:
+            _name_item(outcome.error, call)
             notable[place] = replace(outcome, item=call.request.item, value=values[place] if outcome.ok else None)
     return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
+
+
+def _name_item(error: BaseException | None, call: Call) -> None:
+    # The engine knows calls only; the user knows what is in them.
+    while error is not None:
+        if isinstance(error, WorkerDied | TimedOut) and error.item is call:
+            error.item = call.request.item
+        error = error.__cause__
 
 
 def _has_value(outcome: Outcome[Any]) -> bool:

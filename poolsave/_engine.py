@@ -49,6 +49,7 @@ class Engine:
         self._ended = 0
         self._failed = 0
         self._tickets = 0
+        self._entered = False
         self.held_back = 0
         """Objects that have ended but not yet left for the caller (ordered streams); they count for the window."""
         self.fatal: BaseException | None = None
@@ -63,6 +64,9 @@ class Engine:
         if length is not None:
             size = 1 if self._options.chunksize == "auto" else self._options.chunksize
             workers = max(1, min(workers, -(-length // size)))
+        if getattr(self._executor, "running", False):
+            raise RuntimeError("this executor is running already: use an instance for one run at a time")
+        self._entered = True
         fixed = self._options.chunksize
         longest = LARGEST if fixed == "auto" else fixed
         self._executor.start(self._job, workers=workers, longest=min(longest, self._options.window or longest))
@@ -95,7 +99,8 @@ class Engine:
         """Feed no more: what runs is finished, what has not started is skipped."""
         if self.stopped is None and not self.finished:
             self.stopped = reason
-            self._executor.halt()
+            if self._entered:
+                self._executor.halt()
         self._skip(self._source.give_up())
         while self._again:
             chunk = self._again.popleft()
@@ -107,7 +112,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the executor; nothing of it is left behind."""
-        self._executor.stop()
+        if self._entered:
+            self._executor.stop()
 
     def _skip(self, objects: Sequence[Any]) -> None:
         if objects:
@@ -115,8 +121,11 @@ class Engine:
             self._fed += len(objects)
 
     def _has_room(self) -> bool:
-        slots = self._executor.workers * (2 if self._brisk else 1)
-        return len(self._tasks) < slots and self._room() > 0
+        # What is to run again has its place in the window already.
+        return self._has_slot() and (bool(self._again) or self._room() > 0)
+
+    def _has_slot(self) -> bool:
+        return len(self._tasks) < self._executor.workers * (2 if self._brisk else 1)
 
     def _room(self) -> int:
         wanted = self._wanted_size()
@@ -219,6 +228,8 @@ class Engine:
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)
         status = Status.LOST if event.begun else Status.SKIPPED
+        if not event.begun and self.stopped is None:
+            self.fatal = self.fatal or event.error
         self._end(without_run(chunk.index + chunk.answered, chunk.rest(), status, event.error))
         self.halt(f"the executor lost a chunk: {event.error!r}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -39,6 +40,15 @@ class Interrupts:
     def __exit__(self, *_exc_info: object) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let signals do what they do elsewhere, while the caller's own code runs."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1

@@ -109,21 +109,28 @@ class Run:
         # first signal lets the object finish, and the second ends it.
         return self._source.pulling or (self._executor.inline and self._interrupts.count > 1)
 
+    def complete(self) -> Report[Any]:
+        """Run everything, with no moment in which a signal could get past the report."""
+        with self._interrupts:
+            for _batch in self._batches():
+                pass
+        return self.report
+
     def batches(self, *, ordered: bool = False) -> Generator[Batch, None, None]:
         """Run everything; gives what has ended, in the order of its ending or of the input.
 
         Closing the iterator feeds no more, finishes what runs, and stops the workers.
         """
-        batches = self._batches()
-        with closing(batches):
-            yield from in_input_order(batches, self._engine) if ordered else batches
+        with self._interrupts, closing(self._batches()) as batches:
+            for batch in in_input_order(batches, self._engine) if ordered else batches:
+                with self._interrupts.suspended():
+                    yield batch
 
     def _batches(self) -> Generator[Batch, None, None]:
         progress = open_progress(self._options.progress, total=self._source.total, description=self._description)
         with closing(progress):
             try:
-                with self._interrupts:
-                    self._engine.start()
+                self._engine.start()
                 while not self._engine.finished:
                     batches = self._step()
                     tell(progress, batches)
@@ -136,10 +143,9 @@ class Run:
         self._raise_what_ended_it()
 
     def _step(self) -> list[Batch]:
-        with self._interrupts:
-            batches = self._engine.step()
-            for batch in batches:
-                self.report._add(batch)
+        batches = self._engine.step()
+        for batch in batches:
+            self.report._add(batch)
         self._obey()
         return batches
 
@@ -156,8 +162,7 @@ class Run:
             self._step()
 
     def _close(self) -> None:
-        with self._interrupts:
-            self._engine.close()
+        self._engine.close()
         self.report.stopped = self._engine.stopped
         self.report._finish()
 

@@ -15,6 +15,7 @@ from ._transactions import (
     PENDING,
     RUNNING,
     Attempt,
+    Entered,
     commit,
     enter,
     note_transaction,
@@ -56,25 +57,25 @@ def commit_together(
     An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
     impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.
     """
-    outermost = not any(connections[alias].in_atomic_block for alias in aliases)
-    entered, error = enter(aliases)
-    if error is not None:
+    entered = enter(aliases)
+    if entered.error is not None:
+        roll_back(entered.blocks, entered.error)
         return Undone(halve=False)
     ends: list[End] = []
     callbacks: list[list[Callable[[], object]]] = []
     try:
         for place, call in enumerate(calls):
-            end, taken = _one(call, marks, first + place, aliases, outermost=outermost)
+            end, taken = _one(call, marks, first + place, aliases, entered)
             ends.append(end)
             callbacks.append(taken)
         note = note_transaction(aliases, marks) if noted else 0
     except _Undo as undo:
-        roll_back(entered, undo)
+        roll_back(entered.blocks, undo)
         return Undone(halve=undo.halve)
     saved = [place for place, end in enumerate(ends) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)
-    failed = commit(entered)
+    failed = commit(entered.blocks)
     if failed is not None and failed.status is Status.FAILED:
         return Undone(halve=False)
     for place in saved:
@@ -87,33 +88,33 @@ def commit_together(
 
 
 def _one(
-    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, outermost: bool
+    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], entered: Entered
 ) -> tuple[End, list[Callable[[], object]]]:
     if marks.halted:
         return End(Attempt(Status.SKIPPED), 0.0), []
     began = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, aliases)
-    if outermost and attempt.error is not None:
+    if entered.outermost and attempt.error is not None:
         _refuse_to_go_on(attempt.error, aliases)
     marks.put(offset, PENDING)
-    taken = take_callbacks(aliases) if outermost and attempt.error is None else []
+    taken = take_callbacks(entered.owned) if attempt.error is None else []
     return End(attempt, time.perf_counter() - began), taken
 
 
 def _at_savepoint(call: Callable[[], Any], aliases: Sequence[str]) -> Attempt:
-    entered, error = enter(aliases)
+    blocks, _owned, error = enter(aliases)
     if error is None:
         try:
             value = call()
             refuse_doomed(aliases)
-            while entered:
-                entered.pop().__exit__(None, None, None)
+            while blocks:
+                blocks.pop().__exit__(None, None, None)
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
         else:
             return Attempt(Status.SUCCEEDED, value)
-    roll_back(entered, error)
+    roll_back(blocks, error)
     return Attempt(Status.FAILED, error=error)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "PENDING",
     "RUNNING",
     "Attempt",
+    "Entered",
     "commit",
     "commit_alone",
     "enter",
@@ -69,9 +70,8 @@ def commit_alone(
 ) -> Attempt:
     """`transaction="object"`: one transaction around the call, on every alias."""
     marks.put(offset, RUNNING)
-    outermost = not any(connections[alias].in_atomic_block for alias in aliases)
-    entered, error = enter(aliases)
-    note, value = 0, None
+    entered = enter(aliases)
+    note, value, error = 0, None, entered.error
     if error is None:
         try:
             value = call()
@@ -80,28 +80,48 @@ def commit_alone(
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
     if error is not None:
-        roll_back(entered, error)
-        return Attempt(Status.FAILED, error=error, retry=outermost and is_transient(error))
-    callbacks = take_callbacks(aliases) if outermost else []
+        roll_back(entered.blocks, error)
+        return Attempt(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
+    callbacks = take_callbacks(entered.owned)
     marks.put(offset, COMMITTING)
-    failed = commit(entered)
+    failed = commit(entered.blocks)
     if failed is not None:
-        return failed._replace(value=value, note=note, retry=failed.retry and outermost)
+        return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
     marks.put(offset, COMMITTED)
     return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks))
 
 
-def enter(aliases: Sequence[str]) -> tuple[list[transaction.Atomic], BaseException | None]:
-    """Open an atomic block on every alias; gives those that are open, and what went wrong, if anything."""
-    entered: list[transaction.Atomic] = []
+class Entered(NamedTuple):
+    """The atomic blocks that were opened, one per alias."""
+
+    blocks: list[transaction.Atomic]
+    owned: list[str]
+    """Aliases whose transaction began with the block. The others are inside a transaction of the caller's, whose
+    commit is the caller's affair, and so are its callbacks."""
+    error: BaseException | None = None
+    """What went wrong on the way."""
+
+    @property
+    def outermost(self) -> bool:
+        """Whether every transaction is the block's own, so that nothing is left when it is rolled back."""
+        return len(self.owned) == len(self.blocks)
+
+
+def enter(aliases: Sequence[str]) -> Entered:
+    """Open an atomic block on every alias, as far as that is possible."""
+    blocks: list[transaction.Atomic] = []
+    owned: list[str] = []
     try:
         for alias in aliases:
+            connection = connections[alias]
+            if not connection.in_atomic_block and connection.get_autocommit():
+                owned.append(alias)
             block = transaction.atomic(using=alias)
             block.__enter__()
-            entered.append(block)
+            blocks.append(block)
     except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
-        return entered, error
-    return entered, None
+        return Entered(blocks, owned[: len(blocks)], error)
+    return Entered(blocks, owned)
 
 
 def refuse_doomed(aliases: Sequence[str]) -> None:
@@ -121,7 +141,12 @@ def refuse_doomed(aliases: Sequence[str]) -> None:
 
 
 def _server_has_aborted(connection: Any) -> bool:
-    if connection.vendor != "postgresql" or connection.connection is None:
+    if connection.connection is None:
+        return False
+    if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end its transaction
+        begun = connection.commit_on_exit and not getattr(connection, "begin_is_due", False)
+        return begun and not connection.connection.in_transaction
+    if connection.vendor != "postgresql":
         return False
     # libpq's PQTRANS_INERROR, under the same name and number in psycopg2 and psycopg 3.
     return int(connection.connection.info.transaction_status) == 3

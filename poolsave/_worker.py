@@ -26,7 +26,7 @@ from ._transactions import Attempt
 from .executors.protocol import Marks
 from .outcomes import Status
 
-__all__ = ["Home", "WorkerJob", "WorkerSession", "call_spread", "call_with_object"]
+__all__ = ["Home", "WorkerJob", "WorkerSession", "call_spread", "call_with_object", "in_worker_thread"]
 
 PROCESS_TOKEN = secrets.token_hex(8)
 """Inherited by forks, different in every process that was started afresh, also on another machine."""
@@ -89,8 +89,20 @@ class WorkerJob:
         (alias,) = self.databases
         return what_became_of(note, alias, self.settings[alias])
 
+    @property
+    def fork_is_possible(self) -> bool:
+        """Whether no SQLite file is inside a transaction of the caller's."""
+        return self.surroundings is None or not any(one.in_atomic_block for one in _connections.open_sqlite_files())
+
+    @property
+    def fork_changes_nothing(self) -> bool:
+        """Whether there is nothing that the caller would have to close, also in the middle of a run."""
+        return self.surroundings is None or not _connections.open_sqlite_files()
+
     def before_fork(self) -> None:
-        """Hold every connection wrapper, of all threads, so that none is finalised in the child."""
+        """Close SQLite files, and hold every connection wrapper, of all threads, so that none is finalised there."""
+        if self.surroundings is not None:
+            _connections.close_sqlite_files()
         if threading.active_count() > 1:
             self.held = _connections.hold_wrappers()
 
@@ -126,6 +138,14 @@ class WorkerJob:
         return self.function, self.constants
 
 
+_here = threading.local()
+
+
+def in_worker_thread() -> bool:
+    """Whether this thread is running an object at the moment."""
+    return getattr(_here, "busy", False)
+
+
 class WorkerSession:
     """An opened worker. It runs objects one at a time and answers for each of them, whatever happens."""
 
@@ -141,6 +161,13 @@ class WorkerSession:
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one chunk and reply for every object of it, in order, now and then."""
+        _here.busy = True
+        try:
+            self._run(payload, marks, reply)
+        finally:
+            _here.busy = False
+
+    def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         objects = join(*pickle.loads(payload)) if self._job.crosses else payload
         collector = Collector(self._name, crosses=self._job.crosses)
         run = self._together if self._job.transaction == "chunk" else self._one_by_one

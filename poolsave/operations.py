@@ -86,10 +86,7 @@ class PooledOperation(Generic[P, R]):
         return self._report(call_spread, argument_sets)
 
     def _report(self, call: Call, objects: Iterable[Any]) -> Report[R]:
-        run = self._run(call, objects)
-        for _batch in run.batches():
-            pass
-        return run.report
+        return self._run(call, objects).complete()
 
     def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
         """Run like `map`, and give each outcome as soon as it is there.
@@ -215,5 +212,9 @@ def pooled_operation(func: Any = None, /, **options: Any) -> Any:
     """
     check(options)
     if func is None:
-        return lambda func: PooledOperation(func, options)
-    return PooledOperation(func, options)
+        return lambda func: _decorated(func, options)
+    return _decorated(func, options)
+
+
+def _decorated(func: Any, options: Mapping[str, Any]) -> PooledOperation[..., Any]:
+    return func.using(**options) if isinstance(func, PooledOperation) else PooledOperation(func, options)

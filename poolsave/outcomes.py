@@ -17,7 +17,8 @@ class Status(enum.StrEnum):
     SUCCEEDED = "succeeded"
     """Its transaction was committed (`transaction=None`: the function returned)."""
     FAILED = "failed"
-    """It raised, or its worker died, and it is known to be rolled back (`transaction=None`: it raised)."""
+    """It raised, or its worker died, and it is known to be rolled back (`transaction=None`: it raised). What it wrote
+    on databases that the option `databases` does not name is not covered by that."""
     LOST = "lost"
     """Nobody can know: contact was lost while it was being committed, or while it ran without a transaction."""
     SKIPPED = "skipped"

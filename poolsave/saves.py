@@ -5,9 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from django.db import router
 from django.db.models import Model
 
 from ._batches import Batch
@@ -18,7 +19,7 @@ from ._envelopes import pack_function
 from ._interrupts import Interrupts
 from ._progress import open_progress
 from ._runs import prepare
-from .errors import InvalidOperation
+from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .reports import Report
 
@@ -91,15 +92,27 @@ class Saves:
         """Run `obj.save(**save_kwargs)` in a worker, and give a future of `obj` itself.
 
         When the future is done, `obj` has its primary key, `_state.db` and `_state.adding` set, as after a `save()`
-        here. The object is taken as it is now: later changes to it are not saved. Blocks while the window is full.
+        here; what else `save()` computes stays in the worker. Processes get the object as it is now, threads the object
+        itself. Blocks while the window is full.
 
         Raises:
+            InvalidOption: if `obj` would be saved on a database that the option `databases` does not cover.
             InvalidOperation: if `obj` is no model instance.
             RuntimeError: if the block has been left.
         """
         if not isinstance(obj, Model):
             raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
+        self._refuse_uncovered(obj, save_kwargs.get("using"))
         return self._send(Call(ModelSave(obj, save_kwargs))).future
+
+    def _refuse_uncovered(self, obj: Model, using: str | None) -> None:
+        alias = using or router.db_for_write(type(obj), instance=obj)
+        if self._options.transaction is not None and alias not in self._options.databases:
+            raise InvalidOption(
+                "databases",
+                self._options.databases,
+                f"{obj!r} would be saved on {alias!r} outside any transaction; add it",
+            )
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[R]:
         """Call `fn(*args, **kwargs)` in a worker, plain or decorated, and give a future of its value.
@@ -138,9 +151,14 @@ class Saves:
         return tally.report
 
     def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
-        if self._crosses and fn not in self._named:
+        if not self._crosses:
+            return
+        if isinstance(fn, FunctionType):  # most calls are to the same few of them
+            if fn not in self._named:
+                pack_function(fn)
+                self._named.add(fn)
+        else:
             pack_function(fn)
-            self._named.add(fn)
 
     def _send(self, call: Call) -> Call:
         if not self._inline:

@@ -355,3 +355,14 @@ def meets_then_saves(folder, name, other):
         time.sleep(0.005)
     Person(name=name).save()
     return connections["default"].connection.in_transaction
+
+
+@saving
+def lets_sqlite_roll_back(name, *, alias="default"):
+    """Swallows the error of a statement that ends the whole transaction."""
+    Person(name=name).save()
+    with connections[alias].cursor() as cursor:
+        try:
+            cursor.execute("INSERT OR ROLLBACK INTO tests_person (name) VALUES ('taken')")
+        except DatabaseError:
+            pass

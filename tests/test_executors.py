@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from poolsave import InvalidOption, executors
+from poolsave import InvalidOption, concurrent_saves, executors
 from poolsave.executors import registry
 from tests import operations
 
@@ -51,14 +51,31 @@ def test_an_executor_of_the_caller_is_not_shut_down():
         assert executor.submit(pow, 2, 3).result(30) == 8
 
 
-def test_an_executor_that_was_shut_down_skips_everything_and_says_so():
+def test_an_executor_that_was_shut_down_is_an_error_and_everything_is_skipped():
     executor = concurrent.futures.ThreadPoolExecutor(2)
     executor.shutdown()
-    report = operations.doubles.using(executor=executor).map(range(10))
-    assert report.succeeded == 0
+    with pytest.raises(RuntimeError, match="after shutdown") as caught:
+        operations.doubles.using(executor=executor).map(range(10))
+    report = caught.value.report
     assert report.skipped == report.total >= 1
-    assert "after shutdown" in report.stopped
-    assert not report.ok
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        with concurrent_saves(executor=executor, transaction=None) as saves:
+            saves.submit(operations.doubles, 1)
+    assert saves.report.skipped == 1
+
+
+@pytest.mark.parametrize(
+    "executor", [executors.SerialExecutor(), executors.ThreadExecutor(), executors.ProcessExecutor(start_method="fork")]
+)
+def test_an_executor_instance_can_be_used_again_and_not_twice_at_once(executor):
+    operation = operations.kills_itself if isinstance(executor, executors.ProcessExecutor) else operations.doubles
+    for _ in range(2):
+        report = operation.using(executor=executor, chunksize=1).map(range(8))
+        assert report.succeeded == (7 if operation is operations.kills_itself else 8)
+    with concurrent_saves(executor=executor, transaction=None) as saves:
+        assert saves.submit(operations.doubles, 4).result(30) == 8
+        with pytest.raises(RuntimeError, match="running already"):
+            operations.doubles.using(executor=executor).map(range(3))
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
@@ -108,3 +125,26 @@ def test_a_pool_in_a_thread_works():
 def test_workers_are_never_more_than_there_are_chunks():
     names = operations.process_and_thread.using(executor="thread", workers=50).map(range(3)).values
     assert len({name for _pid, name in names}) <= 3
+
+
+def test_a_task_that_breaks_off_in_this_thread_is_told_of_afterwards():
+    class Session:
+        def run(self, payload, marks, reply):
+            raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    class Job:
+        def open(self):
+            return Session()
+
+    executor = executors.SerialExecutor()
+    executor.start(Job(), workers=1, longest=1)
+    executor.submit(executors.Task(1, [], 1))
+    with pytest.raises(KeyboardInterrupt):
+        executor.wait(0)
+    (event,) = executor.wait(0)
+    assert isinstance(event, executors.Broken)
+    assert event.begun
+    executor.stop()

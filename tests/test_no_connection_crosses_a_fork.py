@@ -1,14 +1,16 @@
 """PITFALLS of connections and forks: "SSL error: decryption failed", "server closed the connection unexpectedly"."""
 
+import concurrent.futures
 import gc
+import multiprocessing
 import os
 import threading
 
 import pytest
 from django.core.cache import caches
-from django.db import connections
+from django.db import connections, transaction
 
-from poolsave import _connections
+from poolsave import InsideTransaction, InvalidOperation, _connections, concurrent_saves
 from tests import operations
 from tests.models import Person
 
@@ -32,8 +34,6 @@ def test_the_parent_s_session_lives_on_and_no_worker_uses_it(start_method):
 
 def test_a_session_that_is_not_covered_by_a_transaction_lives_on_too(start_method):
     """The open transaction on another alias stays open, with its uncommitted row."""
-    from django.db import transaction
-
     with transaction.atomic(using="postgres"):
         Person(name="uncommitted").save(using="postgres")
         mine = server_session()
@@ -149,3 +149,53 @@ def test_a_transaction_mode_of_the_project_is_kept(settings):
         assert operations.connection_facts.using(start_method="fork").map([1]).values[0]["mode"] == "DEFERRED"
     finally:
         del options["transaction_mode"]
+
+
+def test_sqlite_rows_are_there_though_the_parent_had_the_file_open():
+    """SQLite's locks are per process: a child that inherits them commits rows that then vanish."""
+    assert Person.objects.count() == 0
+    with concurrent_saves(workers=2, start_method="fork", databases=("default",)) as saves:
+        futures = []
+        for number in range(150):
+            futures.append(saves.submit(operations.save_person, f"p{number}"))
+            if number % 50 == 49:
+                for future in futures:
+                    future.result(30)
+                assert Person.objects.count() == number + 1
+                connections["default"].close()
+    assert Person.objects.count() == 150
+
+
+def test_sqlite_rows_are_there_after_a_worker_was_replaced():
+    assert Person.objects.count() == 0
+
+    def names():
+        for number in range(60):
+            assert Person.objects.count() >= 0  # the parent opens the file in the middle of the run
+            yield f"p{number}"
+            if number % 20 == 19:
+                connections["default"].close()
+
+    report = operations.saves_and_dies.using(start_method="fork", chunksize=2, workers=2).map(names())
+    assert [failure.item for failure in report.failures] == ["p5"]
+    assert Person.objects.count() == 59
+
+
+def test_an_open_transaction_on_any_sqlite_file_makes_fork_impossible():
+    with transaction.atomic(using="second"):
+        Person(name="mine").save(using="second")
+        with pytest.raises(InsideTransaction, match="second"):
+            operations.save_person.using(start_method="fork").map(["a"])
+        assert operations.save_person.map(["a"]).ok  # by the fork server
+    assert Person.objects.using("second").count() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_pool_of_the_caller_with_the_file_open_is_refused():
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        Person.objects.count()
+        executor.submit(pow, 2, 3).result()
+        with pytest.raises(InvalidOperation, match="was open"):
+            operations.save_person.using(executor=executor).map(["a"])
+    assert Person.objects.count() == 0

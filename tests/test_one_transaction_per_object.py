@@ -1,7 +1,7 @@
 """`transaction="object"`: SUCCEEDED means that the COMMIT returned, FAILED that nothing is left."""
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 
 from poolsave import Status
 from tests import operations
@@ -125,3 +125,37 @@ def test_what_is_computed_before_the_first_query_holds_no_lock_on_sqlite(tmp_pat
     report.raise_if_failed()
     assert names("default") == ["a", "b"]
     assert report.values == [True, True]
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+def test_a_transaction_that_sqlite_ended_by_itself_is_a_failure(run, alias, mode):
+    if alias != "default":
+        return
+    Person(name="taken").save()
+    report = run(operations.lets_sqlite_roll_back, ["a", "b"], transaction=mode, chunksize=2)
+    assert [failure.status for failure in report.failures] == [Status.FAILED] * 2
+    assert names("default") == ["taken"]
+
+
+def test_serial_with_the_caller_s_autocommit_off_leaves_callbacks_to_the_caller():
+    alias = "postgres"  # on SQLite the end of a savepoint commits then, as Django's documentation says
+    connections[alias].set_autocommit(False)
+    try:
+        operations.with_callback.using(executor="serial", databases=(alias,)).bind(alias=alias).map(["a"])
+        assert names(alias) == ["a"]
+    finally:
+        connections[alias].rollback()
+        connections[alias].set_autocommit(True)
+    assert names(alias) == []
+
+
+def test_callbacks_are_run_or_left_per_database():
+    with transaction.atomic(using="default"):
+        report = (
+            operations.with_callback.using(executor="serial", databases=("default", "second"))
+            .bind(alias="second")
+            .map(["a", "bad"])
+        )
+        assert report.succeeded == 2
+        assert [flawed.item for flawed in report.flawed] == ["bad"]
+    assert names("second") == ["a", "a called", "bad", "bad called"]

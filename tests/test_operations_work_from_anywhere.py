@@ -36,6 +36,12 @@ def test_operations_pickle_by_reference():
     assert copy.options.workers == 3
 
 
+def test_decorating_again_adds_options():
+    again = pooled_operation(workers=5)(operations.doubles)
+    assert (again.options.workers, again.options.transaction) == (5, None)
+    assert again.func is operations.doubles.func
+
+
 @pytest.mark.parametrize("keyword", ["chunk_size", "worker"])
 def test_unknown_options_are_refused_at_decoration(keyword):
     with pytest.raises(InvalidOption, match=f"{keyword}=4.*no such option"):
@@ -111,6 +117,10 @@ SCRIPT = """
     def create_group(name):
         return Group.objects.create(name=name).pk
 
+    @pooled_operation(workers=1, progress=False)
+    def mail_settings(_item):
+        return settings.DEFAULT_FROM_EMAIL
+
     if __name__ == "__main__":
         from django.core.management import call_command
 
@@ -122,6 +132,10 @@ SCRIPT = """
             group = Group(name="e")
             saves.save(group)
         assert Group.objects.get(name="e").pk == group.pk
+        from django.test import override_settings
+
+        with override_settings(DEFAULT_FROM_EMAIL="overridden"):
+            assert mail_settings.using(start_method=sys.argv[1]).map([1]).values == ["overridden"]
         print(sorted(Group.objects.values_list("name", flat=True)))
 """
 CONFIGURED_LATE = """

@@ -2,11 +2,23 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
+import gc
+import os
+import signal
 import threading
 
 import pytest
 
-from poolsave import InvalidOperation, OperationsFailed, RemoteError, Status, concurrent_saves
+from poolsave import (
+    InvalidOperation,
+    InvalidOption,
+    OperationsFailed,
+    RemoteError,
+    Status,
+    WorkerDied,
+    concurrent_saves,
+)
 from tests import operations
 from tests.models import Badge, Employee, Person
 
@@ -258,3 +270,104 @@ def test_an_exception_that_cannot_cross_is_told(block):
     with block(on_failure="collect") as saves:
         error = saves.submit(operations.raises_needy, 4).exception(30)
     assert isinstance(error, operations.NeedyError | RemoteError)
+
+
+def test_save_refuses_a_database_that_no_transaction_covers():
+    with concurrent_saves(executor="serial") as saves, pytest.raises(InvalidOption, match="'second'"):
+        saves.save(Person(name="a"), using="second")
+
+
+def test_progress_that_raises_ends_the_block_with_everything_accounted_for(block):
+    def tell(done, total):
+        raise ZeroDivisionError
+
+    futures = []
+    with pytest.raises(ZeroDivisionError), block(progress=tell, chunksize=1) as saves:
+        with contextlib.suppress(ZeroDivisionError):
+            for number in range(20):
+                futures.append(saves.submit(operations.doubles, number))
+    report = saves.report
+    assert report.total == len(futures) or report.total == len(futures) + 1
+    assert report.succeeded + report.skipped == report.total
+    assert all(future.done() for future in futures)
+
+
+def test_a_callback_that_exits_ends_the_block_with_everything_accounted_for(block, pool):
+    if pool["executor"] == "serial":  # the future is done by then, so that the exit is the body's own
+        return
+
+    def leave(_future):
+        raise SystemExit(7)
+
+    futures = []
+    with pytest.raises(SystemExit), block(chunksize=1) as saves:
+        with contextlib.suppress(SystemExit):
+            for number in range(20):
+                futures.append(saves.submit(operations.doubles, number))
+                futures[-1].add_done_callback(leave)
+    assert saves.report.succeeded + saves.report.skipped == saves.report.total
+    assert all(future.done() for future in futures)
+
+
+@pytest.mark.parametrize("options", [{"executor": "serial"}, {"executor": "thread", "workers": 2}])
+def test_a_running_object_may_submit_more(options):
+    with concurrent_saves(**options, transaction=None, window=2) as saves:
+
+        def submits(depth):
+            if depth:
+                saves.submit(submits, depth - 1)
+            return depth
+
+        for _ in range(3):
+            saves.submit(submits, 30)
+    assert saves.report.succeeded == 3 * 31
+
+
+def test_a_worker_that_dies_with_a_full_window_leaves_room_for_what_it_had():
+    with concurrent_saves(workers=1, window=1, transaction=None, start_method="fork") as saves:
+        for _ in range(2):
+            pid, _name = saves.submit(operations.process_and_thread, 1).result(30)
+            os.kill(pid, signal.SIGKILL)
+        assert saves.submit(operations.doubles, 1).result(30) == 2
+
+
+lock = threading.Lock()
+
+
+def takes_the_lock(number):
+    with lock:
+        return number
+
+
+def test_a_replacement_inherits_no_lock_that_the_body_holds():
+    with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
+        with lock:
+            assert isinstance(saves.submit(operations.kills_itself, 3).exception(30), WorkerDied)
+            assert saves.submit(operations.doubles, 2).result(30) == 4
+        assert saves.submit(takes_the_lock, 5).result(30) == 5
+
+
+def test_a_death_names_what_was_submitted():
+    with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
+        error = saves.submit(operations.kills_itself, 3).exception(30)
+    assert error.item == 3
+    assert "while it was at 3" in str(error)
+
+
+def test_callables_are_not_kept_for_ever():
+    import weakref
+
+    class Target:
+        def __call__(self):
+            return 1
+
+        def __reduce__(self):
+            return pow, (2, 3)
+
+    with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
+        target = Target()
+        gone = weakref.ref(target)
+        saves.submit(target).exception(30)
+        del target
+        gc.collect()
+        assert gone() is None

@@ -14,24 +14,24 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
 
-__all__ = ["PRELOAD_NOTE", "choose_start_method", "ensure_forkserver"]
+__all__ = ["PRELOAD_NOTE", "choose_start_method", "ensure_forkserver", "is_alone"]
 
 PRELOAD_MODULE = "poolsave._preload"
 PRELOAD_NOTE = "POOLSAVE_PRELOAD"
 """The environment variable that tells the preloaded module where its note lies."""
 
 
-def choose_start_method(wish: str | None) -> str:
+def choose_start_method(wish: str | None, *, fork_is_possible: bool = True) -> str:
     """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn."""
     if wish is not None:
         return wish
-    if sys.platform == "linux" and _is_alone():
+    if fork_is_possible and sys.platform == "linux" and is_alone():
         return "fork"
     methods = multiprocessing.get_all_start_methods()
     return "forkserver" if "forkserver" in methods else "spawn"
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
     """Whether this is the only thread, also of those that Python did not start, which can hold locks just as well."""
     # A thread that has been joined may need a moment to leave the kernel's list.
     for _ in range(20):

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -48,14 +48,11 @@ class WorkerProcess:
         self._open += ends
         return ends
 
-    def start(
-        self, method: str, parcel: Any, before_fork: Callable[[], None], close_copies: Callable[[], None]
-    ) -> None:
+    def start(self, method: str, parcel: Any, close_copies: Callable[[], None]) -> None:
         line = Line(*self._theirs, self._state_path)
         context: Any = multiprocessing.get_context(method)
         arguments: tuple[Any, ...] = (parcel, line)
         if method == "fork":
-            before_fork()
             arguments = (parcel, line, self._in_child(close_copies))
         # Daemonic, so that an interpreter that exits with a pool open ends its workers instead of waiting for them.
         self._process = context.Process(target=main, args=arguments, name="poolsave-worker", daemon=True)
@@ -117,7 +114,7 @@ class WorkerProcess:
         try:
             os.killpg(self._process.pid, signum)
         except ProcessLookupError:  # it has not come so far as to lead a group, or it is gone
-            if self._process.is_alive():
+            with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signum)
 
     def join(self, deadline: float) -> None:
@@ -139,7 +136,8 @@ class WorkerProcess:
         self._fault_file.close()
         self._remove_state_file()
         if self._process is not None:
-            self._process.close()
+            with suppress(ValueError):  # a host that ignores SIGCHLD makes its children's ends unknown
+                self._process.close()
 
     def _remove_state_file(self) -> None:
         if self._state_path:
@@ -155,7 +153,7 @@ def _forking() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if threading.current_thread() is not threading.main_thread():
-                # Only the driver of a block forks beside another thread, to replace a worker that has died.
+                # Beside another thread only a replacement is forked, whose function cannot be pickled.
                 warnings.filterwarnings("ignore", r".*multi-threaded", DeprecationWarning)
             yield
     finally:

@@ -32,11 +32,17 @@ class FuturesExecutor:
         self._executor = executor
         self.shares_memory = isinstance(executor, concurrent.futures.ThreadPoolExecutor)
         self.workers = _workers_of(executor)
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._flag = Flag()
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._start_over()
+        if not self.shares_memory:
+            job.before_fork()  # it may start its processes only now
         # Once, and here: a function that cannot be pickled is refused before anything runs.
         self._parcel: Job | bytes = job if self.shares_memory else pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         self.workers = min(workers, self.workers)

@@ -10,13 +10,15 @@ import pickle
 import selectors
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
 from .._envelopes import unpack_error
+from ..errors import InvalidOperation
 from ._channels import Waker
 from ._process_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
-from ._starting import choose_start_method, ensure_forkserver
+from ._starting import choose_start_method, ensure_forkserver, is_alone
 from ._worker_process import WorkerProcess
 from .protocol import Event, Job, Replied, SetupFailed, Task
 
@@ -52,34 +54,59 @@ class ProcessExecutor:
         self._halted = False
 
     @property
+    def running(self) -> bool:
+        return self in _started
+
+    @property
     def workers(self) -> int:
         return self._wanted
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        self._method = choose_start_method(self._wish)
-        self._parcel: Any = job if self._method == "fork" else pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+        self._method = choose_start_method(self._wish, fork_is_possible=job.fork_is_possible)
+        self._parcels: dict[str, Any] = {"fork": job}
+        self._job = job
+        self._longest = longest
+        self._halted = False
+        self._stillborn = 0
+        self._prepare(self._method)
         self._waker = Waker()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
         _started.add(self)
-        self._job = job
-        self._longest = longest
-        if self._method == "forkserver":
-            ensure_forkserver(job.preload)
         self._wanted = workers
         for _ in range(workers):
             self._start_worker()
 
+    def _prepare(self, method: str) -> None:
+        if method == "fork":
+            self._job.before_fork()
+            return
+        if method not in self._parcels:
+            self._parcels[method] = pickle.dumps(self._job, pickle.HIGHEST_PROTOCOL)
+        if method == "forkserver":
+            ensure_forkserver(self._job.preload)
+
     def _start_worker(self) -> None:
         worker = WorkerProcess(self._longest)
         try:
-            worker.start(self._method, self._parcel, self._job.before_fork, self._close_copies)
+            worker.start(self._method, self._parcels[self._method], self._close_copies)
         except BaseException:
             worker.close()
             raise
         self._workers.append(worker)
         self._selector.register(worker.inbox.fd, selectors.EVENT_READ, worker)
         self._selector.register(worker.sentinel, selectors.EVENT_READ, worker)
+
+    def _replace_worker(self) -> None:
+        """Start another one. By now there may be threads, with locks, and open SQLite files, so that it is forked by
+        the fork server if the job can be sent there."""
+        if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
+            with suppress(InvalidOperation):  # a closure: then a fork is the only way
+                self._prepare("forkserver")
+                self._method = "forkserver"
+        if self._method == "fork":
+            self._prepare("fork")
+        self._start_worker()
 
     def _close_copies(self) -> None:
         """In a forked child: close what it inherited, or other workers, of any pool, would not notice our end."""
@@ -160,7 +187,7 @@ class ProcessExecutor:
         if self._stillborn >= STILLBORN_LIMIT:
             events.append(SetupFailed(event.error))
         else:
-            self._start_worker()
+            self._replace_worker()
 
     def _read_rest(self, worker: WorkerProcess, events: list[Event]) -> None:
         if not worker.inbox.ended:

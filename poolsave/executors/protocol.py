@@ -118,8 +118,18 @@ class Job(Protocol):
         """For the engine: what became of a transaction, by what its worker noted."""
         ...
 
+    @property
+    def fork_is_possible(self) -> bool:
+        """Whether workers may be forked now."""
+        ...
+
+    @property
+    def fork_changes_nothing(self) -> bool:
+        """Whether a worker may be forked in the middle of a run, when the caller is at something else."""
+        ...
+
     def before_fork(self) -> None:
-        """Must be called in the parent right before a worker process is forked."""
+        """Must be called in the parent right before worker processes are forked."""
 
     def open(self) -> Session:
         """Set up a worker in the thread and process that will run tasks. Raises if that is impossible."""
@@ -155,7 +165,11 @@ class Executor(Protocol):
         ...
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        """Start up to `workers` workers now; no task will be longer than `longest` objects."""
+        """Start up to `workers` workers now; no task will be longer than `longest` objects.
+
+        An executor that can be used for several runs, one after the other, begins each of them anew here. If it has an
+        attribute `running`, it is not started while that is true.
+        """
 
     @property
     def workers(self) -> int:

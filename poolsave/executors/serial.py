@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from .protocol import Event, Job, Replied, Session, Task
+from .protocol import Broken, Event, Job, Replied, Session, Task
 
 __all__ = ["SerialExecutor"]
 
@@ -21,29 +21,43 @@ class SerialExecutor:
     workers = 1
 
     def __init__(self, **_unused: object) -> None:
-        self._tasks: deque[Task] = deque()
-        self._marks = Flag()
         self._session: Session | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._session is not None
+
     def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._tasks: deque[Task] = deque()
+        self._broken: deque[Broken] = deque()
+        self._marks = Flag()
         self._session = job.open()
 
     def submit(self, task: Task) -> None:
         self._tasks.append(task)
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
+        if self._broken:
+            return [self._broken.popleft()]
         if not self._tasks or self._session is None:
             return ()
         task = self._tasks.popleft()
         events: list[Event] = []
-        self._session.run(task.payload, self._marks, lambda body, final: events.append(Replied(task.id, body, final)))
+        try:
+            self._session.run(
+                task.payload, self._marks, lambda body, final: events.append(Replied(task.id, body, final))
+            )
+        except BaseException as error:  # a second Ctrl-C outside the object's own code; told when the engine winds up
+            self._broken.append(Broken(task.id, error, begun=True))
+            raise
         return events
 
     def wake(self) -> None:
         """Nothing ever waits here."""
 
     def halt(self) -> None:
-        self._marks.halted = True
+        if self._session is not None:
+            self._marks.halted = True
 
     def kill(self) -> None:
         """The object that runs in this thread can be ended only by an exception, such as a second Ctrl-C."""

@@ -22,13 +22,17 @@ class ThreadExecutor:
     can_kill = False
 
     def __init__(self, **_unused: object) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._marks = Flag()
         self._threads: list[threading.Thread] = []
         self.workers = 0
 
+    @property
+    def running(self) -> bool:
+        return bool(self._threads)
+
     def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._marks = Flag()
         self._threads = [
             # Daemonic, so that an interpreter that exits with a pool open does not wait for ever.
             threading.Thread(target=self._work, args=(job,), name=f"poolsave-{number}", daemon=True)
@@ -55,10 +59,12 @@ class ThreadExecutor:
             return events
 
     def wake(self) -> None:
-        self._events.put(None)
+        if self._threads:
+            self._events.put(None)
 
     def halt(self) -> None:
-        self._marks.halted = True
+        if self._threads:
+            self._marks.halted = True
 
     def kill(self) -> None:
         """A thread cannot be ended from outside: what runs is finished."""
