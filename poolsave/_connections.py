@@ -141,7 +141,8 @@ def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> d
 
 def open_sqlite_files() -> list[Any]:
     """Wrappers of this thread that have a SQLite file open."""
-    found: Iterable[Any] = connections.all(initialized_only=True)
+    handler: Any = connections
+    found = handler.all(initialized_only=True)
     return [one for one in found if one.vendor == "sqlite" and one.connection is not None and not one.is_in_memory_db()]
 
 
