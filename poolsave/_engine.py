@@ -6,7 +6,7 @@ For `map` and `stream` it runs in the caller's thread; for a block in one driver
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from .executors import Broken, Died, Event, Executor, Job, Replied, SetupFailed,
 from .options import Options
 from .outcomes import Status
 
-__all__ = ["Engine", "in_input_order"]
+__all__ = ["Engine"]
 
 CHUNKS_PER_WORKER = 4
 """Chunks in flight per worker, at most, if no window is set."""
@@ -254,17 +254,3 @@ class Engine:
         if isinstance(limit, int):
             return self._failed >= limit
         return self._ended >= SHARE_FROM and self._failed >= limit * self._ended
-
-
-def in_input_order(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:
-    """Hold batches back until all before them have gone."""
-    waiting: dict[int, Batch] = {}
-    due = 0
-    for arrived in batches:
-        waiting[arrived.first] = arrived
-        engine.held_back += len(arrived.values)
-        while due in waiting:
-            batch = waiting.pop(due)
-            due += len(batch.values)
-            engine.held_back -= len(batch.values)
-            yield batch

@@ -12,9 +12,11 @@ from typing import Any
 from . import _connections
 from ._batches import Batch
 from ._bootstrap import Surroundings
-from ._engine import Engine, in_input_order
+from ._engine import Engine
 from ._interrupts import Interrupts
+from ._ordering import in_input_order
 from ._progress import Progress, open_progress
+from ._refusals import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
 from ._sources import IterableSource
 from ._worker import WorkerJob
 from .errors import InvalidOption
@@ -39,11 +41,11 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
     executor = create(_possible(options.executor), start_method=options.start_method)
     surroundings = Surroundings.capture()
     covered = options.databases if options.transaction is not None else ()
-    _connections.refuse_missing(covered)
+    refuse_missing(covered)
     present = _connections.existing(options.databases) if surroundings is not None else ()
     if not executor.inline:
-        _connections.refuse_shared_memory(present, shares_memory=executor.shares_memory)
-        _connections.refuse_open_transactions(present)
+        refuse_shared_memory(present, shares_memory=executor.shares_memory)
+        refuse_open_transactions(present)
     if options.timeout is not None and not executor.enforces_timeout:
         raise InvalidOption(
             "timeout",
@@ -65,7 +67,7 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
         crosses=not executor.shares_memory,
         surroundings=surroundings,
         settings=_connections.worker_settings(own_transactions=covered) if apart else {},
-        turn=threading.Lock() if apart and _connections.shares_one_memory(present) else None,
+        turn=threading.Lock() if apart and shares_one_memory(present) else None,
     )
     return executor, job
 

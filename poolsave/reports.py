@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from operator import attrgetter
+from os import PathLike
 from typing import Any, Generic, TypeVar
 
 from ._batches import Batch
+from ._exports import write_csv, write_json
 from ._sqlstates import sqlstate_of
 from .errors import OperationsFailed, RemoteError
 from .outcomes import Outcome, Status
@@ -157,6 +159,23 @@ class Report(Generic[R]):
         for outcome in self.failures:
             groups.setdefault(_cause(outcome.error), []).append(outcome)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+    def failed_items(self) -> list[Any]:
+        """The objects that failed and can safely be fed again: `op.map(report.failed_items())`.
+
+        Lost objects are not among them, since they may have been saved.
+        """
+        return [failure.item for failure in self.failures if failure.status is Status.FAILED]
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
+        counts = {str(status): count for status, count in self._counts.items()}
+        summary = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
+        write_json(path, summary, self)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
+        write_csv(path, self)
 
     def raise_if_failed(self) -> None:
         """Do nothing if all is well.

@@ -13,11 +13,12 @@ from django.db.models import Model
 
 from ._batches import Batch
 from ._calls import Call, FunctionCall, ModelSave, run_request
-from ._connections import existing, refuse_open_transactions
+from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
 from ._interrupts import Interrupts
 from ._progress import open_progress
+from ._refusals import refuse_open_transactions
 from ._runs import prepare
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check

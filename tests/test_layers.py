@@ -9,17 +9,19 @@ ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
     {"errors", "_sqlstates", "_chunks", "_interrupts"},
     {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines"},
-    {"executors", "_batches"},
+    {"executors", "_batches", "_exports", "_refusals"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_engine"},
+    {"_ordering"},
     {"_runs"},
     {"_driver", "operations"},
     {"saves"},
     {"__init__"},
 ]
 MAY_IMPORT_DJANGO = {
+    "_refusals",
     "_connections",
     "_transactions",
     "_together",

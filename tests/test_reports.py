@@ -1,5 +1,9 @@
 """Reports: values in input order, failures with their objects, counts that always add up."""
 
+import csv
+import datetime as dt
+import json
+
 import pytest
 
 from poolsave import OperationsFailed, Outcome, Status
@@ -77,3 +81,39 @@ def test_nothing_failed_raises_nothing():
 def test_an_outcome_says_its_state_in_one_line():
     assert repr(Outcome(index=3, status=Status.SUCCEEDED, value=7)) == "<Outcome 3 succeeded value=7>"
     assert repr(Outcome(index=3, status=Status.LOST, error=KeyError())) == "<Outcome 3 lost error=KeyError()>"
+
+
+@operations.pure
+def misbehaves(item):
+    if isinstance(item, str) and item.startswith("="):
+        raise ValueError(item)
+    return item
+
+
+def test_failed_items_can_be_fed_again():
+    report = misbehaves.using(executor="serial").map(["a", "=1", "b", "=2"])
+    assert report.failed_items() == ["=1", "=2"]
+
+
+def test_it_can_be_written_as_json(tmp_path):
+    path = tmp_path / "report.json"
+    items = ["a", "=1", dt.date(2026, 1, 2), {"key": object()}]
+    misbehaves.using(executor="serial", keep="all").map(items).to_json(path)
+    found = json.loads(path.read_text())
+    assert (found["total"], found["succeeded"], found["failed"], found["lost"], found["skipped"]) == (4, 3, 1, 0, 0)
+    assert [outcome["status"] for outcome in found["outcomes"]] == ["succeeded", "failed", "succeeded", "succeeded"]
+    assert found["outcomes"][1]["error_type"] == "ValueError"
+    assert found["outcomes"][2]["value"] == "2026-01-02"
+    assert "object" in found["outcomes"][3]["item"]["key"]
+
+
+@pytest.mark.parametrize("dangerous", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path, dangerous):
+    path = tmp_path / "report.csv"
+    misbehaves.using(executor="serial", keep="all").map([dangerous, -5, "plain"]).to_csv(path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["item"] == "'" + dangerous
+    assert rows[1]["value"] == "-5"
+    assert rows[2]["value"] == "plain"
+    assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for row in rows for cell in row.values())
