@@ -366,3 +366,13 @@ def lets_sqlite_roll_back(name, *, alias="default"):
             cursor.execute("INSERT OR ROLLBACK INTO tests_person (name) VALUES ('taken')")
         except DatabaseError:
             pass
+
+
+@saving
+def saves_and_tells_who(name, path):
+    """Says by a file which process is about to commit."""
+    Person(name=name).save(using="postgres")
+    with open(f"{path}.new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{path}.new", path)
+    return name

@@ -123,3 +123,49 @@ def test_a_parent_that_is_killed_leaves_no_worker_behind(tmp_path, method):
     _gone, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+@pytest.mark.parametrize("resolve", [False, True])
+def test_a_worker_that_is_killed_in_the_middle_of_commit_is_not_called_failed(tmp_path, mode, resolve):
+    """The server goes on committing, though nobody waits for its answer any more."""
+    from django.db import connections
+
+    from tests.models import Badge, Person
+
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON tests_person DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION dawdle()"
+        )
+    try:
+        size = 2 if mode == "chunk" else 1
+        operation = operations.saves_and_tells_who.using(databases=("postgres",), transaction=mode, chunksize=size)
+        killer = subprocess.Popen(
+            [sys.executable, "-c", KILLER, str(tmp_path / "pid")], stdin=subprocess.DEVNULL
+        )  # fmt: skip
+        report = operation.using(start_method="fork", workers=1, resolve_lost=resolve).starmap(
+            [("a", str(tmp_path / "other")), ("slow", str(tmp_path / "pid")), ("c", str(tmp_path / "other"))]
+        )
+        assert killer.wait(30) == 0
+        wait_until(lambda: Person.objects.using("postgres").count() == 3)
+    finally:
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("DROP FUNCTION dawdle CASCADE")
+    assert report.failed == 0
+    assert report.lost == (0 if resolve else 2 if mode == "chunk" else 1)
+    assert report.succeeded == 3 - report.lost
+    assert len(report.flawed) == (0 if not resolve else 2 if mode == "chunk" else 1)
+    assert Badge.objects.using("postgres").count() == 3
+
+
+KILLER = """
+import os, signal, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+time.sleep(0.4)  # by now it is in its COMMIT, which takes a second
+os.kill(int(open(sys.argv[1]).read()), signal.SIGKILL)
+"""
