@@ -376,3 +376,11 @@ def saves_and_tells_who(name, path):
         file.write(str(os.getpid()))
     os.rename(f"{path}.new", path)
     return name
+
+
+@saving
+def cache_and_pools(_item):
+    from django.core.cache import caches
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    return id(caches["default"]), len(DatabaseWrapper._connection_pools)

@@ -199,3 +199,21 @@ def test_a_forked_pool_of_the_caller_with_the_file_open_is_refused():
         with pytest.raises(InvalidOperation, match="was open"):
             operations.save_person.using(executor=executor).map(["a"])
     assert Person.objects.count() == 0
+
+
+def test_workers_have_cache_clients_and_pools_of_their_own(start_method):
+    client = caches["default"]
+    found = operations.cache_and_pools.using(databases=("postgres",), start_method=start_method).map([1, 2]).values
+    assert all(identity != id(client) for identity, _pools in found) or start_method != "fork"
+    assert [pools for _identity, pools in found] == [0, 0]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="Django pools connections with psycopg 3 only")
+def test_workers_forget_the_caller_s_pool():
+    with connections["pooled"].cursor() as cursor:
+        cursor.execute("SELECT 1")
+    try:
+        found = operations.cache_and_pools.using(databases=("postgres",), start_method="fork").map([1]).values
+        assert [pools for _identity, pools in found] == [0]
+    finally:
+        connections["pooled"].close_pool()
