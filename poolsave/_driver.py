@@ -17,7 +17,7 @@ from ._progress import Progress
 from ._runs import tell
 from ._sources import QueueSource
 from ._worker import in_worker_thread
-from .errors import TimedOut, ValueLost, WorkerDied
+from .errors import RemoteError, TimedOut, ValueLost, WorkerDied, text_of
 from .executors import Executor, Job
 from .options import Options
 from .outcomes import Outcome, Status
@@ -225,7 +225,23 @@ def _resolve(future: concurrent.futures.Future[Any], result: Any, outcome: Outco
     elif outcome.status is Status.SKIPPED:
         future.set_exception(outcome.error or concurrent.futures.CancelledError("it was never started"))
     else:
-        future.set_exception(outcome.error)
+        future.set_exception(_truthy(outcome.error))
+
+
+def _truthy(error: BaseException | None) -> BaseException | None:
+    """Futures take a falsy exception for none, and give None as their result (CPython issue 132063)."""
+    if error is None or _is_true(error):
+        return error
+    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", text_of(error))
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def _is_true(error: BaseException) -> bool:
+    try:
+        return bool(error)
+    except Exception:  # a broken __bool__ would break the future, too
+        return False
 
 
 def _default_window(options: Options) -> int:

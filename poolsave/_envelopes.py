@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ._sqlstates import sqlstate_of
-from .errors import InvalidOperation, RemoteError, WorkerTraceback
+from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
 __all__ = [
     "ErrorRecord",
@@ -140,8 +140,8 @@ def pack_error(error: BaseException) -> ErrorRecord:
     """Describe an exception for the way to another process. Never raises."""
     return ErrorRecord(
         class_path=f"{type(error).__module__}.{type(error).__qualname__}",
-        message=_told(error, str),
-        arguments=_told(error, lambda error: repr(error.args)),
+        message=text_of(error),
+        arguments=_arguments(error),
         traceback=format_traceback(error),
         sqlstate=sqlstate_of(error),
         pickled=_pickled(error),
@@ -172,12 +172,11 @@ def _users_part(frames: TracebackType | None) -> TracebackType | None:
     return part or frames
 
 
-def _told(error: BaseException, tell: Any) -> str:
+def _arguments(error: BaseException) -> str:
     try:
-        text: str = tell(error)
-    except Exception as secondary:  # an exception whose own methods are broken is still an exception
-        return f"<{type(secondary).__qualname__} in {getattr(tell, '__name__', 'repr')}()>"
-    return text
+        return repr(error.args)
+    except Exception as secondary:  # an argument whose repr is broken must not hide the error
+        return f"<{type(secondary).__qualname__} in the repr of its arguments>"
 
 
 def _pickled(error: BaseException) -> bytes | None:

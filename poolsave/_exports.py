@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from ._sqlstates import sqlstate_of
+from .errors import text_of
 from .outcomes import Outcome
 
 __all__ = ["write_csv", "write_json"]
@@ -47,7 +48,7 @@ def _row(outcome: Outcome[Any]) -> dict[str, Any]:
         "status": str(outcome.status),
         "value": outcome.value,
         "error_type": None if error is None else type(error).__name__,
-        "error": None if error is None else str(error),
+        "error": None if error is None else text_of(error),
         "sqlstate": None if error is None else sqlstate_of(error),
         "item": outcome.item,
         "attempts": outcome.attempts,

@@ -20,6 +20,7 @@ __all__ = [
     "ValueLost",
     "WorkerDied",
     "WorkerTraceback",
+    "text_of",
 ]
 
 
@@ -184,10 +185,18 @@ class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
         return OperationsFailed, (self.message, list(self.exceptions), self.report)
 
 
+def text_of(error: BaseException) -> str:
+    """The text of an exception, also of one whose own __str__ is broken."""
+    try:
+        return str(error)
+    except Exception as secondary:  # that must not hide the error that is being told
+        return f"<{type(secondary).__name__} in its __str__>"
+
+
 def _as_exception(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
-    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", str(error), repr(error.args))
+    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", text_of(error), repr(error.args))
     stand_in.__cause__ = error
     return stand_in
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._batches import Batch
 from ._exports import write_csv, write_json
 from ._sqlstates import sqlstate_of
-from .errors import OperationsFailed, RemoteError
+from .errors import OperationsFailed, RemoteError, text_of
 from .outcomes import Outcome, Status
 
 __all__ = ["Report"]
@@ -221,7 +221,8 @@ def _cause(error: BaseException | None) -> tuple[str, str | None]:
 
 def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]]) -> str:
     first = outcomes[0]
-    text = (str(first.error).strip().splitlines() or [""])[0]
+    lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
+    text = lines[0] if lines else ""
     text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
     return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}: {text}"
 

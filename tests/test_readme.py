@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import Group, User
 
-from poolsave import Options
+from poolsave import Options, executors
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -28,3 +28,13 @@ def test_the_code_runs_as_it_stands_there(monkeypatch, capsys):
 def test_every_option_is_in_the_table():
     (table,) = re.findall(r"## Options\n(.*?)\n## ", README, re.DOTALL)
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == Options.names()
+
+
+def test_the_table_of_promises_is_that_of_the_classes():
+    said = {True: "yes", False: "no"}
+    for executor in (executors.ProcessExecutor, executors.ThreadExecutor, executors.SerialExecutor):
+        promises = [executor.blames_exactly, executor.enforces_timeout, executor.can_kill, executor.shares_memory]
+        assert f"| `{executor.__name__}` | {' | '.join(said[promise] for promise in promises)} |" in README
+    futures = executors.FuturesExecutor
+    promises = [futures.blames_exactly, futures.enforces_timeout, futures.can_kill]
+    assert f"| `FuturesExecutor` | {' | '.join(said[promise] for promise in promises)} | `ThreadPool" in README
