@@ -25,6 +25,7 @@ POOLS = {
     "fork": {"executor": "process", "start_method": "fork"},
     "forkserver": {"executor": "process", "start_method": "forkserver"},
     "spawn": {"executor": "process", "start_method": "spawn"},
+    "process-pool": {"executor": "process-pool"},
 }
 FOREIGN = {
     "ThreadPoolExecutor": lambda: concurrent.futures.ThreadPoolExecutor(2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import multiprocessing
 import os
 import pickle
 import queue
@@ -107,6 +108,30 @@ class FuturesExecutor:
         self.halt()
         concurrent.futures.wait(list(self._futures.values()))
         self._futures.clear()
+
+
+class ProcessPoolExecutor(FuturesExecutor):
+    """The standard library's process pool, made for one run and shut down after it.
+
+    This is what `executor="process"` means on Windows, where the pipes of `ProcessExecutor` do not exist.
+    """
+
+    def __init__(self, *, start_method: str | None = None) -> None:
+        self._start_method = start_method or "spawn"
+        self._start_over()
+
+    shares_memory = False
+    workers = 0
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        context: Any = multiprocessing.get_context(self._start_method)
+        self._executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        self.workers = workers
+        super().start(job, workers=workers, longest=longest)
+
+    def stop(self) -> None:
+        super().stop()
+        self._executor.shutdown()
 
 
 def run_task(parcel: Job | bytes, payload: Any, marks: Flag | None) -> tuple[ErrorRecord | None, list[Any]]:

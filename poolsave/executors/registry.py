@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .futures import FuturesExecutor
+from .futures import FuturesExecutor, ProcessPoolExecutor
 from .processes import ProcessExecutor
 from .protocol import Executor
 from .serial import SerialExecutor
@@ -18,7 +19,8 @@ __all__ = ["create", "known_names", "register"]
 
 GROUP = "poolsave.executors"
 _factories: dict[str, Callable[..., Executor]] = {
-    "process": ProcessExecutor,
+    "process": ProcessPoolExecutor if sys.platform == "win32" else ProcessExecutor,
+    "process-pool": ProcessPoolExecutor,
     "serial": SerialExecutor,
     "thread": ThreadExecutor,
 }
