@@ -132,7 +132,7 @@ class Driver:
                 self._stepping = False
 
     def _step_while_busy(self) -> None:
-        with Interrupts(lambda: None, at_once=lambda: interrupts.count > 1) as interrupts:
+        with Interrupts(lambda: None, at_once=lambda count: count > 1) as interrupts:
             while self._open and not interrupts.count:
                 self._step()
         if interrupts.count:
@@ -186,7 +186,8 @@ class Driver:
             self._settle(without_run(-1, [call], Status.LOST, self.fatal))
         self._report.stopped = self._engine.stopped
         self._report._finish()
-        self._progress.close()
+        with self._halting():
+            self._progress.close()
 
 
 def _opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
@@ -200,11 +201,21 @@ def _opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
             index = batch.first + place
             outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
         elif outcome is None or _has_value(outcome):
-            values[place], results[place] = call.request.arrive(values[place])
+            try:
+                values[place], results[place] = call.request.arrive(values[place])
+            except Exception as error:  # a model whose attributes refuse the key; the row is saved all the same
+                outcome = _not_taken(batch.first + place, error)
         if outcome is not None:
             _name_item(outcome.error, call)
-            notable[place] = replace(outcome, item=call.request.item, value=values[place] if outcome.ok else None)
+            value = values[place] if _has_value(outcome) else None
+            notable[place] = replace(outcome, item=call.request.item, value=value)
     return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
+
+
+def _not_taken(index: int, cause: Exception) -> Outcome[Any]:
+    error = ValueLost(index)
+    error.__cause__ = cause
+    return Outcome(index=index, status=Status.SUCCEEDED, error=error)
 
 
 def _name_item(error: BaseException | None, call: Call) -> None:

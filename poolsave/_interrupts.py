@@ -23,7 +23,7 @@ class Interrupts:
     which is the only one that Python delivers signals to.
     """
 
-    def __init__(self, notice: Callable[[], None], *, at_once: Callable[[], bool]) -> None:
+    def __init__(self, notice: Callable[[], None], *, at_once: Callable[[int], bool]) -> None:
         self._notice = notice
         self._at_once = at_once
         self._before: dict[signal.Signals, Any] = {}
@@ -53,7 +53,7 @@ class Interrupts:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
         self._last = signal.Signals(signum)
-        if self._at_once():
+        if self._at_once(self.count):
             raise self.as_exception()
         self._notice()
 

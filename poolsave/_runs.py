@@ -106,10 +106,10 @@ class Run:
         self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
         self.report: Report[Any] = Report(keep=options.keep)
 
-    def _in_users_code(self) -> bool:
+    def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
         # first signal lets the object finish, and the second ends it.
-        return self._source.pulling or (self._executor.inline and self._interrupts.count > 1)
+        return self._source.pulling or (self._executor.inline and count > 1)
 
     def complete(self) -> Report[Any]:
         """Run everything, with no moment in which a signal could get past the report."""

@@ -171,7 +171,7 @@ class Saves:
         return call
 
     def _leave(self, error: BaseException | None) -> None:
-        with Interrupts(self._driver.interrupt, at_once=lambda: False) as interrupts:
+        with Interrupts(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
         if error is not None:
             return

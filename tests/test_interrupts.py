@@ -95,7 +95,7 @@ def test_a_handler_of_the_program_is_left_in_place():
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interrupts(lambda: None, at_once=lambda: False):
+        with Interrupts(lambda: None, at_once=lambda _count: False):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -16,6 +16,7 @@ from poolsave import (
     OperationsFailed,
     RemoteError,
     Status,
+    ValueLost,
     WorkerDied,
     concurrent_saves,
 )
@@ -371,3 +372,23 @@ def test_callables_are_not_kept_for_ever():
         del target
         gc.collect()
         assert gone() is None
+
+
+@pytest.mark.django_db(transaction=True, databases=["default"])
+def test_a_model_that_refuses_its_key_is_saved_all_the_same():
+    class Stubborn(Person):
+        class Meta:
+            proxy = True
+            app_label = "tests"
+
+        def __setattr__(self, name, value):
+            if name == "id" and value is not None and threading.current_thread().name == "poolsave-driver":
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    with concurrent_saves(executor="thread", workers=1) as saves:
+        future = saves.save(Stubborn(name="a"))
+        assert isinstance(future.exception(30), ValueLost)
+    assert Person.objects.count() == 1
+    assert saves.report.succeeded == 1
+    assert len(saves.report.flawed) == 1
