@@ -1,4 +1,4 @@
-"""PITFALLS of connections and forks: "SSL error: decryption failed", "server closed the connection unexpectedly"."""
+"""What people see when a connection crosses a fork: "SSL error: decryption failed", "server closed the connection unexpectedly"."""
 
 import concurrent.futures
 import gc

@@ -1,4 +1,4 @@
-"""PITFALLS: fresh processes read the settings file, which names the real database."""
+"""Fresh processes read the settings file, which names the real database."""
 
 import sqlite3
 from contextlib import closing
