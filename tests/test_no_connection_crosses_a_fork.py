@@ -1,4 +1,4 @@
-"""What people see when a connection crosses a fork: "SSL error: decryption failed", "server closed the connection unexpectedly"."""
+"""What people see when a connection crosses a fork: "SSL error: decryption failed", rows of another query."""
 
 import concurrent.futures
 import gc
