@@ -67,13 +67,17 @@ class IterableSource:
 
     @property
     def ready(self) -> bool:
-        return not self.exhausted
+        return not self.exhausted and not self._holds_back()
+
+    def _holds_back(self) -> bool:
+        """Whether to wait for a worker with what is in hand, and not for the next pull, which takes its time."""
+        return bool(self._gathered) and not self._ended and self._pull is not None and self._pull > SLOW
 
     def remaining(self) -> int | None:
         return None if self.total is None else max(0, self.total - self._handed)
 
     def gather(self, size: int, *, idle: bool) -> list[Any] | None:
-        if not self._ended:
+        if not self._ended and not self._holds_back():
             self._fill(size, idle=idle)
         complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
         if not complete or not self._gathered:
@@ -106,7 +110,7 @@ class IterableSource:
             self._gathered.append(next(self._iterator))
             now = time.perf_counter()
             self._pull = now - before if self._pull is None else 0.8 * self._pull + 0.2 * (now - before)
-            if now - began > SLICE or (idle and self._is_slow()):
+            if now - began > SLICE or self._holds_back() or (idle and self._is_slow()):
                 return
             before = now
 

@@ -55,7 +55,8 @@ def test_a_source_hands_out_each_object_once_and_in_order(objects, sizes, idles,
     for step in range(10_000):
         if source.exhausted:
             break
-        chunk = source.gather(sizes[step % len(sizes)], idle=idles[step % len(idles)])
+        # Some worker is idle sooner or later.
+        chunk = source.gather(sizes[step % len(sizes)], idle=[*idles, True][step % (len(idles) + 1)])
         if chunk is not None:
             assert 1 <= len(chunk) <= max(sizes)
             handed += chunk
@@ -110,3 +111,13 @@ def test_a_fast_source_fills_its_chunks():
     assert source.gather(50, idle=True) == [0]
     sizes = [len(source.gather(50, idle=True) or ()) for _ in range(10)]
     assert max(sizes) == 50
+
+
+def test_a_source_that_has_become_slow_is_not_asked_while_something_waits_for_a_worker():
+    source = IterableSource(iter(Clockwork([0.0, 0.05, 0.0, 0.05])))
+    assert source.gather(50, idle=True) == [0]
+    assert source.gather(50, idle=False) is None
+    assert not source.ready  # what is in hand comes first
+    assert source.gather(50, idle=False) is None
+    assert source.gather(50, idle=True) == [1]
+    assert source.ready

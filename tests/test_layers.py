@@ -13,7 +13,7 @@ LAYERS = [
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
-    {"_engine"},
+    {"_engine", "_results"},
     {"_ordering"},
     {"_runs"},
     {"_driver", "operations"},

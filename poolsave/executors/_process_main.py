@@ -43,6 +43,8 @@ def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None
     state = StateBlock.attach(line.state_path)
     fault_file = open(f"{line.state_path}.fault", "a")  # noqa: SIM115  open while the process lives
     faulthandler.enable(fault_file)
+    # Here and not only in the parent, which may be killed at any moment.
+    StateBlock.remove(line.state_path)
     _leave_with_parent(line.tasks.fileno())
     replies = line.replies.fileno()
     try:

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import tempfile
+from contextlib import suppress
 
 __all__ = ["StateBlock"]
 
@@ -37,6 +38,13 @@ class StateBlock:
             return cls(mmap.mmap(fd, MARKS + longest)), path
         finally:
             os.close(fd)
+
+    @staticmethod
+    def remove(path: str) -> None:
+        """Take the block's files from the folder; who has them open can go on using them."""
+        for name in (path, f"{path}.fault"):
+            with suppress(FileNotFoundError):
+                os.unlink(name)
 
     @classmethod
     def attach(cls, path: str) -> StateBlock:

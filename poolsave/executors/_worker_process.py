@@ -70,11 +70,6 @@ class WorkerProcess:
 
         return close
 
-    def settle(self) -> None:
-        """The worker is set up, and has opened everything that it finds by name."""
-        self.settled = True
-        self._remove_state_file()
-
     def alive(self) -> bool:
         return bool(self._process.is_alive())
 
@@ -134,16 +129,10 @@ class WorkerProcess:
         self.close_pipes()
         self.state.close()
         self._fault_file.close()
-        self._remove_state_file()
+        StateBlock.remove(self._state_path)  # if the worker did not come so far
         if self._process is not None:
             with suppress(ValueError):  # a host that ignores SIGCHLD makes its children's ends unknown
                 self._process.close()
-
-    def _remove_state_file(self) -> None:
-        if self._state_path:
-            os.unlink(self._state_path)
-            os.unlink(f"{self._state_path}.fault")
-            self._state_path = ""
 
 
 @contextmanager

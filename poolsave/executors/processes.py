@@ -163,7 +163,7 @@ class ProcessExecutor:
         kind, body = message[:1], message[1:]
         if kind == READY:
             self._stillborn = 0
-            worker.settle()
+            worker.settled = True
         elif kind == SETUP_FAILED:
             events.append(SetupFailed(_setup_error(body)))
         elif kind in (PARTIAL, FINAL):
