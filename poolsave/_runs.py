@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from typing import Any
+from weakref import WeakSet
 
 from . import _connections
 from ._batches import Batch
@@ -90,6 +92,15 @@ def _possible(executor: Any) -> Any:
     return executor
 
 
+_open_runs: WeakSet[Run] = WeakSet()
+
+
+@atexit.register
+def _abandon_open_runs() -> None:
+    for run in list(_open_runs):
+        run.abandon()
+
+
 class Run:
     """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
     with the first batch."""
@@ -104,6 +115,7 @@ class Run:
         self._executor = executor
         self._engine = Engine(executor, job, options, self._source)
         self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
+        self._abandoned = False
         self.report: Report[Any] = Report(keep=options.keep)
 
     def _in_users_code(self, count: int) -> bool:
@@ -132,6 +144,7 @@ class Run:
         progress = open_progress(self._options.progress, total=self._source.total, description=self._description)
         with closing(progress):
             try:
+                _open_runs.add(self)
                 self._engine.start()
                 while not self._engine.finished:
                     batches = self._step()
@@ -158,12 +171,23 @@ class Run:
         if self._interrupts.count > 1:
             self._engine.kill()
 
+    def abandon(self) -> None:
+        """The interpreter exits with an iterator still open, which will be closed when threads no longer run and
+        nothing can be waited for. Worker processes end with their parent, and what they were at is rolled back."""
+        self._abandoned = True
+        self._executor.halt()
+
     def _wind_up(self, reason: str) -> None:
+        if self._abandoned:
+            return
         self._engine.halt(reason)
         while not self._engine.finished:
             self._step()
 
     def _close(self) -> None:
+        if self._abandoned:
+            return
+        _open_runs.discard(self)
         self._engine.close()
         self.report.stopped = self._engine.stopped
         self.report._finish()
