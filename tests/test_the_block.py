@@ -293,19 +293,21 @@ def test_progress_that_raises_ends_the_block_with_everything_accounted_for(block
     assert all(future.done() for future in futures)
 
 
-def test_a_callback_that_exits_ends_the_block_with_everything_accounted_for(block, pool):
+def test_a_callback_that_exits_ends_the_block_with_everything_accounted_for(block, pool, tmp_path):
     if pool["executor"] == "serial":  # the future is done by then, so that the exit is the body's own
         return
 
     def leave(_future):
         raise SystemExit(7)
 
-    futures = []
+    flag = tmp_path / "go"
     with pytest.raises(SystemExit), block(chunksize=1) as saves:
+        futures = [saves.submit(operations.waits_for_file, str(flag))]
+        futures[0].add_done_callback(leave)
+        flag.touch()
         with contextlib.suppress(SystemExit):
             for number in range(20):
                 futures.append(saves.submit(operations.doubles, number))
-                futures[-1].add_done_callback(leave)
     assert saves.report.succeeded + saves.report.skipped == saves.report.total
     assert all(future.done() for future in futures)
 
