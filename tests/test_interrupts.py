@@ -101,3 +101,35 @@ def test_a_handler_of_the_program_is_left_in_place():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+BLOCK = """
+    import sys
+
+    import django
+
+    django.setup()
+    from poolsave import concurrent_saves
+    from tests import operations
+
+    if __name__ == "__main__":
+        try:
+            with concurrent_saves(workers=1, chunksize=1, window=20, transaction=None, start_method="fork") as saves:
+                for number in range(5):
+                    name = sys.argv[2] if number == 0 else f"{sys.argv[2]}.other{number}"
+                    saves.submit(operations.waits_for_file, name)
+        except KeyboardInterrupt as error:
+            report = error.report
+            print(report is saves.report, report.total, report.succeeded, report.stopped)
+"""
+
+
+def test_a_signal_while_a_block_is_being_left_finishes_what_runs(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "SCRIPT", BLOCK)
+    process = start({})
+    os.killpg(process.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    (tmp_path / "go").touch()
+    output, _errors = process.communicate(timeout=30)
+    assert output.splitlines() == ["True 5 1 interrupted"]

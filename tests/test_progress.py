@@ -97,5 +97,5 @@ def test_a_callable_that_raises_ends_the_run_after_what_runs(pool):
         operations.doubles.using(**pool, progress=tell).map(range(1000))
 
 
-def test_updates_are_spread_out():
+def test_progress_that_is_not_wanted_is_silence():
     assert isinstance(_progress.open_progress(False, total=None, description=""), _progress.Silence)

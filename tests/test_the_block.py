@@ -140,7 +140,6 @@ def test_map_reuses_the_workers_and_reports_for_itself(block):
         first = saves.map(operations.process_and_thread, range(8))
         second = saves.map(operations.fails_on_odd, range(8))
         third = saves.map(operations.process_and_thread, range(8))
-    assert set(first.values) | set(third.values) <= set(first.values + third.values)
     assert len({pid for pid, _thread in first.values + third.values}) <= 2
     assert [failure.index for failure in second.failures] == [1, 3, 5, 7]
     assert second.values == [0, 2, 4, 6]
