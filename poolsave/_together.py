@@ -68,10 +68,11 @@ def commit_together(
             end, taken = _one(call, marks, first + place, aliases, entered)
             ends.append(end)
             callbacks.append(taken)
+        refuse_doomed(aliases)
         note = note_transaction(aliases, marks) if noted else 0
-    except _Undo as undo:
-        roll_back(entered.blocks, undo)
-        return Undone(halve=undo.halve)
+    except BaseException as error:  # nothing is committed yet, so that every object can be run again
+        roll_back(entered.blocks, error)
+        return Undone(halve=isinstance(error, _Undo) and error.halve)
     saved = [place for place, end in enumerate(ends) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)

@@ -4,6 +4,9 @@ import pytest
 from django.db import connections, transaction
 
 from poolsave import Status
+from poolsave._together import Undone, commit_together
+from poolsave._transactions import PENDING
+from poolsave.executors.serial import Flag
 from tests import conftest, operations
 from tests.models import Badge, Person
 
@@ -143,3 +146,25 @@ def test_a_session_that_dies_during_commit_is_settled(mode):
     assert settled.lost == 0
     assert settled.failed == (2 if mode == "chunk" else 1)
     assert "fatal" not in names("postgres")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothing(noted):
+    class EndsTheSession(Flag):
+        def put(self, offset, mark):
+            if (offset, mark) == (1, PENDING):
+                watcher = conftest._connect()
+                with watcher.cursor() as cursor:
+                    cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [session])
+                watcher.close()
+
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        session = cursor.fetchone()[0]
+    calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
+    ends = commit_together(calls, EndsTheSession(), 0, ["postgres"], noted=noted)
+    if noted:
+        assert ends == Undone(halve=False)
+    else:  # without the question nobody notices before COMMIT
+        assert [end.attempt.status for end in ends] == [Status.LOST] * 2
+    assert names("postgres") == []
