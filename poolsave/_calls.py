@@ -122,7 +122,7 @@ class Sink(Protocol):
         """One of the calls has ended."""
 
 
-def run_request(_function: Any, item: Any, _constants: Mapping[str, Any]) -> Any:
+def run_request(_function: Any, _constants: Mapping[str, Any], item: Any) -> Any:
     """What the workers of a block run: the request itself, or the call around it where memory is shared."""
     return item.perform()
 

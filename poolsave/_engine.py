@@ -58,7 +58,9 @@ class Engine:
         """Why feeding stopped before the source was exhausted."""
 
     def start(self) -> None:
-        """Start the workers: never more than there are chunks, if the source knows its length."""
+        """Start the workers: never more than there are chunks, if the source knows its length, and none for nothing."""
+        if self._source.exhausted:
+            return
         workers = self._options.workers
         length = self._source.remaining()
         if length is not None:

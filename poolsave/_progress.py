@@ -93,14 +93,17 @@ def _quiet_tqdm() -> Callable[..., Any]:
     return ThreadlessTqdm
 
 
-def open_progress(wish: Any, *, total: int | None, description: str) -> Progress:
-    """Give what the option `progress` asks for; None means a bar when stderr is a terminal."""
+def open_progress(wish: Any, total: Callable[[], int | None], description: str) -> Progress:
+    """Give what the option `progress` asks for; None means a bar when stderr is a terminal.
+
+    `total` is asked only if somebody is told: it may cost a query.
+    """
     if wish is None:
         wish = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()  # None where there is no console
     if wish is False:
         return Silence()
     if wish is True:
-        return Bar(_quiet_tqdm(), total, description)
+        return Bar(_quiet_tqdm(), total(), description)
     if inspect.isclass(wish) and hasattr(wish, "update"):
-        return Bar(wish, total, description)
-    return Calls(wish, total)
+        return Bar(wish, total(), description)
+    return Calls(wish, total())

@@ -5,22 +5,25 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from typing import Any
 from weakref import WeakSet
+
+from django.db.models import QuerySet
 
 from . import _connections
 from ._batches import Batch
 from ._bootstrap import Surroundings
 from ._engine import Engine
 from ._interrupts import Interrupts
+from ._jobs import WorkerJob, call_with_object
 from ._ordering import in_input_order
 from ._progress import Progress, open_progress
+from ._querysets import RowSource, refuse_unsuitable
 from ._refusals import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
 from ._sources import IterableSource
-from ._worker import WorkerJob
+from ._warnings import warn
 from .errors import InvalidOption
 from .executors import Executor, create
 from .options import Options
@@ -29,10 +32,12 @@ from .reports import Report
 
 __all__ = ["Call", "Run", "prepare", "tell"]
 
-Call = Callable[[Callable[..., Any], Any, Mapping[str, Any]], Any]
+Call = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 
 
-def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Options) -> tuple[Executor, WorkerJob]:
+def prepare(
+    function: Any, call: Call, constants: Mapping[str, Any], options: Options, queryset: QuerySet[Any] | None = None
+) -> tuple[Executor, WorkerJob]:
     """Check everything that can be checked before any worker starts, and say what each worker needs.
 
     Raises:
@@ -44,7 +49,8 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
     surroundings = Surroundings.capture()
     covered = options.databases if options.transaction is not None else ()
     refuse_missing(covered)
-    present = _connections.existing(options.databases) if surroundings is not None else ()
+    read = () if queryset is None or queryset.db in options.databases else (queryset.db,)
+    present = _connections.existing((*options.databases, *read)) if surroundings is not None else ()
     if not executor.inline:
         refuse_shared_memory(present, shares_memory=executor.shares_memory)
         refuse_open_transactions(present)
@@ -58,6 +64,7 @@ def prepare(function: Any, call: Call, constants: Mapping[str, Any], options: Op
     apart = surroundings is not None and not executor.inline
     job = WorkerJob(
         function=function,
+        queryset=queryset,
         call=call,
         constants=constants,
         transaction=options.transaction,
@@ -82,11 +89,9 @@ def _is_noted(options: Options) -> bool:
 
 def _possible(executor: Any) -> Any:
     if executor == "process" and multiprocessing.current_process().daemon:
-        warnings.warn(
+        warn(
             "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
-            'using executor="thread" instead',
-            RuntimeWarning,
-            stacklevel=5,
+            'using executor="thread" instead'
         )
         return "thread"
     return executor
@@ -108,15 +113,18 @@ class Run:
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
-        executor, job = prepare(function, call, constants, options)
+        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) and call is call_with_object else None
+        if queryset is not None:
+            refuse_unsuitable(queryset, transaction=options.transaction)
+        executor, job = prepare(function, call, constants, options, queryset)
         self._options = options
         self._description = getattr(function, "__name__", "")
-        self._source = IterableSource(objects)
+        self._source = IterableSource(objects) if queryset is None else RowSource(queryset)
         self._executor = executor
         self._engine = Engine(executor, job, options, self._source)
         self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
         self._abandoned = False
-        self.report: Report[Any] = Report(keep=options.keep)
+        self.report: Report[Any] = Report(keep=options.keep, queryset=queryset)
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
@@ -141,7 +149,7 @@ class Run:
                     yield batch
 
     def _batches(self) -> Generator[Batch, None, None]:
-        progress = open_progress(self._options.progress, total=self._source.total, description=self._description)
+        progress = open_progress(self._options.progress, lambda: self._source.total, self._description)
         with closing(progress):
             try:
                 _open_runs.add(self)

@@ -46,9 +46,10 @@ class Source(Protocol):
 class IterableSource:
     """Any iterable, pulled in the caller's thread."""
 
-    def __init__(self, objects: Iterable[Any]) -> None:
-        self.total = _length(objects)
-        self._instant = isinstance(objects, list | tuple | range)
+    def __init__(self, objects: Iterable[Any], *, total: int | None = None, instant: bool = False) -> None:
+        """`instant`: no pull takes long enough to look at the workers in between."""
+        self._total = _length(objects) if total is None else total
+        self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
         self._gathered: list[Any] = []
         self._handed = 0
@@ -60,6 +61,11 @@ class IterableSource:
         """What the iterable raised."""
         self.pulling = False
         """Whether control is in the iterable's own code."""
+
+    @property
+    def total(self) -> int | None:
+        """How many objects there are, for a progress bar; None if nobody knows."""
+        return self._total
 
     @property
     def exhausted(self) -> bool:
@@ -74,7 +80,7 @@ class IterableSource:
         return bool(self._gathered) and not self._ended and self._pull is not None and self._pull > SLOW
 
     def remaining(self) -> int | None:
-        return None if self.total is None else max(0, self.total - self._handed)
+        return None if self._total is None else max(0, self._total - self._handed)
 
     def gather(self, size: int, *, idle: bool) -> list[Any] | None:
         if not self._ended and not self._holds_back():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -50,9 +50,9 @@ class _Undo(Exception):  # no error, but a way out of the loop
 
 
 def commit_together(
-    calls: Sequence[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
+    calls: Iterable[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
 ) -> list[End] | Undone:
-    """Run the calls in one transaction; gives their ends once it is committed.
+    """Run the calls in one transaction, in which they are also made; gives their ends once it is committed.
 
     An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
     impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.

@@ -15,6 +15,7 @@ __all__ = [
     "OperationsFailed",
     "PoolsaveError",
     "RemoteError",
+    "RowGone",
     "SharedMemoryDatabase",
     "TimedOut",
     "ValueLost",
@@ -136,6 +137,18 @@ class RemoteError(PoolsaveError):
 
     def __str__(self) -> str:
         return f"{self.class_path}: {self.message}" if self.message else self.class_path
+
+
+class RowGone(PoolsaveError):
+    """Why an object was skipped: its row was deleted, or no longer matched, before a worker came to it."""
+
+    def __init__(self, model: str, key: object) -> None:
+        super().__init__(model, key)
+        self.model = model
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"the row {_shorten(self.key)} of {self.model} is gone, or no longer matches the queryset"
 
 
 class ValueLost(PoolsaveError):

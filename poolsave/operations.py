@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from ._jobs import call_spread, call_with_object
 from ._runs import Call, Run
-from ._worker import call_spread, call_with_object
 from .errors import InvalidOperation
 from .options import Options, check
 from .outcomes import Outcome

@@ -31,8 +31,9 @@ class Report(Generic[R]):
     with their objects.
     """
 
-    def __init__(self, *, keep: str = "values") -> None:
+    def __init__(self, *, keep: str = "values", queryset: Any = None) -> None:
         self._keep = keep
+        self._queryset = queryset
         self._batches: list[Batch] = []
         self._sorted = True
         self._counts = dict.fromkeys(Status, 0)
@@ -160,12 +161,17 @@ class Report(Generic[R]):
             groups.setdefault(_cause(outcome.error), []).append(outcome)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
-    def failed_items(self) -> list[Any]:
+    def failed_items(self) -> Any:
         """The objects that failed and can safely be fed again: `op.map(report.failed_items())`.
 
-        Lost objects are not among them, since they may have been saved.
+        Lost objects are not among them, since they may have been saved. It is a list, or after a run over a queryset
+        the same queryset, filtered by the primary keys of the rows that failed.
         """
-        return [failure.item for failure in self.failures if failure.status is Status.FAILED]
+        items = [failure.item for failure in self.failures if failure.status is Status.FAILED]
+        return items if self._queryset is None else self._queryset.filter(pk__in=items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_queryset": None}  # pickling one fetches all its rows
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""

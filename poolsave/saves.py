@@ -80,7 +80,7 @@ class Saves:
         self._covered = () if job.surroundings is None else existing(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
-        progress = open_progress(options.progress, total=None, description="concurrent_saves")
+        progress = open_progress(options.progress, lambda: None, "concurrent_saves")
         self._driver = Driver(executor, job, options, self._report, progress)
         self._driver.start()
 

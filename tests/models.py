@@ -1,5 +1,7 @@
 """Objects that bulk_create cannot make: receivers, many-to-many rows, parents, set-up code."""
 
+import uuid
+
 from django.db import models
 from django.db.models.signals import post_save
 from django.dispatch import receiver
@@ -35,3 +37,42 @@ class Visit(models.Model):
 def write_badge(sender, instance, created, using, raw=False, **kwargs):
     if created:
         Badge.objects.using(using).create(person_id=instance.pk)
+
+
+class Counted(models.Model):
+    """Counts how often it was visited."""
+
+    visits = models.IntegerField(default=0)
+    group = models.IntegerField(default=0)
+
+    class Meta:
+        abstract = True
+
+
+class Thing(Counted):
+    tags = models.ManyToManyField(Tag)
+    owner = models.ForeignKey(Person, on_delete=models.CASCADE, null=True)
+
+
+class ThingOfGroupOne(Thing):
+    class Meta:
+        proxy = True
+        ordering = ["-pk"]
+
+
+class SpecialThing(Thing):
+    extra = models.IntegerField(default=0)
+
+
+class ThingByUuid(Counted):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+
+
+class ThingByText(Counted):
+    code = models.CharField(primary_key=True, max_length=100)
+
+
+class ThingByPair(Counted):
+    pk = models.CompositePrimaryKey("left", "right")
+    left = models.IntegerField()
+    right = models.CharField(max_length=10)

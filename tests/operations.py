@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 
 from django.db import DatabaseError, connections, transaction
+from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from poolsave import pooled_operation
@@ -384,3 +387,57 @@ def cache_and_pools(_item):
     from django.db.backends.postgresql.base import DatabaseWrapper
 
     return id(caches["default"]), len(DatabaseWrapper._connection_pools)
+
+
+@pooled_operation(progress=False)
+def visit(row, alias="default"):
+    """Count the visit in the database itself, and what the row in hand says as well."""
+    type(row).objects.using(alias).filter(pk=row.pk).update(visits=F("visits") + 1)
+    return row.pk
+
+
+@pooled_operation(progress=False)
+def visit_and_save(row):
+    row.visits += 1
+    row.save()
+
+
+@pooled_operation(progress=False)
+def visit_or_fail(row, bad):
+    visit(row)
+    if row.pk in bad:
+        raise ValueError(f"not {row.pk}")
+    return row.pk
+
+
+@pooled_operation(progress=False)
+def look(row, alias):
+    """What the queryset has fetched, and the number of queries that it takes to see it."""
+    with CaptureQueriesContext(connections[alias]) as queries:
+        seen = {
+            "owner": row.owner and row.owner.name,
+            "tags": sorted(tag.name for tag in row.tags.all()),
+            "doubled": getattr(row, "doubled", None),
+            "deferred": sorted(row.get_deferred_fields()),
+            "database": row._state.db,
+            "class": type(row).__name__,
+        }
+    return {**seen, "queries": len(queries)}
+
+
+_tried = set()
+
+
+@pooled_operation(progress=False)
+def visit_and_save_at_second_try(row):
+    row.visits += 1
+    if row.pk not in _tried:
+        _tried.add(row.pk)
+        raise DatabaseError("database is locked") from _locked()
+    row.save()
+
+
+def _locked():
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorname = "SQLITE_BUSY"
+    return error

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts"},
-    {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines"},
-    {"executors", "_batches", "_exports", "_refusals"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings"},
+    {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines", "_historical", "_estimates"},
+    {"executors", "_batches", "_exports", "_refusals", "_rows"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
+    {"_jobs", "_querysets"},
     {"_engine", "_results"},
     {"_ordering"},
     {"_runs"},
@@ -28,6 +29,11 @@ MAY_IMPORT_DJANGO = {
     "_settling",
     "_bootstrap",
     "_sources",
+    "_querysets",
+    "_rows",
+    "_historical",
+    "_estimates",
+    "_runs",
     "options",
     "_calls",
     "saves",

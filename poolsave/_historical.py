@@ -1,0 +1,93 @@
+"""Historical models, as migrations see them, across processes.
+
+A migration's `apps.get_model()` gives a class that is made for that moment, with that moment's columns. Pickle knows
+models and fields by their names only, and would restore today's. So they are pickled as names in the migration's own
+state, and the state goes along: not by the migration's name, since operations before this one may have changed it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from functools import cache
+from typing import Any
+
+from django.apps import apps as current
+from django.db.models import Field, ForeignObjectRel, Model
+
+__all__ = ["apps_of", "dumps", "is_historical", "loads"]
+
+
+def is_historical(model: type[Model]) -> bool:
+    """Whether a model class belongs to a migration's state."""
+    return model._meta.apps is not current
+
+
+def apps_of(data: bytes) -> Any:
+    """The apps that belong to what `dumps` packed: those of the migration, or those of today."""
+    return _restored(pickle.loads(data)[0])
+
+
+def dumps(value: Any, model: type[Model]) -> bytes:
+    """Pickle something in which the model, and models that belong to it, occur."""
+    if not is_historical(model):
+        return pickle.dumps((None, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)))
+    buffer = io.BytesIO()
+    _Pickler(buffer, model._meta.apps).dump(value)
+    return pickle.dumps((_state(model._meta.apps), buffer.getvalue()))
+
+
+def loads(data: bytes) -> Any:
+    """Undo `dumps`."""
+    state, packed = pickle.loads(data)
+    return pickle.loads(packed) if state is None else _Unpickler(io.BytesIO(packed), _restored(state)).load()
+
+
+def _state(apps: Any) -> bytes:
+    from django.db.migrations.state import ProjectState
+
+    return pickle.dumps(ProjectState.from_apps(apps).models, pickle.HIGHEST_PROTOCOL)
+
+
+@cache
+def _restored(state: bytes | None) -> Any:
+    if state is None:
+        return current
+    from django.db.migrations.state import ProjectState
+
+    return ProjectState(pickle.loads(state)).apps
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, apps: Any) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._apps = apps
+
+    def persistent_id(self, value: Any) -> tuple[str, ...] | None:
+        if isinstance(value, type):
+            return self._model_id(value) if self._is_ours(value) else None
+        if isinstance(value, ForeignObjectRel) and self._is_ours(value.model):
+            return "relation", value.field.model._meta.label, value.field.name
+        if isinstance(value, Field) and self._is_ours(getattr(value, "model", None)):
+            return "field", value.model._meta.label, value.name
+        return None
+
+    def _model_id(self, model: type[Model]) -> tuple[str, ...]:
+        return "model", model._meta.label
+
+    def _is_ours(self, model: Any) -> bool:
+        return isinstance(model, type) and issubclass(model, Model) and model._meta.apps is self._apps
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, apps: Any) -> None:
+        super().__init__(file)
+        self._apps = apps
+
+    def persistent_load(self, told: Any) -> Any:
+        kind, label, *name = told
+        model = self._apps.get_model(label)
+        if kind == "model":
+            return model
+        field = model._meta.get_field(*name)
+        return field.remote_field if kind == "relation" else field

@@ -1,0 +1,113 @@
+"""Querysets as input: the caller reads primary keys, page by page, and workers fetch the rows, range by range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.models import QuerySet
+
+from ._estimates import count_or_estimate
+from ._sources import IterableSource
+from ._warnings import warn
+from .errors import InvalidOperation
+
+__all__ = ["RowSource", "refuse_unsuitable"]
+
+PAGE = 5000
+"""Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
+LONGEST_RANGE = 1000
+"""The most rows that a worker fetches with one query and holds at once."""
+
+
+class RowSource(IterableSource):
+    """Hands out the primary keys of a queryset's rows in ascending order, each once.
+
+    It is a walk along the index (`pk > last ORDER BY pk LIMIT n`), so that it never skips rows when the work itself
+    changes what the filter finds, and holds no cursor open between commits. Rows with keys above the largest one at
+    the start are not visited, so a function that adds rows to the table comes to an end.
+    """
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        """Read the first page at once, so that a query that cannot work is refused before anything starts."""
+        self._queryset = queryset
+        self._keys = queryset.order_by("pk").values_list("pk", flat=True)
+        self._keys.query.select_for_update = False  # the workers lock, in their own transactions
+        self._all_read = False
+        first = self._first_page()
+        super().__init__(self._walk(first), total=len(first) if self._all_read else None, instant=True)
+        self._ended = not first
+
+    @property
+    def total(self) -> int | None:
+        """The number of rows, which is an estimate if counting them would scan a large table."""
+        if self._total is None:
+            self._total = count_or_estimate(self._queryset)
+        return self._total
+
+    def remaining(self) -> int | None:
+        return self._total - self._handed if self._all_read and self._total is not None else None
+
+    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+        return super().gather(min(size, LONGEST_RANGE), idle=idle)
+
+    def _first_page(self) -> list[Any]:
+        # Of the whole table and not of the filtered rows: that is one look at the index, whatever the filter costs.
+        newest = self._queryset.model._base_manager.using(self._queryset.db).order_by("-pk")
+        for upper in newest.values_list("pk", flat=True)[:1]:
+            self._keys = self._keys.filter(pk__lte=upper)
+            return self._page(self._keys)
+        self._all_read = True
+        return []
+
+    def _walk(self, page: list[Any]) -> Iterator[Any]:
+        read = 0
+        while page:
+            read += len(page)
+            yield from page
+            page = [] if self._all_read else self._page(self._keys.filter(pk__gt=page[-1]))
+        self._total = read
+
+    def _page(self, keys: Any) -> list[Any]:
+        page = list(keys[:PAGE])
+        self._all_read = len(page) < PAGE
+        return list(dict.fromkeys(page))  # a filter across a to-many relation gives a row several times
+
+
+def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None) -> None:
+    """Refuse querysets whose rows cannot be fetched range by range, and warn if an ordering is lost.
+
+    Raises:
+        InvalidOperation: saying what to use instead.
+    """
+    for unsuitable, what, way_out in (
+        (queryset.query.combinator, "a union(), intersection() or difference()", _BY_KEYS),
+        (queryset.query.is_sliced, "a sliced queryset", _BY_KEYS),
+        (vars(queryset)["_fields"] is not None, "values(), values_list() or dates()", _BY_INSTANCE),
+        (queryset.query.distinct_fields, "distinct() on fields", _BY_KEYS),
+        (queryset.query.select_for_update and transaction != "chunk", "select_for_update()", _IN_CHUNK),
+    ):
+        if unsuitable:
+            raise InvalidOperation(f"{what} cannot be mapped over a pool range by range: {way_out}")
+    if not _by_key(queryset):
+        warn("the ordering of this queryset is ignored: a pool takes rows in the order of their primary keys")
+
+
+_BY_KEYS = (
+    "select the same rows by their keys, for example\n\n"
+    '    keys = list(queryset.values_list("pk", flat=True))\n'
+    "    operation.map(Model.objects.filter(pk__in=keys))"
+)
+_BY_INSTANCE = (
+    "map the queryset of instances (with only() for some columns), or pass queryset.iterator() to have the caller read "
+    "the values and send them"
+)
+_IN_CHUNK = (
+    "the rows would be fetched outside of the transaction of their object; lock inside the function, or use "
+    'transaction="chunk", where the rows are fetched in the transaction of their chunk'
+)
+
+
+def _by_key(queryset: QuerySet[Any]) -> bool:
+    wanted = (*queryset.query.order_by, *queryset.query.extra_order_by)
+    return wanted in ((), ("pk",), (queryset.model._meta.pk.name,))

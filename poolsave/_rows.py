@@ -1,0 +1,76 @@
+"""A queryset in a worker: rows by their primary keys, and a queryset as bytes on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import connections
+from django.db.models import QuerySet
+
+from ._historical import dumps, loads
+from .errors import InvalidOperation, RowGone
+
+__all__ = ["Rows", "pack_queryset", "unpack_queryset"]
+
+
+class Rows:
+    """Gives the instances that belong to primary keys, with the queryset's own filters, joins and prefetches."""
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        self._queryset = queryset.order_by()
+        self._found: dict[Any, Any] = {}
+
+    def load(self, keys: Sequence[Any]) -> None:
+        """Fetch the rows of a contiguous range by its two ends; newcomers in between wait for the next run."""
+        self._found = {}
+        self._found = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
+
+    def try_to_load(self, keys: Sequence[Any]) -> None:
+        """Like `load`, but leave an error to the objects: each looks for its own row again, and meets it there."""
+        try:
+            self.load(keys)
+        except Exception:  # of the database, or of one row's own code
+            connections[self._queryset.db].close_if_unusable_or_obsolete()
+
+    def take(self, key: Any) -> Any:
+        """Give a row, once; when it is asked for again it is fetched again, since a first try may have changed it.
+
+        Raises:
+            RowGone: if there is no such row any more, or if it no longer matches.
+        """
+        row = self._found.pop(key, None)
+        if row is not None:
+            return row
+        for row in self._queryset.filter(pk=key):
+            return row
+        raise RowGone(self._queryset.model._meta.label, key)
+
+
+def pack_queryset(queryset: QuerySet[Any]) -> bytes:
+    """Pickle a queryset without evaluating it.
+
+    Raises:
+        InvalidOperation: if something in it cannot be pickled.
+    """
+    clone: Any = queryset._chain()  # type: ignore[attr-defined]
+    clone._result_cache = []  # pickling would fetch all rows
+    clone._prefetch_done = True
+    clone._hints = {}  # for routers, which have been asked
+    clone._known_related_objects = {}
+    try:
+        return dumps(clone, queryset.model)
+    except Exception as error:
+        raise InvalidOperation(
+            f"the queryset of {queryset.model._meta.label} cannot be pickled for workers that do not share the "
+            f'caller\'s memory ({error}): filter by plain values, or use start_method="fork"'
+        ) from error
+
+
+def unpack_queryset(data: bytes) -> QuerySet[Any]:
+    """Undo `pack_queryset`; nothing is fetched."""
+    queryset: Any = loads(data)
+    queryset._result_cache = None
+    queryset._prefetch_done = False
+    found: QuerySet[Any] = queryset
+    return found
