@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import pickle
-from collections.abc import Callable, Mapping
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
 from ._batches import Batch
+from ._rows import Rows, pack_queryset, unpack_queryset
 
-__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "Sink", "run_request"]
+__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "SharedRows", "Sink", "run_request"]
 
 
 class Request(Protocol):
@@ -77,6 +80,58 @@ def _key_names(item: Model) -> set[str]:
     meta: Any = item._meta
     keys = [field for one in (meta, *(parent._meta for parent in meta.get_parent_list())) for field in one.pk_fields]
     return {field.attname for field in keys}
+
+
+class SharedRows:
+    """A queryset that the calls of one `map` have in common; what it costs to restore it is paid once per worker."""
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        self._queryset: QuerySet[Any] | None = queryset
+        self._packed: bytes | None = None
+        self._token = secrets.token_bytes(8)
+
+    def __getstate__(self) -> tuple[bytes, bytes]:
+        if self._packed is None:
+            assert self._queryset is not None
+            self._packed = pack_queryset(self._queryset)
+        return self._packed, self._token
+
+    def __setstate__(self, state: tuple[bytes, bytes]) -> None:
+        self._queryset = None
+        self._packed, self._token = state
+
+    def here(self) -> Rows:
+        """The rows as this worker knows them, with those of the ranges that it has loaded."""
+        if getattr(_in_hand, "token", None) != self._token:
+            if self._queryset is None:
+                assert self._packed is not None
+                self._queryset = unpack_queryset(self._packed)
+            _in_hand.token = self._token
+            _in_hand.rows = Rows(self._queryset)
+        rows: Rows = _in_hand.rows
+        return rows
+
+
+_in_hand = threading.local()
+
+
+class RowCall:
+    """`fn(row)`, with the row of a primary key. The first call of a range fetches the range."""
+
+    def __init__(self, function: Callable[..., Any], rows: SharedRows, item: Any, ends: Sequence[Any]) -> None:
+        self.function = function
+        self.rows = rows
+        self.item = item
+        self.ends = ends
+
+    def perform(self) -> Any:
+        rows = self.rows.here()
+        if rows.ends != self.ends:
+            rows.load(self.ends)
+        return self.function(rows.take(self.item))
+
+    def arrive(self, value: Any) -> tuple[Any, Any]:
+        return value, value
 
 
 class Call:

@@ -20,11 +20,14 @@ class Rows:
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset.order_by()
         self._found: dict[Any, Any] = {}
+        self.ends: Sequence[Any] = ()
+        """The first and the last key of the range that was loaded."""
 
     def load(self, keys: Sequence[Any]) -> None:
         """Fetch the rows of a contiguous range by its two ends; newcomers in between wait for the next run."""
-        self._found = {}
+        self._found, self.ends = {}, ()
         self._found = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
+        self.ends = (keys[0], keys[-1])
 
     def try_to_load(self, keys: Sequence[Any]) -> None:
         """Like `load`, but leave an error to the objects: each looks for its own row again, and meets it there."""

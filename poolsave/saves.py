@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from django.db import router
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
 from ._batches import Batch
-from ._calls import Call, FunctionCall, ModelSave, run_request
+from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, SharedRows, run_request
 from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
 from ._interrupts import Interrupts
 from ._progress import open_progress
+from ._querysets import RowSource, refuse_unsuitable
 from ._refusals import refuse_open_transactions
 from ._runs import prepare
 from .errors import InvalidOperation, InvalidOption
@@ -29,6 +30,8 @@ __all__ = ["Saves", "concurrent_saves"]
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Model)
+RANGE = 100
+"""Rows that a worker of a block fetches at once; several workers may fetch the same range for one call each."""
 
 
 class concurrent_saves:  # noqa: N801  a context manager is used like a function
@@ -130,7 +133,7 @@ class Saves:
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
         """Call `fn` once per object on the block's own workers, and give a Report of just these, when all have ended.
 
-        The block's report counts them, too.
+        The block's report counts them, too. `objects` is any iterable, or a queryset whose rows the workers fetch.
 
         Raises:
             InvalidOperation: if the workers cannot find `fn` by its name.
@@ -138,11 +141,12 @@ class Saves:
                 as its attribute `report`.
         """
         self._refuse_nameless(fn)
-        tally = Tally(self._options.keep)
+        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) else None
+        tally = Tally(self._options.keep, queryset)
         place = 0
         try:
-            for item in objects:
-                self._send(Call(FunctionCall(fn, (item,), {}), tally, place))
+            for request in _calls(fn, objects) if queryset is None else self._row_calls(fn, queryset):
+                self._send(Call(request, tally, place))
                 place += 1
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
             tally.wait(place)
@@ -150,6 +154,18 @@ class Saves:
             raise
         tally.wait(place)
         return tally.report
+
+    def _row_calls(self, fn: Callable[[Any], Any], queryset: QuerySet[Any]) -> Iterator[Request]:
+        refuse_unsuitable(queryset, transaction=self._options.transaction)
+        if not self._inline:
+            refuse_open_transactions(existing((queryset.db,)))
+        source, rows = RowSource(queryset), SharedRows(queryset)
+        while not source.exhausted:
+            keys = source.gather(RANGE, idle=True) or []
+            for key in keys:
+                yield RowCall(fn, rows, key, (keys[0], keys[-1]))
+        if source.error is not None:
+            raise source.error
 
     def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
         if not self._crosses:
@@ -185,11 +201,16 @@ class Saves:
             self._report.raise_if_failed()
 
 
+def _calls(fn: Callable[[Any], Any], objects: Iterable[Any]) -> Iterator[Request]:
+    for item in objects:
+        yield FunctionCall(fn, (item,), {})
+
+
 class Tally:
     """Gathers the ends of the calls of one `map` into a Report of their own."""
 
-    def __init__(self, keep: str) -> None:
-        self.report: Report[Any] = Report(keep=keep)
+    def __init__(self, keep: str, queryset: QuerySet[Any] | None = None) -> None:
+        self.report: Report[Any] = Report(keep=keep, queryset=queryset)
         self._changed = threading.Condition()
 
     def take(self, batch: Batch) -> None:

@@ -403,8 +403,8 @@ def visit_and_save(row):
 
 
 @pooled_operation(progress=False)
-def visit_or_fail(row, bad):
-    visit(row)
+def visit_or_fail(row, bad, alias="default"):
+    visit(row, alias)
     if row.pk in bad:
         raise ValueError(f"not {row.pk}")
     return row.pk

@@ -10,8 +10,9 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolsave import InsideTransaction, InvalidOperation, RowGone, Status
+from poolsave import InsideTransaction, InvalidOperation, RowGone, Status, concurrent_saves
 from poolsave import _querysets as querysets
+from poolsave import saves as saves_module
 from poolsave._rows import Rows
 from tests import conftest, operations
 from tests.models import (
@@ -193,6 +194,21 @@ def test_another_try_begins_with_the_row_as_it_is_in_the_database(mode):
     report = operation.map(Thing.objects.all())
     assert report.ok
     assert visits(Thing.objects) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+def test_in_a_block(place, alias, mode, monkeypatch):
+    monkeypatch.setattr(saves_module, "RANGE", 4)
+    rows = make(Thing, alias, 30)
+    with concurrent_saves(
+        **place, workers=2, databases=(alias,), transaction=mode, on_failure="collect", progress=False
+    ) as saves:
+        report = saves.map(operations.visit_or_fail.bind(bad=[4, 13], alias=alias), rows.filter(group__lt=2))
+    assert (report.total, report.succeeded) == (20, 18)
+    assert sorted(failure.item for failure in report.failures) == [4, 13]
+    assert visits(rows.filter(group__lt=2).exclude(pk__in=[4, 13])) == [1] * 18
+    assert visits(report.failed_items()) == [0, 0]
+    assert saves.report.total == 20
 
 
 @pytest.mark.parametrize(
