@@ -69,8 +69,14 @@ def seal(value: Any) -> Any:
     """Prepare a value for the way to another process.
 
     Raises:
+        InvalidOperation: if it is an instance of a historical model.
         Exception: whatever the value's own pickling raises.
     """
+    if type(value).__module__ == "__fake__":
+        raise InvalidOperation(
+            f"{value!r} is an instance of a historical model, which pickle would restore as one of today's: map the "
+            "queryset itself, or send primary keys"
+        )
     return value if type(value) in PLAIN else Sealed(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
 
 

@@ -46,7 +46,11 @@ def loads(data: bytes) -> Any:
 def _state(apps: Any) -> bytes:
     from django.db.migrations.state import ProjectState
 
-    return pickle.dumps(ProjectState.from_apps(apps).models, pickle.HIGHEST_PROTOCOL)
+    models = ProjectState.from_apps(apps).models
+    for state in models.values():
+        for _name, manager in state.managers:  # copies, which are built anew when the state is rendered
+            manager.model = None
+    return pickle.dumps(models, pickle.HIGHEST_PROTOCOL)
 
 
 @cache

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 __all__ = ["Progress", "open_progress"]
 
 INTERVAL = 0.1
 """Seconds between two updates of a bar: often enough for an eye, rare enough to cost nothing."""
+
+IN_A_LOG = 10.0
+"""Seconds between two updates where stderr is no terminal, and so every one of them stays."""
 
 
 class Progress(Protocol):
@@ -93,17 +96,23 @@ def _quiet_tqdm() -> Callable[..., Any]:
     return ThreadlessTqdm
 
 
+def _on_terminal() -> bool:
+    return hasattr(sys.stderr, "isatty") and sys.stderr.isatty()  # None where there is no console
+
+
 def open_progress(wish: Any, total: Callable[[], int | None], description: str) -> Progress:
     """Give what the option `progress` asks for; None means a bar when stderr is a terminal.
 
     `total` is asked only if somebody is told: it may cost a query.
     """
     if wish is None:
-        wish = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()  # None where there is no console
+        wish = _on_terminal()
     if wish is False:
         return Silence()
     if wish is True:
-        return Bar(_quiet_tqdm(), total(), description)
+        return Bar(
+            _quiet_tqdm() if _on_terminal() else partial(_quiet_tqdm(), mininterval=IN_A_LOG), total(), description
+        )
     if inspect.isclass(wish) and hasattr(wish, "update"):
         return Bar(wish, total(), description)
     return Calls(wish, total())

@@ -17,7 +17,7 @@ from ._batches import Batch
 from ._bootstrap import Surroundings
 from ._engine import Engine
 from ._interrupts import Interrupts
-from ._jobs import WorkerJob, call_with_object
+from ._jobs import WorkerJob, call_spread
 from ._ordering import in_input_order
 from ._progress import Progress, open_progress
 from ._querysets import RowSource, refuse_unsuitable
@@ -113,7 +113,7 @@ class Run:
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
-        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) and call is call_with_object else None
+        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) and call is not call_spread else None
         if queryset is not None:
             refuse_unsuitable(queryset, transaction=options.transaction)
         executor, job = prepare(function, call, constants, options, queryset)

@@ -55,15 +55,18 @@ class InsideTransaction(PoolsaveError):
     for ever for locks that the caller holds, which the database does not recognise as a deadlock.
     """
 
-    def __init__(self, alias: str) -> None:
-        super().__init__(alias)
+    def __init__(self, alias: str, advice: str | None = None) -> None:
+        super().__init__(alias, advice)
         self.alias = alias
+        self.advice = advice
 
     def __str__(self) -> str:
-        return (
-            f"the database {self.alias!r} is inside a transaction, which workers can neither see nor wait for: "
+        advice = self.advice or (
             "leave the atomic() block before calling the pool; in a migration set `atomic = False` on the Migration "
             'class; to stay inside the transaction use executor="serial", also in a TestCase'
+        )
+        return (
+            f"the database {self.alias!r} is inside a transaction, which workers can neither see nor wait for: {advice}"
         )
 
 

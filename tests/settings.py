@@ -25,7 +25,7 @@ def sqlite(name: str) -> dict[str, object]:
 
 
 SECRET_KEY = "only for tests"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests"]
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests", "tests.history"]
 DATABASES = {
     "default": sqlite("default"),
     "second": sqlite("second"),

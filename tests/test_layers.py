@@ -18,7 +18,7 @@ LAYERS = [
     {"_ordering"},
     {"_runs"},
     {"_driver", "operations"},
-    {"saves"},
+    {"saves", "migrations"},
     {"__init__"},
 ]
 MAY_IMPORT_DJANGO = {
@@ -34,6 +34,7 @@ MAY_IMPORT_DJANGO = {
     "_historical",
     "_estimates",
     "_runs",
+    "migrations",
     "options",
     "_calls",
     "saves",

@@ -1,0 +1,1 @@
+"""An app whose present models no longer have the columns that its migrations work on."""
