@@ -63,7 +63,7 @@ class InsideTransaction(PoolsaveError):
     def __str__(self) -> str:
         advice = self.advice or (
             "leave the atomic() block before calling the pool; in a migration set `atomic = False` on the Migration "
-            'class; to stay inside the transaction use executor="serial", also in a TestCase'
+            'class; to stay inside the transaction use executor="serial", in tests poolsave.testing.serial_saves()'
         )
         return (
             f"the database {self.alias!r} is inside a transaction, which workers can neither see nor wait for: {advice}"

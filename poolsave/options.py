@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from ._inline import overrides
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, known_names
 
@@ -102,7 +103,7 @@ class Options:
         for source, layer in layers:
             check(layer, source)
             merged.update(layer)
-        return cls(**merged)
+        return cls(**{**merged, **overrides()})
 
     def using(self, **changes: Any) -> Options:
         """Give a copy with some options changed."""

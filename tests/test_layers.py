@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_pytest"},
     {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines", "_historical", "_estimates"},
     {"executors", "_batches", "_exports", "_refusals", "_rows"},
     {"_transactions", "options", "reports"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"_ordering"},
     {"_runs"},
     {"_driver", "operations"},
-    {"saves", "migrations"},
+    {"saves", "migrations", "testing"},
     {"__init__"},
 ]
 MAY_IMPORT_DJANGO = {
@@ -35,6 +35,7 @@ MAY_IMPORT_DJANGO = {
     "_estimates",
     "_runs",
     "migrations",
+    "testing",
     "options",
     "_calls",
     "saves",

@@ -1,0 +1,41 @@
+"""For tests of code that uses poolsave."""
+
+from __future__ import annotations
+
+from django.test.utils import TestContextDecorator
+
+from ._inline import switch
+
+__all__ = ["serial_saves"]
+
+
+class serial_saves(TestContextDecorator):  # noqa: N801  a decorator is used like a function
+    """Run every pool inline: in the calling thread, on its connection, and inside its transaction.
+
+    A context manager, a decorator for test functions, and one for `unittest` classes. It wins over every option, the
+    environment and the settings: the executor is "serial" in all threads, and a `timeout`, which nothing could enforce
+    there, does not count. What a function saves is visible to the test, and is rolled back with it in a `TestCase`.
+
+    With pytest the fixture of the same name does it, without any import.
+
+    Example:
+        >>> from poolsave import pooled_operation
+        >>> from poolsave.testing import serial_saves
+        >>> @pooled_operation(workers=4, transaction=None)
+        ... def double(number):
+        ...     return 2 * number
+        >>> with serial_saves():
+        ...     double.map([1, 2, 3]).values
+        [2, 4, 6]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def enable(self) -> None:
+        """Begin."""
+        switch(on=True)
+
+    def disable(self) -> None:
+        """End; if several are under way, the last one ends it."""
+        switch(on=False)
