@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_pytest"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
     {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines", "_historical", "_estimates"},
     {"executors", "_batches", "_exports", "_refusals", "_rows"},
     {"_transactions", "options", "reports"},
@@ -19,6 +19,7 @@ LAYERS = [
     {"_runs"},
     {"_driver", "operations"},
     {"saves", "migrations", "testing"},
+    {"_pytest"},
     {"__init__"},
 ]
 MAY_IMPORT_DJANGO = {

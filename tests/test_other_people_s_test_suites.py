@@ -7,10 +7,8 @@ import textwrap
 
 import pytest
 
-from poolsave import InsideTransaction, concurrent_saves, pooled_operation
+from poolsave import InsideTransaction, pooled_operation
 from poolsave.testing import serial_saves as inline
-from tests import operations
-from tests.models import Person
 
 PROJECT = {
     "manage.py": """
@@ -31,7 +29,7 @@ PROJECT = {
     "pytest.ini": """
         [pytest]
         DJANGO_SETTINGS_MODULE = conf
-        python_files = tests.py
+        python_files = tests.py test_*.py
         addopts = -p no:randomly -W error
     """,
     "shop/__init__.py": "",
@@ -110,6 +108,20 @@ PROJECT = {
         class WithRealPoolsToo(WithRealPools):
             pass
     """,
+    "shop/test_by_fixture.py": """
+        import os
+        import pytest
+        from poolsave import concurrent_saves
+        from shop.models import Item
+        from shop.pricing import price_all
+
+        @pytest.mark.django_db
+        def test_that_the_fixture_comes_with_the_package(serial_saves):
+            with concurrent_saves(executor="thread", workers=2) as saves:
+                saves.save(Item(name="here"))
+            assert set(price_all().values) == {os.getpid()}
+            assert Item.objects.get().price == 5
+    """,
 }
 RUNNERS = {
     "manage.py test": ["manage.py", "test", "-v0"],
@@ -157,17 +169,7 @@ def test_a_project_s_test_suite(tmp_path, database, runner):
         timeout=55,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout or "Ran 7 tests" in done.stderr
-
-
-@pytest.mark.django_db
-def test_in_a_test_with_a_transaction(serial_saves):
-    """By the fixture, which comes with the package; it wins over explicit options, and its work is rolled back."""
-    operation = operations.save_person.using(executor="process", start_method="spawn", timeout=9).bind(alias="default")
-    assert operation.map(["ann", "bob"]).ok
-    with concurrent_saves(workers=2, executor="thread") as saves:
-        saves.save(Person(name="zoe"))
-    assert set(Person.objects.values_list("name", flat=True)) == {"ann", "bob", "zoe"}
+    assert "8 passed" in done.stdout or "Ran 7 tests" in done.stderr
 
 
 @pooled_operation(progress=False, transaction=None)
