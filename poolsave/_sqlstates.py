@@ -61,6 +61,7 @@ def _is_driver_error(error: BaseException) -> bool:
     root = type(error).__module__.partition(".")[0]
     return root in {"psycopg", "psycopg2", "psycopg_pool"} and type(error).__name__ in {
         "AdminShutdown",
+        "DatabaseError",  # itself, and no subclass: libpq found a server gone that had crashed meanwhile
         "InterfaceError",
         "OperationalError",
     }

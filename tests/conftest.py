@@ -74,6 +74,16 @@ def alias(request):
     return request.param
 
 
+@pytest.fixture
+def server():
+    """A PostgreSQL of the test's own, which it may crash."""
+    from tests.crashing import new_server
+
+    found = new_server()
+    yield found
+    found.delete()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(request):
     connections.close_all()
