@@ -15,6 +15,7 @@ from .outcomes import Status
 __all__ = [
     "COMMITTED",
     "COMMITTING",
+    "ID_BITS",
     "NOTHING_WRITTEN",
     "PENDING",
     "RUNNING",
@@ -40,6 +41,8 @@ inside a transaction that is still open, so that nothing of it is left if the wo
 
 NOTHING_WRITTEN = 1
 """Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
+ID_BITS = 64
+"""The lower part of a note is the transaction's id, the upper part when it was noted."""
 
 
 class Attempt(NamedTuple):
@@ -163,13 +166,18 @@ def roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
 
 
 def note_transaction(aliases: Sequence[str], marks: Marks) -> int:
-    """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot."""
+    """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot.
+
+    With it goes the server's time in microseconds, since after a crash the id may be given to another transaction.
+    """
     if len(aliases) != 1 or connections[aliases[0]].vendor != "postgresql":
         return 0
     with connections[aliases[0]].cursor() as cursor:
-        cursor.execute("SELECT pg_current_xact_id_if_assigned()::text")
-        found = cursor.fetchone()[0]
-    note = NOTHING_WRITTEN if found is None else int(found)
+        cursor.execute(
+            "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        )
+        found, moment = cursor.fetchone()
+    note = NOTHING_WRITTEN if found is None else (moment << ID_BITS) + int(found)
     marks.note(note)
     return note
 

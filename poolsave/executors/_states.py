@@ -17,8 +17,8 @@ __all__ = ["StateBlock"]
 
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
-NOTE = struct.Struct("@Q")
 CLOCK_AT, HALTED, NOTE_AT, MARKS = 8, 16, 24, 64
+NOTE_SIZE = 16
 IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
 
@@ -65,14 +65,13 @@ class StateBlock:
         self._memory[MARKS + offset] = mark
 
     def note(self, number: int) -> None:
-        """Keep a number that the parent will want if the worker dies."""
-        NOTE.pack_into(self._memory, NOTE_AT, number)
+        """Keep a number of up to 128 bits that the parent will want if the worker dies."""
+        self._memory[NOTE_AT : NOTE_AT + NOTE_SIZE] = number.to_bytes(NOTE_SIZE, "little")
 
     @property
     def noted(self) -> int:
         """The number that was noted last in this task, or 0."""
-        found: int = NOTE.unpack_from(self._memory, NOTE_AT)[0]
-        return found
+        return int.from_bytes(self._memory[NOTE_AT : NOTE_AT + NOTE_SIZE], "little")
 
     def clock(self, began: float) -> None:
         """Note when the present object began, by `time.monotonic()`, which all processes share; 0: it has ended."""
