@@ -74,9 +74,9 @@ def alias(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def server():
-    """A PostgreSQL of the test's own, which it may crash."""
+    """A PostgreSQL that tests may crash, since they leave it running again."""
     from tests.crashing import new_server
 
     found = new_server()

@@ -35,17 +35,16 @@ SCRIPT = """
     from django.db import connection
     from tests import operations
     from tests.chaos import found_in, names_until
-    from tests.models import Person, Tag
+    from tests.models import Tag
 
     if __name__ == "__main__":
         with connection.cursor() as cursor:
-            for statement in orders["before"]:
+            for statement in [*orders["before"], "DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]:
                 cursor.execute(statement)
             call_command("migrate", run_syncdb=True, verbosity=0)
             for statement in orders["after"]:
                 cursor.execute(statement)
-        Person.objects.all().delete()
-        Tag.objects.get_or_create(name="member")
+        Tag.objects.create(name="member")
         connection.close()
         names = orders["names"] or names_until(lambda: os.path.exists(orders["stop"]), 0)
         operation = operations.saves_and_signs.using(start_method="fork", **orders["options"])
