@@ -21,6 +21,7 @@ database connection of its own and one transaction per object, and reports what 
 
 from __future__ import annotations
 
+from ._carry import Carrier
 from .errors import (
     InsideTransaction,
     InvalidOperation,
@@ -41,6 +42,7 @@ from .reports import Report
 from .saves import Saves, concurrent_saves
 
 __all__ = [
+    "Carrier",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",

@@ -7,11 +7,12 @@ import pickle
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from django.db.models import Model, QuerySet
 
 from ._batches import Batch
+from ._carry import Carried, States
 from ._rows import Rows, pack_queryset, unpack_queryset
 
 __all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "SharedRows", "Sink", "run_request"]
@@ -144,7 +145,15 @@ class Call:
         self.future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self.cancelled = False
         self.counted = False
+        self.states: States | None = None
+        self._packed_states: bytes | None = None
         self._frozen: bytes | Exception = b""
+
+    def take_along(self, carried: Carried, *, crosses: bool) -> None:
+        """Capture the context of now."""
+        self.states = carried.capture()
+        if crosses:
+            self._packed_states = carried.pack(self.states)
 
     def freeze(self) -> None:
         """Pickle the request now, in the caller's thread, as it is at this moment."""
@@ -156,18 +165,36 @@ class Call:
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._frozen, Exception):
             raise self._frozen
-        return pickle.loads, (self._frozen,)
+        if self._packed_states is None:
+            return pickle.loads, (self._frozen,)
+        return LadenRequest, (self._frozen, self._packed_states)
 
     def begin(self) -> None:
         """The call leaves the queue: from here on its future can no longer be cancelled."""
         self.cancelled = not self.future.set_running_or_notify_cancel()
         if self.cancelled:
             self.request = FunctionCall(_do_nothing, (self.request.item,), {})
+            self.states = self._packed_states = None
             self.freeze()
 
     def perform(self) -> Any:
         """In a worker that shares memory."""
         return self.request.perform()
+
+
+class LadenRequest(NamedTuple):
+    """A request in another process, with its context: the one is restored when the other is in force."""
+
+    request: bytes
+    packed_states: bytes
+
+    @property
+    def states(self) -> States:
+        return pickle.loads(self.packed_states)  # type: ignore[no-any-return]
+
+    def perform(self) -> Any:
+        request: Request = pickle.loads(self.request)
+        return request.perform()
 
 
 class Sink(Protocol):

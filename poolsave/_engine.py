@@ -68,6 +68,8 @@ class Engine:
             workers = max(1, min(workers, -(-length // size)))
         if getattr(self._executor, "running", False):
             raise RuntimeError("this executor is running already: use an instance for one run at a time")
+        if not self._executor.shares_memory:
+            self._job.before_start()
         self._entered = True
         fixed = self._options.chunksize
         longest = LARGEST if fixed == "auto" else fixed

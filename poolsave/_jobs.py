@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from . import _connections
 from ._bootstrap import Surroundings
+from ._carry import Carried, SealedCarried
 from ._envelopes import Sealed, pack_function, unseal
+from ._hooks import Hooks
 from ._rows import Rows, pack_queryset, unpack_queryset
 from ._settling import what_became_of
 from ._worker import WorkerSession
@@ -73,6 +75,8 @@ class WorkerJob:
     home: Home = field(default_factory=Home.here)
     turn: threading.Lock | None = None
     held: tuple[object, ...] = ()
+    carried: Carried | SealedCarried | None = None
+    hooks: Hooks = field(default_factory=Hooks)
 
     def __getstate__(self) -> dict[str, Any]:
         packed = pack_function(self.function, self.constants)
@@ -95,6 +99,10 @@ class WorkerJob:
         """Whether there is nothing that the caller would have to close, also in the middle of a run."""
         return self.surroundings is None or not _connections.open_sqlite_files()
 
+    def before_start(self) -> None:
+        """Call the caller's hooks."""
+        self.hooks.run_before()
+
     def before_fork(self) -> None:
         """Close SQLite files, and hold every connection wrapper, of all threads, so that none is finalised there."""
         if self.surroundings is not None:
@@ -115,9 +123,15 @@ class WorkerJob:
         with stack:  # closed again if anything below raises
             if self.surroundings is not None and not self.inline:
                 self._surround(stack, fresh=fresh, forked=forked)
+            if fresh or forked:
+                self.hooks.run_after()
             function, constants = self._restored()
+            carried = None if self.carried is None else self.carried.opened()
             call = partial(self.call, function, constants)
-            return WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=fresh or forked)
+            session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=fresh or forked)
+            if carried is not None:
+                session.carry_along(carried)
+            return session
 
     def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool) -> None:
         assert self.surroundings is not None

@@ -15,7 +15,9 @@ from django.db.models import QuerySet
 from . import _connections
 from ._batches import Batch
 from ._bootstrap import Surroundings
+from ._carry import Carried
 from ._engine import Engine
+from ._hooks import Hooks
 from ._interrupts import Interrupts
 from ._jobs import WorkerJob, call_spread
 from ._ordering import in_input_order
@@ -77,6 +79,8 @@ def prepare(
         surroundings=surroundings,
         settings=_connections.worker_settings(own_transactions=covered) if apart else {},
         turn=threading.Lock() if apart and shares_one_memory(present) else None,
+        carried=Carried(options.carry) if options.carry else None,
+        hooks=Hooks(options.before_fork, options.after_fork),
     )
     return executor, job
 
@@ -117,6 +121,8 @@ class Run:
         if queryset is not None:
             refuse_unsuitable(queryset, transaction=options.transaction)
         executor, job = prepare(function, call, constants, options, queryset)
+        if options.carry:
+            job.carried = Carried(options.carry).captured()
         self._options = options
         self._description = getattr(function, "__name__", "")
         self._source = IterableSource(objects) if queryset is None else RowSource(queryset)

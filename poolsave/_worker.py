@@ -25,6 +25,7 @@ from .executors.protocol import Marks
 from .outcomes import Status
 
 if TYPE_CHECKING:
+    from ._carry import Carried
     from ._jobs import WorkerJob
 
 __all__ = ["WorkerSession", "in_worker_thread"]
@@ -51,10 +52,17 @@ class WorkerSession:
         self._function = call
         self._rows = rows
         self._stack = stack
+        self._carried: Carried | None = None
+        self._perform = self._call_now
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
+
+    def carry_along(self, carried: Carried) -> None:
+        """Restore context around every object."""
+        self._carried = carried
+        self._perform = carried.around(self._call_now)
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one chunk and reply for every object of it, in order, now and then."""
@@ -84,7 +92,8 @@ class WorkerSession:
         self._at_chunk_edge()
 
     def _one_by_one(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
-        if self._rows is not None and not marks.halted:
+        # With context, a row is fetched by its own object, where that is in force, and in the object's transaction.
+        if self._rows is not None and self._carried is None and not marks.halted:
             self._rows.try_to_load(objects)
         for offset, item in enumerate(objects, first):
             if marks.halted:
@@ -127,17 +136,18 @@ class WorkerSession:
 
     def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[Callable[[], Any]]:
         if self._rows is not None and not marks.halted:
-            self._rows.load(objects)
+            load = self._rows.load if self._carried is None else self._carried.around(self._rows.load)
+            load(objects)
         for item in objects:
             yield partial(self._call, item, marks)
 
     def _call(self, item: Any, marks: Marks) -> Any:
         if self._job.timeout is None:
-            return self._call_now(item)
+            return self._perform(item)
         marks.clock(time.monotonic())
         try:
             with self._deadline:
-                return self._call_now(item)
+                return self._perform(item)
         finally:
             marks.clock(0.0)
 

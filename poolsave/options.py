@@ -11,15 +11,22 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from django.utils.module_loading import import_string
+
+from ._carry import Carrier, can_carry
+from ._hooks import Hook
 from ._inline import overrides
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, known_names
 
 __all__ = ["Options"]
 
+SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
+IMPORTED = ("carry", "before_fork", "after_fork")
 ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
 
 
@@ -74,12 +81,21 @@ class Options:
     progress: bool | Callable[..., object] | None = None
     """True, False, a callable told `(done, total)`, or a tqdm-like class; None: a bar when stderr is a terminal."""
 
+    carry: tuple[ContextVar[Any] | Carrier, ...] = ()
+    """Context that is taken along to every object: ContextVars, and objects with `capture()` and `restore(state)`."""
+    before_fork: tuple[Hook, ...] = ()
+    """Called without arguments in the caller, before worker processes are started and before each replacement."""
+    after_fork: tuple[Hook, ...] = ()
+    """Called without arguments in every worker process, however it was started, once and before its first object."""
+
     def __post_init__(self) -> None:
         for name, (accepts, expected) in RULES.items():
             value = getattr(self, name)
             if not accepts(value):
                 raise InvalidOption(name, value, expected)
-        object.__setattr__(self, "databases", tuple(self.databases))
+        for name in SEQUENCES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if callable(value) else tuple(value))
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -144,7 +160,21 @@ def _from_settings() -> Mapping[str, Any]:
     found = getattr(settings, "POOLSAVE", {})
     if not isinstance(found, Mapping):
         raise InvalidOption("POOLSAVE", found, "give a dictionary of options", "settings.POOLSAVE")
-    return found
+    return {name: _imported(name, value) if name in IMPORTED else value for name, value in found.items()}
+
+
+def _imported(name: str, value: Any) -> Any:
+    """Dotted paths as what they lead to, since settings are read before most modules can be imported."""
+    if not isinstance(value, tuple | list):
+        return _at(name, value) if isinstance(value, str) else value
+    return tuple(_at(name, one) if isinstance(one, str) else one for one in value)
+
+
+def _at(name: str, path: str) -> Any:
+    try:
+        return import_string(path)
+    except ImportError as error:
+        raise InvalidOption(name, path, f"it cannot be imported: {error}", "settings.POOLSAVE") from error
 
 
 def _whole(value: object, least: int) -> bool:
@@ -165,6 +195,14 @@ def _is_start_method(value: object) -> bool:
 
 def _are_aliases(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(alias, str) for alias in value)
+
+
+def _are_hooks(value: object) -> bool:
+    return callable(value) or (isinstance(value, tuple | list) and all(callable(one) for one in value))
+
+
+def _are_carriers(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(can_carry(one) for one in value)
 
 
 def _is_limit(value: object) -> bool:
@@ -203,4 +241,7 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or isinstance(value, bool) or callable(value),
         "give True, False, None, a callable or a tqdm-like class",
     ),
+    "carry": (_are_carriers, "give a tuple of ContextVars and of objects with capture() and restore(state)"),
+    "before_fork": (_are_hooks, "give a callable or a tuple of callables that take no arguments"),
+    "after_fork": (_are_hooks, "give a callable or a tuple of callables that take no arguments"),
 }

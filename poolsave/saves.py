@@ -13,6 +13,7 @@ from django.db.models import Model, QuerySet
 
 from ._batches import Batch
 from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, SharedRows, run_request
+from ._carry import Carried
 from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
@@ -81,6 +82,7 @@ class Saves:
         self._options = options
         self._crosses = not executor.shares_memory
         self._inline = executor.inline
+        self._carried = Carried(options.carry) if options.carry else None
         self._covered = () if job.surroundings is None else existing(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
@@ -184,6 +186,8 @@ class Saves:
         if not self._inline:
             # Not only when the block is entered: an atomic() inside it would wait for its own workers just as well.
             refuse_open_transactions(self._covered)
+        if self._carried is not None:
+            call.take_along(self._carried, crosses=self._crosses)
         if self._crosses:
             call.freeze()
         self._driver.send(call)

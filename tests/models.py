@@ -1,14 +1,25 @@
 """Objects that bulk_create cannot make: receivers, many-to-many rows, parents, set-up code."""
 
 import uuid
+from contextvars import ContextVar
 
 from django.db import models
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 
+actor = ContextVar("actor")
+"""On whose behalf something is saved."""
+
 
 class Tag(models.Model):
     name = models.CharField(max_length=100, unique=True)
+
+
+class AuditEntry(models.Model):
+    """Written by a receiver, if it is known who acts."""
+
+    actor = models.CharField(max_length=100)
+    tag = models.CharField(max_length=100)
 
 
 class Person(models.Model):
@@ -76,3 +87,9 @@ class ThingByPair(Counted):
     pk = models.CompositePrimaryKey("left", "right")
     left = models.IntegerField()
     right = models.CharField(max_length=10)
+
+
+@receiver(post_save, sender=Tag)
+def write_audit_entry(sender, instance, using, raw=False, **kwargs):
+    if actor.get(None) is not None:
+        AuditEntry.objects.using(using).create(actor=actor.get(), tag=instance.name)

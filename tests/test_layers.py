@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
     {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
     {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines", "_historical", "_estimates"},
-    {"executors", "_batches", "_exports", "_refusals", "_rows"},
+    {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
@@ -24,6 +24,7 @@ LAYERS = [
 ]
 MAY_IMPORT_DJANGO = {
     "_refusals",
+    "_carry",
     "_connections",
     "_transactions",
     "_together",

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 from .._envelopes import unpack_error
-from ..errors import InvalidOperation
+from ..errors import InvalidOperation, InvalidOption
 from ._channels import Waker
 from ._process_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 from ._starting import choose_start_method, ensure_forkserver, is_alone
@@ -100,8 +100,9 @@ class ProcessExecutor:
     def _replace_worker(self) -> None:
         """Start another one. By now there may be threads, with locks, and open SQLite files, so that it is forked by
         the fork server if the job can be sent there."""
+        self._job.before_start()
         if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
-            with suppress(InvalidOperation):  # a closure: then a fork is the only way
+            with suppress(InvalidOperation, InvalidOption):  # a closure: then a fork is the only way
                 self._prepare("forkserver")
                 self._method = "forkserver"
         if self._method == "fork":
@@ -187,7 +188,11 @@ class ProcessExecutor:
         if self._stillborn >= STILLBORN_LIMIT:
             events.append(SetupFailed(event.error))
         else:
-            self._replace_worker()
+            try:
+                self._replace_worker()
+            except BaseException as error:  # a hook's, or there is no memory for another process: told to the caller
+                events.append(SetupFailed(error))
+                self._wanted -= 1
 
     def _read_rest(self, worker: WorkerProcess, events: list[Event]) -> None:
         if not worker.inbox.ended:

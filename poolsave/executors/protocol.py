@@ -128,6 +128,10 @@ class Job(Protocol):
         """Whether a worker may be forked in the middle of a run, when the caller is at something else."""
         ...
 
+    def before_start(self) -> None:
+        """Must be called in the parent right before a worker process is started in place of another, in whichever way.
+        The engine has called it before `start`."""
+
     def before_fork(self) -> None:
         """Must be called in the parent right before worker processes are forked."""
 
