@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import InvalidOption, Options, concurrent_saves, pooled_operation
-from tests import operations
+from tests import carriers, operations
 
 BAD = [
     ("workers", 0), ("workers", True), ("workers", 2.5), ("chunksize", 0), ("chunksize", "huge"),
@@ -18,7 +18,7 @@ BAD = [
     ("transaction", "page"), ("databases", "default"), ("databases", (1,)), ("retries", -1),
     ("timeout", 0), ("timeout", float("inf")), ("timeout", "1"), ("resolve_lost", 1), ("max_failures", 0),
     ("max_failures", 1.5), ("max_failures", 0.0), ("on_failure", "ignore"), ("keep", "some"), ("window", 0),
-    ("progress", 5),
+    ("progress", 5), ("carry", print), ("carry", [5]), ("before_fork", 5), ("after_fork", ["print"]),
 ]  # fmt: skip
 
 
@@ -86,6 +86,9 @@ VALUES = {
     "keep": st.sampled_from(["values", "all", "failures"]),
     "window": st.none() | st.integers(1, 1000),
     "progress": st.none() | st.booleans(),
+    "carry": st.sampled_from([(), (carriers.depth,)]),
+    "before_fork": st.sampled_from([(), (operations.plain_save,)]),
+    "after_fork": st.sampled_from([(), (operations.plain_save, operations.plain_save)]),
 }
 
 
