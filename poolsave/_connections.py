@@ -40,6 +40,7 @@ __all__ = [
     "load_backends",
     "open_sqlite_files",
     "own_connections",
+    "refuse_open_sqlite_transactions",
     "worker_settings",
 ]
 
@@ -91,10 +92,20 @@ def close_sqlite_files() -> None:
     Raises:
         InsideTransaction: if one of them is inside a transaction, and so cannot be closed.
     """
+    refuse_open_sqlite_transactions()
+    for wrapper in open_sqlite_files():
+        wrapper.close()
+
+
+def refuse_open_sqlite_transactions() -> None:
+    """Refuse to fork while a SQLite file is inside a transaction of this thread.
+
+    Raises:
+        InsideTransaction: naming the alias.
+    """
     for wrapper in open_sqlite_files():
         if wrapper.in_atomic_block:
             raise InsideTransaction(wrapper.alias)
-        wrapper.close()
 
 
 def load_backends() -> None:

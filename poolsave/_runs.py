@@ -3,103 +3,28 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from typing import Any
 from weakref import WeakSet
 
 from django.db.models import QuerySet
 
-from . import _connections
 from ._batches import Batch
-from ._bootstrap import Surroundings
 from ._carry import Carried
 from ._engine import Engine
-from ._hooks import Hooks
 from ._interrupts import Interrupts
-from ._jobs import WorkerJob, call_spread
+from ._jobs import call_spread
 from ._ordering import in_input_order
+from ._preparation import Call, Work, prepare
 from ._progress import Progress, open_progress
-from ._querysets import RowSource, refuse_unsuitable
-from ._refusals import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
+from ._querysets import RowSource
 from ._sources import IterableSource
-from ._warnings import warn
-from .errors import InvalidOption
-from .executors import Executor, create
 from .options import Options
 from .outcomes import Status
 from .reports import Report
 
-__all__ = ["Call", "Run", "prepare", "tell"]
-
-Call = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
-
-
-def prepare(
-    function: Any, call: Call, constants: Mapping[str, Any], options: Options, queryset: QuerySet[Any] | None = None
-) -> tuple[Executor, WorkerJob]:
-    """Check everything that can be checked before any worker starts, and say what each worker needs.
-
-    Raises:
-        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
-        InsideTransaction: if a covered alias is inside a transaction.
-        SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
-    """
-    executor = create(_possible(options.executor), start_method=options.start_method)
-    surroundings = Surroundings.capture()
-    covered = options.databases if options.transaction is not None else ()
-    refuse_missing(covered)
-    read = () if queryset is None or queryset.db in options.databases else (queryset.db,)
-    present = _connections.existing((*options.databases, *read)) if surroundings is not None else ()
-    if not executor.inline:
-        refuse_shared_memory(present, shares_memory=executor.shares_memory)
-        refuse_open_transactions(present)
-    if options.timeout is not None and not executor.enforces_timeout:
-        raise InvalidOption(
-            "timeout",
-            options.timeout,
-            f"{type(executor).__name__} cannot end an object from outside, "
-            'use executor="process", or a time-out of the database or of the client that waits',
-        )
-    apart = surroundings is not None and not executor.inline
-    job = WorkerJob(
-        function=function,
-        queryset=queryset,
-        call=call,
-        constants=constants,
-        transaction=options.transaction,
-        databases=options.databases,
-        retries=options.retries,
-        timeout=options.timeout,
-        noted=_is_noted(options) and apart,
-        inline=executor.inline,
-        crosses=not executor.shares_memory,
-        surroundings=surroundings,
-        settings=_connections.worker_settings(own_transactions=covered) if apart else {},
-        turn=threading.Lock() if apart and shares_one_memory(present) else None,
-        carried=Carried(options.carry) if options.carry else None,
-        hooks=Hooks(options.before_fork, options.after_fork),
-    )
-    return executor, job
-
-
-def _is_noted(options: Options) -> bool:
-    if options.transaction is None or len(options.databases) != 1:
-        return False
-    return options.transaction == "chunk" if options.resolve_lost is None else options.resolve_lost
-
-
-def _possible(executor: Any) -> Any:
-    if executor == "process" and multiprocessing.current_process().daemon:
-        warn(
-            "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
-            'using executor="thread" instead'
-        )
-        return "thread"
-    return executor
-
+__all__ = ["Run", "tell"]
 
 _open_runs: WeakSet[Run] = WeakSet()
 
@@ -118,9 +43,7 @@ class Run:
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
         queryset = objects.using(objects.db) if isinstance(objects, QuerySet) and call is not call_spread else None
-        if queryset is not None:
-            refuse_unsuitable(queryset, transaction=options.transaction)
-        executor, job = prepare(function, call, constants, options, queryset)
+        executor, job = prepare(Work(function, call, constants, queryset), options)
         if options.carry:
             job.carried = Carried(options.carry).captured()
         self._options = options

@@ -53,7 +53,7 @@ class WorkerSession:
         self._rows = rows
         self._stack = stack
         self._carried: Carried | None = None
-        self._perform = self._call_now
+        self._perform: Callable[[Any], Any] = self._call_now
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process

@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from django.core.checks import CheckMessage
+from django.db.models import QuerySet
+
+from ._checks import look_ahead, refusal
 from ._jobs import call_spread, call_with_object
-from ._runs import Call, Run
-from .errors import InvalidOperation
+from ._preparation import Call, Work
+from ._runs import Run
+from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .outcomes import Outcome
 from .reports import Report
@@ -102,6 +107,29 @@ class PooledOperation(Generic[P, R]):
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
         return _outcomes(self._run(call_with_object, objects), ordered=ordered)
+
+    def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
+        """Say what would go wrong or be slow, without running anything.
+
+        Errors are what `map` would refuse; warnings are hazards, such as fewer connections on the server than workers,
+        and need not come true. Databases are asked on connections of their own, which are closed again.
+
+        Args:
+            objects: what `map` would be given. The first few of a list or tuple are tried for pickling; anything else
+                is not looked into, so that no iterator is consumed and no queryset evaluated.
+
+        Returns:
+            Messages as those of Django's system checks, with `level`, `msg`, `hint` and `id` ("poolsave.E001" and so
+            on), which print well; an empty list if there is nothing to say.
+        """
+        name = f"{self._func.__module__}.{_name(self._func)}"
+        try:
+            options = self.options
+        except InvalidOption as error:
+            return [refusal(error)]
+        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) else None
+        work = Work(self._bound_function(), call_with_object, self._constants, queryset)
+        return look_ahead(work, options, objects, name)
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:
         return Run(self._bound_function(), call, self._constants, objects, self.options)

@@ -10,24 +10,21 @@ import concurrent.futures
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from django.utils.module_loading import import_string
-
 from ._carry import Carrier, can_carry
+from ._defaults import from_environment, from_settings, imported
 from ._hooks import Hook
 from ._inline import overrides
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, known_names
 
-__all__ = ["Options"]
+__all__ = ["Options", "wrong_settings"]
 
 SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
-IMPORTED = ("carry", "before_fork", "after_fork")
-ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
 
 
 def available_cpus() -> int:
@@ -111,8 +108,8 @@ class Options:
         """
         layers = (
             ("", defaults or {}),
-            ("settings.POOLSAVE", _from_settings()),
-            ("the environment", _from_environment()),
+            ("settings.POOLSAVE", imported(from_settings())),
+            ("the environment", from_environment()),
             ("", explicit),
         )
         merged: dict[str, Any] = {}
@@ -145,36 +142,19 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
     return options
 
 
-def _from_environment() -> dict[str, Any]:
-    found: dict[str, Any] = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
-    if "workers" in found and found["workers"].isascii() and found["workers"].isdigit():
-        found["workers"] = int(found["workers"])
-    return found
-
-
-def _from_settings() -> Mapping[str, Any]:
-    from django.conf import ENVIRONMENT_VARIABLE, settings
-
-    if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
-        return {}
-    found = getattr(settings, "POOLSAVE", {})
-    if not isinstance(found, Mapping):
-        raise InvalidOption("POOLSAVE", found, "give a dictionary of options", "settings.POOLSAVE")
-    return {name: _imported(name, value) if name in IMPORTED else value for name, value in found.items()}
-
-
-def _imported(name: str, value: Any) -> Any:
-    """Dotted paths as what they lead to, since settings are read before most modules can be imported."""
-    if not isinstance(value, tuple | list):
-        return _at(name, value) if isinstance(value, str) else value
-    return tuple(_at(name, one) if isinstance(one, str) else one for one in value)
-
-
-def _at(name: str, path: str) -> Any:
+def wrong_settings() -> Iterator[InvalidOption]:
+    """What `Options.resolve` refuses of the environment and `settings.POOLSAVE`, option by option."""
     try:
-        return import_string(path)
-    except ImportError as error:
-        raise InvalidOption(name, path, f"it cannot be imported: {error}", "settings.POOLSAVE") from error
+        layers = {"settings.POOLSAVE": from_settings(), "the environment": from_environment()}
+    except InvalidOption as error:
+        yield error
+        return
+    for source, layer in layers.items():
+        for name, value in layer.items():
+            try:
+                check(imported({name: value}), source)
+            except InvalidOption as error:
+                yield error
 
 
 def _whole(value: object, least: int) -> bool:

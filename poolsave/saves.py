@@ -19,10 +19,10 @@ from ._driver import Driver
 from ._envelopes import pack_function
 from ._historical import is_historical
 from ._interrupts import Interrupts
+from ._preparation import Work, prepare
 from ._progress import open_progress
 from ._querysets import RowSource, refuse_unsuitable
 from ._refusals import refuse_open_transactions
-from ._runs import prepare
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .reports import Report
@@ -78,7 +78,7 @@ class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options) -> None:
-        executor, job = prepare(None, run_request, {}, options)
+        executor, job = prepare(Work(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
         self._inline = executor.inline

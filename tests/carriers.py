@@ -133,6 +133,11 @@ def save_tag(name):
 
 
 @saving
+def tells_name(tag):
+    return tag.name
+
+
+@saving
 def tells_search_path(_item):
     with connections["postgres"].cursor() as cursor:
         cursor.execute("SHOW search_path")

@@ -7,7 +7,7 @@ from pathlib import Path
 from django.db import connections
 
 from tests.models import Person
-from tests.operations import pure, saving
+from tests.operations import doubles, pure, saving
 
 FOLDER = Path(os.environ["POOLSAVE_TEST_FOLDER"])
 
@@ -75,3 +75,8 @@ def dies_when_told(item):
 def saves_after_hook(name):
     assert (FOLDER / "after").read_text().startswith(str(os.getpid()))
     Person(name=name).save()
+
+
+@pure
+def checks_a_pool_in_a_worker(_item):
+    return [message.id for message in doubles.check()]

@@ -11,7 +11,7 @@ from django.db import connections
 
 from poolsave import InvalidOperation, InvalidOption, Status, concurrent_saves, pooled_operation
 from poolsave._jobs import call_with_object
-from poolsave._runs import prepare
+from poolsave._preparation import Work, prepare
 from tests import carriers, conftest
 from tests.carriers import Tenant, colour, depth
 from tests.models import AuditEntry, Tag, actor
@@ -87,7 +87,7 @@ def test_the_context_is_in_force_until_the_value_is_on_its_way(start_method):
 def test_nothing_is_asked_per_object_if_nothing_is_carried():
     for carry in ([], [colour]):
         options = carriers.tells_colour.using(executor="serial", carry=carry).options
-        _executor, job = prepare(carriers.tells_colour, call_with_object, {}, options)
+        _executor, job = prepare(Work(carriers.tells_colour, call_with_object, {}), options)
         session = job.open()
         assert (session._perform == session._call_now) == (not carry)
         session.close()
@@ -140,6 +140,16 @@ def test_every_object_of_a_block_goes_to_its_own_tenant(schemas, start_method, t
     assert tags("tenant_a") == [f"{number:02}" for number in range(0, 20, 2)]
     assert tags("tenant_b") == [f"{number:02}" for number in range(1, 20, 2)]
     assert tags("public") == []
+
+
+def test_rows_of_a_queryset_are_fetched_in_the_context(schemas, pool, tenancy):
+    with connections["postgres"].cursor() as cursor:
+        for schema in ("public", "tenant_a", "tenant_b"):
+            cursor.execute(f"INSERT INTO {schema}.tests_tag (id, name) VALUES (1, '{schema} 1'), (2, '{schema} 2')")
+        cursor.execute("SET search_path TO tenant_b")  # where the caller reads the keys
+    Tenant.chosen = "tenant_b"
+    report = carriers.tells_name.using(**pool, **tenancy, chunksize=2).map(Tag.objects.using("postgres").all())
+    assert report.values == ["tenant_b 1", "tenant_b 2"]
 
 
 def test_what_is_set_locally_ends_with_the_object_s_transaction(schemas):

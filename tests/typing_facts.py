@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import assert_type
 
 from django.contrib.auth.models import User
+from django.core.checks import CheckMessage
 
-from poolsave import Options, Outcome, PooledOperation, Report, concurrent_saves, pooled_operation
+from poolsave import Carrier, Options, Outcome, PooledOperation, Report, concurrent_saves, pooled_operation
 
 
 @pooled_operation
@@ -29,6 +32,8 @@ assert_type(with_options.stream([1], ordered=True), Iterator[Outcome[float]])
 assert_type(bare.using(workers=2)({}), int)
 assert_type(with_options.bind(factor=2.0).map([1]), Report[float])
 assert_type(bare.options, Options)
+assert_type(bare.check(), list[CheckMessage])
+assert_type(bare.check([{"a": "b"}]), list[CheckMessage])
 
 bare(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 with_options(1, fatcor=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -51,3 +56,25 @@ class Importer:
 
 assert_type(Importer().row.map(["a"]), Report[int])
 assert_type(PooledOperation(len).func([1]), int)
+
+
+class Tenant:
+    def capture(self) -> str:
+        return "tenant"
+
+    @contextmanager
+    def restore(self, state: str) -> Iterator[None]:
+        yield
+
+
+class Quiet:
+    def capture(self) -> int:
+        return 1
+
+    def restore(self, state: int) -> None:
+        return None
+
+
+Options(carry=(Tenant(), Quiet(), ContextVar("actor", default="")), before_fork=(print,), after_fork=(print,))
+Options(carry=(len,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+carrier: Carrier = Tenant()

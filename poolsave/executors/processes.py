@@ -61,8 +61,12 @@ class ProcessExecutor:
     def workers(self) -> int:
         return self._wanted
 
+    def method_for(self, job: Job) -> str:
+        """The start method that would be used now."""
+        return choose_start_method(self._wish, fork_is_possible=job.fork_is_possible)
+
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        self._method = choose_start_method(self._wish, fork_is_possible=job.fork_is_possible)
+        self._method = self.method_for(job)
         self._parcels: dict[str, Any] = {"fork": job}
         self._job = job
         self._longest = longest

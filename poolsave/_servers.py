@@ -1,0 +1,97 @@
+"""Asks databases what workers will find there, each on a connection of its own that is closed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from django.db.utils import load_backend
+
+__all__ = ["Server", "ask_server"]
+
+POSTGRESQL = """
+    SELECT pg_backend_pid(), LEAST(
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+            - COALESCE(current_setting('reserved_connections', true)::int, 0)
+            - (SELECT SUM(numbackends) FROM pg_stat_database) + 1,
+        (SELECT CASE WHEN rolconnlimit >= 0 THEN rolconnlimit + 1
+            - (SELECT COUNT(*) FROM pg_stat_activity WHERE usesysid = pg_roles.oid) END
+            FROM pg_roles WHERE rolname = current_user),
+        (SELECT CASE WHEN datconnlimit >= 0 THEN datconnlimit + 1 - (
+            SELECT numbackends FROM pg_stat_database WHERE datid = pg_database.oid) END
+            FROM pg_database WHERE datname = current_database()))
+"""
+"""The connections that are left, without this one. Everybody may see numbackends; of the sessions of others, only that
+they are there."""
+PGBOUNCER_PORT = "6432"
+
+
+class Server(NamedTuple):
+    """What a database said."""
+
+    free: int | None = None
+    """Connections that it would take besides those that it has, if it limits them."""
+    pooler: tuple[str, ...] = ()
+    """What makes it look as if it was reached through a pooler."""
+    journal_mode: str | None = None
+    """Of a SQLite file."""
+
+
+def ask_server(alias: str, settings: Mapping[str, Any]) -> Server:
+    """Ask the database with the settings of a worker.
+
+    Raises:
+        Exception: what the driver raises if it cannot be reached.
+    """
+    connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
+    ask = ASK.get(connection.vendor)
+    if ask is None or (connection.vendor == "sqlite" and not _is_file(connection)):
+        return Server()
+    try:
+        return ask(connection)
+    finally:
+        connection.close()
+
+
+def _is_file(connection: Any) -> bool:
+    # One that is not there yet would be made by looking at it.
+    return not connection.is_in_memory_db() and Path(connection.settings_dict["NAME"]).is_file()
+
+
+def _ask_sqlite(connection: Any) -> Server:
+    (mode,) = _row(connection, "PRAGMA journal_mode")
+    return Server(journal_mode=mode)
+
+
+def _ask_postgresql(connection: Any) -> Server:
+    answering, free = _row(connection, POSTGRESQL)
+    signs = []
+    # A pooler makes up the key by which queries are cancelled, with a process id in it, for each of its clients.
+    if connection.connection.info.backend_pid != answering:
+        signs.append("another server process answers than the one that connected")
+    if str(connection.settings_dict["PORT"]) == PGBOUNCER_PORT:
+        signs.append(f"the port is {PGBOUNCER_PORT}")
+    if connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
+        signs.append("DISABLE_SERVER_SIDE_CURSORS is set")
+    return Server(free=int(free), pooler=tuple(signs))
+
+
+def _ask_mysql(connection: Any) -> Server:
+    (limit,) = _row(connection, "SELECT @@max_connections")
+    _name, used = _row(connection, "SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+    return Server(free=int(limit) - int(used) + 1)
+
+
+def _row(connection: Any, query: str) -> tuple[Any, ...]:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        row: tuple[Any, ...] = cursor.fetchone()
+    return row
+
+
+ASK: Mapping[str, Callable[[Any], Server]] = {
+    "sqlite": _ask_sqlite,
+    "postgresql": _ask_postgresql,
+    "mysql": _ask_mysql,
+}
