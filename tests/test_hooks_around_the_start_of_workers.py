@@ -112,7 +112,10 @@ def test_a_thread_that_before_fork_ends_does_not_stand_in_the_way_of_a_fork():
     metrics = hooks.Metrics()
     factor = 3
     operation = operations.pooled_operation(transaction=None, workers=2, progress=False)(lambda number: factor * number)
-    assert operation.using(before_fork=metrics.stop).map([1, 2]).values == [3, 6], "a closure needs fork"
+    try:
+        assert operation.using(before_fork=metrics.stop).map([1, 2]).values == [3, 6], "a closure needs fork"
+    finally:
+        metrics.stop()
 
 
 def test_settings_name_them_by_dotted_paths(settings):
