@@ -121,7 +121,8 @@ def hold_wrappers() -> tuple[BaseDatabaseWrapper, ...]:
     may close the socket that the parent uses. Who holds them keeps them from being finalised there.
     """
     # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
-    return tuple(found for found in gc.get_objects() if issubclass(type(found), BaseDatabaseWrapper))
+    # Through a list: a tuple that grows is spoilt if another thread, doing the same, finds it among the objects.
+    return tuple([found for found in gc.get_objects() if issubclass(type(found), BaseDatabaseWrapper)])
 
 
 def forget_inherited(held: Iterable[object] = ()) -> None:

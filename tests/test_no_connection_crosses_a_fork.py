@@ -217,3 +217,10 @@ def test_workers_forget_the_caller_s_pool():
         assert [pools for _identity, pools in found] == [0]
     finally:
         connections["pooled"].close_pool()
+
+
+def test_two_threads_can_look_for_what_must_not_cross_at_once():
+    """Each finds what the other is gathering at that moment among all objects."""
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        found = [executor.submit(_connections.hold_wrappers) for _ in range(20)]
+    assert all(isinstance(one.result(), tuple) for one in found)
