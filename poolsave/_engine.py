@@ -232,7 +232,7 @@ class Engine:
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)
         status = Status.LOST if event.begun else Status.SKIPPED
-        if not event.begun and self.stopped is None:
+        if self.stopped is None:
             self.fatal = self.fatal or event.error
         self._end(without_run(chunk.index + chunk.answered, chunk.rest(), status, event.error))
         self.halt(f"the executor lost a chunk: {event.error!r}")

@@ -122,10 +122,10 @@ def _is_noted(options: Options) -> bool:
 
 
 def _possible(executor: Any) -> Any:
-    if executor == "process" and multiprocessing.current_process().daemon:
+    if executor in ("process", "process-pool") and multiprocessing.current_process().daemon:
         warn(
             "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
-            'using executor="thread" instead'
+            f'using executor="thread" instead of {executor!r}'
         )
         return "thread"
     return executor

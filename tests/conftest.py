@@ -1,39 +1,22 @@
 """Pools to run tests on, and checks after every test that nothing was left behind."""
 
 import atexit
-import concurrent.futures
 import gc
-import multiprocessing
 import os
 import signal
 import threading
 
-import loky
 import psutil
 import pytest
 from django.db import connections
+
+from poolsave import executors
+from tests.pools import EXECUTORS, START_METHODS
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
 
 collect_ignore = ["typing_facts.py"]
-
-START_METHODS = ["fork", "forkserver", "spawn"]
-POOLS = {
-    "serial": {"executor": "serial"},
-    "thread": {"executor": "thread"},
-    "fork": {"executor": "process", "start_method": "fork"},
-    "forkserver": {"executor": "process", "start_method": "forkserver"},
-    "spawn": {"executor": "process", "start_method": "spawn"},
-    "process-pool": {"executor": "process-pool"},
-}
-FOREIGN = {
-    "ThreadPoolExecutor": lambda: concurrent.futures.ThreadPoolExecutor(2),
-    "ProcessPoolExecutor": lambda: concurrent.futures.ProcessPoolExecutor(
-        2, mp_context=multiprocessing.get_context("spawn")
-    ),
-    "loky": lambda: loky.ProcessPoolExecutor(2),
-}
 
 
 def pytest_timeout_set_timer(item, settings):
@@ -53,14 +36,17 @@ def pytest_timeout_cancel_timer(item):
     return True
 
 
-@pytest.fixture(params=[*POOLS, *FOREIGN])
+@pytest.fixture(params=EXECUTORS)
 def pool(request):
     """Options that put an operation on one executor and start method after the other."""
-    if request.param in POOLS:
-        yield POOLS[request.param]
-        return
-    with FOREIGN[request.param]() as executor:
-        yield {"executor": executor}
+    with EXECUTORS[request.param].opened() as options:
+        yield options
+
+
+@pytest.fixture
+def promises(pool):
+    """What can be expected of that executor: it has the attributes of its class."""
+    return executors.create(pool["executor"])
 
 
 @pytest.fixture(params=START_METHODS)
@@ -82,6 +68,21 @@ def server():
     found = new_server()
     yield found
     found.delete()
+
+
+@pytest.fixture
+def slow_commit(transactional_db):
+    """To commit a person called slow takes PostgreSQL a second."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON tests_person DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION dawdle()"
+        )
+    yield
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("DROP FUNCTION dawdle CASCADE")
 
 
 @pytest.fixture(autouse=True)

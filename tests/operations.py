@@ -59,11 +59,6 @@ class NeedyError(Exception):
 
 
 @pure
-def returns_unpicklable(number):
-    return threading.Lock() if number == 1 else number
-
-
-@pure
 def exits(number):
     raise SystemExit(number)
 
@@ -262,9 +257,9 @@ def echoes(item):
 
 
 @pure
-def nested(_item):
+def nested(_item, *, inner):
     """A pool inside a worker."""
-    return doubles.using(executor="process").map([1, 2]).values
+    return doubles.using(executor=inner).map([1, 2]).values
 
 
 @saving
@@ -333,13 +328,6 @@ def ignores_time_outs(name):
                 time.sleep(30)
             except BaseException:
                 pass
-    return name
-
-
-@pure
-def stops_itself(name):
-    if name == "slow":
-        os.kill(os.getpid(), signal.SIGSTOP)
     return name
 
 

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave.executors import _channels, _states
-from tests import operations
 
 
 @given(st.lists(st.integers(0, 300_000), max_size=6), st.integers(1, 100_000))
@@ -30,12 +29,6 @@ def test_messages_arrive_whole_and_in_order_whatever_the_pieces(sizes, piece):
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-
-
-def test_big_objects_and_big_results_cross_at_once(start_method):
-    items = [bytes(20_000_000)] * 4
-    report = operations.echoes.using(start_method=start_method, chunksize=1).map(items)
-    assert [len(value) for value in report.values] == [20_000_000] * 4
 
 
 def test_a_posted_message_to_nobody_is_dropped():

@@ -111,11 +111,13 @@ def test_fork_is_chosen_only_while_one_thread_is_alive():
         thread.join()
 
 
-def test_a_pool_in_a_daemonic_worker_uses_threads_and_warns():
-    report = operations.nested.using(start_method="fork").map([1])
+@pytest.mark.parametrize("inner", ["process", "process-pool"])
+def test_a_pool_in_a_daemonic_worker_uses_threads_and_warns(inner):
+    report = operations.nested.using(start_method="fork").bind(inner=inner).map([1])
     (failure,) = report.failures  # a warning is an error in these tests
     assert isinstance(failure.error, RuntimeWarning)
     assert "daemonic" in str(failure.error)
+    assert repr(inner) in str(failure.error)
 
 
 def test_a_pool_in_a_thread_works():

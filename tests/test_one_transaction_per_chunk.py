@@ -7,7 +7,7 @@ from poolsave import Status
 from poolsave._together import Undone, commit_together
 from poolsave._transactions import PENDING
 from poolsave.executors.serial import Flag
-from tests import conftest, operations
+from tests import conftest, operations, pools
 from tests.models import Badge, Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.fixture(params=["serial", "thread", "fork", "forkserver"])
 def run(request, alias):
     def run(operation, objects, **more):
-        options = {**conftest.POOLS[request.param], "transaction": "chunk", "chunksize": 5, **more}
+        options = {**pools.POOLS[request.param], "transaction": "chunk", "chunksize": 5, **more}
         return operation.using(**options, databases=(alias,)).bind(alias=alias).map(objects)
 
     return run

@@ -4,7 +4,7 @@ import pytest
 from django.db import connections, transaction
 
 from poolsave import Status
-from tests import operations
+from tests import operations, pools
 from tests.models import Badge, Employee, Person, Visit
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
@@ -15,12 +15,9 @@ POOLS = ["serial", "thread", "fork"]
 @pytest.fixture(params=POOLS)
 def run(request, alias):
     """Run an operation on one alias."""
-    from tests import conftest
 
     def run(operation, objects, **more):
-        return (
-            operation.using(**conftest.POOLS[request.param], databases=(alias,), **more).bind(alias=alias).map(objects)
-        )
+        return operation.using(**pools.POOLS[request.param], databases=(alias,), **more).bind(alias=alias).map(objects)
 
     return run
 

@@ -14,7 +14,7 @@ from poolsave import InsideTransaction, InvalidOperation, RowGone, Status, concu
 from poolsave import _querysets as querysets
 from poolsave import saves as saves_module
 from poolsave._rows import Rows
-from tests import conftest, operations
+from tests import operations, pools
 from tests.models import (
     Person,
     SpecialThing,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 @pytest.fixture(params=["serial", "thread", "fork", "forkserver", "spawn"])
 def place(request):
-    return conftest.POOLS[request.param]
+    return pools.POOLS[request.param]
 
 
 def make(model, alias, count):

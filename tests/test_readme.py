@@ -30,11 +30,25 @@ def test_every_option_is_in_the_table():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == Options.names()
 
 
+PROMISES = {
+    "blames a worker's death on one object": "blames_exactly",
+    "can end an object (`timeout`)": "enforces_timeout",
+    "second Ctrl-C ends at once": "can_kill",
+    "begins an object at most once": "at_most_once",
+    "shares memory": "shares_memory",
+}
+
+
 def test_the_table_of_promises_is_that_of_the_classes():
+    """Every class that has promises has its row, and every row is what the class says of itself."""
     said = {True: "yes", False: "no"}
-    for executor in (executors.ProcessExecutor, executors.ThreadExecutor, executors.SerialExecutor):
-        promises = [executor.blames_exactly, executor.enforces_timeout, executor.can_kill, executor.shares_memory]
-        assert f"| `{executor.__name__}` | {' | '.join(said[promise] for promise in promises)} |" in README
-    futures = executors.FuturesExecutor
-    promises = [futures.blames_exactly, futures.enforces_timeout, futures.can_kill]
-    assert f"| `FuturesExecutor` | {' | '.join(said[promise] for promise in promises)} | `ThreadPool" in README
+    table = [("executor", *PROMISES)]
+    for name in executors.__all__:
+        kind = getattr(executors, name)
+        if kind is not executors.Executor and hasattr(kind, "blames_exactly"):
+            table.append((f"`{name}`", *(said[getattr(kind, promise)] for promise in PROMISES.values())))
+    (written,) = re.findall(r"What an executor can promise differs:\n\n(.*?)\n\n", README, re.DOTALL)
+    head, _line, *rows = [tuple(map(str.strip, line.strip("|").split("|"))) for line in written.splitlines()]
+    assert head == table[0]
+    # The names by which `executor=` knows them stand behind those of the classes.
+    assert sorted((cells[0].split(",")[0], *cells[1:]) for cells in rows) == sorted(table[1:])

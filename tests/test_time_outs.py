@@ -6,9 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poolsave import InvalidOption, Status, TimedOut, WorkerDied, concurrent_saves
+from poolsave import Status, TimedOut, WorkerDied, concurrent_saves
 from tests import operations
-from tests.conftest import FOREIGN, wait_until
+from tests.conftest import wait_until
 from tests.models import Badge, Person
 
 NAMES = ["a", "slow", "c", "d"]
@@ -35,14 +35,6 @@ def test_one_that_does_not_listen_is_killed_with_what_it_has_started():
     wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_that_is_stopped_is_killed(start_method):
-    report = operations.stops_itself.using(timeout=0.2, start_method=start_method, chunksize=4).map(NAMES)
-    (late,) = report.failures
-    assert (late.item, type(late.error)) == ("slow", TimedOut)
-    assert late.error.__cause__.signal == "SIGKILL"
-    assert report.succeeded == 3
-
-
 def test_the_clock_starts_with_the_object_and_not_with_the_chunk():
     report = operations.naps.using(timeout=0.5, start_method="fork", chunksize=20, workers=1).map([0.1] * 20)
     assert report.ok
@@ -52,17 +44,6 @@ def test_it_works_in_the_block():
     with concurrent_saves(timeout=0.2, transaction=None, start_method="fork", on_failure="collect") as saves:
         assert isinstance(saves.submit(operations.naps, 30).exception(30), TimedOut)
         assert saves.submit(operations.naps, 0).result(30) == 0
-
-
-@pytest.mark.parametrize("name", ["thread", "serial", *FOREIGN])
-def test_executors_that_cannot_end_an_object_refuse(name):
-    executor = FOREIGN[name]() if name in FOREIGN else name
-    try:
-        with pytest.raises(InvalidOption, match=r"timeout=1.*process"):
-            operations.doubles.using(executor=executor, timeout=1).map([1])
-    finally:
-        if name in FOREIGN:
-            executor.shutdown()
 
 
 def test_a_crash_is_told_with_the_place_where_it_happened():

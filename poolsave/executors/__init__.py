@@ -7,7 +7,7 @@ it runs in its workers does. To plug one in, pass an instance as `executor=`, or
     mine = "my_package:MyExecutor"
 """
 
-from .futures import FuturesExecutor, ProcessPoolExecutor
+from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
 from .protocol import EXECUTOR_METHODS, Broken, Died, Event, Executor, Job, Marks, Replied, Session, SetupFailed, Task
 from .registry import create, known_names, register
@@ -31,6 +31,7 @@ __all__ = [
     "SetupFailed",
     "Task",
     "ThreadExecutor",
+    "ThreadFuturesExecutor",
     "create",
     "known_names",
     "register",

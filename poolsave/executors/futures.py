@@ -14,7 +14,7 @@ from .._envelopes import ErrorRecord, pack_error, unpack_error
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import Flag
 
-__all__ = ["FuturesExecutor"]
+__all__ = ["FuturesExecutor", "ProcessPoolExecutor", "ThreadFuturesExecutor"]
 
 
 class FuturesExecutor:
@@ -24,14 +24,15 @@ class FuturesExecutor:
     when the last one is over), and are warm again in the next run.
     """
 
+    shares_memory = False
     inline = False
     enforces_timeout = False
     blames_exactly = False
     can_kill = False
+    at_most_once = True  # as far as the executor itself runs no future twice
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor
-        self.shares_memory = isinstance(executor, concurrent.futures.ThreadPoolExecutor)
         self.workers = _workers_of(executor)
         self._start_over()
 
@@ -110,6 +111,12 @@ class FuturesExecutor:
         self._futures.clear()
 
 
+class ThreadFuturesExecutor(FuturesExecutor):
+    """The same for a `ThreadPoolExecutor`, whose workers see the caller's objects themselves."""
+
+    shares_memory = True
+
+
 class ProcessPoolExecutor(FuturesExecutor):
     """The standard library's process pool, made for one run and shut down after it.
 
@@ -120,7 +127,6 @@ class ProcessPoolExecutor(FuturesExecutor):
         self._start_method = start_method or "spawn"
         self._start_over()
 
-    shares_memory = False
     workers = 0
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:

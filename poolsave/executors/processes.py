@@ -45,6 +45,7 @@ class ProcessExecutor:
     enforces_timeout = True
     blames_exactly = True
     can_kill = True
+    at_most_once = True
 
     def __init__(self, *, start_method: str | None = None) -> None:
         self._wish = start_method

@@ -168,6 +168,12 @@ class Executor(Protocol):
         """Whether what runs can be ended at once, as a second Ctrl-C does."""
         ...
 
+    @property
+    def at_most_once(self) -> bool:
+        """Whether no task is ever begun twice, also when its worker dies: what may have left something behind comes
+        back as `Died` or `Broken`."""
+        ...
+
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         """Start up to `workers` workers now; no task will be longer than `longest` objects.
 

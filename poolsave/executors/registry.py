@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .futures import FuturesExecutor, ProcessPoolExecutor
+from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
 from .protocol import Executor
 from .serial import SerialExecutor
@@ -39,7 +39,8 @@ def known_names() -> frozenset[str]:
 def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) -> Executor:
     """Give the executor for the option `executor`."""
     if isinstance(wish, concurrent.futures.Executor):
-        return FuturesExecutor(wish)
+        kind = ThreadFuturesExecutor if isinstance(wish, concurrent.futures.ThreadPoolExecutor) else FuturesExecutor
+        return kind(wish)
     if not isinstance(wish, str):
         return wish
     factory = _factories[wish] if wish in _factories else _published()[wish].load()

@@ -18,6 +18,7 @@ class SerialExecutor:
     enforces_timeout = False
     blames_exactly = False
     can_kill = False
+    at_most_once = True
     workers = 1
 
     def __init__(self, **_unused: object) -> None:

@@ -20,6 +20,7 @@ class ThreadExecutor:
     enforces_timeout = False
     blames_exactly = False
     can_kill = False
+    at_most_once = True
 
     def __init__(self, **_unused: object) -> None:
         self._threads: list[threading.Thread] = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolsave import InvalidOperation, OperationsFailed, RemoteError, Status
+from poolsave import InvalidOperation, OperationsFailed, Status
 from tests import operations
 
 
@@ -56,32 +56,6 @@ def test_an_empty_input_is_an_empty_report(pool):
     report = operations.doubles.using(**pool).map([])
     assert report.ok
     assert list(report) == report.values == report.failures == []
-
-
-def test_an_exception_that_cannot_be_unpickled_is_that_objects_failure(pool):
-    report = operations.raises_needy.using(**pool).map([1, 2])
-    assert report.failed == 2
-    error = report.failures[0].error
-    assert isinstance(error, operations.NeedyError | RemoteError)
-    assert "1 reason" in str(error)
-
-
-def test_system_exit_is_that_objects_failure(pool):
-    report = operations.exits.using(**pool).map([3, 4])
-    assert [failure.error.code for failure in report.failures] == [3, 4]
-    with pytest.raises(OperationsFailed) as caught:
-        report.raise_if_failed()
-    assert "SystemExit" in str(caught.value.exceptions[0])
-
-
-def test_what_the_input_raises_comes_after_what_was_fed_is_finished(pool):
-    def breaks_off():
-        yield from range(7)
-        raise LookupError("no more")
-
-    with pytest.raises(LookupError, match="no more") as caught:
-        operations.doubles.using(**pool).map(breaks_off())
-    assert caught.value.report.values == [0, 2, 4, 6, 8, 10, 12]
 
 
 def test_the_input_is_read_no_further_than_the_window(pool):

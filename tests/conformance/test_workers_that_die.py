@@ -1,0 +1,161 @@
+"""A worker that is killed or stopped: every object ends in one outcome, and none of them lies about the database.
+
+An executor that `blames_exactly` loses the object that its worker was at, and goes on. Any other may lose all that was
+in flight; then the run ends with the executor's own error, which has the report.
+"""
+
+import os
+import signal
+from concurrent.futures import BrokenExecutor, wait
+from contextlib import nullcontext
+
+import psutil
+import pytest
+from django.db import connections
+
+from poolsave import InvalidOption, OperationsFailed, Status, TimedOut, ValueLost, WorkerDied, concurrent_saves
+from tests import operations
+from tests.chaos import End, audit, found_in
+from tests.conformance import cases
+from tests.conftest import wait_until
+from tests.models import Badge, Person, Tag
+from tests.pools import those
+
+with_processes = pytest.mark.parametrize("pool", those(lambda executor: not executor.shares_memory), indirect=True)
+with_database = pytest.mark.django_db(transaction=True, databases="__all__")
+
+
+def report_of(run, promises):
+    """The report of a run in which one worker is killed."""
+    if promises.blames_exactly:
+        return run()
+    with pytest.raises(BrokenExecutor) as caught:
+        run()
+    report = caught.value.report
+    assert report.lost >= 1
+    assert "lost a chunk" in report.stopped
+    return report
+
+
+@with_processes
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+def test_no_object_is_begun_twice_though_its_worker_is_killed(pool, promises, chunksize, tmp_path):
+    assert promises.at_most_once
+    operation = cases.leaves_a_trace.using(**pool, chunksize=chunksize, keep="all")
+    report = report_of(lambda: operation.bind(folder=str(tmp_path), deadly=3).map(range(20)), promises)
+    begun = {int(file.name): len(file.read_text()) for file in tmp_path.iterdir()}
+    assert set(begun.values()) == {1}
+    outcomes = {outcome.index: outcome for outcome in report}
+    assert sorted(outcomes) == list(range(report.total))
+    assert outcomes[3].status is Status.LOST  # without a transaction nobody can know
+    for outcome in report:
+        if outcome.ok:
+            assert outcome.index in begun
+            assert outcome.value == outcome.index or isinstance(outcome.error, ValueLost)
+        if outcome.status is Status.SKIPPED:
+            assert outcome.index not in begun
+    if promises.blames_exactly:
+        (lost,) = report.failures
+        assert isinstance(lost.error, WorkerDied)
+        assert (lost.error.signal, lost.error.exitcode, lost.error.item) == ("SIGKILL", -9, 3)
+        assert "SIGKILL" in str(lost.error)
+        assert (report.total, report.succeeded) == (20, 19)
+
+
+@with_processes
+def test_a_stream_gives_every_outcome_though_a_worker_is_killed(pool, promises, tmp_path):
+    """What ends the run is raised after the last of them."""
+    seen = []
+    stream = cases.leaves_a_trace.using(**pool).bind(folder=str(tmp_path), deadly=3).stream(range(20))
+    with nullcontext() if promises.blames_exactly else pytest.raises(BrokenExecutor) as caught:
+        for outcome in stream:
+            seen.append(outcome)
+    assert sorted(outcome.index for outcome in seen) == list(range(len(seen)))
+    assert len(seen) == (20 if promises.blames_exactly else caught.value.report.total)
+
+
+@with_database
+@with_processes
+def test_killed_while_running_inside_its_transaction(pool, promises, alias):
+    """Where the blame is exact, its work is known to be rolled back, so that the object failed and is not lost."""
+    Tag.objects.using(alias).create(name="member")
+    operation = cases.saves_all_and_dies.using(**pool, databases=(alias,), chunksize=4, keep="all")
+    names = [f"p{number}" for number in range(12)]
+    report = report_of(lambda: operation.bind(alias=alias, deadly="p5").map(names), promises)
+    ends = [End(outcome.item, outcome.status) for outcome in report]
+    assert [end.name for end in ends] == names[: report.total]
+    counts = audit(ends, found_in(alias), signed=names)  # any of them may be lost where the blame is not exact
+    assert sum(counts.values()) == report.total == report.succeeded + report.failed + report.lost + report.skipped
+    assert not Person.objects.using(alias).filter(name="p5").exists()
+    if promises.blames_exactly:
+        (failed,) = report.failures
+        assert (failed.item, failed.status) == ("p5", Status.FAILED)
+        assert counts == {Status.SUCCEEDED: 11, Status.FAILED: 1}
+    else:
+        assert counts[Status.FAILED] == 0  # nobody can know
+
+
+@with_processes
+def test_killed_while_idle(pool, promises):
+    """It had nothing to lose; an executor that cannot go on says so at once, instead of waiting for it."""
+    with nullcontext() if promises.blames_exactly else pytest.raises(BrokenExecutor):
+        with concurrent_saves(**pool, workers=1, transaction=None, on_failure="collect") as saves:
+            pid, _name = saves.submit(operations.process_and_thread, 1).result(30)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: has_ended(pid))
+            second = saves.submit(operations.process_and_thread, 1)
+            wait([second], 30)
+            if promises.blames_exactly:
+                assert second.result()[0] != pid
+            else:
+                assert second.exception() is not None
+    assert saves.report.succeeded == (2 if promises.blames_exactly else 1)
+    assert saves.report.total == 2
+
+
+def has_ended(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def sessions_in_commit():
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'")
+        return cursor.fetchone()[0]
+
+
+@with_database
+@with_processes
+def test_killed_while_committing(pool, promises, slow_commit, tmp_path):
+    """The server goes on with the COMMIT, though nobody waits for its answer: the object is lost, and never failed."""
+    path = tmp_path / "pid"
+    expected = OperationsFailed if promises.blames_exactly else BrokenExecutor
+    with pytest.raises(expected):
+        with concurrent_saves(**pool, workers=1, chunksize=1, databases=("postgres",)) as saves:
+            future = saves.submit(operations.saves_and_tells_who, "slow", str(path))
+            wait_until(lambda: path.exists() and sessions_in_commit(), seconds=30)
+            os.kill(int(path.read_text()), signal.SIGKILL)
+            assert isinstance(future.exception(30), WorkerDied if promises.blames_exactly else BrokenExecutor)
+            if promises.blames_exactly:
+                saves.submit(operations.saves_and_tells_who, "next", str(path)).result(30)
+    assert saves.report.lost == 1
+    assert saves.report.failed == 0
+    assert saves.report.total == 1 + saves.report.succeeded
+    wait_until(lambda: not sessions_in_commit())
+    wait_until(Person.objects.using("postgres").filter(name="slow").exists)
+    assert Badge.objects.using("postgres").count() == 1 + saves.report.succeeded
+
+
+@pytest.mark.parametrize("pool", those(lambda executor: executor.enforces_timeout), indirect=True)
+def test_stopped_and_so_deaf_to_its_time_out(pool):
+    """SIGSTOP: nothing inside the worker runs any more, so that it has to be ended from outside."""
+    report = cases.does.using(**pool, timeout=0.2, chunksize=4).map(["a", "stopped", "c", "d"])
+    (late,) = report.failures
+    assert (late.item, type(late.error)) == ("stopped", TimedOut)
+    assert late.error.__cause__.signal == "SIGKILL"
+    assert report.succeeded == 3
+
+
+@pytest.mark.parametrize("pool", those(lambda executor: not executor.enforces_timeout), indirect=True)
+def test_a_time_out_that_cannot_be_kept_is_refused(pool):
+    with pytest.raises(InvalidOption, match=r"timeout=1.*process"):
+        operations.doubles.using(**pool, timeout=1).map([1])
