@@ -6,6 +6,7 @@ parent, so that it can fork, also to replace a worker that has died.
 
 from __future__ import annotations
 
+import atexit
 import pickle
 import selectors
 import time
@@ -35,6 +36,15 @@ STILLBORN_LIMIT = 3
 
 
 _started: WeakSet[ProcessExecutor] = WeakSet()
+
+
+@atexit.register
+def _replace_no_more() -> None:
+    # multiprocessing ends all workers at exit and then waits for those that are left. The driver thread of a block that
+    # is still open sees its workers end, and would start others in between, for which the exit then waits for ever.
+    # Runs before, since what was registered later goes first, and multiprocessing is imported above.
+    for executor in list(_started):
+        executor.halt()
 
 
 class ProcessExecutor:

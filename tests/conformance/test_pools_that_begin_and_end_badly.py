@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -125,16 +126,68 @@ OPEN_AT_EXIT = """
 """
 
 
+def exits(script, argument):
+    """Run a script to its end, and what it started with it if it has none."""
+    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+    environment["PYTHONPATH"] = os.getcwd()
+    process = subprocess.Popen(
+        [sys.executable, str(script), argument],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        told, errors = process.communicate(timeout=40)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, told, errors)
+
+
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_an_interpreter_that_exits_with_pools_open_leaves_nothing(tmp_path, name):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(OPEN_AT_EXIT))
-    environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
-    environment["PYTHONPATH"] = os.getcwd()
-    done = subprocess.run(
-        [sys.executable, str(script), name], capture_output=True, text=True, timeout=40, check=False, env=environment
-    )
+    done = exits(script, name)
     assert done.stdout.strip() == "leaving", done.stderr
     assert done.returncode == 0
     told = str(script)
     wait_until(lambda: not any(told in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])))
+
+
+KILLED_AT_EXIT = """
+    import atexit
+    import multiprocessing.util
+    import os
+    import signal
+    import sys
+    import time
+
+    @atexit.register
+    def kill():
+        before = multiprocessing.active_children()
+        for child in before:
+            os.kill(child.pid, signal.SIGKILL)
+        while executor.workers and not set(multiprocessing.active_children()) - set(before):
+            time.sleep(0.01)
+        print(len(before), "killed,", executor.workers, "left")
+
+    from poolsave import concurrent_saves, executors
+
+    if __name__ == "__main__":
+        executor = executors.ProcessExecutor(start_method=sys.argv[1])
+        saves = concurrent_saves(transaction=None, workers=2, executor=executor).__enter__()
+        saves.submit(pow, 2, 2).result()
+"""
+
+
+def test_workers_that_end_while_the_interpreter_exits_are_not_replaced(tmp_path, start_method):
+    """multiprocessing would wait for ever for those that are started after it has ended the others."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(KILLED_AT_EXIT))
+    done = exits(script, start_method)
+    assert done.stdout.strip() == "2 killed, 0 left", done.stderr
+    assert done.returncode == 0
