@@ -61,7 +61,7 @@ def alias(request):
 
 
 @pytest.fixture(scope="session")
-def server():
+def private_server():
     """A PostgreSQL that tests may crash, since they leave it running again."""
     from tests.crashing import new_server
 

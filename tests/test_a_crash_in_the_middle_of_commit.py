@@ -23,52 +23,56 @@ OTHERS = ["SELECT pg_current_xact_id()"] * 20
 
 
 @WAYS
-def test_an_id_that_was_given_again_after_the_crash_is_not_mistaken(server, tmp_path, mode, worker_dies):
+def test_an_id_that_was_given_again_after_the_crash_is_not_mistaken(private_server, tmp_path, mode, worker_dies):
     """Worker: COMMIT. Server: crashes, recovers, commits others by the same ids. Parent: asks about its id."""
-    with server.configured(**NOTHING_IN_THE_LOG):
-        outcomes = in_commit(server, tmp_path, mode, "PgSleep", OTHERS, worker_dies=worker_dies, after=ASLEEP_IN_COMMIT)
+    with private_server.configured(**NOTHING_IN_THE_LOG):
+        outcomes = in_commit(
+            private_server, tmp_path, mode, "PgSleep", OTHERS, worker_dies=worker_dies, after=ASLEEP_IN_COMMIT
+        )
     assert outcomes["p0"] == "failed"
 
 
-def test_an_id_that_was_not_given_again_is_known_to_be_of_a_transaction_that_was_lost(server, tmp_path):
-    with server.configured(**NOTHING_IN_THE_LOG):
-        outcomes = in_commit(server, tmp_path, "chunk", "PgSleep", [], worker_dies=True, after=ASLEEP_IN_COMMIT)
+def test_an_id_that_was_not_given_again_is_known_to_be_of_a_transaction_that_was_lost(private_server, tmp_path):
+    with private_server.configured(**NOTHING_IN_THE_LOG):
+        outcomes = in_commit(private_server, tmp_path, "chunk", "PgSleep", [], worker_dies=True, after=ASLEEP_IN_COMMIT)
     assert outcomes == {"p0": "failed", "p1": "failed"}
 
 
 @WAYS
-def test_a_commit_whose_answer_the_crash_kept_back_counts(server, tmp_path, mode, worker_dies):
-    with server.configured(**NO_ANSWER):
-        outcomes = in_commit(server, tmp_path, mode, "SyncRep", OTHERS, worker_dies=worker_dies, before=DO_NOT_WAIT)
+def test_a_commit_whose_answer_the_crash_kept_back_counts(private_server, tmp_path, mode, worker_dies):
+    with private_server.configured(**NO_ANSWER):
+        outcomes = in_commit(
+            private_server, tmp_path, mode, "SyncRep", OTHERS, worker_dies=worker_dies, before=DO_NOT_WAIT
+        )
     assert outcomes["p0"] == "succeeded"
 
 
-def test_what_a_later_checkpoint_hides_is_lost(server, tmp_path):
+def test_what_a_later_checkpoint_hides_is_lost(private_server, tmp_path):
     """Nobody can say any more how far the recovery came, and so whose the id is."""
     later = [*OTHERS, "CHECKPOINT"]
-    with server.configured(**NO_ANSWER):
-        outcomes = in_commit(server, tmp_path, "chunk", "SyncRep", later, worker_dies=True, before=DO_NOT_WAIT)
+    with private_server.configured(**NO_ANSWER):
+        outcomes = in_commit(private_server, tmp_path, "chunk", "SyncRep", later, worker_dies=True, before=DO_NOT_WAIT)
     assert outcomes == {"p0": "lost", "p1": "lost"}
 
 
-def in_commit(server, folder, mode, waits_for, then, *, worker_dies, **statements):
+def in_commit(private_server, folder, mode, waits_for, then, *, worker_dies, **statements):
     """Crash the server while an object is in its COMMIT; the parent asks when the statements have run.
 
     Gives the statuses, which are audited.
     """
     options = {"transaction": mode, "resolve_lost": True, "retries": 0, "workers": 1, "chunksize": 2}
-    with Run(server, folder, names=["p0", "p1"], **options, **statements) as run:
-        with server.connected() as cursor:
-            run.wait_for(lambda: server.waits_in_commit(cursor, waits_for))
+    with Run(private_server, folder, names=["p0", "p1"], **options, **statements) as run:
+        with private_server.connected() as cursor:
+            run.wait_for(lambda: private_server.waits_in_commit(cursor, waits_for))
         parent = psutil.Process(run.process.pid)
         (worker,) = run.workers()
         parent.suspend()
         if worker_dies:
             worker.kill()
-        server.reset_configuration()
-        server.crash()
-        server.start()
-        with server.connected() as cursor:
+        private_server.reset_configuration()
+        private_server.crash()
+        private_server.start()
+        with private_server.connected() as cursor:
             for statement in then:
                 cursor.execute(statement)
         parent.resume()

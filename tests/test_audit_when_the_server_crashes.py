@@ -22,7 +22,7 @@ UNTIL_IT_IS_UP = 10_000
 WAYS = [("object", False), ("object", True), ("chunk", None)]
 
 
-def crash_and_audit(server, folder, mode, *, resolve_lost, crashes, retries):
+def crash_and_audit(private_server, folder, mode, *, resolve_lost, crashes, retries):
     """Crash the server so many times, and kill a worker at every other crash; gives the counts by status."""
     options = {
         "transaction": mode,
@@ -31,14 +31,14 @@ def crash_and_audit(server, folder, mode, *, resolve_lost, crashes, retries):
         "workers": WORKERS,
         "chunksize": CHUNK,
     }
-    with Run(server, folder, **options) as run:
+    with Run(private_server, folder, **options) as run:
         for number in range(crashes):
             lines = len(lines_of(run.signed)) + random.randrange(30, 150)
             run.wait_for(lambda: len(lines_of(run.signed)) >= lines)  # noqa: B023  it is waited for here
-            server.crash()
+            private_server.crash()
             if number % 2:
                 os.kill(random.choice(run.workers()).pid, signal.SIGKILL)
-            server.start()
+            private_server.start()
         outcomes, found = run.end()
     counts = audit([End(*outcome[:2]) for outcome in outcomes], found, signed=names_signed(run.signed))
     told = Counter(kind for _name, status, kind, _text in outcomes if status in ("failed", "lost"))
@@ -50,9 +50,11 @@ def crash_and_audit(server, folder, mode, *, resolve_lost, crashes, retries):
 @pytest.mark.parametrize(
     ("mode", "resolve_lost", "retries"), [*((*way, UNTIL_IT_IS_UP) for way in WAYS), ("object", True, 0)]
 )
-def test_every_outcome_is_true_after_crashes_and_recovery(server, tmp_path, mode, resolve_lost, retries):
+def test_every_outcome_is_true_after_crashes_and_recovery(private_server, tmp_path, mode, resolve_lost, retries):
     crashes = 2
-    counts = crash_and_audit(server, tmp_path, mode, resolve_lost=resolve_lost, crashes=crashes, retries=retries)
+    counts = crash_and_audit(
+        private_server, tmp_path, mode, resolve_lost=resolve_lost, crashes=crashes, retries=retries
+    )
     assert counts["succeeded"] >= 50
     in_commit = crashes * WORKERS * (CHUNK if mode == "chunk" else 1)
     assert counts["lost"] <= (in_commit if resolve_lost is False else 0)
@@ -63,25 +65,30 @@ def test_every_outcome_is_true_after_crashes_and_recovery(server, tmp_path, mode
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("mode", "resolve_lost"), WAYS)
-def test_many_crashes(server, tmp_path, mode, resolve_lost):
-    counts = crash_and_audit(server, tmp_path, mode, resolve_lost=resolve_lost, crashes=30, retries=6)
+def test_many_crashes(private_server, tmp_path, mode, resolve_lost):
+    counts = crash_and_audit(private_server, tmp_path, mode, resolve_lost=resolve_lost, crashes=30, retries=6)
     assert counts["lost"] <= (30 * WORKERS if resolve_lost is False else 0)
 
 
 @pytest.mark.django_db(databases=["default"])
-def test_a_server_that_crashes_between_two_statements_is_a_lost_contact(server):
+def test_a_server_that_crashes_between_two_statements_is_a_lost_contact(private_server):
     """The drivers raise a bare DatabaseError then, without a SQLSTATE."""
-    settings = {**settings_from_url(server.url), "ATOMIC_REQUESTS": False, "AUTOCOMMIT": True, "TIME_ZONE": None}
+    settings = {
+        **settings_from_url(private_server.url),
+        "ATOMIC_REQUESTS": False,
+        "AUTOCOMMIT": True,
+        "TIME_ZONE": None,
+    }
     connection = load_backend(settings["ENGINE"]).DatabaseWrapper(
         {**settings, "OPTIONS": {}, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": False}, "default"
     )
     try:
         with connection.cursor() as cursor:
-            server.crash()
+            private_server.crash()
             with pytest.raises(DatabaseError) as caught:
                 cursor.execute("SELECT 1")
     finally:
-        server.start()
+        private_server.start()
         connection.close()
     assert contact_lost(caught.value)
     assert is_transient(caught.value)
