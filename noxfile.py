@@ -13,7 +13,7 @@ GRID = [
     ("3.13", "6.1", "psycopg"),
     ("3.14", "6.1", "psycopg"),
 ]
-EXTRAS = {"psycopg2": "test", "psycopg": "test,psycopg"}
+EXTRAS = {"psycopg2": "test,mariadb", "psycopg": "test,psycopg,mariadb"}
 
 
 @nox.session
@@ -23,7 +23,7 @@ EXTRAS = {"psycopg2": "test", "psycopg": "test,psycopg"}
 )
 def tests(session, django, driver):
     session.install("-e", f".[{EXTRAS[driver]}]", f"django~={django}.0")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs, env={"POOLSAVE_TEST_REQUIRE": "mariadb"})
 
 
 @nox.session(python="3.11")

@@ -12,6 +12,7 @@ from django.db import connections
 
 from poolsave import executors
 from tests.pools import EXECUTORS, START_METHODS
+from tests import mariadb
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
@@ -54,9 +55,11 @@ def start_method(request):
     return request.param
 
 
-@pytest.fixture(params=["default", "postgres"])
+@pytest.fixture(params=["default", "postgres", "mariadb"])
 def alias(request):
-    """SQLite and PostgreSQL."""
+    """SQLite, PostgreSQL and MariaDB."""
+    if request.param not in connections:
+        pytest.skip(mariadb.missing())
     return request.param
 
 
@@ -83,6 +86,21 @@ def slow_commit(transactional_db):
     yield
     with connections["postgres"].cursor() as cursor:
         cursor.execute("DROP FUNCTION dawdle CASCADE")
+
+
+@pytest.fixture(params=["postgres", "mariadb"])
+def server(request):
+    """Databases that run in processes of their own."""
+    if request.param not in connections:
+        pytest.skip(mariadb.missing())
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings():
+    """Runs before the first test that needs a database."""
+    if "mariadb" in connections:
+        mariadb.start_for_this_run()
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +164,11 @@ _watcher = []
 
 
 def _sessions():
-    """What is connected to the server, besides this very look."""
+    """What is connected to the servers, besides this very look."""
+    return [*_sessions_on_postgres(), *_sessions_on_mariadb()]
+
+
+def _sessions_on_postgres():
     if not _watcher:
         _watcher.append(_connect())
         atexit.register(_watcher[0].close)
@@ -154,6 +176,23 @@ def _sessions():
         cursor.execute(
             "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
             "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return cursor.fetchall()
+
+
+_mariadb_watcher = []
+
+
+def _sessions_on_mariadb():
+    if not mariadb.running():
+        return []
+    if not _mariadb_watcher:
+        _mariadb_watcher.append(mariadb.connect())
+        atexit.register(_mariadb_watcher[0].close)
+    with _mariadb_watcher[0].cursor() as cursor:
+        cursor.execute(
+            "SELECT concat('mariadb ', id), concat_ws(' ', db, command, info) FROM information_schema.processlist "
+            "WHERE user = 'root' AND id <> connection_id()"
         )
         return cursor.fetchall()
 

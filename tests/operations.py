@@ -1,5 +1,6 @@
 """Operations that workers can find by name, whatever way they were started."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -12,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from poolsave import pooled_operation
+from tests import mariadb
 from tests.models import Employee, Person, Tag, Visit
 
 pure = pooled_operation(transaction=None, workers=2, progress=False)
@@ -158,21 +160,23 @@ def closes_its_connection(name, *, alias="default"):
     connections[alias].close()
 
 
+def ask(alias, **by_vendor):
+    """Put a question to the server, in its own words."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(by_vendor[connections[alias].vendor])
+        return cursor.fetchone()[0]
+
+
 @saving
 def server_session(_item, *, alias="postgres"):
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        return cursor.fetchone()[0]
+    return ask(alias, postgresql="SELECT pg_backend_pid()", mysql="SELECT CONNECTION_ID()")
 
 
 @saving
 def database_name(_item, *, alias="default"):
-    settings = connections[alias].settings_dict
-    if connections[alias].vendor != "postgresql":
-        return str(settings["NAME"])
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT current_database()")
-        return cursor.fetchone()[0]
+    if connections[alias].vendor == "sqlite":
+        return str(connections[alias].settings_dict["NAME"])
+    return ask(alias, postgresql="SELECT current_database()", mysql="SELECT DATABASE()")
 
 
 @saving
@@ -221,9 +225,15 @@ def deadlocks_at_first(name, *, alias="default", times=2):
     Person(name=name).save(using=alias)
     attempts_left[name] = attempts_left.get(name, times) - 1
     if attempts_left[name] >= 0:
-        with connections[alias].cursor() as cursor:
-            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'victim' USING ERRCODE = '40P01'; END $$")
+        deadlock(alias)
     return name
+
+
+def deadlock(alias):
+    with connections[alias].cursor() as cursor:
+        if connections[alias].vendor == "mysql":
+            mariadb.lose_a_deadlock(cursor, connections[alias].settings_dict["NAME"])
+        cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'victim' USING ERRCODE = '40P01'; END $$")
 
 
 @saving
@@ -231,8 +241,7 @@ def loses_its_session_at_first(name, *, alias="postgres"):
     Person(name=name).save(using=alias)
     attempts_left[name] = attempts_left.get(name, 1) - 1
     if attempts_left[name] >= 0:
-        with connections[alias].cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        ask(alias, postgresql="SELECT pg_terminate_backend(pg_backend_pid())", mysql="KILL CONNECTION_ID()")
     return name
 
 
@@ -290,19 +299,24 @@ def calls_back_and_fails(name, *, alias="default"):
 
 
 @saving
-def transaction_id(_item):
-    with connections["postgres"].cursor() as cursor:
-        cursor.execute("SELECT pg_current_xact_id()::text")
-        return cursor.fetchone()[0]
+def transaction_id(_item, *, alias):
+    counted = "SELECT concat(CONNECTION_ID(), ' ', variable_value) FROM information_schema.session_status "
+    return ask(
+        alias,
+        postgresql="SELECT pg_current_xact_id()::text",
+        mysql=f"{counted} WHERE variable_name = 'COM_COMMIT'",
+    )
 
 
 @saving
-def sleeps_on_the_server(name):
-    Person(name=name).save(using="postgres")
-    with connections["postgres"].cursor() as cursor:
-        cursor.execute("SET LOCAL statement_timeout = 200")
-        if name == "slow":
-            cursor.execute("SELECT pg_sleep(30)")
+def sleeps_on_the_server(name, *, alias):
+    Person(name=name).save(using=alias)
+    if name == "slow":
+        ask(
+            alias,
+            postgresql="SET LOCAL statement_timeout = 200; SELECT pg_sleep(30)",
+            mysql="SET STATEMENT max_statement_time = 0.2 FOR SELECT SLEEP(30)",
+        )
 
 
 @saving
@@ -438,3 +452,58 @@ def _locked():
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorname = "SQLITE_BUSY"
     return error
+
+
+@saving
+def swallows_a_deadlock(name, *, alias="mariadb", by="cursor", deadlocked="bad"):
+    """Writes a row before, has a deadlock undo it, and goes on as if nothing was."""
+    Person(name=f"{name} before").save(using=alias)
+    if name == deadlocked:
+        try:
+            with transaction.atomic(using=alias) if by == "atomic" else contextlib.nullcontext():
+                deadlock(alias)
+        except DatabaseError:
+            pass
+        if by == "cursor then write":
+            with connections[alias].cursor() as cursor:
+                cursor.execute("INSERT INTO tests_tag (name) VALUES ('after')")
+    return name
+
+
+@saving
+def skips_what_is_locked(name, *, alias="mariadb"):
+    """Waits for a lock in vain and goes on, which undoes one statement and no more."""
+    Person(name=name).save(using=alias)
+    with connections[alias].cursor() as cursor:
+        try:
+            cursor.execute("SELECT id FROM tests_tag WHERE name = 'left' FOR UPDATE NOWAIT")
+        except DatabaseError:
+            pass
+
+
+@saving
+def runs(sql, *, alias="mariadb"):
+    """Runs a statement between two rows, and fails."""
+    with connections[alias].cursor() as cursor:
+        Person(name="before").save(using=alias)
+        cursor.execute(sql)
+    Person(name="after").save(using=alias)
+    raise ValueError(sql)
+
+
+@saving
+def is_killed_in_commit(name, *, alias="mariadb", last):
+    Person(name=name).save(using=alias)
+    if name == last:
+        mariadb.kill_in_commit(connections[alias].connection.thread_id())
+
+
+@saving
+def loses_its_session_unseen(name, *, alias="mariadb"):
+    """Goes on after the loss of its session, and returns."""
+    Person(name=name).save(using=alias)
+    try:
+        ask(alias, mysql="KILL CONNECTION_ID()")
+    except DatabaseError:
+        pass
+    return name

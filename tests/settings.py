@@ -1,4 +1,4 @@
-"""Django for the tests: SQLite files, and a PostgreSQL that is there for this run only."""
+"""Django for the tests: SQLite files, and servers that are there for this run only."""
 
 import atexit
 import importlib.util
@@ -6,13 +6,13 @@ import os
 import shutil
 import tempfile
 
-from tests.postgres import settings_from_url, url_for_this_run
+from tests import mariadb, postgres
 
 if "POOLSAVE_TEST_FOLDER" not in os.environ:
     os.environ["POOLSAVE_TEST_FOLDER"] = tempfile.mkdtemp(prefix="poolsave-tests-")
     atexit.register(shutil.rmtree, os.environ["POOLSAVE_TEST_FOLDER"], ignore_errors=True)
 FOLDER = os.environ["POOLSAVE_TEST_FOLDER"]
-POSTGRES = settings_from_url(url_for_this_run())
+POSTGRES = postgres.settings_from_url(postgres.url_for_this_run())
 
 
 def sqlite(name: str) -> dict[str, object]:
@@ -37,6 +37,8 @@ if importlib.util.find_spec("psycopg_pool"):
         "OPTIONS": {"pool": {"min_size": 1, "max_size": 2}},
         "TEST": {"MIRROR": "postgres"},
     }
+if not mariadb.missing():
+    DATABASES["mariadb"] = {**mariadb.settings_from_url(mariadb.url_for_this_run()), "CONN_MAX_AGE": 600}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = True

@@ -78,7 +78,7 @@ def test_an_executor_instance_can_be_used_again_and_not_twice_at_once(executor):
             operations.doubles.using(executor=executor).map(range(3))
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.django_db(transaction=True, databases="__all__")
 def test_a_forked_process_pool_of_the_caller_shares_no_connection(alias):
     import multiprocessing
 

@@ -7,7 +7,7 @@ from poolsave import InsideTransaction, InvalidOption, SharedMemoryDatabase, con
 from tests import operations
 from tests.models import Person
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 
 def test_a_pool_inside_atomic_is_refused_with_the_fix(pool, alias):

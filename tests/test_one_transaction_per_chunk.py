@@ -7,8 +7,8 @@ from poolsave import Status
 from poolsave._together import Undone, commit_together
 from poolsave._transactions import PENDING
 from poolsave.executors.serial import Flag
-from tests import conftest, operations, pools
-from tests.models import Badge, Person
+from tests import operations, pools
+from tests.models import Badge, Person, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -62,7 +62,8 @@ def test_a_commit_that_fails_sends_the_chunk_through_object_by_object(run, alias
     report = run(operations.violates_when_told, ["a", "bad", "c"])
     assert [(failure.item, type(failure.error).__name__) for failure in report.failures] == [("bad", "IntegrityError")]
     assert names(alias) == ["a", "c"]
-    assert [outcome.attempts for outcome in report] == [2, 2, 2]
+    at_once = alias == "mariadb"  # checks no constraint later than in its statement
+    assert [outcome.attempts for outcome in report] == [1 if at_once else 2] * 3
 
 
 def test_callbacks_run_after_the_commit_with_their_own_object(run, alias):
@@ -78,31 +79,29 @@ def test_callbacks_of_an_object_that_was_rolled_back_are_forgotten(run, alias):
     assert names(alias) == []
 
 
-def test_the_chunk_is_one_transaction(alias):
-    if alias != "postgres":
-        return
-    operation = operations.transaction_id.using(databases=("postgres",), transaction="chunk", start_method="fork")
+def test_the_chunk_is_one_transaction(server):
+    operation = operations.transaction_id.bind(alias=server).using(databases=(server,), start_method="fork")
+    operation = operation.using(transaction="chunk")
     assert len(set(operation.using(chunksize=6).map(range(12)).values)) == 2
     assert len(set(operation.using(chunksize=6, transaction="object").map(range(12)).values)) == 12
 
 
-def test_transient_errors_send_the_chunk_through_object_by_object():
+def test_transient_errors_send_the_chunk_through_object_by_object(server):
     operations.attempts_left.clear()
-    operation = operations.deadlocks_at_first.using(
-        databases=("postgres",), transaction="chunk", chunksize=3, workers=1
-    )
-    report = operation.using(start_method="fork").bind(alias="postgres", times=1).map(list("abc"))
+    Tag.objects.using(server).bulk_create([Tag(name="left"), Tag(name="right")])
+    operation = operations.deadlocks_at_first.using(databases=(server,), transaction="chunk", chunksize=3, workers=1)
+    report = operation.using(start_method="fork").bind(alias=server, times=1).map(list("abc"))
     assert report.values == list("abc")
-    assert names("postgres") == list("abc")
-    assert Badge.objects.using("postgres").count() == 3
+    assert names(server) == list("abc")
+    assert Badge.objects.using(server).count() == 3
 
 
-def test_a_chunk_that_hits_a_time_limit_of_the_server_is_halved():
-    operation = operations.sleeps_on_the_server.using(databases=("postgres",), transaction="chunk", start_method="fork")
-    report = operation.using(chunksize=4, workers=1).map(["a", "b", "slow", "d"])
+def test_a_chunk_that_hits_a_time_limit_of_the_server_is_halved(server):
+    operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
+    report = operation.bind(alias=server).using(chunksize=4, workers=1).map(["a", "b", "slow", "d"])
     assert [failure.item for failure in report.failures] == ["slow"]
-    assert list(report.by_cause()) == [("OperationalError", "57014")]
-    assert names("postgres") == ["a", "b", "d"]
+    assert list(report.by_cause()) == [("OperationalError", "57014" if server == "postgres" else None)]
+    assert names(server) == ["a", "b", "d"]
     assert max(outcome.attempts for outcome in report) == 3
 
 

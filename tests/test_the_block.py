@@ -229,7 +229,7 @@ def test_max_failures_skips_the_rest(block):
     assert "max_failures" in report.stopped
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.django_db(transaction=True, databases="__all__")
 def test_save_writes_the_key_back(pool, alias):
     with concurrent_saves(**pool, workers=2, databases=(alias,), progress=False) as saves:
         people = [Person(name=f"p{number}") for number in range(10)]

@@ -10,7 +10,7 @@ from django.db import connections
 from tests import operations, settings
 from tests.models import Person
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 
 def test_workers_use_the_test_database(pool, alias):

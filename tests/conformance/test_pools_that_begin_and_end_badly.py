@@ -95,7 +95,7 @@ def test_a_block_inside_a_worker_works(pool):
     assert cases.opens_a_block_inside.using(**pool).map([1, 2, 3]).values == [[2, 4]] * 3
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.django_db(transaction=True, databases="__all__")
 def test_a_pool_inside_the_transaction_of_an_object_is_refused_at_once(pool, alias):
     report = cases.maps_inside_its_transaction.using(**pool, databases=(alias,)).bind(alias=alias).map(["outer"])
     (failure,) = report.failures

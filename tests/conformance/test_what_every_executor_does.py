@@ -84,7 +84,7 @@ def test_the_caller_s_language_and_time_zone_go_along(pool):
     assert set(report.values) == {("de", "Europe/Lisbon")}
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.django_db(transaction=True, databases="__all__")
 def test_objects_are_saved_with_all_that_belongs_to_them(pool, alias):
     from tests.models import Badge, Person
 
