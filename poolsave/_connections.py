@@ -114,15 +114,18 @@ def load_backends() -> None:
         load_backend(connections.settings[alias]["ENGINE"])
 
 
-def hold_wrappers() -> tuple[BaseDatabaseWrapper, ...]:
-    """Right before a fork: give every wrapper that is alive, in whichever thread.
+def hold_wrappers() -> tuple[object, ...]:
+    """Right before a fork: give every wrapper that is alive, in whichever thread, and every connection of mysqlclient.
 
     CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
-    may close the socket that the parent uses. Who holds them keeps them from being finalised there.
+    may close the socket that the parent uses. Who holds them keeps them from being finalised there. mysqlclient does
+    so whoever opened the connection, also the user's own code, past Django.
     """
+    drivers = sys.modules.get("MySQLdb._mysql")
+    held = BaseDatabaseWrapper if drivers is None else (BaseDatabaseWrapper, drivers.connection)
     # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
     # Through a list: a tuple that grows is spoilt if another thread, doing the same, finds it among the objects.
-    return tuple([found for found in gc.get_objects() if issubclass(type(found), BaseDatabaseWrapper)])
+    return tuple([found for found in gc.get_objects() if issubclass(type(found), held)])
 
 
 def forget_inherited(held: Iterable[object] = ()) -> None:

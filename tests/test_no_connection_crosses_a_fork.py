@@ -1,6 +1,7 @@
 """What people see when a connection crosses a fork: "SSL error: decryption failed", rows of another query."""
 
 import concurrent.futures
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -11,49 +12,124 @@ from django.core.cache import caches
 from django.db import connections, transaction
 
 from poolsave import InsideTransaction, InvalidOperation, _connections, concurrent_saves
-from tests import operations
+from tests import mariadb, operations
 from tests.models import Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 
-def server_session(alias="postgres"):
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        return cursor.fetchone()[0]
+def server_session(alias):
+    return operations.server_session(None, alias=alias)
 
 
-def test_the_parent_s_session_lives_on_and_no_worker_uses_it(start_method):
-    mine = server_session()
-    operation = operations.server_session.using(databases=("postgres",), start_method=start_method, chunksize=1)
-    theirs = operation.map(range(20)).values
+def test_the_parent_s_session_lives_on_and_no_worker_uses_it(server, start_method):
+    mine = server_session(server)
+    operation = operations.server_session.bind(alias=server).using(databases=(server,), start_method=start_method)
+    theirs = operation.using(chunksize=1).map(range(20)).values
     assert mine not in theirs
     assert 1 <= len(set(theirs)) <= 2
-    assert server_session() == mine
+    assert server_session(server) == mine
 
 
-def test_a_session_that_is_not_covered_by_a_transaction_lives_on_too(start_method):
+def test_a_session_that_is_not_covered_by_a_transaction_lives_on_too(server, start_method):
     """The open transaction on another alias stays open, with its uncommitted row."""
-    with transaction.atomic(using="postgres"):
-        Person(name="uncommitted").save(using="postgres")
-        mine = server_session()
+    with transaction.atomic(using=server):
+        Person(name="uncommitted").save(using=server)
+        mine = server_session(server)
         assert operations.save_person.using(start_method=start_method).map(["a", "b"]).ok
-        assert server_session() == mine
-        assert Person.objects.using("postgres").get().name == "uncommitted"
-    assert Person.objects.using("postgres").count() == 1
+        assert server_session(server) == mine
+        assert Person.objects.using(server).get().name == "uncommitted"
+    assert Person.objects.using(server).count() == 1
 
 
-def test_threads_have_sessions_of_their_own_and_close_them():
-    mine = server_session()
-    theirs = operations.server_session.using(databases=("postgres",), executor="thread").map(range(10)).values
-    assert mine not in theirs
-    assert server_session() == mine
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_it_lives_on_when_workers_die_and_are_replaced(server, method):
+    with transaction.atomic(using=server):
+        Person(name="uncommitted").save(using=server)
+        mine = server_session(server)
+        report = operations.saves_and_dies.using(start_method=method, workers=2, chunksize=2).map(
+            [f"p{number}" for number in range(12)]
+        )
+        assert [failure.item for failure in report.failures] == ["p5"]
+        assert server_session(server) == mine
+        assert Person.objects.using(server).get().name == "uncommitted"
 
 
-def test_serial_uses_the_caller_s_session():
-    mine = server_session()
-    theirs = operations.server_session.using(databases=("postgres",), executor="serial").map(range(3)).values
-    assert set(theirs) == {mine}
+def test_threads_have_sessions_of_their_own_and_close_them(server):
+    mine = server_session(server)
+    operation = operations.server_session.bind(alias=server).using(databases=(server,), executor="thread")
+    assert mine not in operation.map(range(10)).values
+    assert server_session(server) == mine
+
+
+@contextlib.contextmanager
+def in_another_thread(begin, go_on):
+    """Run `begin` in a thread, and `go_on` with what it gave when the body has ended; gives what that gave."""
+    begun, leave = threading.Event(), threading.Event()
+    found = []
+
+    def run():
+        with begin() as opened:
+            begun.set()
+            leave.wait(30)
+            found.append(go_on(opened))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(30)
+    try:
+        yield found
+    finally:
+        leave.set()
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_transaction_of_another_thread_lives_on(server, start_method):
+    @contextlib.contextmanager
+    def begin():
+        try:
+            with transaction.atomic(using=server):
+                Person(name="theirs").save(using=server)
+                yield server_session(server)
+        finally:
+            connections[server].close()
+
+    def go_on(before):
+        return before == server_session(server), Person.objects.using(server).get().name
+
+    with in_another_thread(begin, go_on) as found:
+        assert operations.save_person.using(databases=("default",), start_method=start_method).map(["a", "b"]).ok
+    assert found == [(True, "theirs")]
+    assert Person.objects.using(server).count() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("mariadb" not in connections, reason=str(mariadb.missing()))
+def test_a_connection_past_django_in_another_thread_lives_on():
+    """mysqlclient ends the session on the server when a forked child drops its copy, as CPython has it do there."""
+    kept = threading.local()
+
+    @contextlib.contextmanager
+    def begin():
+        kept.connection = mariadb.connect()
+        yield kept.connection.thread_id()
+        kept.connection.close()
+
+    def go_on(before):
+        with kept.connection.cursor() as cursor:
+            cursor.execute("SELECT CONNECTION_ID()")
+            return cursor.fetchone() == (before,)
+
+    with in_another_thread(begin, go_on) as found:
+        assert operations.save_person.using(start_method="fork").map(["a", "b"]).ok
+    assert found == [True]
+
+
+def test_serial_uses_the_caller_s_session(server):
+    mine = server_session(server)
+    operation = operations.server_session.bind(alias=server).using(databases=(server,), executor="serial")
+    assert set(operation.map(range(3)).values) == {mine}
 
 
 def in_a_forked_child(check):
@@ -67,19 +143,19 @@ def in_a_forked_child(check):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_child_forgets_connections_without_closing_or_finalising_them():
-    wrapper = connections["postgres"]
-    wrapper.ensure_connection()
+def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
+    mine = server_session(server)
+    wrapper = connections[server]
     raw = wrapper.connection
 
     def check():
         _connections.forget_inherited()
         gc.collect()
-        anew = connections["postgres"]
-        return anew is not wrapper and anew.connection is None and wrapper.connection is raw and not raw.closed
+        anew = connections[server]
+        return anew is not wrapper and anew.connection is None and wrapper.connection is raw
 
     assert in_a_forked_child(check) == 0
-    assert server_session()
+    assert server_session(server) == mine
 
 
 def test_a_child_forgets_cache_clients():
@@ -109,7 +185,7 @@ def test_wrappers_of_other_threads_are_held_before_a_fork():
 
 
 def test_workers_keep_their_connection_but_do_not_pool(start_method):
-    for alias in ("pooled", "postgres"):
+    for alias in ("pooled", "postgres", "mariadb"):
         if alias in connections:
             facts = (
                 operations.connection_facts.bind(alias=alias)

@@ -7,7 +7,7 @@ from poolsave import Status
 from poolsave._together import Undone, commit_together
 from poolsave._transactions import PENDING
 from poolsave.executors.serial import Flag
-from tests import operations, pools
+from tests import conftest, operations, pools
 from tests.models import Badge, Person, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
