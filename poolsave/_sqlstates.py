@@ -1,19 +1,25 @@
 """What a database error means for the transaction that it ended. Pure: errors in, facts out.
 
-Sources: PostgreSQL's appendix "Error Codes"; MySQL's "Server Error Message Reference"; sqlite3's result codes.
+Sources: PostgreSQL's appendix "Error Codes"; MySQL's "Server Error Message Reference" and MariaDB's "Error Codes";
+sqlite3's result codes.
 """
 
 from __future__ import annotations
 
-__all__ = ["contact_lost", "is_transient", "ran_out_of_time", "sqlstate_of"]
+__all__ = ["contact_lost", "is_transient", "ran_out_of_time", "sqlstate_of", "undoes_transaction", "waited_for_lock"]
 
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 # Connection exceptions, and the server shutting down or having crashed.
 CONTACT_CLASSES = ("08", "57P0")
-# Lock wait timeout, deadlock; "server has gone away", "lost connection during query".
-TRANSIENT_MYSQL = frozenset({1205, 1213, 2006, 2013})
-CONTACT_MYSQL = frozenset({2006, 2013})
+LOCK_WAIT_MYSQL = 1205
+# Closed (PyMySQL), shutdown, connection killed (MariaDB); no connection; gone away, lost during query and elsewhere;
+# idle for too long (MySQL).
+CONTACT_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+# Changed since it was read (MariaDB's innodb_snapshot_isolation), lock table full, deadlock.
+UNDOING_MYSQL = frozenset({1020, 1206, 1213})
+# And: too many connections, lock not available (MySQL's NOWAIT).
+TRANSIENT_MYSQL = CONTACT_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
 # Query cancelled (statement_timeout), lock not available (lock_timeout).
 TIME_LIMITS = frozenset({"57014", "55P03"})
 # Lock wait, MariaDB's max_statement_time, MySQL's max_execution_time.
@@ -44,6 +50,16 @@ def is_transient(error: BaseException) -> bool:
 def ran_out_of_time(error: BaseException) -> bool:
     """Whether a limit of the server was hit (statement, lock), so that a smaller transaction may pass."""
     return sqlstate_of(error) in TIME_LIMITS or _mysql_code(error) in TIME_LIMITS_MYSQL
+
+
+def undoes_transaction(error: BaseException) -> bool:
+    """Whether MySQL or MariaDB has rolled back the whole transaction, its savepoints too, and not just a statement."""
+    return _mysql_code(error) in UNDOING_MYSQL | CONTACT_MYSQL
+
+
+def waited_for_lock(error: BaseException) -> bool:
+    """Whether MySQL or MariaDB has waited for a lock in vain. By default that undoes the statement only."""
+    return _mysql_code(error) == LOCK_WAIT_MYSQL
 
 
 def contact_lost(error: BaseException) -> bool:
