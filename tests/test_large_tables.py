@@ -21,6 +21,8 @@ SIZES = [
 ]
 FILL = {
     "postgresql": "INSERT INTO {table} ({key}, visits, {group}) SELECT {made}, 0, 0 FROM generate_series(1, %s) n",
+    "mysql": "INSERT INTO {table} ({key}, visits, {group}) SELECT {made}, 0, 0 "
+    "FROM (SELECT seq AS n FROM seq_1_to_1000000) AS t WHERE n <= %s",
     "sqlite": "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < %s) "
     "INSERT INTO {table} ({key}, visits, {group}) SELECT {made}, 0, 0 FROM t",
 }
