@@ -16,6 +16,7 @@ from django.db.migrations.writer import OperationWriter
 
 from poolsave import InsideTransaction, InvalidOperation, InvalidOption, OperationsFailed, Status, pooled_operation
 from poolsave.migrations import RunPooled
+from tests import mariadb
 from tests.models import Thing
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -133,6 +134,7 @@ def visit_by_apps(row, apps):
     apps.get_model("tests", "Thing").objects.using(row._state.db).filter(pk=row.pk).update(visits=7)
 
 
+@pytest.mark.parametrize("alias", ["default", "postgres"])
 def test_an_atomic_migration_is_refused_at_once_with_the_corrected_code(alias):
     Thing.objects.using(alias).create()
     with pytest.raises(InsideTransaction) as caught:
@@ -140,6 +142,13 @@ def test_an_atomic_migration_is_refused_at_once_with_the_corrected_code(alias):
     assert "atomic = False\n        operations = [RunPooled(...)]" in str(caught.value)
     run_in_an_editor(RunPooled(visit, queryset="Thing", executor="serial"), alias, atomic=True)
     assert Thing.objects.using(alias).get().visits == 1
+
+
+@pytest.mark.skipif("mariadb" not in connections, reason=str(mariadb.missing()))
+def test_no_migration_is_atomic_on_mariadb_so_that_none_is_refused():
+    Thing.objects.using("mariadb").create()
+    run_in_an_editor(RunPooled(visit, queryset="Thing"), "mariadb", atomic=True)
+    assert Thing.objects.using("mariadb").get().visits == 1
 
 
 def test_a_router_can_keep_it_from_a_database(settings):
