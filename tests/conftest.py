@@ -11,8 +11,8 @@ import pytest
 from django.db import connections
 
 from poolsave import executors
-from tests.pools import EXECUTORS, START_METHODS
 from tests import mariadb
+from tests.pools import EXECUTORS, START_METHODS
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""

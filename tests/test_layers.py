@@ -8,7 +8,17 @@ import pytest
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
     {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
-    {"outcomes", "_envelopes", "_progress", "_connections", "_bootstrap", "_deadlines", "_historical", "_estimates", "_mysql"},
+    {
+        "outcomes",
+        "_envelopes",
+        "_progress",
+        "_connections",
+        "_bootstrap",
+        "_deadlines",
+        "_historical",
+        "_estimates",
+        "_mysql",
+    },
     {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers", "_defaults"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
