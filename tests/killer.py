@@ -64,11 +64,12 @@ class Killer:
         return True
 
     def workers(self):
-        """Workers lead groups of their own; other children of the parent do not."""
+        """Workers lead groups of their own, and no sessions as a server's keeper does; other children lead nothing."""
         found = []
         for child in self.parent.children(recursive=True):
             try:
-                if os.getpgid(child.pid) == child.pid and child.status() != psutil.STATUS_ZOMBIE:
+                leads_a_group = os.getpgid(child.pid) == child.pid != os.getsid(child.pid)
+                if leads_a_group and child.status() != psutil.STATUS_ZOMBIE:
                     found.append(child.pid)
             except (psutil.Error, ProcessLookupError):
                 continue

@@ -112,5 +112,5 @@ def test_sessions_alone_that_the_server_ends_at_random(alias, mode, tmp_path):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_thousand_kills(alias, mode, tmp_path):
-    """250 in each of two modes on each of two databases."""
+    """250 in each of two modes on each database."""
     under(alias, mode, tmp_path, examples=13, kills=20)
