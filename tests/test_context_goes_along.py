@@ -12,7 +12,7 @@ from django.db import connections
 from poolsave import InvalidOperation, InvalidOption, Status, concurrent_saves, pooled_operation
 from poolsave._jobs import call_with_object
 from poolsave._preparation import Work, prepare
-from tests import carriers, conftest
+from tests import carriers, pools
 from tests.carriers import Tenant, colour, depth
 from tests.models import AuditEntry, Tag, actor
 
@@ -232,7 +232,7 @@ def test_a_variable_without_a_name_works_where_functions_without_a_name_work():
     tells = pooled_operation(transaction=None, workers=2, progress=False)(lambda _item: nameless.get(None))
     with setting(nameless, "found"):
         for pool in ("fork", "thread", "serial"):
-            assert tells.using(**conftest.POOLS[pool], carry=[nameless]).map([1, 2]).values == ["found", "found"]
+            assert tells.using(**pools.POOLS[pool], carry=[nameless]).map([1, 2]).values == ["found", "found"]
 
 
 def test_a_state_that_cannot_be_pickled_is_refused_by_name():

@@ -6,7 +6,7 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOption, concurrent_saves
-from tests import hooks, operations
+from tests import hooks, operations, pools
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -56,13 +56,11 @@ def test_no_process_no_hook(executor):
     assert hooks.take("before") == hooks.take("after") == []
 
 
-def test_a_foreign_executor_s_processes_are_told_once(request):
-    from tests.conftest import FOREIGN
-
-    for make in (FOREIGN["ProcessPoolExecutor"], FOREIGN["loky"]):
-        with make() as executor:
+def test_a_foreign_executor_s_processes_are_told_once():
+    for name in ("ProcessPoolExecutor", "loky"):
+        with pools.foreign(name) as options:
             for _run in range(2):
-                assert operations.doubles.using(executor=executor, chunksize=1, **BOTH).map(range(8)).ok
+                assert operations.doubles.using(**options, chunksize=1, **BOTH).map(range(8)).ok
         after = [pid for pid, _ in hooks.take("after")]
         assert 1 <= len(set(after)) == len(after) <= 2
         assert [pid for pid, _ in hooks.take("before")] == [os.getpid()] * 2
