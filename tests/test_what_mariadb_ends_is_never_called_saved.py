@@ -8,7 +8,7 @@ import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from poolsave import Status, pooled_operation
-from tests import conftest, mariadb, operations
+from tests import mariadb, operations, pools
 from tests.models import Badge, Person, Tag
 
 pytestmark = [
@@ -28,7 +28,7 @@ def _tags():
 def run(request):
     def run(operation, objects, **options):
         options = {"databases": ("mariadb",), "chunksize": 5, "workers": 1, **options}
-        return operation.using(**conftest.POOLS[request.param], **options).map(objects)
+        return operation.using(**pools.POOLS[request.param], **options).map(objects)
 
     return run
 

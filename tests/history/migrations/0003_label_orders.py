@@ -7,7 +7,11 @@ from poolsave.migrations import RunPooled
 
 
 def unlabelled_orders(apps):
-    return apps.get_model("history", "Order").objects.filter(label="", customer__last_name__gt="").select_related("customer")
+    return (
+        apps.get_model("history", "Order")
+        .objects.filter(label="", customer__last_name__gt="")
+        .select_related("customer")
+    )
 
 
 def label_order(order, apps):
