@@ -166,6 +166,18 @@ def test_too_few_connections_are_told():
             cursor.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
 
 
+@pytest.mark.skipif("mariadb" not in connections, reason="MariaDB or its driver is not installed")
+def test_too_few_connections_of_mariadb_are_told():
+    served = quiet.using(databases=("mariadb",))
+    with connections["mariadb"].cursor() as cursor:
+        cursor.execute("SELECT @@max_connections")
+        (limit,) = cursor.fetchone()
+    assert served.check() == []
+    (message,) = served.using(workers=limit).check()
+    assert message.id == "poolsave.W007"
+    assert f"{limit} workers would need {limit} connections" in message.msg
+
+
 def test_a_database_that_cannot_be_reached_is_told_and_not_raised(monkeypatch):
     monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", "/nowhere")
     (message,) = quiet.using(databases=("postgres",)).check()
