@@ -13,6 +13,7 @@ from django.db.models import Model, QuerySet
 
 from ._batches import Batch
 from ._carry import Carried, States
+from ._envelopes import dumps
 from ._rows import Rows, pack_queryset, unpack_queryset
 
 __all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "SharedRows", "Sink", "run_request"]
@@ -158,7 +159,7 @@ class Call:
     def freeze(self) -> None:
         """Pickle the request now, in the caller's thread, as it is at this moment."""
         try:
-            self._frozen = pickle.dumps(self.request, pickle.HIGHEST_PROTOCOL)
+            self._frozen = dumps(self.request)
         except Exception as error:  # whatever its arguments' pickling raises: told when the call's turn comes
             self._frozen = error
 

@@ -3,7 +3,9 @@ in the place where a failure belongs to one object."""
 
 from __future__ import annotations
 
+import io
 import pickle
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -14,6 +16,7 @@ from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
 __all__ = [
     "ErrorRecord",
+    "dumps",
     "format_traceback",
     "join",
     "pack_error",
@@ -27,6 +30,9 @@ __all__ = [
 
 PLAIN = frozenset({int, str, bytes, float, bool, complex, bytearray, type(None)})
 """Types whose values can always be pickled and unpickled, so that nothing has to be tried."""
+
+HISTORICAL = "__fake__"
+"""The `__module__` that Django gives to the models of a migration's state."""
 
 
 class Sealed:
@@ -57,7 +63,7 @@ def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> 
             'or use executor="thread"'
         ) from error
     try:
-        return pickle.dumps((function, dict(constants or {})), pickle.HIGHEST_PROTOCOL)
+        return dumps((function, dict(constants or {})))
     except Exception as error:
         raise InvalidOperation(
             f"what is bound to {function!r} cannot be pickled for workers that do not share the caller's memory "
@@ -69,15 +75,36 @@ def seal(value: Any) -> Any:
     """Prepare a value for the way to another process.
 
     Raises:
-        InvalidOperation: if it is an instance of a historical model.
+        InvalidOperation: if an instance of a historical model is in it.
         Exception: whatever the value's own pickling raises.
     """
-    if type(value).__module__ == "__fake__":
-        raise InvalidOperation(
-            f"{value!r} is an instance of a historical model, which pickle would restore as one of today's: map the "
-            "queryset itself, or send primary keys"
-        )
-    return value if type(value) in PLAIN else Sealed(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+    return value if type(value) in PLAIN else Sealed(dumps(value))
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle what is the user's.
+
+    Raises:
+        InvalidOperation: if an instance of a historical model is in it.
+        Exception: whatever the value's own pickling raises.
+    """
+    if "django.db.migrations.state" not in sys.modules:  # nobody has made a historical model in this process
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    buffer = io.BytesIO()
+    _Present(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _Present(pickle.Pickler):
+    """Refuses instances of historical models, which pickle knows by name only, and would restore as today's."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value).__module__ == HISTORICAL:
+            raise InvalidOperation(
+                f"{value!r} is an instance of a historical model, which would arrive as one of today's: map the "
+                "queryset itself, or send primary keys"
+            )
+        return NotImplemented
 
 
 def seal_surely(value: Any) -> Any:

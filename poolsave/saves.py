@@ -17,7 +17,6 @@ from ._carry import Carried
 from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
-from ._historical import is_historical
 from ._interrupts import Interrupts
 from ._preparation import Work, prepare
 from ._progress import open_progress
@@ -109,8 +108,6 @@ class Saves:
         """
         if not isinstance(obj, Model):
             raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
-        if self._crosses and is_historical(type(obj)):
-            raise InvalidOperation(f"{obj!r} is of a historical model, which other processes do not know: use map()")
         self._refuse_uncovered(obj, save_kwargs.get("using"))
         return self._send(Call(ModelSave(obj, save_kwargs))).future
 

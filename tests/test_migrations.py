@@ -14,7 +14,15 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import OperationWriter
 
-from poolsave import InsideTransaction, InvalidOperation, InvalidOption, OperationsFailed, Status, pooled_operation
+from poolsave import (
+    InsideTransaction,
+    InvalidOperation,
+    InvalidOption,
+    OperationsFailed,
+    Status,
+    concurrent_saves,
+    pooled_operation,
+)
 from poolsave.migrations import RunPooled
 from tests import mariadb
 from tests.models import Thing
@@ -249,6 +257,14 @@ def test_historical_instances_do_not_turn_into_today_s_on_their_way(history):
     report = name_of.using(databases=(history.alias,), start_method="fork").map(list(customers))
     assert [outcome.status for outcome in report.failures] == [Status.FAILED] * 2
     assert "historical model" in str(report.failures[0].error)
+    inside = name_of.using(databases=(history.alias,)).map([{"nested": customers.first()}])
+    assert "historical model" in str(inside.failures[0].error)
+    with concurrent_saves(databases=(history.alias,), on_failure="collect") as saves:
+        saved = saves.save(customers.first())
+        submitted = saves.submit(name_of, customers.first())
+    for future in (saved, submitted):
+        with pytest.raises(InvalidOperation, match="historical model"):
+            future.result()
 
 
 PROJECT = {
