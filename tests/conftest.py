@@ -8,7 +8,9 @@ import threading
 
 import psutil
 import pytest
+from django.contrib.contenttypes.management import create_contenttypes
 from django.db import connections
+from django.db.models.signals import post_migrate
 
 from poolsave import executors
 from tests import mariadb
@@ -101,6 +103,13 @@ def django_db_modify_db_settings():
     """Runs before the first test that needs a database."""
     if "mariadb" in connections:
         mariadb.start_for_this_run()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup):
+    """After every test all tables are emptied; to fill these two again would take longer than most tests."""
+    assert post_migrate.disconnect(create_contenttypes)
+    assert post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
 
 
 @pytest.fixture(autouse=True)
