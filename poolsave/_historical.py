@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from django.apps import apps as current
+from django.conf import SettingsReference
 from django.db.models import Field, ForeignObjectRel, Model
 
 __all__ = ["apps_of", "dumps", "is_historical", "loads"]
@@ -50,7 +51,9 @@ def _state(apps: Any) -> bytes:
     for state in models.values():
         for _name, manager in state.managers:  # copies, which are built anew when the state is rendered
             manager.model = None
-    return pickle.dumps(models, pickle.HIGHEST_PROTOCOL)
+    buffer = io.BytesIO()
+    _StatePickler(buffer, pickle.HIGHEST_PROTOCOL).dump(models)
+    return buffer.getvalue()
 
 
 @cache
@@ -60,6 +63,15 @@ def _restored(state: bytes | None) -> Any:
     from django.db.migrations.state import ProjectState
 
     return ProjectState(pickle.loads(state)).apps
+
+
+class _StatePickler(pickle.Pickler):
+    """Knows `settings.AUTH_USER_MODEL` in a foreign key: a string of two arguments, which pickle makes of one."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, SettingsReference):
+            return SettingsReference, (str(value), value.setting_name)  # type: ignore[attr-defined]
+        return NotImplemented
 
 
 class _Pickler(pickle.Pickler):

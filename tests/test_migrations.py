@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
@@ -95,6 +96,21 @@ def test_historical_apps_joins_and_a_plain_runpython(history, pool):
         orders.create(customer_id=customer.pk)
     history.migrate("0003")
     assert sorted(orders.values_list("label", flat=True)) == [f"last{n} first{n} of last{n}!" for n in range(4)]
+
+
+def take_seller_s_name(customer):
+    customer.full_name = customer.seller.username
+    customer.save()
+
+
+def test_rows_that_point_to_the_users_of_the_project(history, pool):
+    """In a migration's state `settings.AUTH_USER_MODEL` is a string of a kind that pickle cannot restore."""
+    seller = User.objects.using(history.alias).create(username="seller")
+    customers = make_customers(history, 3)
+    customers.update(seller_id=seller.pk)
+    operation = pooled_operation(take_seller_s_name, progress=False, databases=(history.alias,))
+    operation.map(customers.select_related("seller")).raise_if_failed()
+    assert set(customers.values_list("full_name", flat=True)) == {"seller"}
 
 
 def test_a_step_that_fails_is_not_recorded_and_can_be_run_again(history, pool):

@@ -1,8 +1,10 @@
+from django.conf import settings
 from django.db import models
 
 
 class Customer(models.Model):
     full_name = models.CharField(max_length=200, default="")
+    seller = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True)
 
 
 class Order(models.Model):

@@ -1,9 +1,10 @@
+from django.conf import settings
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
     initial = True
-    dependencies = []
+    dependencies = [migrations.swappable_dependency(settings.AUTH_USER_MODEL)]
     operations = [
         migrations.CreateModel(
             "Customer",
@@ -12,6 +13,7 @@ class Migration(migrations.Migration):
                 ("first_name", models.CharField(max_length=100, default="")),
                 ("last_name", models.CharField(max_length=100, default="")),
                 ("full_name", models.CharField(max_length=200, default="")),
+                ("seller", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True)),
             ],
         ),
         migrations.CreateModel(
