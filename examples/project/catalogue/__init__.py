@@ -1,0 +1,1 @@
+"""Products, and how customers find them."""
