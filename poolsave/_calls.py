@@ -6,7 +6,7 @@ import concurrent.futures
 import pickle
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from django.db.models import Model, QuerySet
@@ -85,7 +85,7 @@ def _key_names(item: Model) -> set[str]:
 
 
 class SharedRows:
-    """A queryset that the calls of one `map` have in common; what it costs to restore it is paid once per worker."""
+    """A queryset that the calls of one `map` have in common; it goes with each, and is restored once per worker."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset: QuerySet[Any] | None = queryset
@@ -103,7 +103,7 @@ class SharedRows:
         self._packed, self._token = state
 
     def here(self) -> Rows:
-        """The rows as this worker knows them, with those of the ranges that it has loaded."""
+        """The rows as this worker finds them."""
         if getattr(_in_hand, "token", None) != self._token:
             if self._queryset is None:
                 assert self._packed is not None
@@ -118,19 +118,15 @@ _in_hand = threading.local()
 
 
 class RowCall:
-    """`fn(row)`, with the row of a primary key. The first call of a range fetches the range."""
+    """`fn(row)`, with the row of a primary key, which is fetched inside the call's own transaction."""
 
-    def __init__(self, function: Callable[..., Any], rows: SharedRows, item: Any, ends: Sequence[Any]) -> None:
+    def __init__(self, function: Callable[..., Any], rows: SharedRows, item: Any) -> None:
         self.function = function
         self.rows = rows
         self.item = item
-        self.ends = ends
 
     def perform(self) -> Any:
-        rows = self.rows.here()
-        if rows.ends != self.ends:
-            rows.load(self.ends)
-        return self.function(rows.take(self.item))
+        return self.function(self.rows.here().take(self.item))
 
     def arrive(self, value: Any) -> tuple[Any, Any]:
         return value, value

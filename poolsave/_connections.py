@@ -94,7 +94,22 @@ def close_sqlite_files() -> None:
     """
     refuse_open_sqlite_transactions()
     for wrapper in open_sqlite_files():
+        (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
         wrapper.close()
+        if not enforced:
+            _reopen_unenforced(wrapper)
+
+
+def _reopen_unenforced(wrapper: Any) -> None:
+    """Keep foreign keys from being enforced, as a schema editor has asked for: it remakes tables by dropping them, and
+    a cascade would take along what points to their rows."""
+
+    def begin() -> None:
+        del wrapper.init_connection_state  # this instance's own; the next time it is the class's
+        wrapper.init_connection_state()
+        wrapper.connection.execute("PRAGMA foreign_keys = OFF")
+
+    wrapper.init_connection_state = begin
 
 
 def refuse_open_sqlite_transactions() -> None:

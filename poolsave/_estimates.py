@@ -21,6 +21,7 @@ def count_or_estimate(queryset: QuerySet[Any]) -> int | None:
     of its own accord, and counts in the caller's process.
     """
     rows = queryset.order_by()
+    rows.query.select_for_update = False
     vendor = connections[queryset.db].vendor
     if vendor == "sqlite":
         return rows.count()

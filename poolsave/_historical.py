@@ -14,7 +14,7 @@ from typing import Any
 
 from django.apps import apps as current
 from django.conf import SettingsReference
-from django.db.models import Field, ForeignObjectRel, Model
+from django.db.models import SET, Field, ForeignObjectRel, Model
 
 __all__ = ["apps_of", "dumps", "is_historical", "loads"]
 
@@ -71,6 +71,8 @@ class _StatePickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, SettingsReference):
             return SettingsReference, (str(value), value.setting_name)  # type: ignore[attr-defined]
+        if getattr(value, "__qualname__", "").startswith("SET.<locals>"):  # on_delete=SET(...), which is a closure
+            return SET, tuple(value.deconstruct()[1])
         return NotImplemented
 
 
@@ -88,11 +90,22 @@ class _Pickler(pickle.Pickler):
             return "field", value.model._meta.label, value.name
         return None
 
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Model) and self._is_ours(type(value)):  # in a lookup
+            return _instance, (type(value), value.__reduce__()[2])
+        return NotImplemented
+
     def _model_id(self, model: type[Model]) -> tuple[str, ...]:
         return "model", model._meta.label
 
     def _is_ours(self, model: Any) -> bool:
         return isinstance(model, type) and issubclass(model, Model) and model._meta.apps is self._apps
+
+
+def _instance(model: type[Model], state: dict[str, Any]) -> Model:
+    made = model.__new__(model)
+    made.__setstate__(state)  # type: ignore[attr-defined]
+    return made
 
 
 class _Unpickler(pickle.Unpickler):

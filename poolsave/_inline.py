@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["overrides", "switch"]
+__all__ = ["INLINE", "overrides", "switch"]
 
+INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None}
+"""Options by which everything runs in the caller's own thread, where nothing could enforce a timeout."""
 _wishes: list[None] = []
 """One for each time that it was begun and not ended; a list, since its methods are atomic."""
 
@@ -20,5 +22,5 @@ def switch(*, on: bool) -> None:
 
 
 def overrides() -> Mapping[str, Any]:
-    """The options that win over all others: nothing enforces a timeout in the caller's own thread."""
-    return {"executor": "serial", "start_method": None, "timeout": None} if _wishes else {}
+    """The options that win over all others."""
+    return INLINE if _wishes else {}

@@ -20,9 +20,10 @@ from ._sqlstates import undoes_transaction, waited_for_lock
 __all__ = ["watched"]
 
 COMMITS_BEFORE = re.compile(
-    r"\s*(?:ALTER|BEGIN(?!\s+NOT)|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|RENAME"
-    r"|REVOKE|START\s+TRANSACTION|TRUNCATE)\b",
-    re.IGNORECASE,
+    r"(?:\s|/\*(?!!).*?\*/|--\s.*?\n|#.*?\n)*"
+    r"(?:ALTER|ANALYZE|BEGIN(?!\s+NOT)|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|RENAME"
+    r"|OPTIMIZE|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 """Not complete, and blind for what a stored procedure does: for those that people put into per-object functions."""
 

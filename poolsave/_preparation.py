@@ -64,7 +64,8 @@ def refusals(
     """What is checked, in this order; each raises what it refuses."""
     present = _present(work, options, surroundings)
     if work.queryset is not None:
-        yield partial(refuse_unsuitable, work.queryset, transaction=options.transaction)
+        transaction, databases = options.transaction, options.databases
+        yield partial(refuse_unsuitable, work.queryset, transaction=transaction, databases=databases)
     yield partial(refuse_missing, _covered(options))
     if not executor.inline:
         yield partial(refuse_shared_memory, present, shares_memory=executor.shares_memory)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+from django.db import router
 from django.db.models import QuerySet
+from django.db.models.base import ModelState
 
 from ._estimates import count_or_estimate
 from ._sources import IterableSource
@@ -32,6 +34,7 @@ class RowSource(IterableSource):
         """Read the first page at once, so that a query that cannot work is refused before anything starts."""
         self._queryset = queryset
         self._keys = queryset.order_by("pk").values_list("pk", flat=True)
+        self._keys.query.standard_ordering = True  # whatever reverse() was called on
         self._keys.query.select_for_update = False  # the workers lock, in their own transactions
         self._all_read = False
         first = self._first_page()
@@ -53,7 +56,8 @@ class RowSource(IterableSource):
 
     def _first_page(self) -> list[Any]:
         # Of the whole table and not of the filtered rows: that is one look at the index, whatever the filter costs.
-        newest = self._queryset.model._base_manager.using(self._queryset.db).order_by("-pk")
+        # By no manager, which might leave rows out.
+        newest: QuerySet[Any] = QuerySet(self._queryset.model, using=self._queryset.db).order_by("-pk")
         for upper in newest.values_list("pk", flat=True)[:1]:
             self._keys = self._keys.filter(pk__lte=upper)
             return self._page(self._keys)
@@ -74,8 +78,8 @@ class RowSource(IterableSource):
         return list(dict.fromkeys(page))  # a filter across a to-many relation gives a row several times
 
 
-def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None) -> None:
-    """Refuse querysets whose rows cannot be fetched range by range, and warn if an ordering is lost.
+def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:
+    """Refuse querysets whose rows cannot be fetched range by range, and warn of what may be a mistake.
 
     Raises:
         InvalidOperation: saying what to use instead.
@@ -84,6 +88,7 @@ def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None) -> No
         (queryset.query.combinator, "a union(), intersection() or difference()", _BY_KEYS),
         (queryset.query.is_sliced, "a sliced queryset", _BY_KEYS),
         (vars(queryset)["_fields"] is not None, "values(), values_list() or dates()", _BY_INSTANCE),
+        (_looks_around(queryset), "a queryset with a window function", _BY_KEYS),
         (queryset.query.distinct_fields, "distinct() on fields", _BY_KEYS),
         (queryset.query.select_for_update and transaction != "chunk", "select_for_update()", _IN_CHUNK),
     ):
@@ -91,6 +96,12 @@ def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None) -> No
             raise InvalidOperation(f"{what} cannot be mapped over a pool range by range: {way_out}")
     if not _by_key(queryset):
         warn("the ordering of this queryset is ignored: a pool takes rows in the order of their primary keys")
+    alias = _saved_on(queryset)
+    if transaction is not None and not {alias, queryset.db} & {*databases}:
+        warn(
+            f"rows of {queryset.model._meta.label} would be saved on {alias!r}, which databases={tuple(databases)!r} "
+            "does not cover: what is written there stays, also if its object fails"
+        )
 
 
 _BY_KEYS = (
@@ -108,6 +119,20 @@ _IN_CHUNK = (
 )
 
 
+def _saved_on(queryset: QuerySet[Any]) -> str:
+    model: Any = queryset.model
+    row = model.__new__(model)
+    row._state = ModelState()
+    row._state.db = queryset.db
+    found: str = router.db_for_write(queryset.model, instance=row)
+    return found
+
+
+def _looks_around(queryset: QuerySet[Any]) -> bool:
+    # Over a range the window is another one.
+    return any(one.contains_over_clause for one in queryset.query.annotations.values())
+
+
 def _by_key(queryset: QuerySet[Any]) -> bool:
     wanted = (*queryset.query.order_by, *queryset.query.extra_order_by)
-    return wanted in ((), ("pk",), (queryset.model._meta.pk.name,))
+    return wanted in ((), ("pk",), (queryset.model._meta.pk.name,)) and queryset.query.standard_ordering

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import QuerySet
 
 from ._historical import dumps, loads
@@ -20,21 +21,26 @@ class Rows:
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset.order_by()
         self._found: dict[Any, Any] = {}
-        self.ends: Sequence[Any] = ()
-        """The first and the last key of the range that was loaded."""
 
     def load(self, keys: Sequence[Any]) -> None:
         """Fetch the rows of a contiguous range by its two ends; newcomers in between wait for the next run."""
-        self._found, self.ends = {}, ()
+        self.forget()
         self._found = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
-        self.ends = (keys[0], keys[-1])
+
+    def forget(self) -> None:
+        """Let go of what was loaded: it was changed, or belongs to a transaction that was rolled back."""
+        self._found = {}
 
     def try_to_load(self, keys: Sequence[Any]) -> None:
         """Like `load`, but leave an error to the objects: each looks for its own row again, and meets it there."""
+        connection = connections[self._queryset.db]
         try:
-            self.load(keys)
+            # Inside a transaction of the caller's (inline) an error must not doom that.
+            with transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext():
+                self.load(keys)
         except Exception:  # of the database, or of one row's own code
-            connections[self._queryset.db].close_if_unusable_or_obsolete()
+            if not connection.in_atomic_block:
+                connection.close_if_unusable_or_obsolete()
 
     def take(self, key: Any) -> Any:
         """Give a row, once; when it is asked for again it is fetched again, since a first try may have changed it.

@@ -125,6 +125,8 @@ class WorkerSession:
         with self._turn:
             calls = self._calls(objects, marks)
             ends = commit_together(calls, marks, first, self._job.databases, noted=self._job.noted)
+        if self._rows is not None:
+            self._rows.forget()
         if not isinstance(ends, Undone):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:

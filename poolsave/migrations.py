@@ -9,9 +9,12 @@ from typing import Any
 from django.db import models, router
 from django.db.migrations import RunPython
 from django.db.migrations.operations.base import Operation, OperationCategory
+from django.db.migrations.serializer import BaseSerializer
+from django.db.migrations.writer import MigrationWriter
 from django.db.models.signals import post_migrate, pre_migrate
 from django.dispatch import receiver
 
+from ._inline import INLINE
 from ._jobs import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
@@ -137,9 +140,7 @@ class RunPooled(Operation):
     def _rows(self, apps: Any, app_label: str) -> models.QuerySet[Any]:
         if isinstance(self.queryset, str):
             label = self.queryset if "." in self.queryset else f"{app_label}.{self.queryset}"
-            manager: Any = apps.get_model(label)._base_manager
-            found: models.QuerySet[Any] = manager.all()
-            return found
+            return models.QuerySet(apps.get_model(label))  # by no manager, which might leave rows out
         given: Any = self.queryset(apps)
         rows: Any = given.all() if isinstance(given, models.Manager) else given
         if not isinstance(rows, models.QuerySet):
@@ -151,7 +152,7 @@ class RunPooled(Operation):
         if connection.alias in _verbosity:
             options.setdefault("progress", _verbosity[connection.alias] > 0)
         if connection.vendor == "sqlite" and connection.is_in_memory_db():
-            options["executor"] = "serial"
+            options |= INLINE
         return options
 
     def describe(self) -> str:
@@ -204,6 +205,20 @@ def _name(fn: Any) -> str:
     name: str = getattr(fn, "__qualname__", None) or repr(fn)
     return name
 
+
+class _OperationSerializer(BaseSerializer):
+    """For `makemigrations` and `squashmigrations`: a pooled function is written by its name, as a function is."""
+
+    def serialize(self) -> tuple[str, set[str]]:
+        operation: PooledOperation[..., Any] = self.value
+        name = operation.__reduce__()
+        if not isinstance(name, str):
+            raise ValueError(f"cannot write {operation!r}: give options to RunPooled and not by using() or bind()")  # noqa: TRY004
+        module = operation.func.__module__
+        return f"{module}.{name}", {f"import {module}"}
+
+
+MigrationWriter.register_serializer(PooledOperation, _OperationSerializer)
 
 _verbosity: dict[str, int] = {}
 

@@ -90,6 +90,8 @@ class Options:
             value = getattr(self, name)
             if not accepts(value):
                 raise InvalidOption(name, value, expected)
+        if self.transaction is not None and not self.databases:
+            raise InvalidOption("databases", self.databases, "name at least one alias, or set transaction=None")
         for name in SEQUENCES:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if callable(value) else tuple(value))

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Model)
 RANGE = 100
-"""Rows that a worker of a block fetches at once; several workers may fetch the same range for one call each."""
+"""Keys that are taken from a page at once."""
 
 
 class concurrent_saves:  # noqa: N801  a context manager is used like a function
@@ -135,7 +135,8 @@ class Saves:
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
         """Call `fn` once per object on the block's own workers, and give a Report of just these, when all have ended.
 
-        The block's report counts them, too. `objects` is any iterable, or a queryset whose rows the workers fetch.
+        The block's report counts them, too. `objects` is any iterable, or a queryset: workers fetch each row with
+        a query and in the transaction of its own (`PooledOperation.map` fetches many at once).
 
         Raises:
             InvalidOperation: if the workers cannot find `fn` by its name.
@@ -158,14 +159,13 @@ class Saves:
         return tally.report
 
     def _row_calls(self, fn: Callable[[Any], Any], queryset: QuerySet[Any]) -> Iterator[Request]:
-        refuse_unsuitable(queryset, transaction=self._options.transaction)
+        refuse_unsuitable(queryset, transaction=self._options.transaction, databases=self._options.databases)
         if not self._inline:
             refuse_open_transactions(existing((queryset.db,)))
         source, rows = RowSource(queryset), SharedRows(queryset)
         while not source.exhausted:
-            keys = source.gather(RANGE, idle=True) or []
-            for key in keys:
-                yield RowCall(fn, rows, key, (keys[0], keys[-1]))
+            for key in source.gather(RANGE, idle=True) or []:
+                yield RowCall(fn, rows, key)
         if source.error is not None:
             raise source.error
 

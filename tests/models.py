@@ -75,6 +75,21 @@ class SpecialThing(Thing):
     extra = models.IntegerField(default=0)
 
 
+class Remaining(models.Manager):
+    def get_queryset(self):
+        return super().get_queryset().exclude(group=9)
+
+
+class SoftThing(Counted):
+    """Hides what counts as deleted, also from Django's own look-ups."""
+
+    objects = Remaining()
+    everything = models.Manager()
+
+    class Meta:
+        base_manager_name = "objects"
+
+
 class ThingByUuid(Counted):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
 

@@ -507,3 +507,42 @@ def loses_its_session_unseen(name, *, alias="mariadb"):
     except DatabaseError:
         pass
     return name
+
+
+@pooled_operation(progress=False)
+def visit_hidden(row):
+    type(row).everything.filter(pk=row.pk).update(visits=F("visits") + 1)
+
+
+@pooled_operation(progress=False)
+def visits_what_another_changed(row):
+    """At the second row another session changes the last one, and the transaction has to be undone, once."""
+    row.visits += 1
+    row.save()
+    if row.pk == 4 and not _tried:
+        _tried.add("undone")
+        other = connections["postgres"].copy()
+        with other.cursor() as cursor:
+            cursor.execute("UPDATE tests_thing SET visits = 100 WHERE id = 10")
+        other.close()
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+
+@pooled_operation(progress=False)
+def tells_the_next_row(row):
+    row.visits += 1
+    row.save()
+    type(row).objects.filter(pk=row.pk + 3).update(visits=10)
+
+
+@pooled_operation(progress=False)
+def is_locked(row, alias):
+    """Whether another session finds this row locked."""
+    other = connections[alias].copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT id FROM tests_thing WHERE id = %s FOR UPDATE SKIP LOCKED", [row.pk])
+            return cursor.fetchone() is None
+    finally:
+        other.close()

@@ -2,9 +2,11 @@
 
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 from django.contrib.auth.models import User
@@ -187,6 +189,99 @@ def test_a_router_can_keep_it_from_a_database(settings):
 class OnlyWithHint:
     def allow_migrate(self, db, app_label, **hints):
         return hints.get("wanted", False)
+
+
+def test_tables_can_be_remade_after_it(project, tmp_path):
+    """On SQLite that drops a table, and with foreign keys enforced a cascade would take along what points to it."""
+    (tmp_path / "shop" / "migrations" / "0001_initial.py").write_text(textwrap.dedent(WITH_PARTS).lstrip())
+    (tmp_path / "shop" / "migrations" / "0002_prices.py").write_text(textwrap.dedent(AND_REMADE).lstrip())
+    (tmp_path / "shop" / "models.py").write_text(textwrap.dedent(PARTS).lstrip())
+    project("migrate")
+    with closing(sqlite3.connect(tmp_path / "db.sqlite3")) as database:
+        assert database.execute("SELECT count(*) FROM shop_part").fetchall() == [(20,)]
+        assert database.execute("SELECT DISTINCT price FROM shop_item").fetchall() == [(5,)]
+
+
+PARTS = """
+    from django.db import models
+
+    class Item(models.Model):
+        price = models.BigIntegerField(default=0)
+
+    class Part(models.Model):
+        item = models.ForeignKey(Item, on_delete=models.CASCADE)
+"""
+WITH_PARTS = """
+    from django.db import migrations, models
+
+    def fill(apps, schema_editor):
+        for _ in range(20):
+            item = apps.get_model("shop", "Item").objects.create()
+            apps.get_model("shop", "Part").objects.create(item=item)
+
+    class Migration(migrations.Migration):
+        operations = [
+            migrations.CreateModel("Item", [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("price", models.IntegerField(default=0)),
+            ]),
+            migrations.CreateModel("Part", [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("item", models.ForeignKey("shop.Item", on_delete=models.CASCADE)),
+            ]),
+            migrations.RunSQL("DROP TABLE shop_part"),
+            migrations.RunSQL(
+                "CREATE TABLE shop_part (id integer PRIMARY KEY AUTOINCREMENT, "
+                "item_id bigint NOT NULL REFERENCES shop_item (id) ON DELETE CASCADE)"
+            ),
+            migrations.RunPython(fill),
+        ]
+"""
+AND_REMADE = """
+    from django.db import migrations, models
+    from poolsave.migrations import RunPooled
+
+    def price(item):
+        item.price = 5
+        item.save()
+
+    class Migration(migrations.Migration):
+        atomic = False
+        dependencies = [("shop", "0001_initial")]
+        operations = [
+            RunPooled(price, queryset="Item"),
+            migrations.AlterField("Item", "price", models.BigIntegerField(default=0)),
+        ]
+"""
+
+
+@pooled_operation(progress=False)
+def visit_pooled(row):
+    visit(row)
+
+
+def test_a_pooled_function_is_written_by_its_name():
+    written, imports = OperationWriter(RunPooled(visit_pooled, queryset="Thing")).serialize()
+    assert "fn=tests.test_migrations.visit_pooled" in written
+    assert "import tests.test_migrations" in imports
+    with pytest.raises(ValueError, match="give options to RunPooled"):
+        OperationWriter(RunPooled(visit_pooled.using(workers=3), queryset="Thing")).serialize()
+
+
+def test_lookups_that_hold_a_historical_instance(history, pool):
+    customers = make_customers(history, 3)
+    orders = history.model("0001_initial", "Order")
+    first = customers.order_by("pk").first()
+    for customer in customers.all():
+        orders.create(customer=orders.model._meta.apps.get_model("history", "Customer")(pk=customer.pk))
+    wanted = orders.model._meta.apps.get_model("history", "Customer")(pk=first.pk)
+    report = label_of.using(databases=(history.alias,)).map(orders.filter(customer=wanted))
+    assert report.values == [first.pk]
+
+
+@pooled_operation(progress=False)
+def label_of(order):
+    return order.customer_id
 
 
 def test_functions_of_a_row_and_of_a_row_and_the_apps():

@@ -79,7 +79,7 @@ VALUES = {
     "transaction": st.sampled_from(["object", "chunk", None]),
     "timeout": st.none() | st.floats(0.01, 1000) | st.integers(1, 1000),
     "resolve_lost": st.sampled_from([True, False, None]),
-    "databases": st.lists(st.sampled_from(["default", "second"]), unique=True).map(tuple),
+    "databases": st.lists(st.sampled_from(["default", "second"]), min_size=1, unique=True).map(tuple),
     "retries": st.integers(0, 10),
     "max_failures": st.none() | st.integers(1, 100) | st.floats(0.01, 1.0),
     "on_failure": st.sampled_from(["collect", "raise"]),

@@ -2,21 +2,23 @@
 
 import uuid
 import warnings
+from contextvars import ContextVar
 
 import pytest
-from django.db import connections
-from django.db.models import Count, F, Prefetch
+from django.db import connections, transaction
+from django.db.models import Count, F, Prefetch, Window
+from django.db.models.functions import RowNumber
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolsave import InsideTransaction, InvalidOperation, RowGone, Status, concurrent_saves
 from poolsave import _querysets as querysets
-from poolsave import saves as saves_module
 from poolsave._rows import Rows
 from tests import operations, pools
 from tests.models import (
     Person,
+    SoftThing,
     SpecialThing,
     Tag,
     Thing,
@@ -25,6 +27,8 @@ from tests.models import (
     ThingByUuid,
     ThingOfGroupOne,
 )
+
+ACTOR = ContextVar("ACTOR", default=None)
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -196,9 +200,84 @@ def test_another_try_begins_with_the_row_as_it_is_in_the_database(mode):
     assert visits(Thing.objects) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("order", [("pk",), ()])
+def test_reversed_querysets(order, monkeypatch):
+    monkeypatch.setattr(querysets, "PAGE", 5)
+    rows = make(Thing, "default", 23)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        assert operations.visit.map(rows.order_by(*order).reverse()).succeeded == 23
+    assert visits(rows) == [1] * 23
+
+
+def test_rows_that_every_manager_but_one_hides():
+    """The largest key is that of a row which the model's base manager leaves out."""
+    SoftThing.everything.bulk_create([SoftThing(pk=pk, group=9 if pk > 5 else 0) for pk in range(1, 11)])
+    assert operations.visit_hidden.map(SoftThing.everything.all()).succeeded == 10
+    assert operations.visit_hidden.map(SoftThing.everything.filter(group=9)).succeeded == 5
+    assert operations.visit_hidden.map(SoftThing.objects.all()).succeeded == 5
+    assert sorted(SoftThing.everything.values_list("visits", flat=True)) == [2] * 10
+
+
+def test_a_queryset_on_a_database_that_is_not_covered_is_warned_of():
+    make(Thing, "second", 1)
+    with pytest.warns(RuntimeWarning, match="would be saved on 'second'"):
+        operations.visit.bind(alias="second").map(Thing.objects.using("second"))
+    operations.visit.using(databases=("second",)).bind(alias="second").map(Thing.objects.using("second"))
+
+
+def test_a_range_that_cannot_be_fetched_leaves_the_caller_s_transaction_alone():
+    rows = make(Thing, "postgres", 6)
+    divided = rows.annotate(bad=6 / (F("pk") - 7))  # an error for one of them
+    operation = operations.visit.using(executor="serial", databases=("postgres",)).bind(alias="postgres")
+    with transaction.atomic(using="postgres"):
+        report = operation.map(divided)
+        assert [failure.item for failure in report.failures] == [7], report.failures[0].traceback
+        assert "division by zero" in str(report.failures[0].error)
+    assert visits(rows) == [1, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("executor", ["fork", "serial"])
+def test_an_undone_chunk_is_run_again_with_the_rows_of_then(executor):
+    """Also with context, where each object fetches its own row."""
+    operations._tried.clear()
+    make(Thing, "postgres", 4)
+    operation = operations.visits_what_another_changed.using(
+        **pools.POOLS[executor], databases=("postgres",), transaction="chunk", chunksize=4, workers=1, carry=[ACTOR]
+    )
+    assert operation.map(Thing.objects.using("postgres")).ok
+    assert visits(Thing.objects.using("postgres")) == [1, 1, 1, 101]
+
+
+def test_rows_of_a_block_are_fresh_and_their_failures_their_own():
+    """The first row's call changes the second row, and what it wrote is not overwritten."""
+    make(Thing, "default", 3)
+    with concurrent_saves(workers=1, on_failure="collect", progress=False) as saves:
+        report = saves.map(operations.tells_the_next_row, Thing.objects.all())
+    assert report.ok
+    assert visits(Thing.objects) == [1, 11, 11]
+    make_bad = Thing.objects.using("postgres").bulk_create([Thing(pk=pk) for pk in (1, 2, 3)])
+    assert len(make_bad) == 3
+    with concurrent_saves(databases=("postgres",), on_failure="collect", progress=False) as saves:
+        report = saves.map(
+            operations.visit.bind(alias="postgres"), Thing.objects.using("postgres").annotate(bad=1 / (F("pk") - 2))
+        )
+    assert [failure.item for failure in report.failures] == [2]
+
+
+def test_rows_of_a_block_are_locked_in_their_own_transaction():
+    make(Thing, "postgres", 8)
+    with concurrent_saves(
+        databases=("postgres",), transaction="chunk", chunksize=4, on_failure="collect", progress=False
+    ) as saves:
+        report = saves.map(
+            operations.is_locked.bind(alias="postgres"), Thing.objects.using("postgres").select_for_update()
+        )
+    assert report.values == [True] * 8
+
+
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_in_a_block(place, alias, mode, monkeypatch):
-    monkeypatch.setattr(saves_module, "RANGE", 4)
+def test_in_a_block(place, alias, mode):
     rows = make(Thing, alias, 30)
     with concurrent_saves(
         **place, workers=2, databases=(alias,), transaction=mode, on_failure="collect", progress=False
@@ -219,6 +298,7 @@ def test_in_a_block(place, alias, mode, monkeypatch):
         (lambda rows: rows.values_list("pk", flat=True), "values()"),
         (lambda rows: rows.filter(pk=1).union(rows.filter(pk=2)), "union()"),
         (lambda rows: rows.distinct("group"), "distinct() on fields"),
+        (lambda rows: rows.annotate(n=Window(RowNumber(), order_by="pk")).filter(n=1), "window function"),
         (lambda rows: rows.select_for_update(), "select_for_update()"),
     ],
 )
@@ -260,11 +340,9 @@ def test_a_query_that_cannot_work_is_refused_in_the_caller():
 
 
 def test_a_queryset_of_a_database_inside_a_transaction_is_refused():
-    from django.db import transaction
-
     make(Thing, "second", 2)
     with transaction.atomic(using="second"), pytest.raises(InsideTransaction):
-        operations.visit.map(Thing.objects.using("second"))
+        operations.visit.using(transaction=None).map(Thing.objects.using("second"))
 
 
 def test_the_total_is_counted_when_somebody_is_told():

@@ -178,6 +178,9 @@ def statements():
         "CREATE TABLE made (id int)",
         "  create or replace view made AS SELECT 1",
         "ALTER TABLE tests_tag COMMENT 'x'",
+        "/* why */ -- and\n CREATE TABLE made (id int)",
+        "ANALYZE TABLE tests_tag",
+        "SET autocommit = 1",
         "DROP TABLE IF EXISTS made",
         "TRUNCATE TABLE tests_visit",
         "RENAME TABLE made TO made_too",
@@ -203,6 +206,7 @@ def test_a_statement_that_would_commit_the_transaction_is_refused(mode, sql):
         "DROP TEMPORARY TABLE IF EXISTS made",
         "BEGIN NOT ATOMIC SELECT 1 INTO @one; END",
         "SELECT 'CREATE TABLE'",
+        "/* CREATE TABLE */ SELECT 1",
     ],
 )
 def test_one_that_would_not_is_run_and_undone(mode, sql):
