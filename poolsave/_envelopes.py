@@ -109,6 +109,8 @@ class _Present(pickle.Pickler):
 
 def seal_surely(value: Any) -> Any:
     """Like `seal`, and also try that the value can be restored."""
+    if type(value) in PLAIN:
+        return value
     try:
         sealed = seal(value)
         if isinstance(sealed, Sealed):

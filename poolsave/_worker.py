@@ -13,13 +13,13 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _connections, _transactions
+from . import _connections
 from ._deadlines import Deadline
 from ._envelopes import join, seal_surely, unseal
 from ._replies import Collector
 from ._rows import Rows
 from ._together import End, Undone, commit_together
-from ._transactions import Attempt
+from ._transactions import Attempt, commit_alone, leave_to_function
 from .errors import RowGone
 from .executors.protocol import Marks
 from .outcomes import Status
@@ -53,7 +53,14 @@ class WorkerSession:
         self._rows = rows
         self._stack = stack
         self._carried: Carried | None = None
-        self._perform: Callable[[Any], Any] = self._call_now
+        self._perform = call if not job.crosses else self._call_across
+        if rows is not None:
+            self._perform = self._call_with_row
+        self._attempt: Callable[[Callable[[], Any], Marks, int], Attempt] = leave_to_function
+        if job.transaction is not None:
+            self._attempt = partial(commit_alone, aliases=job.databases, noted=job.noted)
+        if job.turn is not None:
+            self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
@@ -62,7 +69,7 @@ class WorkerSession:
     def carry_along(self, carried: Carried) -> None:
         """Restore context around every object."""
         self._carried = carried
-        self._perform = carried.around(self._call_now)
+        self._perform = carried.around(self._perform)
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one chunk and reply for every object of it, in order, now and then."""
@@ -79,17 +86,23 @@ class WorkerSession:
         collector = Collector(self._name, crosses=self._job.crosses)
         run = self._together if self._job.transaction == "chunk" else self._one_by_one
         for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
-            if end.attempt.error is not None and not self._own_process:
-                # The frames' locals would keep objects and cursors alive for as long as the report lives.
-                traceback.clear_frames(end.attempt.error.__traceback__)
-            if isinstance(end.attempt.error, RowGone):
-                collector.add(end.attempt._replace(status=Status.SKIPPED), 0, end.seconds)
-            else:
+            if end.attempt.error is None:
                 collector.add(end.attempt, attempts, end.seconds)
+            else:
+                self._add_error(collector, end.attempt.error, end, attempts)
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
         reply(collector.take(), True)
         self._at_chunk_edge()
+
+    def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
+        if not self._own_process:
+            # The frames' locals would keep objects and cursors alive for as long as the report lives.
+            traceback.clear_frames(error.__traceback__)
+        if isinstance(error, RowGone):
+            collector.add(end.attempt._replace(status=Status.SKIPPED), 0, end.seconds)
+        else:
+            collector.add(end.attempt, attempts, end.seconds)
 
     def _one_by_one(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
         # With context, a row is fetched by its own object, where that is in force, and in the object's transaction.
@@ -104,19 +117,13 @@ class WorkerSession:
             yield End(attempt, time.perf_counter() - began), attempts
 
     def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[Attempt, int]:
-        last = tries + self._job.retries
+        call, last = self._call(item, marks), tries + self._job.retries
         while True:
-            with self._turn:
-                attempt = self._attempt(partial(self._call, item, marks), marks, offset)
+            attempt = self._attempt(call, marks, offset)
             if not attempt.retry or tries >= last:
                 return attempt, tries
             time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries))
             tries += 1
-
-    def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
-        if self._job.transaction is None:
-            return _transactions.leave_to_function(call, marks, offset)
-        return _transactions.commit_alone(call, marks, offset, self._job.databases, noted=self._job.noted)
 
     def _together(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
         if len(objects) == 1:
@@ -141,11 +148,14 @@ class WorkerSession:
             load = self._rows.load if self._carried is None else self._carried.around(self._rows.load)
             load(objects)
         for item in objects:
-            yield partial(self._call, item, marks)
+            yield self._call(item, marks)
 
-    def _call(self, item: Any, marks: Marks) -> Any:
+    def _call(self, item: Any, marks: Marks) -> Callable[[], Any]:
         if self._job.timeout is None:
-            return self._perform(item)
+            return partial(self._perform, item)
+        return partial(self._perform_in_time, item, marks)
+
+    def _perform_in_time(self, item: Any, marks: Marks) -> Any:
         marks.clock(time.monotonic())
         try:
             with self._deadline:
@@ -153,13 +163,14 @@ class WorkerSession:
         finally:
             marks.clock(0.0)
 
-    def _call_now(self, item: Any) -> Any:
-        if self._rows is not None:
-            item = self._rows.take(item)
-        if not self._job.crosses:
-            return self._function(item)
+    def _call_across(self, item: Any) -> Any:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
         return seal_surely(self._function(unseal(item)))
+
+    def _call_with_row(self, key: Any) -> Any:
+        assert self._rows is not None
+        value = self._function(self._rows.take(key))
+        return seal_surely(value) if self._job.crosses else value
 
     def _at_chunk_edge(self) -> None:
         if self._job.surroundings is not None and not self._job.inline:
@@ -168,3 +179,8 @@ class WorkerSession:
     def close(self) -> None:
         """Close the connections that this worker opened, and put back what it found."""
         self._stack.close()
+
+
+def _in_turn(turn: threading.Lock, attempt: Callable[..., Attempt], *arguments: Any) -> Attempt:
+    with turn:
+        return attempt(*arguments)

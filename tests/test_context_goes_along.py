@@ -89,7 +89,7 @@ def test_nothing_is_asked_per_object_if_nothing_is_carried():
         options = carriers.tells_colour.using(executor="serial", carry=carry).options
         _executor, job = prepare(Work(carriers.tells_colour, call_with_object, {}), options)
         session = job.open()
-        assert (session._perform == session._call_now) == (not carry)
+        assert (session._perform is session._function) == (not carry)
         session.close()
 
 
