@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ class Interrupts:
     """While entered, counts signals instead of letting them raise in the middle of poolsave's own book-keeping.
 
     A handler that the program has set for a signal itself is left in place. Nothing is done outside the main thread,
-    which is the only one that Python delivers signals to.
+    which is the only one that Python delivers signals to. In a daemonic process (a worker of a pool) SIGTERM is left
+    alone: by it that pool ends its workers, and it waits for them.
     """
 
     def __init__(self, notice: Callable[[], None], *, at_once: Callable[[int], bool]) -> None:
@@ -33,6 +35,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for signum, default in DEFAULTS.items():
+                if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
+                    continue
                 if signal.getsignal(signum) is default or signal.getsignal(signum) == default:
                     self._before[signum] = signal.signal(signum, self._handle)
         return self

@@ -68,8 +68,8 @@ def refusals(
         yield partial(refuse_unsuitable, work.queryset, transaction=transaction, databases=databases)
     yield partial(refuse_missing, _covered(options))
     if not executor.inline:
+        yield partial(refuse_open_transactions, present)  # first: the way out of this one is that of tests
         yield partial(refuse_shared_memory, present, shares_memory=executor.shares_memory)
-        yield partial(refuse_open_transactions, present)
     yield partial(_refuse_timeout, executor, options.timeout)
 
 

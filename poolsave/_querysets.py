@@ -8,13 +8,14 @@ from typing import Any
 from django.db import router
 from django.db.models import QuerySet
 from django.db.models.base import ModelState
+from django.db.models.manager import BaseManager
 
 from ._estimates import count_or_estimate
 from ._sources import IterableSource
 from ._warnings import warn
 from .errors import InvalidOperation
 
-__all__ = ["RowSource", "refuse_unsuitable"]
+__all__ = ["RowSource", "refuse_unsuitable", "rows_of"]
 
 PAGE = 5000
 """Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
@@ -76,6 +77,12 @@ class RowSource(IterableSource):
         page = list(keys[:PAGE])
         self._all_read = len(page) < PAGE
         return list(dict.fromkeys(page))  # a filter across a to-many relation gives a row several times
+
+
+def rows_of(objects: object) -> QuerySet[Any] | None:
+    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
+    found = objects.all() if isinstance(objects, BaseManager) else objects
+    return found.using(found.db) if isinstance(found, QuerySet) else None
 
 
 def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:

@@ -8,8 +8,6 @@ from contextlib import closing
 from typing import Any
 from weakref import WeakSet
 
-from django.db.models import QuerySet
-
 from ._batches import Batch
 from ._carry import Carried
 from ._engine import Engine
@@ -18,7 +16,7 @@ from ._jobs import call_spread
 from ._ordering import in_input_order
 from ._preparation import Call, Work, prepare
 from ._progress import Progress, open_progress
-from ._querysets import RowSource
+from ._querysets import RowSource, rows_of
 from ._sources import IterableSource
 from .options import Options
 from .outcomes import Status
@@ -42,7 +40,7 @@ class Run:
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
-        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) and call is not call_spread else None
+        queryset = None if call is call_spread else rows_of(objects)
         executor, job = prepare(Work(function, call, constants, queryset), options)
         if options.carry:
             job.carried = Carried(options.carry).captured()

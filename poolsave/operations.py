@@ -10,11 +10,11 @@ from contextlib import closing
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from django.core.checks import CheckMessage
-from django.db.models import QuerySet
 
 from ._checks import look_ahead, refusal
 from ._jobs import call_spread, call_with_object
 from ._preparation import Call, Work
+from ._querysets import rows_of
 from ._runs import Run
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
@@ -127,8 +127,7 @@ class PooledOperation(Generic[P, R]):
             options = self.options
         except InvalidOption as error:
             return [refusal(error)]
-        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) else None
-        work = Work(self._bound_function(), call_with_object, self._constants, queryset)
+        work = Work(self._bound_function(), call_with_object, self._constants, rows_of(objects))
         return look_ahead(work, options, objects, name)
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:

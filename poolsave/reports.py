@@ -168,7 +168,7 @@ class Report(Generic[R]):
         the same queryset, filtered by the primary keys of the rows that failed.
         """
         items = [failure.item for failure in self.failures if failure.status is Status.FAILED]
-        return items if self._queryset is None else self._queryset.filter(pk__in=items)
+        return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_queryset": None}  # pickling one fetches all its rows
@@ -191,7 +191,7 @@ class Report(Generic[R]):
         """
         failures = self.failures
         if failures:
-            errors = [_located(outcome) for outcome in failures]
+            errors = [_located(outcome, of_rows=self._queryset is not None) for outcome in failures]
             raise OperationsFailed(
                 f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
             )
@@ -205,7 +205,8 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        lines += [_cause_line(cause, outcomes) for cause, outcomes in causes[:SHOWN]]
+        of_rows = self._queryset is not None
+        lines += [_cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
@@ -225,12 +226,13 @@ def _cause(error: BaseException | None) -> tuple[str, str | None]:
     return type(error).__name__, None if error is None else sqlstate_of(error)
 
 
-def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]]) -> str:
+def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
     first = outcomes[0]
     lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
     text = lines[0] if lines else ""
     text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
-    return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}: {text}"
+    key = _key(first.item, of_rows=of_rows)
+    return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}{key}: {text}"
 
 
 def _cause_name(cause: tuple[str, str | None]) -> str:
@@ -238,10 +240,14 @@ def _cause_name(cause: tuple[str, str | None]) -> str:
     return f"{name} [{state}]" if state else name
 
 
-def _located(outcome: Outcome[Any]) -> BaseException:
+def _key(item: Any, *, of_rows: bool) -> str:
+    return f" (pk {item!r})" if of_rows else ""
+
+
+def _located(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
     error = outcome.error
     assert error is not None  # failed and lost outcomes always have one
-    note = f"poolsave: object {outcome.index}, {outcome.status}"
+    note = f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
     return error

@@ -20,7 +20,7 @@ from ._envelopes import pack_function
 from ._interrupts import Interrupts
 from ._preparation import Work, prepare
 from ._progress import open_progress
-from ._querysets import RowSource, refuse_unsuitable
+from ._querysets import RowSource, refuse_unsuitable, rows_of
 from ._refusals import refuse_open_transactions
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
@@ -126,9 +126,11 @@ class Saves:
         Blocks while the window is full.
 
         Raises:
-            InvalidOperation: if the workers cannot find `fn` by its name.
+            InvalidOperation: if `fn` is no function, or the workers cannot find it by its name.
             RuntimeError: if the block has been left.
         """
+        if not callable(fn):
+            raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
         self._refuse_nameless(fn)
         return self._send(Call(FunctionCall(fn, args, kwargs))).future
 
@@ -144,7 +146,7 @@ class Saves:
                 as its attribute `report`.
         """
         self._refuse_nameless(fn)
-        queryset = objects.using(objects.db) if isinstance(objects, QuerySet) else None
+        queryset = rows_of(objects)
         tally = Tally(self._options.keep, queryset)
         place = 0
         try:

@@ -133,3 +133,35 @@ def test_a_signal_while_a_block_is_being_left_finishes_what_runs(start, tmp_path
     (tmp_path / "go").touch()
     output, _errors = process.communicate(timeout=30)
     assert output.splitlines() == ["True 5 1 interrupted"]
+
+
+NESTED = """
+    import multiprocessing, sys
+    from poolsave import pooled_operation
+
+    @pooled_operation(executor="serial", transaction=None, progress=False)
+    def waits(pipe):
+        pipe.send("begun")
+        pipe.recv()
+
+    def work(pipe):
+        waits.map([pipe])
+
+    if __name__ == "__main__":
+        here, there = multiprocessing.Pipe()
+        worker = multiprocessing.Process(target=work, args=[there], daemon=True)
+        worker.start()
+        here.recv()
+        worker.terminate()
+        worker.join(20)
+        print(worker.exitcode)
+        worker.kill()
+"""
+
+
+def test_a_pool_can_end_its_workers_by_sigterm_while_they_run_something(tmp_path):
+    """multiprocessing's pools, as Django's `test --parallel` has one, wait for ever if it does not end them."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(NESTED))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=40, check=True)
+    assert done.stdout.strip() == str(-signal.SIGTERM)

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolsave import InsideTransaction, InvalidOperation, RowGone, Status, concurrent_saves
+from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
 from poolsave import _querysets as querysets
 from poolsave._rows import Rows
 from tests import operations, pools
@@ -325,6 +325,21 @@ def test_an_ordering_is_ignored_with_one_warning():
         warnings.simplefilter("error")
         operations.visit.map(rows.order_by("pk"))
         operations.visit.map(ThingOfGroupOne.objects.all())  # a default ordering was asked for by nobody
+
+
+def test_a_manager_stands_for_all_its_rows():
+    rows = make(Thing, "default", 3)
+    assert operations.visit.map(Thing.objects).succeeded == 3
+    assert visits(rows) == [1] * 3
+
+
+def test_failures_are_told_with_their_keys():
+    make(Thing, "default", 3)
+    report = operations.visit_or_fail.bind(bad=[4]).map(Thing.objects.order_by("pk"))
+    assert "first at index 1 (pk 4): not 4" in str(report)
+    with pytest.raises(OperationsFailed) as caught:
+        report.raise_if_failed()
+    assert caught.value.exceptions[0].__notes__ == ["poolsave: object 1 (pk 4), failed"]
 
 
 def test_no_rows_need_no_worker(place):
