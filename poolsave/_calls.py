@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import pickle
-import secrets
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 
 from ._batches import Batch
 from ._carry import Carried, States
 from ._envelopes import dumps
-from ._rows import Rows, pack_queryset, unpack_queryset
+from ._rows import Rows
 
-__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "SharedRows", "Sink", "run_request"]
+__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "Sink", "run_request"]
 
 
 class Request(Protocol):
@@ -84,52 +82,15 @@ def _key_names(item: Model) -> set[str]:
     return {field.attname for field in keys}
 
 
-class SharedRows:
-    """A queryset that the calls of one `map` have in common; it goes with each, and is restored once per worker."""
-
-    def __init__(self, queryset: QuerySet[Any]) -> None:
-        self._queryset: QuerySet[Any] | None = queryset
-        self._packed: bytes | None = None
-        self._token = secrets.token_bytes(8)
-
-    def __getstate__(self) -> tuple[bytes, bytes]:
-        if self._packed is None:
-            assert self._queryset is not None
-            self._packed = pack_queryset(self._queryset)
-        return self._packed, self._token
-
-    def __setstate__(self, state: tuple[bytes, bytes]) -> None:
-        self._queryset = None
-        self._packed, self._token = state
-
-    def here(self) -> Rows:
-        """The rows as this worker finds them."""
-        if getattr(_in_hand, "token", None) != self._token:
-            if self._queryset is None:
-                assert self._packed is not None
-                self._queryset = unpack_queryset(self._packed)
-            _in_hand.token = self._token
-            _in_hand.rows = Rows(self._queryset)
-        rows: Rows = _in_hand.rows
-        return rows
-
-
-_in_hand = threading.local()
-
-
-class RowCall:
+class RowCall(FunctionCall):
     """`fn(row)`, with the row of a primary key, which is fetched inside the call's own transaction."""
 
-    def __init__(self, function: Callable[..., Any], rows: SharedRows, item: Any) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], rows: Rows, key: Any) -> None:
+        super().__init__(function, (key,), {})
         self.rows = rows
-        self.item = item
 
     def perform(self) -> Any:
-        return self.function(self.rows.here().take(self.item))
-
-    def arrive(self, value: Any) -> tuple[Any, Any]:
-        return value, value
+        return self.function(self.rows.take(self.item))
 
 
 class Call:

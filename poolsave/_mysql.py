@@ -17,7 +17,7 @@ from django.db.transaction import TransactionManagementError
 
 from ._sqlstates import undoes_transaction, waited_for_lock
 
-__all__ = ["watched"]
+__all__ = ["to_be_watched", "watched"]
 
 COMMITS_BEFORE = re.compile(
     r"(?:\s|/\*(?!!).*?\*/|--\s.*?\n|#.*?\n)*"
@@ -28,17 +28,19 @@ COMMITS_BEFORE = re.compile(
 """Not complete, and blind for what a stored procedure does: for those that people put into per-object functions."""
 
 
+def to_be_watched(aliases: Sequence[str]) -> list[str]:
+    """Those of the aliases that are MySQL or MariaDB."""
+    return [alias for alias in aliases if connections[alias].vendor == "mysql"]
+
+
 def watched(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
-    """Call the function, and have Django know when the server has ended its transaction.
+    """Call the function, and have Django know when a server has ended its transaction.
 
     Costs the databases nothing: a server is asked after a lock wait time-out, and only then.
     """
-    found = [connections[alias] for alias in aliases if connections[alias].vendor == "mysql"]
-    if not found:
-        return call()
     with ExitStack() as stack:
-        for connection in found:
-            stack.enter_context(connection.execute_wrapper(_Watch(connection)))
+        for alias in aliases:
+            stack.enter_context(connections[alias].execute_wrapper(_Watch(connections[alias])))
         return call()
 
 

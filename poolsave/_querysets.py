@@ -15,7 +15,7 @@ from ._sources import IterableSource
 from ._warnings import warn
 from .errors import InvalidOperation
 
-__all__ = ["RowSource", "refuse_unsuitable", "rows_of"]
+__all__ = ["Keys", "RowSource", "refuse_unsuitable", "rows_of"]
 
 PAGE = 5000
 """Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
@@ -23,8 +23,8 @@ LONGEST_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
 
 
-class RowSource(IterableSource):
-    """Hands out the primary keys of a queryset's rows in ascending order, each once.
+class Keys:
+    """The primary keys of a queryset's rows in ascending order, each once, read page by page.
 
     It is a walk along the index (`pk > last ORDER BY pk LIMIT n`), so that it never skips rows when the work itself
     changes what the filter finds, and holds no cursor open between commits. Rows with keys above the largest one at
@@ -33,50 +33,57 @@ class RowSource(IterableSource):
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         """Read the first page at once, so that a query that cannot work is refused before anything starts."""
-        self._queryset = queryset
+        self.read = 0
+        """How many have been read."""
+        self.all_read = False
         self._keys = queryset.order_by("pk").values_list("pk", flat=True)
         self._keys.query.standard_ordering = True  # whatever reverse() was called on
         self._keys.query.select_for_update = False  # the workers lock, in their own transactions
-        self._all_read = False
-        first = self._first_page()
-        super().__init__(self._walk(first), total=len(first) if self._all_read else None, instant=True)
-        self._ended = not first
+        self._first = self._first_page(queryset)
+
+    def __iter__(self) -> Iterator[Any]:
+        page = self._first
+        while page:
+            yield from page
+            page = [] if self.all_read else self._page(self._keys.filter(pk__gt=page[-1]))
+
+    def _first_page(self, queryset: QuerySet[Any]) -> list[Any]:
+        # Of the whole table and not of the filtered rows: that is one look at the index, whatever the filter costs.
+        # By no manager, which might leave rows out.
+        newest: QuerySet[Any] = QuerySet(queryset.model, using=queryset.db).order_by("-pk")
+        for upper in newest.values_list("pk", flat=True)[:1]:
+            self._keys = self._keys.filter(pk__lte=upper)
+            return self._page(self._keys)
+        self.all_read = True
+        return []
+
+    def _page(self, keys: Any) -> list[Any]:
+        rows = list(keys[:PAGE])
+        page = list(dict.fromkeys(rows))  # a filter across a to-many relation gives a row several times
+        self.all_read = len(rows) < PAGE
+        self.read += len(page)
+        return page
+
+
+class RowSource(IterableSource):
+    """Hands out the primary keys of a queryset."""
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        self._queryset = queryset
+        self._keys = Keys(queryset)
+        super().__init__(self._keys, instant=True)
+        self._ended = not self._keys.read
 
     @property
     def total(self) -> int | None:
         """The number of rows, which is an estimate if counting them would scan a large table."""
-        if self._total is None:
-            self._total = count_or_estimate(self._queryset)
-        return self._total
+        return self._keys.read if self._keys.all_read else count_or_estimate(self._queryset)
 
     def remaining(self) -> int | None:
-        return self._total - self._handed if self._all_read and self._total is not None else None
+        return self._keys.read - self._handed if self._keys.all_read else None
 
     def gather(self, size: int, *, idle: bool) -> list[Any] | None:
         return super().gather(min(size, LONGEST_RANGE), idle=idle)
-
-    def _first_page(self) -> list[Any]:
-        # Of the whole table and not of the filtered rows: that is one look at the index, whatever the filter costs.
-        # By no manager, which might leave rows out.
-        newest: QuerySet[Any] = QuerySet(self._queryset.model, using=self._queryset.db).order_by("-pk")
-        for upper in newest.values_list("pk", flat=True)[:1]:
-            self._keys = self._keys.filter(pk__lte=upper)
-            return self._page(self._keys)
-        self._all_read = True
-        return []
-
-    def _walk(self, page: list[Any]) -> Iterator[Any]:
-        read = 0
-        while page:
-            read += len(page)
-            yield from page
-            page = [] if self._all_read else self._page(self._keys.filter(pk__gt=page[-1]))
-        self._total = read
-
-    def _page(self, keys: Any) -> list[Any]:
-        page = list(keys[:PAGE])
-        self._all_read = len(page) < PAGE
-        return list(dict.fromkeys(page))  # a filter across a to-many relation gives a row several times
 
 
 def rows_of(objects: object) -> QuerySet[Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property, lru_cache
 from typing import Any
 
 from django.db import connections, transaction
@@ -21,6 +22,13 @@ class Rows:
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset.order_by()
         self._found: dict[Any, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._packed,)
+
+    @cached_property
+    def _packed(self) -> bytes:
+        return pack_queryset(self._queryset)
 
     def load(self, keys: Sequence[Any]) -> None:
         """Fetch the rows of a contiguous range by its two ends; newcomers in between wait for the next run."""
@@ -83,3 +91,9 @@ def unpack_queryset(data: bytes) -> QuerySet[Any]:
     queryset._prefetch_done = False
     found: QuerySet[Any] = queryset
     return found
+
+
+@lru_cache(maxsize=1)
+def _restored(packed: bytes) -> Rows:
+    # The calls of a block bring it one by one, and nearly always the same.
+    return Rows(unpack_queryset(packed))

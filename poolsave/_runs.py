@@ -42,8 +42,8 @@ class Run:
     ) -> None:
         queryset = None if call is call_spread else rows_of(objects)
         executor, job = prepare(Work(function, call, constants, queryset), options)
-        if options.carry:
-            job.carried = Carried(options.carry).captured()
+        if isinstance(job.carried, Carried):
+            job.carried = job.carried.captured()
         self._options = options
         self._description = getattr(function, "__name__", "")
         self._source = IterableSource(objects) if queryset is None else RowSource(queryset)

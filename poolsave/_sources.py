@@ -46,9 +46,9 @@ class Source(Protocol):
 class IterableSource:
     """Any iterable, pulled in the caller's thread."""
 
-    def __init__(self, objects: Iterable[Any], *, total: int | None = None, instant: bool = False) -> None:
+    def __init__(self, objects: Iterable[Any], *, instant: bool = False) -> None:
         """`instant`: no pull takes long enough to look at the workers in between."""
-        self._total = _length(objects) if total is None else total
+        self._total = _length(objects)
         self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
         self._gathered: list[Any] = []

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from ._mysql import watched
 from ._sqlstates import is_transient, ran_out_of_time
 from ._transactions import (
     COMMITTED,
@@ -108,7 +107,7 @@ def _at_savepoint(call: Callable[[], Any], aliases: Sequence[str]) -> Attempt:
     blocks, _owned, error = enter(aliases)
     if error is None:
         try:
-            value = watched(call, aliases)
+            value = call()
             refuse_doomed(aliases)
             while blocks:
                 blocks.pop().__exit__(None, None, None)

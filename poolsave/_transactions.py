@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from ._mysql import watched
 from ._sqlstates import contact_lost, is_transient
 from .executors.protocol import Marks
 from .outcomes import Status
@@ -78,7 +77,7 @@ def commit_alone(
     note, value, error = 0, None, entered.error
     if error is None:
         try:
-            value = watched(call, aliases)
+            value = call()
             refuse_doomed(aliases)
             note = note_transaction(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure

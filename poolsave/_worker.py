@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import _connections
 from ._deadlines import Deadline
 from ._envelopes import join, seal_surely, unseal
+from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
 from ._together import End, Undone, commit_together
@@ -61,6 +62,7 @@ class WorkerSession:
             self._attempt = partial(commit_alone, aliases=job.databases, noted=job.noted)
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
+        self._watched = to_be_watched(job.databases) if job.transaction is not None else []
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
@@ -152,8 +154,10 @@ class WorkerSession:
 
     def _call(self, item: Any, marks: Marks) -> Callable[[], Any]:
         if self._job.timeout is None:
-            return partial(self._perform, item)
-        return partial(self._perform_in_time, item, marks)
+            call = partial(self._perform, item)
+        else:
+            call = partial(self._perform_in_time, item, marks)
+        return partial(watched, call, self._watched) if self._watched else call
 
     def _perform_in_time(self, item: Any, marks: Marks) -> Any:
         marks.clock(time.monotonic())

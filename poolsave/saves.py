@@ -12,7 +12,7 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._batches import Batch
-from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, SharedRows, run_request
+from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, run_request
 from ._carry import Carried
 from ._connections import existing
 from ._driver import Driver
@@ -20,8 +20,9 @@ from ._envelopes import pack_function
 from ._interrupts import Interrupts
 from ._preparation import Work, prepare
 from ._progress import open_progress
-from ._querysets import RowSource, refuse_unsuitable, rows_of
+from ._querysets import Keys, refuse_unsuitable, rows_of
 from ._refusals import refuse_open_transactions
+from ._rows import Rows
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .reports import Report
@@ -31,8 +32,6 @@ __all__ = ["Saves", "concurrent_saves"]
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Model)
-RANGE = 100
-"""Keys that are taken from a page at once."""
 
 
 class concurrent_saves:  # noqa: N801  a context manager is used like a function
@@ -81,7 +80,7 @@ class Saves:
         self._options = options
         self._crosses = not executor.shares_memory
         self._inline = executor.inline
-        self._carried = Carried(options.carry) if options.carry else None
+        self._carried = job.carried if isinstance(job.carried, Carried) else None
         self._covered = () if job.surroundings is None else existing(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
@@ -164,12 +163,9 @@ class Saves:
         refuse_unsuitable(queryset, transaction=self._options.transaction, databases=self._options.databases)
         if not self._inline:
             refuse_open_transactions(existing((queryset.db,)))
-        source, rows = RowSource(queryset), SharedRows(queryset)
-        while not source.exhausted:
-            for key in source.gather(RANGE, idle=True) or []:
-                yield RowCall(fn, rows, key)
-        if source.error is not None:
-            raise source.error
+        rows = Rows(queryset)
+        for key in Keys(queryset):
+            yield RowCall(fn, rows, key)
 
     def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
         if not self._crosses:
