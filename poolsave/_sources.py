@@ -53,7 +53,7 @@ class IterableSource:
         self._iterator: Iterator[Any] = iter(objects)
         self._gathered: list[Any] = []
         self._handed = 0
-        self._ended = False
+        self._ended = self._instant and self._total == 0
         self._since = 0.0
         self._pull: float | None = None
         """Smoothed seconds that one pull takes."""

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import threading
+from functools import cache
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from django.db import connections
 from django.db.models.signals import post_migrate
 
 from poolsave import executors
-from tests import mariadb
+from tests import mariadb, postgres
 from tests.pools import EXECUTORS, START_METHODS
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
@@ -57,11 +58,13 @@ def start_method(request):
     return request.param
 
 
-@pytest.fixture(params=["default", "postgres", "mariadb"])
+needs_mariadb = pytest.mark.skipif(bool(mariadb.missing()), reason=str(mariadb.missing()))
+SERVERS = ["postgres", pytest.param("mariadb", marks=needs_mariadb)]
+
+
+@pytest.fixture(params=["default", *SERVERS])
 def alias(request):
     """SQLite, PostgreSQL and MariaDB."""
-    if request.param not in connections:
-        pytest.skip(mariadb.missing())
     return request.param
 
 
@@ -90,11 +93,9 @@ def slow_commit(transactional_db):
         cursor.execute("DROP FUNCTION dawdle CASCADE")
 
 
-@pytest.fixture(params=["postgres", "mariadb"])
+@pytest.fixture(params=SERVERS)
 def server(request):
     """Databases that run in processes of their own."""
-    if request.param not in connections:
-        pytest.skip(mariadb.missing())
     return request.param
 
 
@@ -169,55 +170,33 @@ def _target(fd):
         return ""
 
 
-_watcher = []
-
-
 def _sessions():
     """What is connected to the servers, besides this very look."""
-    return [*_sessions_on_postgres(), *_sessions_on_mariadb()]
-
-
-def _sessions_on_postgres():
-    if not _watcher:
-        _watcher.append(_connect())
-        atexit.register(_watcher[0].close)
-    with _watcher[0].cursor() as cursor:
-        cursor.execute(
-            "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
-            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
-        return cursor.fetchall()
-
-
-_mariadb_watcher = []
-
-
-def _sessions_on_mariadb():
-    if not mariadb.running():
-        return []
-    if not _mariadb_watcher:
-        _mariadb_watcher.append(mariadb.connect())
-        atexit.register(_mariadb_watcher[0].close)
-    with _mariadb_watcher[0].cursor() as cursor:
-        cursor.execute(
+    found = _told_by(
+        postgres.connect,
+        "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+    )
+    if mariadb.running():
+        found += _told_by(
+            mariadb.connect,
             "SELECT concat('mariadb ', id), concat_ws(' ', db, command, info) FROM information_schema.processlist "
-            "WHERE user = 'root' AND id <> connection_id()"
+            "WHERE user = 'root' AND id <> connection_id()",
         )
-        return cursor.fetchall()
+    return found
 
 
-def _connect():
-    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
-    try:
-        import psycopg
+def _told_by(connect, question):
+    with _watcher(connect).cursor() as cursor:
+        cursor.execute(question)
+        return list(cursor.fetchall())
 
-        return psycopg.connect(url, autocommit=True)
-    except ImportError:
-        import psycopg2
 
-        connection = psycopg2.connect(url)
-        connection.autocommit = True
-        return connection
+@cache
+def _watcher(connect):
+    connection = connect()
+    atexit.register(connection.close)
+    return connection
 
 
 def wait_until(condition, complaint=lambda: "it did not come about", seconds=10):

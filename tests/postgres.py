@@ -37,3 +37,20 @@ def settings_from_url(url: str) -> dict[str, object]:
         "HOST": parse_qs(parts.query).get("host", [parts.hostname or ""])[0],
         "PORT": str(parts.port or ""),
     }
+
+
+def connect():
+    """A connection of the tests' own, past Django, by whichever driver is there."""
+    try:
+        import psycopg
+    except ImportError:
+        import psycopg2
+
+        connection = psycopg2.connect(os.environ[VARIABLE])
+        connection.autocommit = True
+        return connection
+    return psycopg.connect(os.environ[VARIABLE], autocommit=True)
+
+
+IN_COMMIT = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'"
+"""How many sessions are in the COMMIT that the fixture slow_commit makes slow."""

@@ -99,11 +99,9 @@ def test_nothing_stays_lost_on_postgresql_if_transactions_are_noted(tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_sessions_alone_that_the_server_ends_at_random(alias, mode, tmp_path):
+def test_sessions_alone_that_the_server_ends_at_random(server, mode, tmp_path):
     """No worker dies of it, and the objects are tried again."""
-    if not sessions_can_be_ended(alias):
-        pytest.skip("SQLite has no sessions")
-    totals = under(alias, mode, tmp_path, examples=2, kills=0, ends=5)
+    totals = under(server, mode, tmp_path, examples=2, kills=0, ends=5)
     assert totals["kills"] == 0
     assert totals["ends"] >= 10
 

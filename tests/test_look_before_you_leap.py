@@ -17,6 +17,7 @@ from django.db import connections, transaction
 
 from poolsave import InsideTransaction, InvalidOperation, InvalidOption, PooledOperation, SharedMemoryDatabase
 from tests import hooks, operations
+from tests.conftest import needs_mariadb
 from tests.models import Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -166,7 +167,7 @@ def test_too_few_connections_are_told():
             cursor.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
 
 
-@pytest.mark.skipif("mariadb" not in connections, reason="MariaDB or its driver is not installed")
+@needs_mariadb
 def test_too_few_connections_of_mariadb_are_told():
     served = quiet.using(databases=("mariadb",))
     with connections["mariadb"].cursor() as cursor:

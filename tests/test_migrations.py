@@ -5,7 +5,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import textwrap
 from contextlib import closing
 
 import pytest
@@ -27,7 +26,8 @@ from poolsave import (
     pooled_operation,
 )
 from poolsave.migrations import RunPooled
-from tests import mariadb
+from tests import projects
+from tests.conftest import needs_mariadb
 from tests.models import Thing
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -170,7 +170,7 @@ def test_an_atomic_migration_is_refused_at_once_with_the_corrected_code(alias):
     assert Thing.objects.using(alias).get().visits == 1
 
 
-@pytest.mark.skipif("mariadb" not in connections, reason=str(mariadb.missing()))
+@needs_mariadb
 def test_no_migration_is_atomic_on_mariadb_so_that_none_is_refused():
     Thing.objects.using("mariadb").create()
     run_in_an_editor(RunPooled(visit, queryset="Thing"), "mariadb", atomic=True)
@@ -193,9 +193,8 @@ class OnlyWithHint:
 
 def test_tables_can_be_remade_after_it(project, tmp_path):
     """On SQLite that drops a table, and with foreign keys enforced a cascade would take along what points to it."""
-    (tmp_path / "shop" / "migrations" / "0001_initial.py").write_text(textwrap.dedent(WITH_PARTS).lstrip())
-    (tmp_path / "shop" / "migrations" / "0002_prices.py").write_text(textwrap.dedent(AND_REMADE).lstrip())
-    (tmp_path / "shop" / "models.py").write_text(textwrap.dedent(PARTS).lstrip())
+    files = {"migrations/0001_initial": WITH_PARTS, "migrations/0002_prices": AND_REMADE, "models": PARTS}
+    projects.write(tmp_path, {f"shop/{name}.py": text for name, text in files.items()})
     project("migrate")
     with closing(sqlite3.connect(tmp_path / "db.sqlite3")) as database:
         assert database.execute("SELECT count(*) FROM shop_part").fetchall() == [(20,)]
@@ -379,13 +378,7 @@ def test_historical_instances_do_not_turn_into_today_s_on_their_way(history):
 
 
 PROJECT = {
-    "manage.py": """
-        import os, sys
-        from django.core.management import execute_from_command_line
-        os.environ["DJANGO_SETTINGS_MODULE"] = "conf"
-        if __name__ == "__main__":
-            execute_from_command_line(sys.argv)
-    """,
+    **projects.MANAGE,
     "conf.py": """
         SECRET_KEY = "x"
         INSTALLED_APPS = ["shop"]
@@ -436,17 +429,14 @@ PROJECT = {
         class Migration(migrations.Migration):
             atomic = False
             dependencies = [("shop", "0001_initial")]
-            operations = [RunPooled(price, queryset="Item", reverse_fn=RunPooled.noop)]
+            operations = [RunPooled(price, queryset="Item", reverse_fn=RunPooled.noop, timeout=30)]
     """,
 }
 
 
 @pytest.fixture
 def project(tmp_path):
-    for name, text in PROJECT.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
+    projects.write(tmp_path, PROJECT)
 
     def manage(*arguments, status=0):
         environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}

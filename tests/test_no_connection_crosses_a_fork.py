@@ -13,6 +13,7 @@ from django.db import connections, transaction
 
 from poolsave import InsideTransaction, InvalidOperation, _connections, concurrent_saves
 from tests import mariadb, operations
+from tests.conftest import needs_mariadb
 from tests.models import Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -105,7 +106,7 @@ def test_the_transaction_of_another_thread_lives_on(server, start_method):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.skipif("mariadb" not in connections, reason=str(mariadb.missing()))
+@needs_mariadb
 def test_a_connection_past_django_in_another_thread_lives_on():
     """mysqlclient ends the session on the server when a forked child drops its copy, as CPython has it do there."""
     kept = threading.local()

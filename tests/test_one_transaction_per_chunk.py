@@ -7,7 +7,7 @@ from poolsave import Status
 from poolsave._together import Undone, commit_together
 from poolsave._transactions import PENDING
 from poolsave.executors.serial import Flag
-from tests import conftest, operations, pools
+from tests import operations, pools, postgres
 from tests.models import Badge, Person, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -152,7 +152,7 @@ def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothin
     class EndsTheSession(Flag):
         def put(self, offset, mark):
             if (offset, mark) == (1, PENDING):
-                watcher = conftest._connect()
+                watcher = postgres.connect()
                 with watcher.cursor() as cursor:
                     cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [session])
                 watcher.close()

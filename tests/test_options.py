@@ -22,6 +22,12 @@ BAD = [
 ]  # fmt: skip
 
 
+def test_a_transaction_on_no_database_is_refused():
+    with pytest.raises(InvalidOption, match=r"databases=\(\) .*transaction=None"):
+        Options(databases=())
+    assert Options(databases=(), transaction=None).databases == ()
+
+
 @pytest.mark.parametrize(("name", "value"), BAD)
 @pytest.mark.parametrize(
     "use", [pooled_operation, concurrent_saves, Options, operations.doubles.using, Options().using], ids=range(5)

@@ -3,21 +3,15 @@
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 from poolsave import InsideTransaction, pooled_operation
 from poolsave.testing import serial_saves as inline
+from tests import projects
 
 PROJECT = {
-    "manage.py": """
-        import os, sys
-        from django.core.management import execute_from_command_line
-        os.environ["DJANGO_SETTINGS_MODULE"] = "conf"
-        if __name__ == "__main__":
-            execute_from_command_line(sys.argv)
-    """,
+    **projects.MANAGE,
     "conf.py": """
         import json, os
         SECRET_KEY = "x"
@@ -155,10 +149,7 @@ def database(request, tmp_path):
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_project_s_test_suite(tmp_path, database, runner):
     """Afterwards the test database is dropped, which fails on PostgreSQL if anybody is still connected."""
-    for name, text in PROJECT.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
+    projects.write(tmp_path, PROJECT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "PYTEST_"))}
     done = subprocess.run(
         [sys.executable, *RUNNERS[runner]],

@@ -69,6 +69,17 @@ def test_a_real_bar_is_drawn_without_a_monitor_thread(monkeypatch):
     assert tqdm.tqdm.monitor is None
 
 
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.1), (False, 10)])
+def test_a_bar_in_a_log_is_drawn_anew_every_ten_seconds_only(monkeypatch, terminal, seconds):
+    """Every state of it stays there; on a terminal each one is written over the one before."""
+    stderr = io.StringIO()
+    stderr.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar = _progress.open_progress(True, lambda: 5, "")
+    bar.close()
+    assert bar._bar.mininterval == seconds
+
+
 @pytest.mark.parametrize(("terminal", "drawn"), [(True, True), (False, False)])
 def test_by_default_a_bar_is_drawn_on_a_terminal_only(monkeypatch, terminal, drawn):
     stderr = io.StringIO()

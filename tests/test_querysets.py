@@ -12,7 +12,15 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
+from poolsave import (
+    InsideTransaction,
+    InvalidOperation,
+    OperationsFailed,
+    RowGone,
+    Status,
+    _estimates,
+    concurrent_saves,
+)
 from poolsave import _querysets as querysets
 from poolsave._rows import Rows
 from tests import operations, pools
@@ -343,9 +351,16 @@ def test_failures_are_told_with_their_keys():
 
 
 def test_no_rows_need_no_worker(place):
-    report = operations.visit.using(**place).map(Thing.objects.all())
-    assert (report.total, report.ok) == (0, True)
-    assert operations.visit.using(**place).map(Thing.objects.none()).total == 0
+    def begin():
+        raise AssertionError("a worker is started")
+
+    operation = operations.visit.using(**place, before_fork=begin)
+    for nothing in (Thing.objects.all(), Thing.objects.none(), []):
+        report = operation.map(nothing)
+        assert (report.total, report.ok) == (0, True)
+    if place.get("executor") == "process":
+        with pytest.raises(AssertionError, match="is started"):
+            operation.map([1])
 
 
 def test_a_query_that_cannot_work_is_refused_in_the_caller():
@@ -366,6 +381,46 @@ def test_the_total_is_counted_when_somebody_is_told():
     operation = operations.visit.using(databases=("postgres",), progress=lambda done, total: told.append((done, total)))
     operation.bind(alias="postgres").map(Thing.objects.using("postgres").filter(group=0))
     assert told[-1] == (10, 10)
+
+
+def statistics(rows):
+    """Have the server look how large its table is."""
+    connection = connections[rows.db]
+    table = rows.model._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {table}" if connection.vendor == "postgresql" else f"ANALYZE TABLE {table}")
+        cursor.fetchall() if cursor.description else None
+
+
+def test_the_total_of_a_large_table_is_estimated(server, monkeypatch):
+    monkeypatch.setattr(_estimates, "COUNTED", 10)
+    rows = make(Thing, server, 500)
+    statistics(rows)
+    with CaptureQueriesContext(connections[server]) as queries:
+        assert 400 <= _estimates.count_or_estimate(rows.all()) <= 600
+    for query in queries:
+        assert "COUNT" not in query["sql"] or "LIMIT 11" in query["sql"]
+    assert _estimates.count_or_estimate(rows.filter(pk__lte=4)) == 2  # few enough to be counted
+    # A locked queryset is not locked for it, which outside of a transaction would be refused.
+    assert 400 <= _estimates.count_or_estimate(rows.select_for_update()) <= 600
+    filtered = _estimates.count_or_estimate(rows.filter(group=1))
+    assert filtered is None if connections[server].vendor == "mysql" else 100 <= filtered <= 300
+
+
+def test_the_tail_of_a_table_is_known_exactly_whatever_was_estimated(monkeypatch):
+    """Else chunks would shrink to single rows where the estimate was too low."""
+    monkeypatch.setattr(querysets, "PAGE", 10)
+    monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)
+    make(Thing, "default", 25)
+    source = querysets.RowSource(Thing.objects.all())
+    assert (source.total, source.remaining()) == (5, None)
+    left = []
+    while not source.exhausted:
+        if source.gather(3, idle=True):
+            left.append(source.remaining())
+    assert left[-3:] == [4, 1, 0]
+    assert min(one for one in left if one is not None) == 0
+    assert source.total == 25
 
 
 @pytest.mark.django_db(transaction=True)

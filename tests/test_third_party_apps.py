@@ -2,6 +2,7 @@
 
 import datetime as dt
 import importlib.util
+import os
 
 import pytest
 from django.apps import apps
@@ -15,6 +16,8 @@ from poolsave import concurrent_saves, pooled_operation
 
 if not apps.is_installed("tests.third_party"):
     missing = [name for name in project.THIRD_PARTY if not importlib.util.find_spec(name)]
+    if os.environ.get("CI"):
+        raise RuntimeError(f"these are test dependencies, but not installed: {', '.join(missing)}")
     pytest.skip(f"not installed: {', '.join(missing)}", allow_module_level=True)
 
 from guardian.models import GroupObjectPermission, UserObjectPermission

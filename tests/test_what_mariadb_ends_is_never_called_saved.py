@@ -9,11 +9,12 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 
 from poolsave import Status, pooled_operation
 from tests import mariadb, operations, pools
+from tests.conftest import needs_mariadb
 from tests.models import Badge, Person, Tag
 
 pytestmark = [
     pytest.mark.django_db(transaction=True, databases="__all__"),
-    pytest.mark.skipif("mariadb" not in connections, reason=str(mariadb.missing())),
+    needs_mariadb,
 ]
 FIVE = ["a", "b", "c", "d", "bad"]
 

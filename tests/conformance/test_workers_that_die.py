@@ -20,6 +20,7 @@ from tests.conformance import cases
 from tests.conftest import wait_until
 from tests.models import Badge, Person, Tag
 from tests.pools import those
+from tests.postgres import IN_COMMIT
 
 with_processes = pytest.mark.parametrize("pool", those(lambda executor: not executor.shares_memory), indirect=True)
 with_database = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -119,7 +120,7 @@ def has_ended(pid):
 
 def sessions_in_commit():
     with connections["postgres"].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'")
+        cursor.execute(IN_COMMIT)
         return cursor.fetchone()[0]
 
 

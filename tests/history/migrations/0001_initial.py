@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
                 ("first_name", models.CharField(max_length=100, default="")),
                 ("last_name", models.CharField(max_length=100, default="")),
                 ("full_name", models.CharField(max_length=200, default="")),
-                ("seller", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True)),
+                ("seller", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET(None), null=True)),
             ],
         ),
         migrations.CreateModel(
