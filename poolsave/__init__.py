@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from ._carry import Carrier
 from .errors import (
+    ClusterUnusable,
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
@@ -43,6 +44,7 @@ from .saves import Saves, concurrent_saves
 
 __all__ = [
     "Carrier",
+    "ClusterUnusable",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_versions"},
     {
         "outcomes",
         "_envelopes",
@@ -18,8 +18,9 @@ LAYERS = [
         "_historical",
         "_estimates",
         "_mysql",
+        "_defaults",
     },
-    {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers", "_defaults"},
+    {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
@@ -39,6 +40,7 @@ MAY_IMPORT_DJANGO = {
     "_servers",
     "_preparation",
     "_defaults",
+    "_versions",
     "_checks",
     "apps",
     "operations",

@@ -7,16 +7,32 @@ it runs in its workers does. To plug one in, pass an instance as `executor=`, or
     mine = "my_package:MyExecutor"
 """
 
+from .dask import DaskExecutor
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
-from .protocol import EXECUTOR_METHODS, Broken, Died, Event, Executor, Job, Marks, Replied, Session, SetupFailed, Task
+from .protocol import (
+    EXECUTOR_METHODS,
+    UNKNOWN,
+    Broken,
+    Died,
+    Event,
+    Executor,
+    Job,
+    Marks,
+    Replied,
+    Session,
+    SetupFailed,
+    Task,
+)
 from .registry import create, known_names, register
 from .serial import SerialExecutor
 from .threads import ThreadExecutor
 
 __all__ = [
     "EXECUTOR_METHODS",
+    "UNKNOWN",
     "Broken",
+    "DaskExecutor",
     "Died",
     "Event",
     "Executor",
