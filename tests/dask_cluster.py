@@ -86,7 +86,7 @@ def main():
     workers, threads = map(int, sys.argv[1:])
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-    with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
         command += ["--nthreads", str(threads), "--no-dashboard"]
         running = [subprocess.Popen(command) for _ in range(workers)]

@@ -74,7 +74,7 @@ def local_dask(workers, threads):
     """A cluster whose workers import the script that starts it."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=":0") as cluster:
         with dask.config.set({"scheduler-address": cluster.scheduler_address}):
             yield {"executor": "dask"}
 

@@ -16,6 +16,7 @@ from collections import Counter
 import pytest
 from distributed import Client
 from django.db import connections
+from django.test import override_settings
 
 from poolsave import ClusterUnusable, InvalidOption, Status, executors
 from poolsave._versions import Versions
@@ -319,3 +320,11 @@ def test_fifty_random_kills(address, mode, tmp_path):
 def test_dask_s_own_executor_is_refused_since_it_runs_futures_twice(client):
     with pytest.raises(InvalidOption, match=r"DaskExecutor\(client\)"):
         operations.doubles.using(executor=client.get_executor(pure=False, retries=0)).map([1])
+
+
+def test_settings_that_a_test_overrides_are_put_back_in_workers_by_the_last_thread(address):
+    greet = on(address, operations.greeting, chunksize=1, workers=2)
+    with override_settings(GREETING="hello"):
+        assert greet.map(range(30)).values == ["hello"] * 30
+    report = greet.map(range(4))
+    assert [type(failure.error) for failure in report.failures] == [AttributeError] * 4

@@ -69,6 +69,14 @@ def test_backfill_table_compares():
     assert [line[-2:] for line in lines] == [["5", "95"], ["5", "95"]]
 
 
+def test_on_dask_keeps_its_promises():
+    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+    done = run("--rows", "300", "--database", "postgres", script="on_dask.py", DATABASE_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 succeeded" in done.stdout
+    assert "Every promise was kept" in done.stdout
+
+
 @pytest.fixture
 def manage(tmp_path):
     def run_it(*arguments):

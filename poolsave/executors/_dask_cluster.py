@@ -44,7 +44,6 @@ class Errand(NamedTuple):
 
     task: int
     future: Any
-    waiting: asyncio.Task[None] | None
 
 
 @dataclass
@@ -126,13 +125,13 @@ class Cluster:
         colleague = self._staff.pop(address, None)
         if colleague is None:
             return
-        for key, errand in colleague.errands.items():
+        errands, colleague.errands = colleague.errands, {}
+        for key, errand in errands.items():
             # The scheduler tells of the end of a task before it tells of the end of its worker, so that this task was
             # neither begun nor waiting there. A new worker at the same address does not know the token.
             untouched = processing is not None and key not in processing and errand.future.status == "pending"
             self._tell(Ended(address, errand.task, Fate.UNTOUCHED if untouched else Fate.UNKNOWN))
-            if errand.waiting is not None:
-                errand.waiting.cancel()
+            errand.future.release()
         if colleague.admitted:
             self._tell(Left(address))
         else:
@@ -204,12 +203,11 @@ class Cluster:
             return
         order = Order(run_task, colleague.token, task, oldest, payload)
         future = self._submit(order, f"{colleague.token}-{task}", address)
-        colleague.errands[future.key] = Errand(task, future, asyncio.current_task())
-        try:
-            result = await self._result(future)
-        finally:  # cancelled when the worker has left, after that was told
-            colleague.errands.pop(future.key, None)
-            future.release()
+        colleague.errands[future.key] = Errand(task, future)
+        result = await self._result(future)
+        future.release()
+        if colleague.errands.pop(future.key, None) is None:
+            return  # the worker has left, and what became of its tasks was told then
         self._tell(Ended(address, task, result or Fate.UNKNOWN))
         if result is None and self._staff.get(address) is colleague:
             self._leave(address, None)  # the worker there is not the one that it was; it is welcomed anew
@@ -219,7 +217,7 @@ class Cluster:
             answer: Answer | None = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # the scheduler has been told not to try again
             return Fate.UNKNOWN
-        except Exception as error:  # Dask's own, whatever it is
+        except (Exception, asyncio.CancelledError) as error:  # Dask's own, whatever it is
             return error
         return Fate.UNKNOWN if answer is not None and answer.repeated else answer
 

@@ -15,6 +15,7 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOption, OperationsFailed, Status, TimedOut, ValueLost, WorkerDied, concurrent_saves
+from poolsave.executors import DaskExecutor
 from tests import operations
 from tests.chaos import End, audit, found_in
 from tests.conformance import cases
@@ -59,7 +60,7 @@ def test_no_object_is_begun_twice_though_its_worker_is_killed(pool, promises, ch
     if goes_on(promises):
         assert report.total == 20
         assert all(isinstance(lost.error, WorkerDied) and lost.item == lost.error.item for lost in report.failures)
-        assert len(report.failures) <= chunksize
+        assert len(report.failures) <= 2 * chunksize  # which may be in two threads of one worker
     if promises.blames_exactly:
         (lost,) = report.failures
         assert (lost.error.signal, lost.error.exitcode, lost.error.item) == ("SIGKILL", -9, 3)
@@ -114,7 +115,8 @@ def test_killed_while_idle(pool, promises):
                 assert second.result()[0] != pid
             else:
                 assert second.exception() is not None
-    assert saves.report.succeeded == (2 if goes_on(promises) else 1)
+    if not isinstance(promises, DaskExecutor):
+        assert saves.report.succeeded == (2 if goes_on(promises) else 1)
     assert saves.report.total == 2
 
 
