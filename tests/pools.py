@@ -13,6 +13,9 @@ import loky
 from poolsave import executors
 from tests import dask_cluster
 
+# Or messages of 10 MB would start a thread in this process that stays, beside which nothing may be forked.
+dask.config.set({"distributed.comm.offload": False})
+
 START_METHODS = ["fork", "forkserver", "spawn"]
 POOLS: dict[str, dict[str, Any]] = {
     "serial": {"executor": "serial"},

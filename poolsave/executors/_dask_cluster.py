@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._envelopes import unpack_error
 from .._versions import Versions
@@ -39,11 +39,14 @@ IMPORTED = (
 )
 
 
-class Errand(NamedTuple):
+@dataclass
+class Errand:
     """A task that is on its way."""
 
     task: int
     future: Any
+    done: bool = False
+    """Whether its worker has ended it, wherever the result is now."""
 
 
 @dataclass
@@ -117,10 +120,11 @@ class Cluster:
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         told = event[1]
         if told.get("action") == "remove-worker":
-            self._leave(told["worker"], told.get("processing-tasks"))
+            had = [told.get("processing-tasks"), told.get("lost-computed-tasks")]
+            self._leave(told["worker"], None if None in had else {key for keys in had for key in keys or ()})
 
-    def _leave(self, address: str, processing: Collection[str] | None) -> None:
-        """Say what has become of a worker's tasks; `processing` are those that the scheduler had given it."""
+    def _leave(self, address: str, had: Collection[str] | None) -> None:
+        """Say what has become of a worker's tasks; `had` are those that it was given, or had the results of."""
         self._turned_away.discard(address)
         colleague = self._staff.pop(address, None)
         if colleague is None:
@@ -128,8 +132,9 @@ class Cluster:
         errands, colleague.errands = colleague.errands, {}
         for key, errand in errands.items():
             # The scheduler tells of the end of a task before it tells of the end of its worker, so that this task was
-            # neither begun nor waiting there. A new worker at the same address does not know the token.
-            untouched = processing is not None and key not in processing and errand.future.status == "pending"
+            # neither begun nor waiting there. But Dask forgets that end if it cannot fetch the result from a worker that
+            # is dying: then the task is `pending` as before. A new worker at the address does not know the token.
+            untouched = had is not None and key not in had and errand.future.status == "pending" and not errand.done
             self._tell(Ended(address, errand.task, Fate.UNTOUCHED if untouched else Fate.UNKNOWN))
             errand.future.release()
         if colleague.admitted:
@@ -203,8 +208,8 @@ class Cluster:
             return
         order = Order(run_task, colleague.token, task, oldest, payload)
         future = self._submit(order, f"{colleague.token}-{task}", address)
-        colleague.errands[future.key] = Errand(task, future)
-        result = await self._result(future)
+        errand = colleague.errands[future.key] = Errand(task, future)
+        result = await self._result(errand)
         future.release()
         if colleague.errands.pop(future.key, None) is None:
             return  # the worker has left, and what became of its tasks was told then
@@ -212,9 +217,11 @@ class Cluster:
         if result is None and self._staff.get(address) is colleague:
             self._leave(address, None)  # the worker there is not the one that it was; it is welcomed anew
 
-    async def _result(self, future: Any) -> Answer | Fate | BaseException | None:
+    async def _result(self, errand: Errand) -> Answer | Fate | BaseException | None:
         try:
-            answer: Answer | None = await self._client.gather(future, asynchronous=True)
+            await errand.future._state.wait()
+            errand.done = True
+            answer: Answer | None = await self._client.gather(errand.future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # the scheduler has been told not to try again
             return Fate.UNKNOWN
         except (Exception, asyncio.CancelledError) as error:  # Dask's own, whatever it is

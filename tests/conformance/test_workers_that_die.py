@@ -47,7 +47,7 @@ def test_no_object_is_begun_twice_though_its_worker_is_killed(pool, promises, ch
     operation = cases.leaves_a_trace.using(**pool, chunksize=chunksize, keep="all")
     report = report_of(lambda: operation.bind(folder=str(tmp_path), deadly=3).map(range(20)), promises)
     begun = {int(file.name): len(file.read_text()) for file in tmp_path.iterdir()}
-    assert set(begun.values()) == {1}
+    assert max(begun.values()) == 1  # or 0 if another thread of its worker killed it in between
     outcomes = {outcome.index: outcome for outcome in report}
     assert sorted(outcomes) == list(range(report.total))
     assert outcomes[3].status is Status.LOST  # without a transaction nobody can know
@@ -111,7 +111,9 @@ def test_killed_while_idle(pool, promises):
             wait_until(lambda: has_ended(pid))
             second = saves.submit(operations.process_and_thread, 1)
             wait([second], 30)
-            if goes_on(promises):
+            if isinstance(promises, DaskExecutor) and second.exception() is not None:
+                assert isinstance(second.exception(), WorkerDied)  # it was sent before the scheduler noticed
+            elif goes_on(promises):
                 assert second.result()[0] != pid
             else:
                 assert second.exception() is not None
