@@ -87,7 +87,7 @@ def test_the_scheduler_runs_the_tasks_of_dead_workers_again_and_the_worker_refus
         self, *args, workers=workers, **{**more, "allow_other_workers": True}
     ))  # fmt: skip
     monkeypatch.setattr(_dask_cluster.Cluster, "_heard", lambda self, event: None)
-    monkeypatch.setattr(_dask_cluster.Cluster, "_leave", lambda self, address, processing: None)
+    monkeypatch.setattr(_dask_cluster.Cluster, "_leave", lambda self, address: None)
     operation = on(address_of(2, 1), cases.leaves_a_trace, chunksize=2, keep="all", workers=1)
     report = operation.bind(folder=str(tmp_path), deadly=1).map(range(2))
     assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}
@@ -328,3 +328,23 @@ def test_settings_that_a_test_overrides_are_put_back_in_workers_by_the_last_thre
         assert greet.map(range(30)).values == ["hello"] * 30
     report = greet.map(range(4))
     assert [type(failure.error) for failure in report.failures] == [AttributeError] * 4
+
+
+def test_a_result_that_is_gone_with_its_worker_is_lost_and_not_computed_again(address, client, tmp_path, monkeypatch):
+    """Dask takes such a task for one that was never run."""
+    workers = list(client.run(os.getpid).values())
+    fetch = _dask_cluster.Cluster._result
+    told = []
+
+    async def too_late(self, future):
+        while future.status != "finished" and not told:
+            await asyncio.sleep(0.01)
+        while workers:
+            told.append(os.kill(workers.pop(), signal.SIGKILL))
+        return await fetch(self, future)
+
+    monkeypatch.setattr(_dask_cluster.Cluster, "_result", too_late)
+    operation = on(address, cases.leaves_a_trace, chunksize=2, keep="all", workers=1)
+    report = operation.bind(folder=str(tmp_path), deadly=None).map(range(6))
+    assert [outcome.status for outcome in report] == [Status.LOST] * 2 + [Status.SUCCEEDED] * 4
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}

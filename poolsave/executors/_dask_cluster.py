@@ -10,10 +10,10 @@ import asyncio
 import pickle
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._envelopes import unpack_error
 from .._versions import Versions
@@ -39,14 +39,11 @@ IMPORTED = (
 )
 
 
-@dataclass
-class Errand:
+class Errand(NamedTuple):
     """A task that is on its way."""
 
     task: int
     future: Any
-    done: bool = False
-    """Whether its worker has ended it, wherever the result is now."""
 
 
 @dataclass
@@ -70,7 +67,6 @@ class Cluster:
         self._tell = tell
         self._versions = Versions.here()
         self._staff: dict[str, Colleague] = {}
-        self._missing: set[str] = set()
         self._turned_away: set[str] = set()
         self._stillborn = 0
         self._seen = time.monotonic()
@@ -107,11 +103,8 @@ class Cluster:
         for address in found.keys() - self._staff.keys() - self._turned_away:
             colleague = self._staff[address] = Colleague(address, found[address])
             colleague.welcome = asyncio.create_task(self._welcome(colleague))
-        # The scheduler tells who leaves, with what they had, by another way; that may come later than this answer.
-        gone = self._staff.keys() - found.keys()
-        for address in gone & self._missing:
-            self._leave(address, None)
-        self._missing = gone
+        for address in self._staff.keys() - found.keys():
+            self._leave(address)
         if self._staff:
             self._seen = time.monotonic()
         elif time.monotonic() > self._seen + PATIENCE:
@@ -120,22 +113,18 @@ class Cluster:
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         told = event[1]
         if told.get("action") == "remove-worker":
-            had = [told.get("processing-tasks"), told.get("lost-computed-tasks")]
-            self._leave(told["worker"], None if None in had else {key for keys in had for key in keys or ()})
+            self._leave(told["worker"])
 
-    def _leave(self, address: str, had: Collection[str] | None) -> None:
-        """Say what has become of a worker's tasks; `had` are those that it was given, or had the results of."""
+    def _leave(self, address: str) -> None:
         self._turned_away.discard(address)
         colleague = self._staff.pop(address, None)
         if colleague is None:
             return
+        # The scheduler also says which tasks a worker had, and the others would be known not to have begun. But it, and
+        # the client, forget the end of a task whose result cannot be fetched since its worker is dying.
         errands, colleague.errands = colleague.errands, {}
-        for key, errand in errands.items():
-            # The scheduler tells of the end of a task before it tells of the end of its worker, so that this task was
-            # neither begun nor waiting there. But Dask forgets that end if it cannot fetch the result from a worker that
-            # is dying: then the task is `pending` as before. A new worker at the address does not know the token.
-            untouched = had is not None and key not in had and errand.future.status == "pending" and not errand.done
-            self._tell(Ended(address, errand.task, Fate.UNTOUCHED if untouched else Fate.UNKNOWN))
+        for errand in errands.values():
+            self._tell(Ended(address, errand.task, Fate.UNKNOWN))
             errand.future.release()
         if colleague.admitted:
             self._tell(Left(address))
@@ -208,20 +197,18 @@ class Cluster:
             return
         order = Order(run_task, colleague.token, task, oldest, payload)
         future = self._submit(order, f"{colleague.token}-{task}", address)
-        errand = colleague.errands[future.key] = Errand(task, future)
-        result = await self._result(errand)
+        colleague.errands[future.key] = Errand(task, future)
+        result = await self._result(future)
         future.release()
         if colleague.errands.pop(future.key, None) is None:
             return  # the worker has left, and what became of its tasks was told then
         self._tell(Ended(address, task, result or Fate.UNKNOWN))
         if result is None and self._staff.get(address) is colleague:
-            self._leave(address, None)  # the worker there is not the one that it was; it is welcomed anew
+            self._leave(address)  # the worker there is not the one that it was; it is welcomed anew
 
-    async def _result(self, errand: Errand) -> Answer | Fate | BaseException | None:
+    async def _result(self, future: Any) -> Answer | Fate | BaseException | None:
         try:
-            await errand.future._state.wait()
-            errand.done = True
-            answer: Answer | None = await self._client.gather(errand.future, asynchronous=True)
+            answer: Answer | None = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # the scheduler has been told not to try again
             return Fate.UNKNOWN
         except (Exception, asyncio.CancelledError) as error:  # Dask's own, whatever it is

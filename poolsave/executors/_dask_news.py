@@ -54,7 +54,7 @@ class Gone(NamedTuple):
 class Fate(Enum):
     """What has become of a task whose worker has left."""
 
-    UNTOUCHED = "no worker has been given it"
+    UNTOUCHED = "it was not sent, since the worker had left before"
     UNKNOWN = "nobody knows how far it came"
 
 
