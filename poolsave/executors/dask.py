@@ -104,8 +104,6 @@ class DaskExecutor:
         """Send no worker more than it can begin at once, since all that it has may be lost with it."""
         while self._backlog and len(self._sent) < self.workers:
             address, seat = max(self._seats.items(), key=lambda item: item[1].free)
-            if not seat.free:
-                return
             task = self._backlog.popleft()
             seat.tasks.add(task.id)
             self._sent[task.id] = task.size
