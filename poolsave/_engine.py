@@ -24,8 +24,8 @@ __all__ = ["Engine"]
 
 CHUNKS_PER_WORKER = 4
 """Chunks in flight per worker, at most, if no window is set."""
-BRISK = 0.02
-"""Seconds: a worker that is done with a chunk sooner gets the next one in advance. A longer chunk must not hold up
+BRISK, BRISKEST = 0.02, 0.001
+"""Seconds: a worker that is done with a chunk sooner gets one, or three, in advance. A longer chunk must not hold up
 another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
 SHARE_FROM = 50
 """Objects that must have ended before `max_failures` counts as a share."""
@@ -44,7 +44,7 @@ class Engine:
         self._again: deque[Chunk] = deque()
         self._aside: list[Batch] = []
         self._pace = Pace()
-        self._brisk = False
+        self._depth = 1
         self._fed = 0
         self._ended = 0
         self._failed = 0
@@ -126,28 +126,27 @@ class Engine:
 
     def _has_room(self) -> bool:
         # What is to run again has its place in the window already.
-        return self._has_slot() and (bool(self._again) or self._room() > 0)
+        return self._has_slot() and (bool(self._again) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        return len(self._tasks) < self._executor.workers * (2 if self._brisk else 1)
-
-    def _room(self) -> int:
-        wanted = self._wanted_size()
-        window = self._options.window or CHUNKS_PER_WORKER * max(1, self._executor.workers) * wanted
-        return window - (self._fed - self._ended) - self.held_back
-
-    def _wanted_size(self) -> int:
-        fixed = self._options.chunksize
-        return self._pace.size if fixed == "auto" else fixed
+        return len(self._tasks) < self._executor.workers * self._depth
 
     def _next_size(self) -> int:
-        window, workers = self._options.window, max(1, self._executor.workers)
-        room = self._room() if window is None else min(self._room(), -(-window // workers))
-        remaining = self._source.remaining() if self._options.chunksize == "auto" else None
-        return next_size(self._wanted_size(), remaining=remaining, workers=workers, room=room)
+        """How many objects go into the next chunk; 0 while the window is full."""
+        fixed, window, workers = self._options.chunksize, self._options.window, max(1, self._executor.workers)
+        wanted = self._pace.size if fixed == "auto" else fixed
+        room = (window or CHUNKS_PER_WORKER * workers * wanted) - (self._fed - self._ended) - self.held_back
+        if room < 1:
+            return 0
+        if window is not None:
+            room = min(room, -(-window // workers))
+        if fixed != "auto":
+            return min(fixed, room)
+        remaining, least = self._source.remaining(), self._pace.least
+        return next_size(wanted, remaining=remaining, workers=workers, room=room, least=least)
 
     def _feed(self) -> None:
-        while self._has_room():
+        while self._has_slot():
             chunk = self._again.popleft() if self._again else self._gather()
             if chunk is None:
                 return
@@ -156,8 +155,10 @@ class Engine:
     def _gather(self) -> Chunk | None:
         if self._source.exhausted:
             return None
-        idle = len(self._tasks) < self._executor.workers
-        objects = self._source.gather(self._next_size(), idle=idle)
+        size = self._next_size()
+        if not size:
+            return None
+        objects = self._source.gather(size, idle=len(self._tasks) < self._executor.workers)
         if objects is None:
             return None
         chunk = Chunk(self._fed, objects)
@@ -199,15 +200,19 @@ class Engine:
         reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
         end = reply.offset + len(reply.values)
         chunk.answered = end
-        chunk.seconds += sum(reply.seconds)
+        chunk.seconds += reply.spent.worked
         if event.final:
             del self._tasks[event.task]
             self._learn(chunk)
-        self._end(answered(chunk, reply, self._settle))
+        if reply.values:
+            self._end(answered(chunk, reply, self._settle))
 
     def _learn(self, chunk: Chunk) -> None:
-        self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
-        self._brisk = chunk.seconds < BRISK and not self._executor.inline
+        if self._options.chunksize == "auto":
+            self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
+        self._depth = 4 if chunk.seconds < BRISKEST else 2 if chunk.seconds < BRISK else 1
+        if self._executor.inline:
+            self._depth = 1
 
     def _died(self, event: Died) -> None:
         for task in event.queued:
@@ -247,7 +252,8 @@ class Engine:
     def _end(self, batch: Batch) -> None:
         self._aside.append(batch)
         self._ended += len(batch.values)
-        self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+        if batch.notable:
+            self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
         if self.stopped is None and self._too_many():
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
 

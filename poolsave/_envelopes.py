@@ -15,8 +15,10 @@ from ._sqlstates import sqlstate_of
 from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
 __all__ = [
+    "PLAIN",
     "ErrorRecord",
     "dumps",
+    "dumps_plain",
     "format_traceback",
     "join",
     "pack_error",
@@ -28,8 +30,8 @@ __all__ = [
     "unseal",
 ]
 
-PLAIN = frozenset({int, str, bytes, float, bool, complex, bytearray, type(None)})
-"""Types whose values can always be pickled and unpickled, so that nothing has to be tried."""
+PLAIN = frozenset({int, str, bytes, float, bool, complex, type(None)})
+"""Types whose values can always be pickled and unpickled, so that nothing has to be tried, and never change."""
 
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
@@ -107,6 +109,31 @@ class _Present(pickle.Pickler):
         return NotImplemented
 
 
+class _NotPlain(Exception):  # no error, but a way out of the pickler
+    pass
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, _obj: Any) -> Any:
+        """Called for everything but the plain data that pickle knows by itself: numbers, strings, lists, dicts."""
+        raise _NotPlain
+
+
+def dumps_plain(data: Any) -> bytes | None:
+    """Pickle plain data, which can always be restored, in one go; None if there is anything else in it.
+
+    Nothing is remembered on the way: what occurs twice is restored as two, as if each object were pickled by itself.
+    """
+    buffer = io.BytesIO()
+    pickler = _PlainPickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.fast = True
+    try:
+        pickler.dump(data)
+    except (_NotPlain, ValueError, RecursionError):  # the latter two for what contains itself, or is very deep
+        return None
+    return buffer.getvalue()
+
+
 def seal_surely(value: Any) -> Any:
     """Like `seal`, and also try that the value can be restored."""
     if type(value) in PLAIN:
@@ -132,6 +159,9 @@ def unseal(value: Any) -> Any:
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
+    plain = dumps_plain((objects, {}))
+    if plain is not None:
+        return plain, {}
     errors: dict[int, BaseException] = {}
     column: list[Any] = []
     for offset, item in enumerate(objects):

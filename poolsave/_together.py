@@ -76,7 +76,9 @@ def commit_together(
     saved = [place for place, end in enumerate(ends) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)
+    began = time.perf_counter()
     failed = commit(entered.blocks)
+    committing = time.perf_counter() - began
     if failed is not None and failed.status is Status.FAILED:
         return Undone(halve=False)
     for place in saved:
@@ -85,6 +87,8 @@ def commit_together(
             continue
         marks.put(first + place, COMMITTED)
         ends[place] = _called_back(ends[place], callbacks[place])
+    if ends:
+        ends[0] = ends[0]._replace(attempt=ends[0].attempt._replace(committing=committing))
     return ends
 
 

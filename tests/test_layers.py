@@ -22,6 +22,7 @@ LAYERS = [
     {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers", "_defaults"},
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
+    {"_straight"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_jobs", "_querysets"},
     {"_engine", "_results", "_preparation"},

@@ -6,7 +6,7 @@ submitted must come back in events: its replies in order with `final=True` on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..errors import WorkerDied
@@ -83,6 +83,11 @@ class Marks(Protocol):
 
     def put(self, offset: int, mark: int) -> None:
         """Note the state of one object of the current task."""
+
+    def stamps(self, size: int, *, begun: int, ended: int) -> MutableSequence[float]:
+        """Give zeros, at least as many as the current task has objects, in which the worker notes when each of them
+        ended, instead of its mark: what has a time has the mark `ended`, and the first that has none `begun`."""
+        ...
 
     def note(self, number: int) -> None:
         """Note a number that tells what became of the task, if its worker cannot."""
