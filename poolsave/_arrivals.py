@@ -29,6 +29,7 @@ class Chunk:
     answered: int = 0
     strikes: int = 0
     seconds: float = 0.0
+    timed_out: bool = False
 
     def rest(self) -> Sequence[Any]:
         """The objects that have not ended."""

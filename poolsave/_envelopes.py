@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from ._plain import PLAIN, dumps_plain
 from ._sqlstates import sqlstate_of
 from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
 __all__ = [
-    "PLAIN",
     "ErrorRecord",
     "dumps",
-    "dumps_plain",
     "format_traceback",
     "join",
     "pack_error",
@@ -29,9 +28,6 @@ __all__ = [
     "unpack_error",
     "unseal",
 ]
-
-PLAIN = frozenset({int, str, bytes, float, bool, complex, type(None)})
-"""Types whose values can always be pickled and unpickled, so that nothing has to be tried, and never change."""
 
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
@@ -107,31 +103,6 @@ class _Present(pickle.Pickler):
                 "queryset itself, or send primary keys"
             )
         return NotImplemented
-
-
-class _NotPlain(Exception):  # no error, but a way out of the pickler
-    pass
-
-
-class _PlainPickler(pickle.Pickler):
-    def reducer_override(self, _obj: Any) -> Any:
-        """Called for everything but the plain data that pickle knows by itself: numbers, strings, lists, dicts."""
-        raise _NotPlain
-
-
-def dumps_plain(data: Any) -> bytes | None:
-    """Pickle plain data, which can always be restored, in one go; None if there is anything else in it.
-
-    Nothing is remembered on the way: what occurs twice is restored as two, as if each object were pickled by itself.
-    """
-    buffer = io.BytesIO()
-    pickler = _PlainPickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.fast = True
-    try:
-        pickler.dump(data)
-    except (_NotPlain, ValueError, RecursionError):  # the latter two for what contains itself, or is very deep
-        return None
-    return buffer.getvalue()
 
 
 def seal_surely(value: Any) -> Any:

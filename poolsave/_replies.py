@@ -8,7 +8,8 @@ from array import array
 from typing import Any, NamedTuple
 
 from ._batches import Laps
-from ._envelopes import ErrorRecord, dumps_plain, format_traceback, join, pack_error, split, unpack_error, unseal
+from ._envelopes import ErrorRecord, format_traceback, join, pack_error, split, unpack_error, unseal
+from ._plain import dumps_plain
 from ._transactions import Attempt
 from .outcomes import Status
 
@@ -41,6 +42,8 @@ class Spent(NamedTuple):
     """On the objects of this reply, commits included."""
     committed: float
     """Of these, in commits."""
+    timed_out: bool = False
+    """The server ended something that took too long, so that the chunk was run in halves."""
 
 
 class Reply(NamedTuple):
@@ -87,7 +90,7 @@ class Collector:
         """`waited`: the worker's seconds without work before this chunk."""
         self._worker = worker
         self._waited = waited
-        self._crosses = crosses
+        self.crosses = crosses
         self._offset = 0
         self._since = time.perf_counter()
         self._begin()
@@ -97,6 +100,7 @@ class Collector:
         self._seconds: array[float] = array("d")
         self._troubles: dict[int, Trouble] = {}
         self._committed = 0.0
+        self.timed_out = False
 
     def add(self, attempt: Attempt, attempts: int, seconds: float) -> None:
         """Take the next object's end."""
@@ -111,7 +115,7 @@ class Collector:
         if error is None:
             return Trouble(attempt.status, None, None, attempts)
         text = format_traceback(error)
-        told = pack_error(error) if self._crosses else error
+        told = pack_error(error) if self.crosses else error
         return Trouble(attempt.status, told, text, attempts, note=attempt.note)
 
     def add_brisk(self, values: list[Any], ends: array[float], failure: BaseException | None) -> Any:
@@ -133,11 +137,11 @@ class Collector:
     def _reply(
         self, values: list[Any], seconds: array[float] | Laps, troubles: dict[int, Trouble], *, now: float
     ) -> Any:
-        spent = Spent(self._waited, now - self._since, self._committed)
+        spent = Spent(self._waited, now - self._since, self._committed, self.timed_out)
         reply = Reply(self._offset, values, seconds, troubles, self._worker, spent)
         self._offset += len(values)
         self._waited, self._since = 0.0, now
-        return reply.to_bytes() if self._crosses else reply
+        return reply.to_bytes() if self.crosses else reply
 
 
 def packed_seconds(seconds: array[float] | Laps) -> tuple[float | None, bytes]:
@@ -151,4 +155,3 @@ def unpacked_seconds(began: float | None, times: bytes) -> array[float] | Laps:
     """Undo `packed_seconds`."""
     column = array("d", times)
     return column if began is None else Laps(began, column)
-

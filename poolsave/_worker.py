@@ -19,7 +19,7 @@ from ._envelopes import join, seal_surely, unseal
 from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
-from ._straight import run_straight
+from ._straight import StraightRun
 from ._together import End, Undone, commit_together
 from ._transactions import Attempt, commit_alone, leave_to_function
 from .errors import RowGone
@@ -95,7 +95,7 @@ class WorkerSession:
             self._run_guarded(objects, marks, reply, collector)
         else:
             call = self._call_with_unsealed if sealed else self._function
-            begun = run_straight(call, objects, marks, collector, reply, crosses=self._job.crosses)
+            begun = StraightRun(call, marks, collector, reply).run(objects)
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
         self._at_chunk_edge()
@@ -111,6 +111,7 @@ class WorkerSession:
     ) -> None:
         if self._rows is not None:
             objects = [unseal(key) for key in objects]
+        self._collector = collector
         run = self._together if self._job.transaction == "chunk" else self._one_by_one
         for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
             if end.attempt.error is None:
@@ -163,6 +164,7 @@ class WorkerSession:
         if not isinstance(ends, Undone):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:
+            self._collector.timed_out = True
             middle = len(objects) // 2
             yield from self._together(objects[:middle], first, marks, tries + 1)
             yield from self._together(objects[middle:], first + middle, marks, tries + 1)

@@ -79,16 +79,12 @@ class Outbox:
 
     def post(self, message: bytes) -> None:
         """Take a message and write as much of everything as possible."""
-        self.hold(message)
-        self.flush()
-
-    def hold(self, message: bytes) -> None:
-        """Take a message, to be written with the next one or by `flush`."""
         header = HEADER.pack(len(message))
         if len(message) <= 4096:
             self._unsent.append(memoryview(header + message))
         else:
             self._unsent += (memoryview(header), memoryview(message))
+        self.flush()
 
     def flush(self) -> None:
         """Write as much as the pipe takes now. A worker that is gone is noticed elsewhere, by its end."""
@@ -99,7 +95,6 @@ class Outbox:
             return
         except BrokenPipeError:
             self._unsent.clear()
-
 
     def _drop(self, written: int) -> None:
         while self._unsent and written >= len(self._unsent[0]):

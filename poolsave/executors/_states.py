@@ -1,8 +1,8 @@
 """A small block of memory that a worker shares with its parent, where the worker's death cannot take it.
 
 It holds the number of the task that the worker has begun, when it began its present object, a number that the worker
-noted, and for each object of that task one byte, or where objects are brisk the time at which it ended. Only the worker writes these; only the parent writes the byte that says
-that no further object is to be begun.
+noted, and for each object of that task one byte, or where objects are brisk the time at which it ended. Only the
+worker writes these; only the parent writes the byte that says that no further object is to be begun.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StateBlock:
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
         self._stamps_at = MARKS + (len(memory) - MARKS) // 9 // 8 * 8
-        self._stamps: memoryview | None = None
+        self._stamps: memoryview[float] | None = None
 
     @classmethod
     def create(cls, longest: int) -> tuple[StateBlock, str]:
@@ -69,7 +69,7 @@ class StateBlock:
         """Note the state of an object."""
         self._memory[MARKS + offset] = mark
 
-    def stamps(self, size: int, *, begun: int, ended: int) -> memoryview:
+    def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float]:
         """Give room for the times at which the objects of this task end, which stand for their marks."""
         if self._stamps is None:
             self._stamps = memoryview(self._memory)[self._stamps_at :].cast("d")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 
 from .protocol import Broken, Event, Job, Replied, Session, Task
 
@@ -80,7 +80,7 @@ class Flag:
     def put(self, offset: int, mark: int) -> None:
         """Nobody needs to look: an object that is started here ends here."""
 
-    def stamps(self, size: int, *, begun: int, ended: int) -> MutableSequence[float]:
+    def stamps(self, size: int, *, begun: int, ended: int) -> array[float]:
         """Give room for the times."""
         return array("d", bytes(8 * size))
 
