@@ -4,6 +4,7 @@ All that fork close the connections first, or their workers would talk on each o
 since whoever uses them must do it. Workers are as many as this process has CPUs unless a measurement says otherwise.
 """
 
+import collections
 import concurrent.futures
 import itertools
 import multiprocessing
@@ -74,6 +75,17 @@ def pool_map(function, objects, *, workers, chunksize=None):
         pool.map(function, objects, chunksize=chunksize)
 
 
+def process_pool_drained(function, objects, *, workers, chunksize):
+    """As above, with results that are not kept."""
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=FORK) as executor:
+        collections.deque(executor.map(function, objects, chunksize=chunksize), maxlen=0)
+
+
+def pool_imap_drained(function, objects, *, workers, chunksize):
+    with FORK.Pool(workers) as pool:
+        collections.deque(pool.imap_unordered(function, objects, chunksize=chunksize), maxlen=0)
+
+
 def joblib_parallel(function, objects, *, workers, chunksize="auto", backend="loky"):
     """loky's processes are fresh ones that import Django; those of `multiprocessing` are forked."""
     joblib = installed("joblib")
@@ -116,11 +128,14 @@ class InOneTransaction:
 
 
 def with_poolsave(function, objects, **options):
+    operation(function, **options).map(objects).raise_if_failed()
+
+
+def operation(function, **options):
     try:
-        operation = pooled_operation(progress=False, **options)(function)
+        return pooled_operation(progress=False, **options)(function)
     except InvalidOption:
         raise NotAvailable("not available yet") from None
-    operation.map(objects).raise_if_failed()
 
 
 def start_afresh():

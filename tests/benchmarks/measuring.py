@@ -36,6 +36,8 @@ class Cell:
     setting: str = ""
     database: str = "postgres"
     before: Callable[[], object] = no_preparation
+    warm_up: Callable[[], object] | None = None
+    """Run once in the same process, before the clock."""
     check: Callable[[], object] = no_preparation
     """Says, by an exception, that the contender did not do all of its work."""
     scale: float = 1
@@ -111,6 +113,8 @@ def _check(cell):
 
 def _run(cell):
     databases.choose(cell.database)
+    if cell.warm_up:
+        cell.warm_up()
     gc.collect()
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()

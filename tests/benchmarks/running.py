@@ -1,12 +1,12 @@
 """A whole run: parts one after the other, and what was found as plain data."""
 
-import datetime
+import datetime as dt
 import os
 import platform
 
 import django
 
-from tests.benchmarks import databases, measuring, parts, workloads
+from tests.benchmarks import catalogue, databases, measuring, parts, workloads
 
 
 def run(arguments):
@@ -14,12 +14,12 @@ def run(arguments):
     for kind in ("sqlite", "postgres"):
         cell = measuring.Cell(contender="nobody", run=None, database=kind, before=databases.make_tables)
         measuring.must(measuring.prepare, cell)
-    measuring.load_what_they_need(parts.tried_first())
-    chosen = [name for name in arguments.only.split(",") if name] or list(parts.PARTS)
+    measuring.load_what_they_need(catalogue.tried_first())
+    chosen = [name for name in arguments.only.split(",") if name] or list(catalogue.PARTS)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     return {
         "measured_on": measured_on(rounds),
-        "parts": [measured(parts.PARTS[name](arguments.quick), rounds) for name in chosen],
+        "parts": [measured(catalogue.PARTS[name](arguments.quick), rounds) for name in chosen],
     }
 
 
@@ -27,14 +27,14 @@ def measured(part, rounds):
     print(part.title, flush=True)
     rounds = min(rounds, part.rounds or rounds)
     measuring.alternate(part.cells, rounds)
-    about = {name: getattr(part, name) for name in ("key", "title", "about", "unit", "per", "baseline")}
+    about = {name: getattr(part, name) for name in ("key", "title", "about", "unit", "per", "baseline", "figure", "by_case")}
     return {**about, "rounds": rounds, "cells": [cell.figures() for cell in part.cells]}
 
 
 def measured_on(rounds):
     versions = measuring.must(lambda _cell: databases.versions(), measuring.Cell(contender="nobody", run=None))
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "CPUs": f"{parts.CPUS} x {cpu_model()}",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release()}",

@@ -13,7 +13,7 @@ django.setup()
 from django.contrib.auth.models import Group, User  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 
-from tests.benchmarks.models import Note, Profile  # noqa: E402
+from tests.benchmarks.models import Note, Product, Profile  # noqa: E402
 
 GROUP = 1
 """The primary key of the one group."""
@@ -126,3 +126,20 @@ def create_user_or_die(number_and_mark):
 
 def make_group():
     Group.objects.update_or_create(pk=GROUP, defaults={"name": "customers"})
+
+
+def products(count):
+    """The first rows of the table, as a loop reads them: with a cursor, and not all at once."""
+    return Product.objects.filter(pk__lte=count).order_by("pk")
+
+
+def raise_prices_of(pks):
+    """One chunk of what somebody may write by hand to go over a table: in one transaction, and fetched by keys."""
+    with transaction.atomic():
+        for product in Product.objects.filter(pk__range=pks):
+            raise_price(product)
+
+
+def one_by_one(count):
+    """A generator, whose length nobody can know before its end."""
+    yield from range(count)
