@@ -1,13 +1,11 @@
 """The databases of a run: made at its start, emptied outside the clock, gone at its end."""
 
-import atexit
 import os
 import shutil
 import tempfile
 from contextlib import closing, contextmanager
 
 from tests import postgres
-from tests.benchmarks import settings
 
 TABLES = ["auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"]
 
@@ -16,28 +14,35 @@ def choose(kind):
     """Let the alias `default` be that database, in this process and in all that come of it."""
     from django.db import connections
 
+    from tests.benchmarks import settings
+
     connections.close_all()
-    os.environ[settings.CHOSEN_VARIABLE] = kind
+    os.environ["POOLSAVE_BENCHMARKS_DATABASE"] = kind
     connections.settings["default"] = connections.configure_settings({"default": {**settings.KINDS[kind]}})["default"]
     if hasattr(connections._connections, "default"):
         del connections["default"]
 
 
-def own_folder():
-    """For the SQLite file; named in the environment before Django's settings are read."""
-    folder = tempfile.mkdtemp(prefix="poolsave-benchmarks-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 @contextmanager
-def own_postgres_database(name):
-    """A database that is there for this run only, so that nothing of anybody else's is touched."""
+def own_databases():
+    """Databases that are there for this run only, so that nothing of anybody else's is touched.
+
+    The environment says where they are, to the settings of this process, which must not have been read before, and to
+    those of processes that are started afresh.
+    """
+    folder, name = tempfile.mkdtemp(prefix="poolsave-benchmarks-"), f"benchmarks_{os.getpid()}"
+    os.environ |= {
+        "DJANGO_SETTINGS_MODULE": "tests.benchmarks.settings",
+        "POOLSAVE_BENCHMARKS_FOLDER": folder,
+        "POOLSAVE_BENCHMARKS_NAME": name,
+    }
+    postgres.url_for_this_run()
     _on_server(f"CREATE DATABASE {name}")
     try:
         yield
     finally:
         _on_server(f"DROP DATABASE {name} WITH (FORCE)")
+        shutil.rmtree(folder)
 
 
 def _on_server(sql):

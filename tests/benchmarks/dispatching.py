@@ -81,8 +81,8 @@ def start_up(quick):
     return Part(
         key="start_up",
         title="Starting and stopping",
-        about="Four workers are started, answer eight trivial queries on PostgreSQL, and are stopped. The first pool by "
-        "forkserver is left out, since it starts the server, which imports Django once per process.",
+        about="Four workers are started, answer eight trivial queries on PostgreSQL, and are stopped. The first "
+        "pool by forkserver is left out, since it starts the server, which imports Django once per process.",
         cells=cells,
         baseline="poolsave process, fork",
     )

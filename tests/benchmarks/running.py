@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import platform
+import sys
 
 import django
 
@@ -10,12 +11,14 @@ from tests.benchmarks import catalogue, databases, measuring, parts, workloads
 
 
 def run(arguments):
+    chosen = [name for name in arguments.only.split(",") if name] or list(catalogue.PARTS)
+    if unknown := set(chosen) - set(catalogue.PARTS):
+        sys.exit(f"there is no part {min(unknown)!r}, only {', '.join(catalogue.PARTS)}")
     workloads.calibrate()
     for kind in ("sqlite", "postgres"):
         cell = measuring.Cell(contender="nobody", run=None, database=kind, before=databases.make_tables)
         measuring.must(measuring.prepare, cell)
     measuring.load_what_they_need(catalogue.tried_first())
-    chosen = [name for name in arguments.only.split(",") if name] or list(catalogue.PARTS)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     return {
         "measured_on": measured_on(rounds),
@@ -27,7 +30,9 @@ def measured(part, rounds):
     print(part.title, flush=True)
     rounds = min(rounds, part.rounds or rounds)
     measuring.alternate(part.cells, rounds)
-    about = {name: getattr(part, name) for name in ("key", "title", "about", "unit", "per", "baseline", "figure", "by_case")}
+    about = {
+        name: getattr(part, name) for name in ("key", "title", "about", "unit", "per", "baseline", "figure", "by_case")
+    }
     return {**about, "rounds": rounds, "cells": [cell.figures() for cell in part.cells]}
 
 

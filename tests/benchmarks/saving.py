@@ -106,28 +106,28 @@ def waiting(quick):
 def table(quick):
     """The slow ones do a part of the table, and their seconds are scaled, or a round would take minutes."""
     count = 600 if quick else 200_000
-    tenth = count // 10
+    share = count // 20
     full = {"before": partial(fill, count), "check": expect(count, "benchmarks_product", "price = 1")}
-    some = {"before": partial(fill, count), "check": expect(tenth, "benchmarks_product", "price = 1"), "scale": 10}
-    by_hand = partial(save_ranges, tenth)
+    some = {"before": partial(fill, count), "check": expect(share, "benchmarks_product", "price = 1"), "scale": 20}
+    by_hand = partial(save_ranges, share)
     cells = [
-        Cell(contender="plain loop", setting="over 1/10", run=partial(loop_over_rows, tenth), **some),
-        Cell(contender="hand-written best", setting="over 1/10, ranges of 100", run=by_hand, **some),
+        Cell(contender="plain loop", setting="over 1/20", run=partial(loop_over_rows, share), **some),
+        Cell(contender="hand-written best", setting="over 1/20, ranges of 100", run=by_hand, **some),
     ]
     for options, rows, common in [
-        ({"transaction": "object"}, tenth, some),
+        ({"transaction": "object"}, share, some),
         ({"transaction": "chunk"}, count, full),
-        ({"executor": "auto", "transaction": "chunk"}, count, full),
+        ({"executor": "auto", "transaction": "chunk"}, share, some),
     ]:
-        shown = f"transaction={options['transaction']}" + (", over 1/10" if rows < count else "")
+        shown = f"transaction={options['transaction']}" + (", over 1/20" if rows < count else "")
         run = partial(map_rows, rows, workers=CPUS, keep="failures", **options)
         name = f"poolsave {options.get('executor', 'process')}"
         cells += [Cell(contender=name, setting=shown, run=run, **common)]
     return Part(
         key="table",
         title=f"A table of {count:,} rows",
-        about="Every row of a queryset is changed and saved, on PostgreSQL, with `keep=\"failures\"`. What is said to go "
-        "over 1/10 was measured over that part of the rows, and its seconds are multiplied by ten.",
+        about='Every row of a queryset is changed and saved, on PostgreSQL, with `keep="failures"`. What is said to go '
+        "over 1/20 was measured over that part of the rows, and its seconds are multiplied by twenty.",
         cells=cells,
         rounds=2,
     )
@@ -144,7 +144,7 @@ def loop_over_rows(count):
 
 
 def save_ranges(count):
-    ranges = [(first, first + 99) for first in range(1, count, 100)]
+    ranges = [(first, min(first + 99, count)) for first in range(1, count + 1, 100)]
     contenders.pool_imap_unordered(workloads.raise_prices_of, ranges, workers=CPUS)
 
 
@@ -171,8 +171,8 @@ def recovery(quick):
     return Part(
         key="recovery",
         title=f"Workers that die ({count:,} objects)",
-        about="Users as above on PostgreSQL; some objects kill the worker that they are in by SIGKILL. What failed with "
-        "it is fed again, which is in the clock, and then all users are there.",
+        about="Users as above on PostgreSQL; some objects kill the worker that they are in by SIGKILL. What "
+        "failed with it is fed again, which is in the clock, and then all users are there.",
         cells=cells,
         by_case=True,
         baseline="poolsave process, nobody dies",

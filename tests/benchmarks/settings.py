@@ -1,16 +1,10 @@
-"""Django for the benchmarks: one database, PostgreSQL or a SQLite file, which the environment names."""
+"""Django for the benchmarks: one database, PostgreSQL or a SQLite file, as databases.py has told the environment."""
 
 import os
-import tempfile
 
 from tests import postgres
 
-FOLDER_VARIABLE = "POOLSAVE_BENCHMARKS_FOLDER"
-NAME_VARIABLE = "POOLSAVE_BENCHMARKS_NAME"
-CHOSEN_VARIABLE = "POOLSAVE_BENCHMARKS_DATABASE"
-"""Variables of the environment, so that processes that are started afresh find the same database."""
-
-FOLDER = os.environ.setdefault(FOLDER_VARIABLE, tempfile.gettempdir())
+FOLDER = os.environ["POOLSAVE_BENCHMARKS_FOLDER"]
 POSTGRES = postgres.settings_from_url(postgres.url_for_this_run())
 KINDS = {
     "sqlite": {
@@ -18,12 +12,12 @@ KINDS = {
         "NAME": f"{FOLDER}/benchmarks.sqlite3",
         "OPTIONS": {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
     },
-    "postgres": {**POSTGRES, "NAME": os.environ.get(NAME_VARIABLE, POSTGRES["NAME"])},
+    "postgres": {**POSTGRES, "NAME": os.environ["POOLSAVE_BENCHMARKS_NAME"]},
 }
 
 SECRET_KEY = "only for benchmarks"
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests.benchmarks"]
-DATABASES = {"default": KINDS[os.environ.get(CHOSEN_VARIABLE, "postgres")]}
+DATABASES = {"default": KINDS[os.environ.get("POOLSAVE_BENCHMARKS_DATABASE", "postgres")]}
 MIGRATION_MODULES = {"auth": None, "contenttypes": None}  # tables are made at once, as models have them
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
