@@ -25,13 +25,15 @@ def tried_first():
     """Every contender over a few objects, for what it imports."""
     objects, function, pool = range(4), workloads.ask_the_database, {"workers": 2}
     runs = [
-        contenders.thread_pool, contenders.process_pool_map, contenders.pool_imap_unordered, contenders.joblib_parallel,
-        contenders.mpire_map, contenders.pebble_map,
-    ]  # fmt: skip
-    for database in ("sqlite", "postgres"):
-        yield peer("article", contenders.article, function, objects, database=database)
-        yield peer("joblib", contenders.joblib_parallel, function, objects, {**pool, "backend": "multiprocessing"})
-        yield from (peer(run.__name__, run, function, objects, pool, database=database) for run in runs)
-        for executor in saving.OURS:
-            yield ours(function, objects, {"workers": 2, "executor": executor}, database=database)
-        yield ours(function, objects, {"workers": 2, "transaction": "chunk"}, database=database)
+        contenders.thread_pool,
+        contenders.process_pool_map,
+        contenders.pool_imap_unordered,
+        contenders.joblib_parallel,
+        contenders.mpire_map,
+        contenders.pebble_map,
+    ]
+    yield peer("article", contenders.article, function, objects)
+    yield from (peer(run.__name__, run, function, objects, pool) for run in runs)
+    for executor, transaction in [("process", "chunk"), ("thread", "object"), ("serial", "object"), ("auto", "object")]:
+        yield ours(function, objects, {"workers": 2, "executor": executor, "transaction": transaction})
+    yield ours(function, objects, {"workers": 2, "executor": "process", "transaction": "object"}, database="sqlite")
