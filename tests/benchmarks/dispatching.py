@@ -112,7 +112,7 @@ def memory(quick):
         figure="grown",
         by_case=True,
         baseline="Pool.imap_unordered",
-        rounds=3,
+        rounds=1,
     )
 
 

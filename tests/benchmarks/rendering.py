@@ -134,9 +134,10 @@ def block(found):
     parts = {part["key"]: part for part in found["parts"]}
     rows = [[job, *_line(parts[key])] for key, job in JOBS.items() if key in parts]
     head = ["seconds (times as fast as the loop)", "loop", "article", "ProcessPoolExecutor", "poolsave", "with"]
+    rounds = f"{measured['rounds']} rounds" if measured["rounds"] != 1 else "1 round"
     return (
         f"![Seconds of poolsave and of others](docs/benchmarks.png)\n\n{_markdown(head, rows, left=1)}\n\n"
-        f"Medians, on {where}. `docs/benchmarks.md` has all contenders and how they were measured, and\n"
+        f"Medians of {rounds}, on {where}. `docs/benchmarks.md` has all contenders and how they were measured, and\n"
         "`python -m pip install -e '.[test,bench]' && python -m tests.benchmarks` measures them on your machine."
     )
 
