@@ -9,7 +9,7 @@ from tests.benchmarks.parts import CPUS, Part, expect, ours, peer
 
 OURS = {
     "process": ("object", "chunk", None),
-    "thread": ("object", "chunk"),  # without any it does what the two loops above and ThreadPoolExecutor do
+    "thread": ("object", "chunk"),  # without any they do what ThreadPoolExecutor and the loop do
     "serial": ("object", "chunk"),
     "auto": ("object", "chunk", None),
 }
