@@ -60,8 +60,8 @@ def memory_of_a_table(part):
 
 def dead(case):
     def ratio(part):
-        clean, killed = [middle(part, cell) for cell in part["cells"] if cell["case"] == case and cell["values"]]
-        return killed / clean
+        clean, killed = [cell for cell in part["cells"] if cell["case"] == case]
+        return over(middle(part, killed), middle(part, clean)) if clean["values"] and killed["values"] else None
 
     return ratio
 
@@ -73,7 +73,7 @@ def slower_than_the_best(part):
         others = [
             middle(part, cell) for cell in part["cells"] if cell["case"] == case and "auto" not in cell["contender"]
         ]
-        found.append(over(best(part, "poolsave auto", case=case), min(others)))
+        found.append(over(best(part, "poolsave auto", case=case), min(others, default=None)))
     return max(found) if None not in found else None
 
 
