@@ -169,9 +169,12 @@ class Engine:
             self._submit(chunk, chunk.objects)
             return
         payload, errors = pack_objects(chunk.objects)
-        if not errors:
+        if errors:
+            self._cannot_send(chunk, errors)
+        else:
             self._submit(chunk, payload)
-            return
+
+    def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
         for part in around(chunk, errors):
             self._again.appendleft(part)
         for offset, error in errors.items():

@@ -47,7 +47,8 @@ def prepare(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
     """
     executor = executor_for(options)
-    surroundings = Surroundings.capture()
+    # Whoever stays in the caller's thread finds everything as it is there.
+    surroundings = None if executor.inline else Surroundings.capture()
     for refuse in refusals(work, executor, options, surroundings):
         refuse()
     return executor, describe(work, executor, options, surroundings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from ._batches import Batch
 from ._exports import write_csv, write_json
 from ._sqlstates import sqlstate_of
+from ._trials import Trial
 from .errors import OperationsFailed, RemoteError, text_of
 from .outcomes import Outcome, Status
 
@@ -41,6 +43,13 @@ class Report(Generic[R]):
         self._ended: float | None = None
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
+        self.tried: tuple[Trial, ...] = ()
+        """With `executor="auto"`: what the run was worked off by, one after the other, and what was found."""
+
+    @property
+    def chosen(self) -> str | None:
+        """With `executor="auto"`: the executor that the run ended with, "serial" or "process"; else None."""
+        return self.tried[-1].executor if self.tried else None
 
     def _add(self, batch: Batch) -> None:
         for outcome in batch.notable.values():
@@ -176,7 +185,10 @@ class Report(Generic[R]):
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
         counts = {str(status): count for status, count in self._counts.items()}
-        summary = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
+        summary: dict[str, Any] = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
+        if self.tried:
+            summary["chosen"] = self.chosen
+            summary["tried"] = [{**asdict(trial), "rate": trial.rate} for trial in self.tried]
         write_json(path, summary, self)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
@@ -211,6 +223,8 @@ class Report(Generic[R]):
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
+        if self.tried:
+            lines.append(f"  auto: {', then '.join(map(str, self.tried))}: {self.tried[-1].verdict}")
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         return "\n".join(lines)
