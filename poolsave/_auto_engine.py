@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from typing import Any
 
 from ._arrivals import Chunk
 from ._batches import Batch
 from ._choosing import cannot_cross, expected_start_method, make_pool, obstacle
 from ._engine import Engine
-from ._pilot import ENOUGH, FIRST_START, Ride, look_after_start, look_before_start
 from ._jobs import WorkerJob
+from ._pilot import ENOUGH, FIRST_START, Ride, look_after_start, look_before_start
 from ._preparation import Work
 from ._slices import Slices, TimedSerial
 from ._sources import Source
@@ -95,12 +94,12 @@ class AutoEngine(Engine):
                 self._look_at_pool(*self._since)
 
     def _look_at_home(self) -> None:
-        if not self._slices.fresh:
+        if not self._slices.fresh or self._slices.seconds < ENOUGH:
             return
         left = self._source.remaining()
-        work = self._slices.measured(self._ended if left is None else left)
-        if work.seconds < ENOUGH:
+        if left == 0:
             return
+        work = self._slices.measured(self._ended if left is None else left)
         go, self._verdict = look_before_start(work, self._ride())
         if go:
             self._go_over_to_pool()

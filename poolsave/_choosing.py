@@ -1,4 +1,4 @@
-"""What `executor="auto"` can choose from: a serial start, and a pool of processes unless something speaks against it."""
+"""What `executor="auto"` can choose from: the caller's own thread, and processes if nothing speaks against them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ TRIED = 3
 
 
 def make_pool(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
-    """A pool of processes that has not started, for what `prepare_serially` has checked before."""
-    pooled = options.using(executor="process")
-    executor = executor_for(pooled)
-    return executor, describe(work, executor, pooled, Surroundings.capture())
+    """A pool of processes that has not started, for what `begin` has checked before."""
+    executor = executor_for(options, "process")
+    return executor, describe(work, executor, options, Surroundings.capture())
 
 
 def expected_start_method(options: Options) -> str:
@@ -42,10 +41,12 @@ def expected_start_method(options: Options) -> str:
 
 def cannot_cross(sample: Batch | None) -> str | None:
     """Why objects, or what the function gave for them, cannot go to other processes and back."""
-    for place, item in enumerate(() if sample is None else sample.objects[:TRIED]):
+    if sample is None:
+        return None
+    for item, value in zip(sample.objects[:TRIED], sample.values, strict=False):
         try:
             pickle.loads(dumps(item))
-            pickle.loads(dumps(sample.values[place]))
+            pickle.loads(dumps(value))
         except Exception as error:  # whatever the user's own pickling raises
             return f"an object, or what the function gives for it, cannot be pickled: {type(error).__name__}: {error}"
     return None
@@ -79,8 +80,8 @@ def begin(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None
     if options.executor != AUTO:
         return *prepare(work, options), None
     if options.timeout is not None:
-        return *prepare(work, options.using(executor="process")), "only processes can enforce a timeout"
-    return TimedSerial(), _serial_job(work, options), None
+        return *prepare(work, options, executor_for(options, "process")), "only processes can enforce a timeout"
+    return *prepare(work, options, TimedSerial()), None
 
 
 def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None]:
@@ -90,7 +91,7 @@ def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str 
         return begin(work, options)
     why = obstacle(work, options)
     if why is None:
-        executor, job = prepare(work, options.using(executor="process"))
+        executor, job = prepare(work, options, executor_for(options, "process"))
         try:
             if not (isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"):
                 pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
@@ -98,11 +99,7 @@ def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str 
             why = str(error)
         else:
             return executor, job, "a block decides when it is entered, and nothing speaks against processes"
-    return SerialExecutor(), _serial_job(work, options), why
-
-
-def _serial_job(work: Work, options: Options) -> WorkerJob:
-    return prepare(work, options.using(executor="serial"))[1]
+    return *prepare(work, options, SerialExecutor()), why
 
 
 def untried(executor: Executor, report: Report[Any], why: str) -> Trial:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ._arrivals import Chunk, answered, around, judged
+from ._arrivals import Chunk, answered, around, judged, too_many
 from ._batches import Batch, without_run
 from ._chunks import LARGEST, Pace, next_size
 from ._envelopes import pack_objects
@@ -27,8 +27,6 @@ CHUNKS_PER_WORKER = 4
 BRISK = 0.02
 """Seconds: a worker that is done with a chunk sooner gets the next one in advance. A longer chunk must not hold up
 another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
-SHARE_FROM = 50
-"""Objects that must have ended before `max_failures` counts as a share."""
 
 
 class Engine:
@@ -251,13 +249,5 @@ class Engine:
         self._aside.append(batch)
         self._ended += len(batch.values)
         self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        if self.stopped is None and self._too_many():
+        if self.stopped is None and too_many(self._options.max_failures, self._failed, self._ended):
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
-
-    def _too_many(self) -> bool:
-        limit = self._options.max_failures
-        if limit is None or not self._failed:
-            return False
-        if isinstance(limit, int):
-            return self._failed >= limit
-        return self._ended >= SHARE_FROM and self._failed >= limit * self._ended

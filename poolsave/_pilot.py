@@ -1,4 +1,4 @@
-"""Whether a run with `executor="auto"` should go on in the caller's thread or in a pool. Pure: figures in, a decision out.
+"""Whether a run with `executor="auto"` goes on in the caller's thread or in a pool. Pure: figures in, decisions out.
 
 The run starts serially, so that few objects cost what a loop costs. It is worth a pool when what is left, sped up by as
 much as may well be expected, saves more than it costs to start one. What cannot be known before is tried, and given up.
@@ -78,25 +78,30 @@ def bound_on_speedup(work: Measured, ride: Ride) -> float:
 def look_before_start(work: Measured, ride: Ride) -> tuple[bool, str]:
     """Say whether to go over to a pool now, and why."""
     rest = work.left * work.per_object
-    told = f"{work.left} objects left at {_time(work.per_object)} each"
     if work.evidence < ENOUGH and (work.slices != 1 or ride.start > RISK * work.seconds):
-        return False, f"{told}: too little to be worth a pool"
-    if bound_on_speedup(work, ride) <= WORTH_IT and not work.locked:
-        return False, f"{told} compute for {work.computing:.0%} of it, and there is one CPU"
+        return False, "too little has run to say anything"
+    if work.locked < LOCKED and bound_on_speedup(work, ride) <= WORTH_IT:
+        return False, f"each object computes for {work.computing:.0%} of its time, and there is one CPU"
     if ride.given_up or work.locked >= LOCKED:
-        return _on_trial(rest, told, work, ride)
+        return _on_trial(rest, work, ride)
     if rest - _in_pool(work, ride) <= ride.start:
-        return False, f"{told} are not worth {ride.start:.2g} s to start a pool"
-    return True, f"{told} are worth a pool of {ride.workers} workers"
+        return (
+            False,
+            f"at {_time(work.per_object)} each, what was left was not worth {_time(ride.start)} to start a pool",
+        )
+    return True, f"{work.left} objects left at {_time(work.per_object)} each are worth a pool"
 
 
-def _on_trial(rest: float, told: str, work: Measured, ride: Ride) -> tuple[bool, str]:
+def _on_trial(rest: float, work: Measured, ride: Ride) -> tuple[bool, str]:
     """It is not to be expected that a pool is faster; a trial that costs little beside what is left may tell."""
-    why = "a pool was no faster" if ride.given_up else f"{work.locked:.0%} of it inside SQLite's one write lock"
+    if ride.given_up:
+        why = "a pool was no faster than the caller alone"
+    else:
+        why = f"{work.locked:.0%} of each object's time goes by inside SQLite's one write lock"
     waited = not ride.given_up or ride.since >= PAUSE * 2 ** (ride.given_up - 1)
     if waited and ride.start + LONGEST < RISK * rest:
-        return True, f"{told}, {why}: enough for another trial of a pool"
-    return False, f"{told}, {why}"
+        return True, f"{why}, but so much is left that a trial of a pool costs little"
+    return False, why
 
 
 def _in_pool(work: Measured, ride: Ride) -> float:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from ._auto_engine import AutoEngine
 from ._batches import Batch
 from ._carry import Carried
-from ._choosing import begin
+from ._choosing import begin, untried
 from ._engine import Engine
 from ._interrupts import Interrupts
 from ._jobs import call_spread
@@ -57,7 +57,7 @@ class Run:
             self._engine: Engine = AutoEngine(work, executor, job, options, self._source)
         else:
             self._engine = Engine(executor, job, options, self._source)
-        self._interrupts = Interrupts(lambda: self._executor.wake(), at_once=self._in_users_code)
+        self._interrupts = Interrupts(self._wake, at_once=self._in_users_code)
         self._abandoned = False
         self.report: Report[Any] = Report(keep=options.keep, queryset=queryset)
 
@@ -65,6 +65,9 @@ class Run:
     def _executor(self) -> Executor:
         # Not kept here: an AutoEngine changes it.
         return self._engine._executor
+
+    def _wake(self) -> None:
+        self._executor.wake()
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the

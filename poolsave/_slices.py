@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ._batches import Batch
 from ._lock_share import LockClock
@@ -51,7 +51,8 @@ class Slices:
 
     def __init__(self) -> None:
         self._all = 0
-        self._seconds = 0.0
+        self.seconds = 0.0
+        """How long all of them took."""
         self._took = 0.0
         self._recent: deque[Slice] = deque(maxlen=REMEMBERED)
         self._locks = LockClock()
@@ -70,7 +71,7 @@ class Slices:
             self._recent.clear()
         self._recent.append(Slice(objects, self._took, executor.ran, executor.computed))
         self._all += 1
-        self._seconds += self._took
+        self.seconds += self._took
         self._took = executor.ran = executor.computed = 0.0
         self._watch_locks(executor)
         self.sample = batches[-1]
@@ -82,7 +83,7 @@ class Slices:
         executor.locks = self._locks if self._locked is None else None
 
     def _sum(self, name: str) -> float:
-        return sum(getattr(one, name) for one in self._recent)
+        return sum(float(getattr(one, name)) for one in self._recent)
 
     @property
     def per_object(self) -> float:
@@ -95,7 +96,7 @@ class Slices:
         ran = self._sum("ran")
         return Measured(
             slices=self._all,
-            seconds=self._seconds,
+            seconds=self.seconds,
             evidence=self._sum("took") if self._all > 1 else 0.0,
             per_object=ran / self._sum("objects"),
             computing=min(1.0, self._sum("computed") / ran) if ran else 1.0,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["Trial"]
+__all__ = ["Trial", "in_one_line", "summary"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,3 +29,15 @@ class Trial:
 
     def __str__(self) -> str:
         return f"{self.executor} ({self.objects} objects, {self.rate:.0f} per second)"
+
+
+def in_one_line(trials: Sequence[Trial]) -> list[str]:
+    """What `str(report)` says of them, if there are any."""
+    return [f"  auto: {', then '.join(map(str, trials))}: {trials[-1].verdict}"] if trials else []
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+    """What a file says of them, if there are any."""
+    if not trials:
+        return {}
+    return {"chosen": trials[-1].executor, "tried": [{**asdict(one), "rate": one.rate} for one in trials]}

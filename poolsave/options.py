@@ -22,7 +22,7 @@ from ._inline import overrides
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, known_names
 
-__all__ = ["AUTO", "Options", "wrong_settings"]
+__all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 
 AUTO = "auto"
 """The executor that is no executor: the run finds out by itself."""
@@ -131,6 +131,11 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Give the options as keyword arguments: `Options(**options.as_dict()) == options`."""
         return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def standing() -> tuple[Any, ...]:
+    """All that options depend on besides explicit ones, to compare with another time."""
+    return from_environment(), dict(from_settings()), overrides(), available_cpus()
 
 
 def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._batches import Batch
 from ._exports import write_csv, write_json
 from ._sqlstates import sqlstate_of
-from ._trials import Trial
+from ._trials import Trial, in_one_line, summary
 from .errors import OperationsFailed, RemoteError, text_of
 from .outcomes import Outcome, Status
 
@@ -44,11 +43,11 @@ class Report(Generic[R]):
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
         self.tried: tuple[Trial, ...] = ()
-        """With `executor="auto"`: what the run was worked off by, one after the other, and what was found."""
+        """With `executor="auto"`: what worked the run off, one after the other, and what was found."""
 
     @property
     def chosen(self) -> str | None:
-        """With `executor="auto"`: the executor that the run ended with, "serial" or "process"; else None."""
+        """The executor that a run with `executor="auto"` ended with, "serial" or "process"; else None."""
         return self.tried[-1].executor if self.tried else None
 
     def _add(self, batch: Batch) -> None:
@@ -184,12 +183,9 @@ class Report(Generic[R]):
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
-        counts = {str(status): count for status, count in self._counts.items()}
-        summary: dict[str, Any] = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
-        if self.tried:
-            summary["chosen"] = self.chosen
-            summary["tried"] = [{**asdict(trial), "rate": trial.rate} for trial in self.tried]
-        write_json(path, summary, self)
+        counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
+        ended = {"elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
+        write_json(path, {**counts, **ended}, self)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
@@ -217,14 +213,12 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        of_rows = self._queryset is not None
-        lines += [_cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
+        lines += [_cause_line(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
-        if self.tried:
-            lines.append(f"  auto: {', then '.join(map(str, self.tried))}: {self.tried[-1].verdict}")
+        lines += in_one_line(self.tried)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         return "\n".join(lines)
@@ -242,8 +236,7 @@ def _cause(error: BaseException | None) -> tuple[str, str | None]:
 
 def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
     first = outcomes[0]
-    lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
-    text = lines[0] if lines else ""
+    text = (("" if first.error is None else text_of(first.error)).strip().splitlines() or [""])[0]
     text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
     key = _key(first.item, of_rows=of_rows)
     return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}{key}: {text}"

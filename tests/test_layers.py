@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_pilot", "_trials"},
     {
         "outcomes",
         "_envelopes",
@@ -19,13 +19,26 @@ LAYERS = [
         "_estimates",
         "_mysql",
     },
-    {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers", "_defaults"},
+    {
+        "executors",
+        "_batches",
+        "_exports",
+        "_refusals",
+        "_rows",
+        "_carry",
+        "_hooks",
+        "_servers",
+        "_defaults",
+        "_lock_share",
+    },
     {"_transactions", "options", "reports"},
     {"_replies", "_settling", "_together"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_jobs", "_querysets"},
+    {"_slices"},
     {"_engine", "_results", "_preparation"},
-    {"_ordering"},
+    {"_choosing"},
+    {"_ordering", "_auto_engine"},
     {"_runs"},
     {"_driver", "_checks"},
     {"operations", "apps"},
