@@ -13,9 +13,11 @@ from .errors import TimedOut, ValueLost, WorkerDied
 from .executors import Died
 from .outcomes import Outcome, Status
 
-__all__ = ["Chunk", "answered", "around", "judged"]
+__all__ = ["Chunk", "answered", "around", "judged", "too_many"]
 
 NEW = 0
+SHARE_FROM = 50
+"""Objects that must have ended before `max_failures` counts as a share."""
 STRIKES = 3
 """Workers that may die of a chunk, with none of its objects begun, until it is given up."""
 
@@ -149,3 +151,12 @@ def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) 
         seconds=reply.seconds[place],
         worker=reply.worker,
     )
+
+
+def too_many(limit: float | None, failed: int, ended: int) -> bool:
+    """Whether more objects have failed than `max_failures` allows."""
+    if limit is None or not failed:
+        return False
+    if isinstance(limit, int):
+        return failed >= limit
+    return ended >= SHARE_FROM and failed >= limit * ended

@@ -38,10 +38,15 @@ class Surroundings:
     language: str | None
     time_zone: Any
 
+    @staticmethod
+    def known() -> bool:
+        """Whether Django's settings are configured, or named."""
+        return settings.configured or bool(os.environ.get(ENVIRONMENT_VARIABLE))
+
     @classmethod
     def capture(cls) -> Surroundings | None:
         """Describe the caller; None if Django's settings are neither configured nor named."""
-        if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+        if not cls.known():
             return None
         from django.utils import timezone, translation
 

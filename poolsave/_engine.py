@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ._arrivals import Chunk, answered, around, judged
+from ._arrivals import Chunk, answered, around, judged, too_many
 from ._batches import Batch, without_run
 from ._chunks import Pacing
 from ._envelopes import pack_objects
@@ -23,9 +23,6 @@ from .options import Options
 from .outcomes import Status
 
 __all__ = ["Engine"]
-
-SHARE_FROM = 50
-"""Objects that must have ended before `max_failures` counts as a share."""
 
 
 class Engine:
@@ -158,9 +155,12 @@ class Engine:
             self._submit(chunk, chunk.objects)
             return
         payload, errors = pack_objects(chunk.objects)
-        if not errors:
+        if errors:
+            self._cannot_send(chunk, errors)
+        else:
             self._submit(chunk, payload)
-            return
+
+    def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
         for part in around(chunk, errors):
             self._again.appendleft(part)
         for offset, error in errors.items():
@@ -246,13 +246,5 @@ class Engine:
         self._ended += len(batch.values)
         if batch.notable:
             self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        if self.stopped is None and self._too_many():
+        if self.stopped is None and too_many(self._options.max_failures, self._failed, self._ended):
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
-
-    def _too_many(self) -> bool:
-        limit = self._options.max_failures
-        if limit is None or not self._failed:
-            return False
-        if isinstance(limit, int):
-            return self._failed >= limit
-        return self._ended >= SHARE_FROM and self._failed >= limit * self._ended

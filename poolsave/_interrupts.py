@@ -37,7 +37,7 @@ class Interrupts:
             for signum, default in DEFAULTS.items():
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
-                if signal.getsignal(signum) is default or signal.getsignal(signum) == default:
+                if signal.getsignal(signum) == default:
                     self._before[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -37,8 +37,9 @@ class Work(NamedTuple):
     """Where the objects come from if they are primary keys."""
 
 
-def prepare(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
-    """Check everything that can be checked before any worker starts, and say what each worker needs.
+def prepare(work: Work, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
+    """Check everything that can be checked before any worker starts, and say what each worker needs. The executor is
+    that of the options, if none is given.
 
     Raises:
         InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
@@ -46,16 +47,17 @@ def prepare(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
         InsideTransaction: if a covered alias is inside a transaction.
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
     """
-    executor = executor_for(options)
-    surroundings = Surroundings.capture()
+    executor = executor or executor_for(options)
+    # Whoever stays in the caller's thread finds everything as it is there.
+    surroundings = None if executor.inline else Surroundings.capture()
     for refuse in refusals(work, executor, options, surroundings):
         refuse()
     return executor, describe(work, executor, options, surroundings)
 
 
-def executor_for(options: Options) -> Executor:
-    """The executor of a run, which has not started."""
-    return create(_possible(options.executor), start_method=options.start_method)
+def executor_for(options: Options, wish: Any = None) -> Executor:
+    """The executor of a run, which has not started: that of the options, if there is no other wish."""
+    return create(_possible(wish or options.executor), start_method=options.start_method)
 
 
 def refusals(

@@ -8,16 +8,20 @@ from contextlib import closing
 from typing import Any
 from weakref import WeakSet
 
+from ._auto_engine import AutoEngine
 from ._batches import Batch
 from ._carry import Carried
+from ._choosing import begin, untried
 from ._engine import Engine
 from ._interrupts import Interrupts
 from ._jobs import call_spread
 from ._ordering import in_input_order
-from ._preparation import Call, Work, prepare
+from ._preparation import Call, Work
 from ._progress import Progress, open_progress
 from ._querysets import RowSource, rows_of
+from ._slices import TimedSerial
 from ._sources import IterableSource
+from .executors import Executor
 from .options import Options
 from .outcomes import Status
 from .reports import Report
@@ -41,17 +45,29 @@ class Run:
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
         queryset = None if call is call_spread else rows_of(objects)
-        executor, job = prepare(Work(function, call, constants, queryset), options)
+        work = Work(function, call, constants, queryset)
+        executor, job, told = begin(work, options)
         if isinstance(job.carried, Carried):
             job.carried = job.carried.captured()
         self._options = options
         self._description = getattr(function, "__name__", "")
         self._source = IterableSource(objects) if queryset is None else RowSource(queryset)
-        self._executor = executor
-        self._engine = Engine(executor, job, options, self._source)
-        self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
+        self._told = told
+        if isinstance(executor, TimedSerial):
+            self._engine: Engine = AutoEngine(work, executor, job, options, self._source)
+        else:
+            self._engine = Engine(executor, job, options, self._source)
+        self._interrupts = Interrupts(self._wake, at_once=self._in_users_code)
         self._abandoned = False
         self.report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=self._engine.statistics)
+
+    @property
+    def _executor(self) -> Executor:
+        # Not kept here: an AutoEngine changes it.
+        return self._engine._executor
+
+    def _wake(self) -> None:
+        self._executor.wake()
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
@@ -126,6 +142,10 @@ class Run:
         self._engine.close()
         self.report.stopped = self._engine.stopped
         self.report._finish()
+        if isinstance(self._engine, AutoEngine):
+            self.report.tried = self._engine.trials()
+        elif self._told is not None:
+            self.report.tried = (untried(self._executor, self.report, self._told),)
 
     def _raise_what_ended_it(self) -> None:
         error = self._engine.fatal or self._source.error

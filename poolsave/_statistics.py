@@ -46,7 +46,7 @@ class WorkerTimes:
     """On commits."""
     last: float = 0.0
     """When it was heard of last, by the caller's clock."""
-    died: bool = False
+    ended: bool = False
     """Whether it ended before its run did."""
 
     @property
@@ -113,8 +113,15 @@ class Statistics:
 
     def died(self, worker: int | str) -> None:
         """A worker has ended before its time."""
-        times = self._of(worker)
-        times.died = True
+        self._of(worker).ended = True
+
+    def left(self) -> None:
+        """All workers have ended, and others will go on."""
+        now = time.perf_counter()
+        for one in self.workers:
+            if not one.ended:
+                one.wait += now - one.last
+                one.ended = True
 
     def answered(self, worker: int | str, spent: Spent, batch: Batch) -> None:
         """A worker has answered for some objects."""
@@ -125,6 +132,7 @@ class Statistics:
         times.commit += spent.committed
         times.work += spent.worked - spent.committed
         times.last = time.perf_counter()
+        times.ended = False
         self._look_for_slow_ones(count, spent.worked, batch)
 
     def _look_for_slow_ones(self, count: int, seconds: float, batch: Batch) -> None:
@@ -152,14 +160,14 @@ class Statistics:
             return
         self._ended = time.perf_counter()
         for one in self.workers:
-            if not one.died:
+            if not one.ended:
                 one.wait += self._ended - one.last
                 self._tail += self._ended - one.last
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for files."""
         workers = [
-            {"worker": one.worker, "objects": one.objects, "died": one.died}
+            {"worker": one.worker, "objects": one.objects, "ended": one.ended}
             | {name: round(getattr(one, name), 6) for name in ("start", "wait", "work", "commit", "busy")}
             for one in self.workers
         ]

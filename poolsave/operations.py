@@ -17,7 +17,7 @@ from ._preparation import Call, Work
 from ._querysets import rows_of
 from ._runs import Run
 from .errors import InvalidOperation, InvalidOption
-from .options import Options, check
+from .options import Options, check, standing
 from .outcomes import Outcome
 from .reports import Report
 
@@ -48,6 +48,7 @@ class PooledOperation(Generic[P, R]):
         self._explicit = dict(check(options or {}))
         self._constants = dict(constants or {})
         self._owner = owner
+        self._resolved: tuple[Any, Options] | None = None
         functools.update_wrapper(self, func)
 
     @property
@@ -62,7 +63,10 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption: if the environment or `settings.POOLSAVE` has a value that cannot work.
         """
-        return Options.resolve(self._explicit)
+        layers = standing()
+        if self._resolved is None or self._resolved[0] != layers:
+            self._resolved = layers, Options.resolve(self._explicit)
+        return self._resolved[1]
 
     @property
     def __poolsave_call__(self) -> Callable[..., R]:
@@ -132,12 +136,13 @@ class PooledOperation(Generic[P, R]):
             options = self.options
         except InvalidOption as error:
             return [refusal(error)]
-        work = Work(self._bound_function(), call_with_object, self._constants, rows_of(objects))
+        work = Work(self._bound_function, call_with_object, self._constants, rows_of(objects))
         return look_ahead(work, options, objects, name)
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:
-        return Run(self._bound_function(), call, self._constants, objects, self.options)
+        return Run(self._bound_function, call, self._constants, objects, self.options)
 
+    @functools.cached_property
     def _bound_function(self) -> Any:
         # As an operation, since pickle finds that in the module and not the function; and without the options, which
         # no worker needs, and which may hold an executor that cannot be pickled.

@@ -12,6 +12,7 @@ from ._batches import Batch
 from ._causes import cause_line, cause_name, cause_of, located
 from ._exports import write_csv, write_json
 from ._statistics import Statistics
+from ._trials import Trial, in_one_line, summary
 from .errors import OperationsFailed
 from .outcomes import Outcome, Status
 
@@ -42,6 +43,13 @@ class Report(Generic[R]):
         """How the workers spent their time, which objects took longest, and perhaps a hint; prints as a table."""
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
+        self.tried: tuple[Trial, ...] = ()
+        """With `executor="auto"`: what worked the run off, one after the other, and what was found."""
+
+    @property
+    def chosen(self) -> str | None:
+        """The executor that a run with `executor="auto"` ended with, "serial" or "process"; else None."""
+        return self.tried[-1].executor if self.tried else None
 
     def _add(self, batch: Batch) -> None:
         for outcome in batch.notable.values():
@@ -177,9 +185,9 @@ class Report(Generic[R]):
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
-        counts = {str(status): count for status, count in self._counts.items()}
-        summary = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
-        write_json(path, {**summary, **self.statistics.as_dict()}, self)
+        counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
+        ended = {"elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
+        write_json(path, {**counts, **ended, **self.statistics.as_dict()}, self)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
@@ -207,12 +215,12 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        of_rows = self._queryset is not None
-        lines += [cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
+        lines += [cause_line(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
+        lines += in_one_line(self.tried)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.statistics.workers:

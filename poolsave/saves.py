@@ -14,11 +14,12 @@ from django.db.models import Model, QuerySet
 from ._batches import Batch
 from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, run_request
 from ._carry import Carried
+from ._choosing import begin_block, untried
 from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
 from ._interrupts import Interrupts
-from ._preparation import Work, prepare
+from ._preparation import Work
 from ._progress import open_progress
 from ._querysets import Keys, refuse_unsuitable, rows_of
 from ._refusals import refuse_open_transactions
@@ -76,9 +77,10 @@ class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options) -> None:
-        executor, job = prepare(Work(None, run_request, {}), options)
+        executor, job, self._told = begin_block(Work(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
+        self._executor = executor
         self._inline = executor.inline
         self._carried = job.carried if isinstance(job.carried, Carried) else None
         self._covered = () if job.surroundings is None else existing(options.databases)
@@ -191,6 +193,8 @@ class Saves:
     def _leave(self, error: BaseException | None) -> None:
         with Interrupts(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
+        if self._told is not None:
+            self._report.tried = (untried(self._executor, self._report, self._told),)
         if error is not None:
             return
         if interrupts.count:

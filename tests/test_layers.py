@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_plain"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_plain", "_pilot", "_trials"},
     {
         "outcomes",
         "_envelopes",
@@ -31,6 +31,7 @@ LAYERS = [
         "_servers",
         "_defaults",
         "_savepoints",
+        "_lock_share",
     },
     {"_transactions", "options"},
     {"_replies", "_settling", "_together"},
@@ -39,8 +40,10 @@ LAYERS = [
     {"_straight"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_jobs", "_querysets"},
+    {"_slices"},
     {"_engine", "_results", "_preparation"},
-    {"_ordering"},
+    {"_choosing"},
+    {"_ordering", "_auto_engine"},
     {"_runs"},
     {"_driver", "_checks"},
     {"operations", "apps"},

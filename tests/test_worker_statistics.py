@@ -163,7 +163,7 @@ def test_commits_are_counted_apart(transaction):
 def test_a_worker_that_was_killed_does_not_wait_on():
     report = operations.kills_itself.using(workers=1, transaction=None).map([1, 2, 3, 4])
     assert report.lost == 1
-    dead = [one for one in report.statistics.workers if one.died]
+    dead = [one for one in report.statistics.workers if one.ended]
     assert len(dead) == 1
     assert all(one.wait < report.elapsed for one in report.statistics.workers)
 
