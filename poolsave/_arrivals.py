@@ -29,6 +29,7 @@ class Chunk:
     answered: int = 0
     strikes: int = 0
     seconds: float = 0.0
+    timed_out: bool = False
 
     def rest(self) -> Sequence[Any]:
         """The objects that have not ended."""
@@ -118,7 +119,8 @@ def answered(chunk: Chunk, reply: Reply, settle: Settle) -> Batch:
     """What a worker answered for objects of a chunk, as the caller will know it."""
     begin = reply.offset
     index = chunk.index + begin
-    objects = chunk.objects[begin : begin + len(reply.values)]
+    count = len(reply.values)
+    objects = chunk.objects if count == len(chunk.objects) else chunk.objects[begin : begin + count]
     notable = {
         place: _outcome(index + place, objects[place], _settled(trouble, settle), reply, place)
         for place, trouble in reply.troubles.items()

@@ -101,7 +101,8 @@ class Surroundings:
         with ExitStack() as stack:
             if fresh:
                 stack.enter_context(_overridden(pickle.loads(self.overridden)))
-            if self.language is not None:
+            # A forked child has the language already; activating it would load the catalogues once more.
+            if self.language not in (None, translation.get_language()):
                 stack.enter_context(translation.override(self.language))
             if self.time_zone is not None:
                 stack.enter_context(timezone.override(self.time_zone))

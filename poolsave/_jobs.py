@@ -53,6 +53,14 @@ def call_spread(function: Callable[..., Any], constants: Mapping[str, Any], item
     raise TypeError(f"starmap takes tuples and mappings, not {item!r}: use map() for single objects")
 
 
+def direct(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The call with one object, by the shortest way: an operation says what it comes to in the end."""
+    function = getattr(function, "__poolsave_call__", function)
+    if call is call_with_object and not constants:
+        return function  # type: ignore[no-any-return]
+    return partial(call, function, constants)
+
+
 @dataclass(kw_only=True)
 class WorkerJob:
     """What every worker of a run needs to know. Pickled, it holds bytes and plain data, so that a fresh process can
@@ -127,7 +135,7 @@ class WorkerJob:
                 self.hooks.run_after()
             function, constants = self._restored()
             carried = None if self.carried is None else self.carried.opened()
-            call = partial(self.call, function, constants)
+            call = direct(self.call, function, constants)
             session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=fresh or forked)
             if carried is not None:
                 session.carry_along(carried)

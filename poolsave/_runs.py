@@ -51,7 +51,7 @@ class Run:
         self._engine = Engine(executor, job, options, self._source)
         self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
         self._abandoned = False
-        self.report: Report[Any] = Report(keep=options.keep, queryset=queryset)
+        self.report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=self._engine.statistics)
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the

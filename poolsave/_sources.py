@@ -88,7 +88,9 @@ class IterableSource:
         complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
         if not complete or not self._gathered:
             return None
-        chunk, self._gathered = self._gathered[:size], self._gathered[size:]
+        chunk, self._gathered = self._gathered, []
+        if len(chunk) > size:
+            chunk, self._gathered = chunk[:size], chunk[size:]
         self._handed += len(chunk)
         return chunk
 
@@ -96,7 +98,7 @@ class IterableSource:
         self.pulling = True
         try:
             if self._instant:
-                self._gathered += islice(self._iterator, size - len(self._gathered))
+                self._gathered.extend(islice(self._iterator, size - len(self._gathered)))
                 self._ended = len(self._gathered) < size
             else:
                 self._fill_slowly(size, idle=idle)

@@ -19,6 +19,7 @@ from ._envelopes import join, seal_surely, unseal
 from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
+from ._straight import StraightRun
 from ._together import End, Undone, commit_together
 from ._transactions import Attempt, commit_alone, leave_to_function
 from .errors import RowGone
@@ -63,14 +64,17 @@ class WorkerSession:
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._watched = to_be_watched(job.databases) if job.transaction is not None else []
+        self._straight = rows is None and job.transaction is None and job.turn is None and job.timeout is None
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
+        self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
     def carry_along(self, carried: Carried) -> None:
         """Restore context around every object."""
         self._carried = carried
+        self._straight = False
         self._perform = carried.around(self._perform)
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
@@ -82,10 +86,32 @@ class WorkerSession:
             _here.busy = False
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
-        objects = join(*pickle.loads(payload)) if self._job.crosses else payload
+        began = time.perf_counter()
+        collector = Collector(self._name, began - self._idle_since, crosses=self._job.crosses)
+        objects, sealed = pickle.loads(payload) if self._job.crosses else (payload, {})
+        if sealed:
+            objects = join(objects, sealed)
+        if not self._straight:
+            self._run_guarded(objects, marks, reply, collector)
+        else:
+            call = self._call_with_unsealed if sealed else self._function
+            begun = StraightRun(call, marks, collector, reply).run(objects)
+            if begun < len(objects):
+                self._skip(len(objects) - begun, reply, collector)
+        self._at_chunk_edge()
+        self._idle_since = time.perf_counter()
+
+    def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: Collector) -> None:
+        for _ in range(count):
+            collector.add(Attempt(Status.SKIPPED), 0, 0.0)
+        reply(collector.take(), True)
+
+    def _run_guarded(
+        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: Collector
+    ) -> None:
         if self._rows is not None:
             objects = [unseal(key) for key in objects]
-        collector = Collector(self._name, crosses=self._job.crosses)
+        self._collector = collector
         run = self._together if self._job.transaction == "chunk" else self._one_by_one
         for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
             if end.attempt.error is None:
@@ -95,7 +121,6 @@ class WorkerSession:
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
         reply(collector.take(), True)
-        self._at_chunk_edge()
 
     def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
         if not self._own_process:
@@ -139,6 +164,7 @@ class WorkerSession:
         if not isinstance(ends, Undone):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:
+            self._collector.timed_out = True
             middle = len(objects) // 2
             yield from self._together(objects[:middle], first, marks, tries + 1)
             yield from self._together(objects[middle:], first + middle, marks, tries + 1)
@@ -170,6 +196,9 @@ class WorkerSession:
     def _call_across(self, item: Any) -> Any:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
         return seal_surely(self._function(unseal(item)))
+
+    def _call_with_unsealed(self, item: Any) -> Any:
+        return self._function(unseal(item))
 
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None

@@ -64,6 +64,11 @@ class PooledOperation(Generic[P, R]):
         """
         return Options.resolve(self._explicit)
 
+    @property
+    def __poolsave_call__(self) -> Callable[..., R]:
+        func: Callable[..., R] = self._func
+        return functools.partial(func, *self._owner, **self._constants) if self._owner or self._constants else func
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here and now, with what was bound, and without any transaction of poolsave's."""
         func: Callable[..., R] = self._func

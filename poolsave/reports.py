@@ -9,16 +9,15 @@ from os import PathLike
 from typing import Any, Generic, TypeVar
 
 from ._batches import Batch
+from ._causes import cause_line, cause_name, cause_of, located
 from ._exports import write_csv, write_json
-from ._sqlstates import sqlstate_of
-from .errors import OperationsFailed, RemoteError, text_of
+from ._statistics import Statistics
+from .errors import OperationsFailed
 from .outcomes import Outcome, Status
 
 __all__ = ["Report"]
 
 R = TypeVar("R")
-WIDTH = 300
-"""Characters of an error's first line that it shows."""
 SHOWN = 5
 """Causes that `str(report)` lists."""
 
@@ -31,7 +30,7 @@ class Report(Generic[R]):
     with their objects.
     """
 
-    def __init__(self, *, keep: str = "values", queryset: Any = None) -> None:
+    def __init__(self, *, keep: str = "values", queryset: Any = None, statistics: Statistics | None = None) -> None:
         self._keep = keep
         self._queryset = queryset
         self._batches: list[Batch] = []
@@ -39,6 +38,8 @@ class Report(Generic[R]):
         self._counts = dict.fromkeys(Status, 0)
         self._began = time.perf_counter()
         self._ended: float | None = None
+        self.statistics = statistics or Statistics()
+        """How the workers spent their time, which objects took longest, and perhaps a hint; prints as a table."""
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
 
@@ -64,6 +65,7 @@ class Report(Generic[R]):
 
     def _finish(self) -> None:
         self._ended = time.perf_counter()
+        self.statistics.finish()
 
     def _in_order(self) -> list[Batch]:
         if not self._sorted:
@@ -158,7 +160,7 @@ class Report(Generic[R]):
         """Group the failures by the class of their error and its SQLSTATE, the largest group first."""
         groups: dict[tuple[str, str | None], list[Outcome[R]]] = {}
         for outcome in self.failures:
-            groups.setdefault(_cause(outcome.error), []).append(outcome)
+            groups.setdefault(cause_of(outcome.error), []).append(outcome)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
     def failed_items(self) -> Any:
@@ -177,7 +179,7 @@ class Report(Generic[R]):
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
         counts = {str(status): count for status, count in self._counts.items()}
         summary = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
-        write_json(path, summary, self)
+        write_json(path, {**summary, **self.statistics.as_dict()}, self)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
@@ -191,13 +193,13 @@ class Report(Generic[R]):
         """
         failures = self.failures
         if failures:
-            errors = [_located(outcome, of_rows=self._queryset is not None) for outcome in failures]
+            errors = [located(outcome, of_rows=self._queryset is not None) for outcome in failures]
             raise OperationsFailed(
                 f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
             )
 
     def _causes(self) -> str:
-        return ", ".join(f"{len(outcomes)} x {_cause_name(cause)}" for cause, outcomes in self.by_cause().items())
+        return ", ".join(f"{len(outcomes)} x {cause_name(cause)}" for cause, outcomes in self.by_cause().items())
 
     def __str__(self) -> str:
         lines = [
@@ -206,48 +208,21 @@ class Report(Generic[R]):
         ]
         causes = list(self.by_cause().items())
         of_rows = self._queryset is not None
-        lines += [_cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
+        lines += [cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
+        if self.statistics.workers:
+            lines.append(
+                f"  workers: {len(self.statistics.workers)}, busy for {self.statistics.busy:.0%} of their time"
+            )
+        if self.statistics.hint:
+            lines.append(f"  hint: {self.statistics.hint}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)
         return f"<Report total={self.total}{' ' if counts else ''}{counts}>"
-
-
-def _cause(error: BaseException | None) -> tuple[str, str | None]:
-    if isinstance(error, RemoteError):
-        return error.class_path.rpartition(".")[2], error.sqlstate
-    return type(error).__name__, None if error is None else sqlstate_of(error)
-
-
-def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
-    first = outcomes[0]
-    lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
-    text = lines[0] if lines else ""
-    text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
-    key = _key(first.item, of_rows=of_rows)
-    return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}{key}: {text}"
-
-
-def _cause_name(cause: tuple[str, str | None]) -> str:
-    name, state = cause
-    return f"{name} [{state}]" if state else name
-
-
-def _key(item: Any, *, of_rows: bool) -> str:
-    return f" (pk {item!r})" if of_rows else ""
-
-
-def _located(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
-    error = outcome.error
-    assert error is not None  # failed and lost outcomes always have one
-    note = f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
-    return error

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline"},
+    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_plain"},
     {
         "outcomes",
         "_envelopes",
@@ -19,9 +19,24 @@ LAYERS = [
         "_estimates",
         "_mysql",
     },
-    {"executors", "_batches", "_exports", "_refusals", "_rows", "_carry", "_hooks", "_servers", "_defaults"},
-    {"_transactions", "options", "reports"},
+    {
+        "executors",
+        "_batches",
+        "_causes",
+        "_exports",
+        "_refusals",
+        "_rows",
+        "_carry",
+        "_hooks",
+        "_servers",
+        "_defaults",
+        "_savepoints",
+    },
+    {"_transactions", "options"},
     {"_replies", "_settling", "_together"},
+    {"_statistics"},
+    {"reports"},
+    {"_straight"},
     {"_preload", "_worker", "_sources", "_calls", "_arrivals"},
     {"_jobs", "_querysets"},
     {"_engine", "_results", "_preparation"},
@@ -46,6 +61,7 @@ MAY_IMPORT_DJANGO = {
     "_mysql",
     "_transactions",
     "_together",
+    "_savepoints",
     "_settling",
     "_bootstrap",
     "_sources",

@@ -9,7 +9,20 @@ it runs in its workers does. To plug one in, pass an instance as `executor=`, or
 
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
-from .protocol import EXECUTOR_METHODS, Broken, Died, Event, Executor, Job, Marks, Replied, Session, SetupFailed, Task
+from .protocol import (
+    EXECUTOR_METHODS,
+    Broken,
+    Died,
+    Event,
+    Executor,
+    Job,
+    Marks,
+    Ready,
+    Replied,
+    Session,
+    SetupFailed,
+    Task,
+)
 from .registry import create, known_names, register
 from .serial import SerialExecutor
 from .threads import ThreadExecutor
@@ -25,6 +38,7 @@ __all__ = [
     "Marks",
     "ProcessExecutor",
     "ProcessPoolExecutor",
+    "Ready",
     "Replied",
     "SerialExecutor",
     "Session",

@@ -21,7 +21,7 @@ from ._channels import Waker
 from ._process_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 from ._starting import choose_start_method, ensure_forkserver, is_alone
 from ._worker_process import WorkerProcess
-from .protocol import Event, Job, Replied, SetupFailed, Task
+from .protocol import Event, Job, Ready, Replied, SetupFailed, Task
 
 __all__ = ["ProcessExecutor"]
 
@@ -180,6 +180,7 @@ class ProcessExecutor:
         if kind == READY:
             self._stillborn = 0
             worker.settled = True
+            events.append(Ready(worker.pid, time.perf_counter() - worker.born))
         elif kind == SETUP_FAILED:
             events.append(SetupFailed(_setup_error(body)))
         elif kind in (PARTIAL, FINAL):

@@ -6,6 +6,7 @@ submitted must come back in events: its replies in order with `final=True` on th
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -19,6 +20,7 @@ __all__ = [
     "Executor",
     "Job",
     "Marks",
+    "Ready",
     "Replied",
     "Session",
     "SetupFailed",
@@ -42,6 +44,13 @@ class Replied(NamedTuple):
     final: bool
 
 
+class Ready(NamedTuple):
+    """A worker is set up, so many seconds after its start was begun. For the statistics; no executor must say so."""
+
+    worker: int | str
+    seconds: float
+
+
 class Died(NamedTuple):
     """A worker process ended. `running` is the task that it had begun, with one mark per object; `queued` are
     tasks that it had been sent and had certainly not begun."""
@@ -54,6 +63,8 @@ class Died(NamedTuple):
     """What it noted last in that task."""
     overdue: bool = False
     """It was ended because its object took too long."""
+    worker: int | None = None
+    """Its process id, for the statistics."""
 
 
 class Broken(NamedTuple):
@@ -70,7 +81,7 @@ class SetupFailed(NamedTuple):
     error: BaseException
 
 
-Event: TypeAlias = Replied | Died | Broken | SetupFailed
+Event: TypeAlias = Ready | Replied | Died | Broken | SetupFailed
 
 
 class Marks(Protocol):
@@ -83,6 +94,11 @@ class Marks(Protocol):
 
     def put(self, offset: int, mark: int) -> None:
         """Note the state of one object of the current task."""
+
+    def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float] | array[float]:
+        """Give zeros, at least as many as the current task has objects, in which the worker notes when each of them
+        ended, instead of its mark: what has a time has the mark `ended`, and the first that has none `begun`."""
+        ...
 
     def note(self, number: int) -> None:
         """Note a number that tells what became of the task, if its worker cannot."""

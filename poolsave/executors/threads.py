@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 
-from .protocol import Broken, Event, Job, Replied, Session, SetupFailed, Task
+from .protocol import Broken, Event, Job, Ready, Replied, Session, SetupFailed, Task
 from .serial import Flag
 
 __all__ = ["ThreadExecutor"]
@@ -81,11 +82,13 @@ class ThreadExecutor:
         self._threads = []
 
     def _work(self, job: Job) -> None:
+        born = time.perf_counter()
         try:
             session = job.open()
         except BaseException as error:  # told to the caller, who raises it
             self._events.put(SetupFailed(error))
             return
+        self._events.put(Ready(threading.current_thread().name, time.perf_counter() - born))
         try:
             while (task := self._tasks.get()) is not None:
                 self._run(session, task)
