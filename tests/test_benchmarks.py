@@ -94,6 +94,13 @@ def test_the_block_is_replaced_and_nothing_else():
     assert rendering.with_block("no block", found) == "no block"
 
 
+@pytest.mark.parametrize(("rounds", "load", "warned"), [(5, "0.4", False), (4, "0.1", True), (5, "2.0", True)])
+def test_figures_of_few_rounds_or_a_busy_machine_come_with_a_warning(rounds, load, warned):
+    found = found_last()
+    found["measured_on"] |= {"rounds": rounds, "load before": load}
+    assert ("Provisional" in rendering.block(found)) == ("Provisional" in rendering.page(found)) == warned
+
+
 def test_a_table_tells_medians_spreads_and_ratios():
     told = part(cell("plain loop", 4.0, 2.0, 3.0), cell("poolsave process", 1.0, 0.5, 1.5))
     assert lines(rendering.table(told)) == [

@@ -27,11 +27,12 @@ def parse(arguments):
     parser.add_argument(
         "--output", type=Path, help="a folder for the results (a whole run: docs, and the README's block)"
     )
+    parser.add_argument("--figures", type=Path, help="measure nothing, and tell what this file has of an earlier run")
     return parser.parse_args(arguments)
 
 
 def main(arguments):
-    found = measured(arguments)
+    found = json.loads(arguments.figures.read_text()) if arguments.figures else measured(arguments)
     print(rendering.page(found))
     print(asking.ratios(found))
     whole = not (arguments.only or arguments.quick)

@@ -48,7 +48,20 @@ def page(found):
     """The whole of docs/benchmarks.md."""
     facts = "\n".join(f"- {name}: {value}" for name, value in found["measured_on"].items())
     sections = "\n\n".join(map(section, found["parts"]))
-    return f"# Benchmarks\n\n{ABOUT}\n\n{facts}\n\n![The same as a picture](benchmarks.png)\n\n{sections}\n"
+    about = f"{caveat(found['measured_on'])}{ABOUT}"
+    return f"# Benchmarks\n\n{about}\n\n{facts}\n\n![The same as a picture](benchmarks.png)\n\n{sections}\n"
+
+
+QUIET = 0.5
+"""The most load before a run whose figures are worth telling without a warning."""
+
+
+def caveat(measured):
+    """A sentence, if these figures are none to be relied on; else nothing."""
+    if measured["rounds"] >= 5 and float(measured["load before"]) <= QUIET:
+        return ""
+    rounds = "1 round" if measured["rounds"] == 1 else f"{measured['rounds']} rounds"
+    return f"**Provisional: {rounds}, on a machine with a load of {measured['load before']} from others.** "
 
 
 ABOUT = """\
@@ -137,7 +150,8 @@ def block(found):
     rounds = f"{measured['rounds']} rounds" if measured["rounds"] != 1 else "1 round"
     return (
         f"![Seconds of poolsave and of others](docs/benchmarks.png)\n\n{_markdown(head, rows, left=1)}\n\n"
-        f"Medians of {rounds}, on {where}. `docs/benchmarks.md` has all contenders and how they were measured, and\n"
+        f"{caveat(measured)}Medians of {rounds}, on {where}.\n"
+        "`docs/benchmarks.md` has all contenders and how they were measured, and\n"
         "`python -m pip install -e '.[test,bench]' && python -m tests.benchmarks` measures them on your machine."
     )
 
