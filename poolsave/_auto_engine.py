@@ -94,7 +94,7 @@ class AutoEngine(Engine):
                 self._look_at_pool(*self._since)
 
     def _look_at_home(self) -> None:
-        if not self._slices.fresh or self._slices.seconds < ENOUGH:
+        if self._tasks or not self._slices.fresh or self._slices.seconds < ENOUGH:
             return
         left = self._source.remaining()
         if left == 0:
@@ -130,6 +130,8 @@ class AutoEngine(Engine):
 
     def _go_over(self, executor: Executor, job: Job) -> None:
         """Take another executor, while nothing is on its way; if it cannot be started, nothing has changed."""
+        assert not self._tasks
+        self._pacing.depth = 1
         before = self._executor, self._job, self._settle
         trial = self._trial()
         self._executor, self._job, self._settle = executor, job, cache(job.settle)
