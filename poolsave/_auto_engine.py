@@ -173,6 +173,7 @@ class AutoEngine(Engine):
         self._given_up += 1
         self._given_up_at = time.perf_counter()
         self._slices = Slices()
+        self._executor.wake()  # there may be nothing on its way, and then nothing else would end the next wait
 
     def _has_slot(self) -> bool:
         return not self._leaving and super()._has_slot()

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
+from contextvars import ContextVar
 from itertools import count, islice
 
 import pytest
@@ -214,8 +215,8 @@ def test_after_a_worker_has_died_nothing_comes_back_to_the_caller(monkeypatch, f
 
 # Everything else is as ever
 
-items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=30)
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=14)
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @few
@@ -358,11 +359,11 @@ def test_what_a_hook_raises_is_raised_with_the_report(leaving):
 
 
 def test_context_goes_along_to_both(flapping):
-    token = carriers.actor.set("ann")
+    token = carriers.colour.set("ann")
     try:
-        report = carriers.who.using(**AUTO, chunksize=1, carry=[carriers.actor]).map(range(12))
+        report = carriers.tells_colour.using(**AUTO, chunksize=1, carry=[carriers.colour]).map(range(12))
     finally:
-        carriers.actor.reset(token)
+        carriers.colour.reset(token)
     assert set(report.values) == {"ann"}
     assert "process" in executors(report)
 
@@ -392,7 +393,7 @@ def test_a_block_inside_a_transaction_stays_in_the_caller():
 
 def test_a_block_with_context_that_cannot_be_sent_stays_in_the_caller():
     options = {"executor": "auto", "start_method": "forkserver", "transaction": None}
-    with concurrent_saves(**options, workers=2, carry=[carriers.nowhere()]) as saves:
+    with concurrent_saves(**options, workers=2, carry=[ContextVar("nowhere")]) as saves:
         assert saves.submit(os.getpid).result() == os.getpid()
     assert "carry" in saves.report.tried[0].verdict
 
