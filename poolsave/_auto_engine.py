@@ -88,13 +88,13 @@ class AutoEngine(Engine):
                 self._leaving = False
                 self._go_over(*self._home)
         elif self._stays is None:
-            if self._at_home:
+            if self._at_home and not self._tasks:
                 self._look_at_home()
-            elif self._since is not None:
+            elif not self._at_home and self._since is not None:
                 self._look_at_pool(*self._since)
 
     def _look_at_home(self) -> None:
-        if self._tasks or not self._slices.fresh or self._slices.seconds < ENOUGH:
+        if not self._slices.fresh or self._slices.seconds < ENOUGH:
             return
         left = self._source.remaining()
         if left == 0:
