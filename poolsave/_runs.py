@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from ._batches import Batch
@@ -19,10 +19,10 @@ from ._progress import Progress, open_progress
 from ._querysets import RowSource, rows_of
 from ._sources import IterableSource
 from .options import Options
-from .outcomes import Status
+from .outcomes import Outcome, Status
 from .reports import Report
 
-__all__ = ["Run", "tell"]
+__all__ = ["Parts", "Run", "tell"]
 
 _open_runs: WeakSet[Run] = WeakSet()
 
@@ -31,6 +31,43 @@ _open_runs: WeakSet[Run] = WeakSet()
 def _abandon_open_runs() -> None:
     for run in list(_open_runs):
         run.abandon()
+
+
+class Crew(Protocol):
+    """What a run asks of its workers; every Executor can do it."""
+
+    @property
+    def inline(self) -> bool: ...
+    def wake(self) -> None: ...
+    def halt(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a run does with an engine."""
+
+    stopped: str | None
+    held_back: int
+
+    @property
+    def fatal(self) -> BaseException | None: ...
+    @property
+    def finished(self) -> bool: ...
+    def start(self) -> None: ...
+    def step(self) -> list[Batch]: ...
+    def halt(self, reason: str) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Parts(NamedTuple):
+    """What a run is put together from."""
+
+    options: Options
+    description: str
+    source: IterableSource
+    executor: Crew
+    engine: Loop
+    report: Report[Any]
 
 
 class Run:
@@ -44,14 +81,20 @@ class Run:
         executor, job = prepare(Work(function, call, constants, queryset), options)
         if isinstance(job.carried, Carried):
             job.carried = job.carried.captured()
-        self._options = options
-        self._description = getattr(function, "__name__", "")
-        self._source = IterableSource(objects) if queryset is None else RowSource(queryset)
-        self._executor = executor
-        self._engine = Engine(executor, job, options, self._source)
-        self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
+        source = IterableSource(objects) if queryset is None else RowSource(queryset)
+        report: Report[Any] = Report(keep=options.keep, queryset=queryset)
+        engine = Engine(executor, job, options, source)
+        self._assemble(Parts(options, getattr(function, "__name__", ""), source, executor, engine, report))
+
+    def _assemble(self, parts: Parts) -> None:
+        self._options = parts.options
+        self._description = parts.description
+        self._source = parts.source
+        self._executor = parts.executor
+        self._engine = parts.engine
+        self._interrupts = Interrupts(parts.executor.wake, at_once=self._in_users_code)
         self._abandoned = False
-        self.report: Report[Any] = Report(keep=options.keep, queryset=queryset)
+        self.report = parts.report
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
@@ -71,12 +114,21 @@ class Run:
         Closing the iterator feeds no more, finishes what runs, and stops the workers.
         """
         with self._interrupts, closing(self._batches()) as batches:
-            for batch in in_input_order(batches, self._engine) if ordered else batches:
+            for batch in self._in_order(batches) if ordered else batches:
                 with self._interrupts.suspended():
                     yield batch
 
+    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
+        """The same, outcome by outcome."""
+        with closing(self.batches(ordered=ordered)) as batches:
+            for batch in batches:
+                yield from batch.outcomes(with_items=True)
+
+    def _in_order(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return in_input_order(batches, self._engine)
+
     def _batches(self) -> Generator[Batch, None, None]:
-        progress = open_progress(self._options.progress, lambda: self._source.total, self._description)
+        progress = open_progress(self._options.progress, self._total, self._description)
         with closing(progress):
             try:
                 _open_runs.add(self)
@@ -91,6 +143,9 @@ class Run:
             finally:
                 self._close()
         self._raise_what_ended_it()
+
+    def _total(self) -> int | None:
+        return self._source.total
 
     def _step(self) -> list[Batch]:
         batches = self._engine.step()

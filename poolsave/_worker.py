@@ -86,8 +86,7 @@ class WorkerSession:
         if self._rows is not None:
             objects = [unseal(key) for key in objects]
         collector = Collector(self._name, crosses=self._job.crosses)
-        run = self._together if self._job.transaction == "chunk" else self._one_by_one
-        for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
+        for place, (end, attempts) in enumerate(self.ends(objects, marks), 1):
             if end.attempt.error is None:
                 collector.add(end.attempt, attempts, end.seconds)
             else:
@@ -96,6 +95,11 @@ class WorkerSession:
                 reply(collector.take(), False)
         reply(collector.take(), True)
         self._at_chunk_edge()
+
+    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[End, int]]:
+        """Run the objects one after the other, and give the end and the attempts of each."""
+        run = self._together if self._job.transaction == "chunk" else self._one_by_one
+        return run(objects, 0, marks, 1)
 
     def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
         if not self._own_process:

@@ -181,7 +181,7 @@ class ProcessExecutor:
             self._stillborn = 0
             worker.settled = True
         elif kind == SETUP_FAILED:
-            events.append(SetupFailed(_setup_error(body)))
+            events.append(SetupFailed(unpack_error(pickle.loads(body))))
         elif kind in (PARTIAL, FINAL):
             task = worker.tasks[0].id
             if kind == FINAL:
@@ -220,6 +220,11 @@ class ProcessExecutor:
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
 
+    def fileno(self) -> int:
+        """What is readable when `wait` has something to do."""
+        found: int = getattr(self._selector, "fileno", lambda: -1)()  # epoll and kqueue have one
+        return found
+
     def wake(self) -> None:
         if self in _started:
             self._waker.wake()
@@ -252,7 +257,3 @@ class ProcessExecutor:
         _started.discard(self)
         self._selector.close()
         self._waker.close()
-
-
-def _setup_error(body: bytes) -> BaseException:
-    return unpack_error(pickle.loads(body))
