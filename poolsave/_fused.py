@@ -60,8 +60,9 @@ class FusedJob(WorkerJob):
         crosses = first.crosses
         for number, job in enumerate(stages):
             # Rows come by their keys, which the session itself unseals.
-            unseals = crosses and number == 0 and job.queryset is None
-            job.call = partial(call_across, job.call, unseals, crosses and number == last)
+            unseals, seals = crosses and number == 0 and job.queryset is None, crosses and number == last
+            if unseals or seals:
+                job.call = partial(call_across, job.call, unseals, seals)
             job.crosses = False
         told = {**vars(first), "crosses": crosses, "settings": settings}
         return cls(**told, stages=tuple(stages), names=tuple(names))
@@ -163,17 +164,21 @@ class FusedSession(WorkerSession):
             yield passage
 
     def _each(self, number: int, incoming: Iterator[Passage], marks: Marks) -> Iterator[Passage]:
+        ends, offsets, name = self._stages[number].ends, [0], self._names[number]
+        stage_marks = StageMarks(marks, number, offsets)
         for passage in incoming:
             if passage.open:
-                ((end, attempts),) = self._stages[number].ends(
-                    [passage.value], StageMarks(marks, number, [passage.offset])
-                )
-                passage.take(number, end, attempts, self._names[number])
+                offsets[0] = passage.offset
+                ((end, attempts),) = ends([passage.value], stage_marks)
+                passage.take(number, end, attempts, name)
             yield passage
 
     def _collect(self, collector: StageCollector, passage: Passage) -> None:
         collector.note_seconds(passage.seconds)
         attempt = passage.end
+        if passage.open and attempt.error is passage.flaw is None:
+            collector.add(attempt, passage.attempts, 0.0)
+            return
         if attempt.status is not Status.SUCCEEDED:
             attempt = attempt._replace(value=passage.stage)  # where it ended
         elif passage.value is DROP and passage.stage < len(self._stages) - 1:

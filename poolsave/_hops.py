@@ -142,6 +142,9 @@ class Hop(Engine):
         self.polled = Polled(fused.executor)
         self.stages = fused.stages
         self.executor = fused.executor
+        transactions = [stage.options.transaction is not None for stage in fused.stages]
+        self.saves = [any(transactions[:number]) for number in range(len(transactions) + 1)]
+        """Whether any of the first so many stages has a transaction."""
         # What counts failures is the whole run.
         options = fused.stages[0].options.using(max_failures=None)
         super().__init__(cast("Executor", self.polled), fused.job, options, source)
@@ -178,8 +181,8 @@ class Hop(Engine):
         timings = len(batch.seconds) // max(1, len(batch.values))
         for place, value in enumerate(batch.values):
             seconds = sum(batch.seconds[place :: len(batch.values)]) if timings > 1 else batch.seconds[place]
-            traveller = self._claim(batch, place)
-            traveller = traveller._replace(seconds=traveller.seconds + seconds)
+            origin, _value, path, before, flaw = self._claim(batch, place)
+            traveller = Traveller(origin, None, path, before + seconds, flaw)
             outcome = batch.notable.get(place)
             if outcome is not None and outcome.status is not Status.SUCCEEDED:
                 stage = outcome.value if isinstance(outcome.value, int) and last else 0

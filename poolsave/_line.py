@@ -166,8 +166,8 @@ class Line:
 
     def _take(self, place: int, end: End) -> None:
         hop, outcome, origin = self._hops[place], end.outcome, end.traveller.origin
-        transactions = [stage.options.transaction is not None for stage in hop.stages[: end.stage + 1]]
-        if any(transactions[:-1]) or (transactions[-1] and _may_be_saved(outcome)):
+        # Before its own stage it has passed all others of the hop, and that may have committed, too.
+        if hop.saves[end.stage] or (hop.saves[end.stage + 1] and _may_be_saved(outcome)):
             origin.saved = True
         if outcome is not None and outcome.status is not Status.SUCCEEDED:
             self._finish_badly(place, end, outcome, outcome.status)
