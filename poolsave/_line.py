@@ -72,11 +72,11 @@ class Line:
     def start(self) -> None:
         """Start the workers of all hops: processes first, so that they are not forked beside threads."""
         self._close_belts()
-        self._bell = Bell()
-        for hop in sorted(self._hops, key=lambda hop: hop.executor.shares_memory):
-            if hop.finished:  # there is no input
-                continue
+        started = [hop for hop in self._hops if not hop.finished]  # none if there is no input
+        for hop in sorted(started, key=lambda hop: hop.executor.shares_memory):
             hop.start()
+        self._bell = Bell()
+        for hop in started:
             self._bell.listen_to(hop.executor)
 
     def step(self) -> list[Batch]:

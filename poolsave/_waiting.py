@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import selectors
+import socket
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from .executors import Executor
-from .executors._channels import Waker
 
 __all__ = ["Bell"]
 
@@ -22,10 +23,13 @@ class Bell:
     """Rings when one of the executors has something to tell, or somebody calls `ring`."""
 
     def __init__(self) -> None:
-        self._waker = Waker()
+        # Sockets, since pipes cannot be waited for everywhere.
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
+        self._selector.register(self._reader, selectors.EVENT_READ, None)
         self._silent: list[Executor] = []
         self._there = True
 
@@ -47,18 +51,20 @@ class Bell:
     def ring_from_signal(self) -> None:
         """The same in the thread that waits, which closes the bell itself, and may hold the lock just now."""
         if self._there:
-            self._waker.wake()
+            with suppress(BlockingIOError):  # full: it will ring anyway
+                self._writer.send(b"!")
 
     def wait(self, busy: Iterable[Executor]) -> None:
         """Wait for something to happen."""
         patrol = any(one is executor for executor in self._silent for one in busy)
         ready = self._selector.select(PATROL if patrol else HEARTBEAT)
-        if any(key.fd == self._waker.reader for key, _mask in ready):
-            self._waker.clear()
+        if any(key.fileobj is self._reader for key, _mask in ready):
+            self._reader.recv(4096)
 
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:
             self._there = False
             self._selector.close()
-            self._waker.close()
+            self._reader.close()
+            self._writer.close()

@@ -36,8 +36,8 @@ C = TypeVar("C")
 class PooledOperation(Generic[P, R]):
     """A function with a pool behind it. Make it with `@pooled_operation`.
 
-    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool. It is immutable,
-    holds no resources between runs, and can be pickled by its qualified name.
+    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool, `one | other` makes a
+    Pipeline. It is immutable, holds no resources between runs, and can be pickled by its qualified name.
     """
 
     __wrapped__: Callable[P, R]

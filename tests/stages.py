@@ -55,6 +55,13 @@ def kills_on(number, *, victim):
     return number
 
 
+@pure
+def sleeps_on(number, *, victim):
+    while number == victim:
+        threading.Event().wait(0.01)
+    return number
+
+
 @saving
 def saves_name(name, *, fail=(), kill=None):
     person = Person.objects.create(name=name)

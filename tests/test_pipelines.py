@@ -18,6 +18,7 @@ from poolsave import (
     InvalidOption,
     OperationsFailed,
     Status,
+    TimedOut,
     ValueLost,
     WorkerDied,
     concurrent_saves,
@@ -330,6 +331,17 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
     assert sums_up(report)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_object_that_takes_too_long_is_told_with_its_stage(fused):
+    last = stages.sleeps_on.using(workers=2 if fused else 1, timeout=1)
+    first = stages.doubles.using(timeout=1)
+    report = (first | last.bind(victim=4)).using(chunksize=1, **FORK).map(range(4))
+    (late,) = report.failures
+    assert (type(late.error), late.stage, late.item) == (TimedOut, "sleeps_on", 2)
+    assert "in sleeps_on" in late.traceback  # by an exception, and not by a signal that the worker dies of
+    assert report.values == [0, 2, 6]
+
+
 @with_database
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_worker_that_is_killed_in_a_transaction_leaves_nothing_of_it(fused):
@@ -393,8 +405,8 @@ SCRIPT = """
             yield f"{sys.argv[1]}.other{number}"
 
     if __name__ == "__main__":
-        first = stages.waits_for_file.using(workers=1, chunksize=1, start_method="fork")
-        pipeline = first | stages.waits_for_file.using(workers=1, chunksize=1, executor="thread")
+        first = stages.waits_for_file.using(workers=1, chunksize=1, executor=sys.argv[2])
+        pipeline = first | stages.doubles.using(workers=1, chunksize=1, executor="thread", window=3)
         try:
             pipeline.map(endless())
         except KeyboardInterrupt as error:
@@ -405,11 +417,12 @@ SCRIPT = """
 """
 
 
-def test_after_ctrl_c_what_runs_is_finished_and_what_a_stage_has_not_begun_is_skipped_there(tmp_path):
+@pytest.mark.parametrize("first", ["process", "thread", "serial"])
+def test_after_ctrl_c_what_runs_is_finished_and_what_a_stage_has_not_begun_is_skipped_there(tmp_path, first):
     script, go = tmp_path / "script.py", tmp_path / "go"
     script.write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(
-        [sys.executable, str(script), str(go)],
+        [sys.executable, str(script), str(go), first],
         env={**os.environ, "PYTHONPATH": os.getcwd()}, start_new_session=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -421,7 +434,7 @@ def test_after_ctrl_c_what_runs_is_finished_and_what_a_stage_has_not_begun_is_sk
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-    assert told.splitlines() == ["0 0 0 True", "True interrupted", "{'waits_for_file'}"]
+    assert told.splitlines() == ["0 0 0 True", "True interrupted", "{'doubles'}"]
 
 
 def test_what_the_input_raises_comes_after_all_that_was_begun():
@@ -492,6 +505,26 @@ def test_processes_are_forked_before_threads_are_started():
     shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
     report = (stages.doubles.using(**THREAD) | shout).map([1])
     assert report.values == ["2!"]
+
+
+class Silent:
+    """An executor of somebody else's, which has the methods of the protocol and nothing else."""
+
+    def __init__(self):
+        self._threads = executors.ThreadExecutor()
+        for name in ("shares_memory", "inline", "enforces_timeout", "blames_exactly", "can_kill", "at_most_once"):
+            setattr(self, name, getattr(self._threads, name))
+        for name in ("start", "submit", "wait", "wake", "halt", "kill", "stop"):
+            setattr(self, name, getattr(self._threads, name))
+
+    @property
+    def workers(self):
+        return self._threads.workers
+
+
+def test_an_executor_that_rings_no_bell_is_asked_now_and_then():
+    pipeline = stages.doubles.using(executor=Silent()) | stages.names.using(**FORK)
+    assert pipeline.map(range(3)).values == ["name 0", "name 2", "name 4"]
 
 
 def test_check_speaks_for_every_stage():
