@@ -46,6 +46,13 @@ class Batch(NamedTuple):
     objects: Sequence[Any]
     worker: int | str | None
     notable: dict[int, Outcome[Any]]
+    path: tuple[int, ...] = ()
+    """In a pipeline: the place of what is here among the several values that one object became."""
+
+    @property
+    def order(self) -> tuple[int, tuple[int, ...]]:
+        """By this, batches stand in the order of the input."""
+        return self.first, self.path
 
     def outcomes(self, *, with_items: bool) -> Iterator[Outcome[Any]]:
         """Write out every outcome, in input order."""
@@ -72,6 +79,7 @@ class Batch(NamedTuple):
             [self.objects[place]],
             self.worker,
             {} if outcome is None else {0: replace(outcome, index=index)},
+            self.path,
         )
 
 

@@ -102,7 +102,7 @@ def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str 
     return *prepare(work, options, SerialExecutor()), why
 
 
-def untried(executor: Executor, report: Report[Any], why: str) -> Trial:
+def untried(*, inline: bool, report: Report[Any], why: str) -> Trial:
     """For the report of a run that was decided without a trial."""
-    name = "serial" if executor.inline else "process"
+    name = "serial" if inline else "process"
     return Trial(executor=name, objects=report.total, seconds=report.elapsed, verdict=why)

@@ -133,13 +133,17 @@ class WorkerJob:
                 self._surround(stack, fresh=fresh, forked=forked)
             if fresh or forked:
                 self.hooks.run_after()
-            function, constants = self._restored()
-            carried = None if self.carried is None else self.carried.opened()
-            call = direct(self.call, function, constants)
-            session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=fresh or forked)
-            if carried is not None:
-                session.carry_along(carried)
-            return session
+            return self.session(stack, own_process=fresh or forked)
+
+    def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
+        """Restore what is the user's, now that everything is there that it may need."""
+        function, constants = self._restored()
+        carried = None if self.carried is None else self.carried.opened()
+        call = direct(self.call, function, constants)
+        session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
+        if carried is not None:
+            session.carry_along(carried)
+        return session
 
     def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool) -> None:
         assert self.surroundings is not None

@@ -68,6 +68,7 @@ class WorkerSession:
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
+        self._timed_out = False
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
@@ -111,16 +112,25 @@ class WorkerSession:
     ) -> None:
         if self._rows is not None:
             objects = [unseal(key) for key in objects]
-        self._collector = collector
-        run = self._together if self._job.transaction == "chunk" else self._one_by_one
-        for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
+        for place, (end, attempts) in enumerate(self.ends(objects, marks), 1):
             if end.attempt.error is None:
                 collector.add(end.attempt, attempts, end.seconds)
             else:
                 self._add_error(collector, end.attempt.error, end, attempts)
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
+        collector.timed_out = self.timed_out_since()
         reply(collector.take(), True)
+
+    def timed_out_since(self) -> bool:
+        """Whether the server has ended something that took too long, since it was asked last."""
+        found, self._timed_out = self._timed_out, False
+        return found
+
+    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[End, int]]:
+        """Run the objects one after the other, and give the end and the attempts of each."""
+        run = self._together if self._job.transaction == "chunk" else self._one_by_one
+        return run(objects, 0, marks, 1)
 
     def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
         if not self._own_process:
@@ -164,7 +174,7 @@ class WorkerSession:
         if not isinstance(ends, Undone):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:
-            self._collector.timed_out = True
+            self._timed_out = True
             middle = len(objects) // 2
             yield from self._together(objects[:middle], first, marks, tries + 1)
             yield from self._together(objects[middle:], first + middle, marks, tries + 1)

@@ -26,9 +26,9 @@ SHOWN = 5
 class Report(Generic[R]):
     """Counts of everything, and the outcomes that `keep` asked for.
 
-    Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost` and `skipped`, whatever
-    happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as outcomes,
-    with their objects.
+    Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost`, `skipped` and `dropped`,
+    whatever happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as
+    outcomes, with their objects.
     """
 
     def __init__(self, *, keep: str = "values", queryset: Any = None, statistics: Statistics | None = None) -> None:
@@ -57,7 +57,7 @@ class Report(Generic[R]):
         self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
         kept = self._kept(batch)
         if kept is not None:
-            self._sorted = self._sorted and (not self._batches or self._batches[-1].first < kept.first)
+            self._sorted = self._sorted and (not self._batches or self._batches[-1].order < kept.order)
             self._batches.append(kept)
 
     def _kept(self, batch: Batch) -> Batch | None:
@@ -67,7 +67,9 @@ class Report(Generic[R]):
             return batch._replace(objects=())
         # Successes are notable too if they took several attempts or lost something on the way.
         telling = {
-            place: outcome for place, outcome in batch.notable.items() if not outcome.ok or outcome.error is not None
+            place: outcome
+            for place, outcome in batch.notable.items()
+            if outcome.error is not None or not (outcome.ok or outcome.status is Status.DROPPED)
         }
         return batch._replace(values=(), objects=(), notable=telling) if telling else None
 
@@ -77,7 +79,7 @@ class Report(Generic[R]):
 
     def _in_order(self) -> list[Batch]:
         if not self._sorted:
-            self._batches.sort(key=attrgetter("first"))
+            self._batches.sort(key=attrgetter("order"))
             self._sorted = True
         return self._batches
 
@@ -123,9 +125,14 @@ class Report(Generic[R]):
         return self._counts[Status.SKIPPED]
 
     @property
+    def dropped(self) -> int:
+        """How many objects a stage of a pipeline ended by `DROP`."""
+        return self._counts[Status.DROPPED]
+
+    @property
     def ok(self) -> bool:
-        """Whether every object that was fed in succeeded, and the input was read to its end."""
-        return self.succeeded == self.total and self.stopped is None
+        """Whether every object that was fed in succeeded (or was dropped), and the input was read to its end."""
+        return self.succeeded + self.dropped == self.total and self.stopped is None
 
     @property
     def values(self) -> list[R]:

@@ -157,7 +157,13 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them."""
+    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them.
+
+    A pipeline waits for several executors at once. One that has a method `fileno` is waited for by that descriptor,
+    which must be readable when `wait` has something to do (-1: there is none); one that has an attribute `on_event` is
+    given a callable there, to be called from any thread after an event has come. Others are asked every few
+    milliseconds.
+    """
 
     @property
     def shares_memory(self) -> bool:
