@@ -88,9 +88,9 @@ class AutoEngine(Engine):
                 self._leaving = False
                 self._go_over(*self._home)
         elif self._stays is None:
-            if self._at_home:
+            if self._at_home and not self._tasks:
                 self._look_at_home()
-            elif self._since is not None:
+            elif not self._at_home and self._since is not None:
                 self._look_at_pool(*self._since)
 
     def _look_at_home(self) -> None:
@@ -130,6 +130,7 @@ class AutoEngine(Engine):
 
     def _go_over(self, executor: Executor, job: Job) -> None:
         """Take another executor, while nothing is on its way; if it cannot be started, nothing has changed."""
+        assert not self._tasks
         before = self._executor, self._job, self._settle
         trial = self._trial()
         self._executor, self._job, self._settle = executor, job, cache(job.settle)
@@ -144,6 +145,7 @@ class AutoEngine(Engine):
             raise
         self._trials.append(trial)
         self._start_over()
+        self._brisk = False  # or two tasks would be on their way in the caller's thread, where nothing waits for the next
         before[0].stop()
 
     def _started(self, first: Batch) -> None:
