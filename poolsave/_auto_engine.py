@@ -125,6 +125,9 @@ class AutoEngine(Engine):
                 self._go_over(executor, job)
             except PoolsaveError as error:  # the function cannot be pickled, say
                 why = str(error)
+            except Exception as error:  # a hook's: raised with the report of what has run by now
+                self.fatal = error
+                self.halt(f"a pool could not be started: {error!r}")
         if why is not None:
             self._stays = self._verdict = why
 
@@ -145,7 +148,9 @@ class AutoEngine(Engine):
             raise
         self._trials.append(trial)
         self._start_over()
-        self._brisk = False  # or two tasks would be on their way in the caller's thread, where nothing waits for the next
+        self._brisk = (
+            False  # or two tasks would be on their way in the caller's thread, where nothing waits for the next
+        )
         before[0].stop()
 
     def _started(self, first: Batch) -> None:
