@@ -25,7 +25,7 @@ from .options import Options, available_cpus
 __all__ = ["AutoEngine"]
 
 _starts: dict[str, float] = {}
-"""Seconds until the last pool of this process worked, by start method."""
+"""Seconds until pools of this process worked, by start method; the last ones count most."""
 
 
 class AutoEngine(Engine):
@@ -148,15 +148,16 @@ class AutoEngine(Engine):
             raise
         self._trials.append(trial)
         self._start_over()
-        self._brisk = (
-            False  # or two tasks would be on their way in the caller's thread, where nothing waits for the next
-        )
+        # Or two tasks would be on their way in the caller's thread, and the second would be there at the next change.
+        self._brisk = False
         before[0].stop()
 
     def _started(self, first: Batch) -> None:
         """The pool has given its first answer."""
         assert self._method is not None
-        _starts[self._method] = max(0.0, time.perf_counter() - self._started_at - sum(first.seconds))
+        took = max(0.0, time.perf_counter() - self._started_at - sum(first.seconds))
+        # Half of each: one start at a bad moment must not keep all later runs from a pool.
+        _starts[self._method] = (took + _starts.get(self._method, FIRST_START[self._method])) / 2
         self._since = self._objects, self._seconds
 
     def _look_at_pool(self, objects: int, seconds: float) -> None:
