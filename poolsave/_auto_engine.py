@@ -6,6 +6,7 @@ It goes over only while nothing is on its way, so that every object is run once,
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cache
 
 from ._arrivals import Chunk
@@ -13,7 +14,7 @@ from ._batches import Batch
 from ._choosing import cannot_cross, expected_start_method, make_pool, obstacle
 from ._engine import Engine
 from ._jobs import WorkerJob
-from ._pilot import ENOUGH, FIRST_START, Ride, look_after_start, look_before_start
+from ._pilot import ENOUGH, FIRST_START, LONGEST, Ride, look_after_start, look_before_start
 from ._preparation import Work
 from ._slices import Slices, TimedSerial
 from ._sources import Source
@@ -25,7 +26,7 @@ from .options import Options, available_cpus
 __all__ = ["AutoEngine"]
 
 _starts: dict[str, float] = {}
-"""Seconds until the last pool of this process worked, by start method."""
+"""Seconds until pools of this process worked, by start method; the last ones count most."""
 
 
 class AutoEngine(Engine):
@@ -51,7 +52,9 @@ class AutoEngine(Engine):
         self._objects = 0
         self._seconds = 0.0
         self._since: tuple[int, float] | None = None
-        """Objects and seconds of the pool's before it is measured: its workers have to start and to connect."""
+        """Objects and seconds of the pool's before it is measured."""
+        self._seen: set[object] = set()
+        """Workers that have answered."""
 
     def trials(self) -> tuple[Trial, ...]:
         """What the run was worked off by so far."""
@@ -79,7 +82,7 @@ class AutoEngine(Engine):
         if self._at_home:
             self._slices.take(batches, ended, took, self._home[0])
         elif ended and self._since is None:
-            self._started(batches[0])
+            self._answered(batches)
         return batches
 
     def _look(self) -> None:
@@ -125,6 +128,9 @@ class AutoEngine(Engine):
                 self._go_over(executor, job)
             except PoolsaveError as error:  # the function cannot be pickled, say
                 why = str(error)
+            except Exception as error:  # a hook's: raised with the report of what has run by now
+                self.fatal = error
+                self.halt(f"a pool could not be started: {error!r}")
         if why is not None:
             self._stays = self._verdict = why
 
@@ -149,11 +155,16 @@ class AutoEngine(Engine):
         before[0].stop()
         self.statistics.left()
 
-    def _started(self, first: Batch) -> None:
-        """The pool has given its first answer."""
+    def _answered(self, batches: Sequence[Batch]) -> None:
+        """Begin to measure when every worker has answered, or enough time has gone by: they start and connect first."""
         assert self._method is not None
-        _starts[self._method] = max(0.0, time.perf_counter() - self._started_at - sum(first.seconds))
-        self._since = self._objects, self._seconds
+        if not self._seen:
+            took = max(0.0, time.perf_counter() - self._started_at - sum(batches[0].seconds))
+            # Half of each: one start at a bad moment must not keep all later runs from a pool.
+            _starts[self._method] = (took + _starts.get(self._method, FIRST_START[self._method])) / 2
+        self._seen.update(batch.worker for batch in batches)
+        if len(self._seen) >= self._executor.workers or self._seconds > LONGEST:
+            self._since = self._objects, self._seconds
 
     def _look_at_pool(self, objects: int, seconds: float) -> None:
         keep, self._verdict = look_after_start(

@@ -37,6 +37,7 @@ class Driver:
         self._engine = Engine(executor, job, options, self._source)
         self._report = report
         report.statistics = self._engine.statistics
+        report.statistics.item_of = _item_of
         self._progress = progress
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._entrance = threading.RLock()
@@ -193,6 +194,10 @@ class Driver:
 def _default_window(options: Options) -> int:
     size = UNKNOWN_CHUNK if options.chunksize == "auto" else options.chunksize
     return CHUNKS_PER_WORKER * options.workers * size
+
+
+def _item_of(call: Call) -> Any:
+    return call.request.item
 
 
 class CallSource(QueueSource):

@@ -26,11 +26,12 @@ LOCKED = 0.5
 that wait for that lock ask for it again and again, and sleep in between."""
 SHORTEST, LONGEST = 0.15, 0.6
 """Seconds for which a pool is watched until it is judged: if its speed is clearly another, and at most."""
-CLEARLY = 1.3
-"""How many times as fast is clear after a short look."""
+CLEARLY, HOPELESSLY = 1.3, 0.5
+"""How many times as fast is clear after a short look. To give up a pool that is only slow to get going costs more than
+to watch it for longer."""
 WORTH_IT = 1.05
 """How many times as fast as the caller alone a pool has to be to be kept."""
-PAUSE = 10.0
+PAUSE = 5.0
 """Seconds after which a pool that was given up may be tried again; twice as long after every further time."""
 
 
@@ -118,7 +119,7 @@ def look_after_start(
         return None, "the pool is being measured"
     speedup = alone * objects / seconds
     told = f"a pool of {ride.workers} workers is {speedup:.2f} times as fast as the caller alone"
-    if seconds < LONGEST and 1 / CLEARLY < speedup < CLEARLY:
+    if seconds < LONGEST and HOPELESSLY < speedup < CLEARLY:
         return None, told
     if speedup >= WORTH_IT:
         return True, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -60,6 +61,8 @@ class Statistics:
     """How the workers of a run spent their time; prints as a table."""
 
     def __init__(self) -> None:
+        self.item_of: Callable[[Any], Any] = _itself
+        """What to show for an object that was fed in."""
         self._times: dict[int | str, WorkerTimes] = {}
         self._slowest: list[SlowObject] = []
         self._objects = 0
@@ -145,7 +148,7 @@ class Statistics:
             return
         for place, lap in enumerate(batch.seconds):
             if len(self._slowest) < SLOWEST or lap > self._slowest[0].seconds:
-                found = SlowObject(lap, batch.first + place, batch.objects[place])
+                found = SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
                 self._slowest = sorted([*self._slowest, found], key=attrgetter("seconds"))[-SLOWEST:]
 
     def _of(self, worker: int | str) -> WorkerTimes:
@@ -153,6 +156,9 @@ class Statistics:
         if times is None:
             times = self._times[worker] = WorkerTimes(worker)
         return times
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "item_of": _itself}
 
     def finish(self) -> None:
         """The run is over: who was not heard of since has waited."""
@@ -185,3 +191,7 @@ class Statistics:
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)
+
+
+def _itself(item: Any) -> Any:
+    return item

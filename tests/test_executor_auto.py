@@ -16,11 +16,12 @@ from poolsave import (
     InvalidOption,
     OperationsFailed,
     Report,
-    Status,
     _auto_engine,
     concurrent_saves,
     pooled_operation,
 )
+from poolsave._bootstrap import Surroundings
+from poolsave._preparation import describe, executor_for
 from poolsave._trials import Trial
 from poolsave.testing import serial_saves
 from tests import carriers, hooks, operations
@@ -38,6 +39,17 @@ def flapping(monkeypatch):
     monkeypatch.setattr(_auto_engine, "ENOUGH", 0.0)
     monkeypatch.setattr(_auto_engine, "look_before_start", lambda *_figures: (True, "for a test"))
     monkeypatch.setattr(_auto_engine, "look_after_start", lambda *_figures, **_more: (False, "for a test"))
+
+
+@pytest.fixture
+def quick_pools(monkeypatch):
+    """Threads instead of processes, since they start and end at once; the engine does not know the difference."""
+
+    def in_threads(work, options):
+        executor = executor_for(options, "thread")
+        return executor, describe(work, executor, options, Surroundings.capture())
+
+    monkeypatch.setattr(_auto_engine, "make_pool", in_threads)
 
 
 @pytest.fixture
@@ -76,7 +88,7 @@ def test_slow_objects_go_over_to_the_pool(sized):
     assert executors(report) == ["serial", "process"]
     assert report.chosen == "process"
     assert report.tried[0].objects < 15
-    assert {outcome.worker for outcome in report} > {os.getpid()} - {os.getpid()}
+    assert any(isinstance(outcome.worker, int) for outcome in report)
     assert sum(trial.objects for trial in report.tried) == 30
 
 
@@ -215,11 +227,11 @@ def test_after_a_worker_has_died_nothing_comes_back_to_the_caller(monkeypatch, f
 
 # Everything else is as ever
 
-items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=14)
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=30)
+many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@few
+@many
 @given(
     items,
     st.lists(st.booleans(), min_size=1, max_size=6),
@@ -227,7 +239,7 @@ few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck
     st.booleans(),
     st.none() | st.integers(2, 30),
 )
-def test_outcomes_are_those_of_a_serial_run(flapping, objects, failing, chunksize, ordered, window):
+def test_outcomes_are_those_of_a_serial_run(flapping, quick_pools, objects, failing, chunksize, ordered, window):
     @pooled_operation(transaction=None, progress=False, workers=2, chunksize=chunksize, window=window)
     def check(pair):
         if failing[pair[0] % len(failing)]:
@@ -248,7 +260,7 @@ def test_outcomes_are_those_of_a_serial_run(flapping, objects, failing, chunksiz
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
 def test_nothing_is_lost_or_doubled_on_the_way_there_and_back(flapping, alias, mode):
-    names = [f"p{number}" for number in range(40)]
+    names = [f"p{number}" for number in range(400)]
     failing = names[::7]
     save = operations.save_person.using(**AUTO, databases=(alias,), transaction=mode, chunksize=3)
     report = save.bind(alias=alias, fail=failing).map(iter(names))
@@ -364,7 +376,7 @@ def test_context_goes_along_to_both(flapping):
         report = carriers.tells_colour.using(**AUTO, chunksize=1, carry=[carriers.colour]).map(range(12))
     finally:
         carriers.colour.reset(token)
-    assert set(report.values) == {"ann"}
+    assert report.values == ["ann"] * 12
     assert "process" in executors(report)
 
 
@@ -422,4 +434,3 @@ def test_check_calls_no_error_what_only_keeps_it_in_the_caller():
 def test_what_no_executor_could_do_is_refused_at_once():
     with pytest.raises(InvalidOption, match="nowhere"):
         operations.save_person.using(**AUTO, databases=("nowhere",)).map(["a"])
-    assert Status.SUCCEEDED  # nothing has run
