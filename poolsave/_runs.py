@@ -94,6 +94,9 @@ class Run:
     """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
     with the first batch."""
 
+    _told: str | None = None
+    """Why it was decided without a trial what `executor="auto"` means."""
+
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
