@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from ._batches import Batch
+from ._batches import Batch, Laps
 from ._replies import Spent
 
 __all__ = ["SlowObject", "Statistics", "WorkerTimes"]
@@ -146,7 +146,7 @@ class Statistics:
         self._seconds += seconds
         if len(self._slowest) == SLOWEST and seconds - expected <= self._slowest[0].seconds:
             return
-        for place, lap in enumerate(batch.seconds):
+        for place, lap in enumerate(_laps(batch.seconds, count)):
             if len(self._slowest) < SLOWEST or lap > self._slowest[0].seconds:
                 found = SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
                 self._slowest = sorted([*self._slowest, found], key=attrgetter("seconds"))[-SLOWEST:]
@@ -191,6 +191,14 @@ class Statistics:
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)
+
+
+def _laps(seconds: Sequence[float] | Laps, count: int) -> Iterable[float]:
+    """What each object took; where stages share a worker, there is a column for each of them, one after the other."""
+    if len(seconds) == count:
+        return seconds
+    column = [*seconds]
+    return [sum(column[place::count]) for place in range(count)]
 
 
 def _itself(item: Any) -> Any:
