@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import InvalidOperation
 
-__all__ = ["find", "name_of", "refuse_unsuitable_function", "takes"]
+__all__ = ["find", "name_of", "refuse_arguments", "refuse_unsuitable_function", "takes"]
 
 
 def name_of(func: Any) -> str:
@@ -23,6 +24,18 @@ def find(module: str, qualname: str) -> Any:
     for name in qualname.split("."):
         found = getattr(found, name, None)
     return found
+
+
+def refuse_arguments(func: Any, owner: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that a function does not take.
+
+    Raises:
+        InvalidOperation: naming them.
+    """
+    try:
+        inspect.signature(func).bind_partial(*owner, **constants)
+    except TypeError as error:
+        raise InvalidOperation(f"{name_of(func)} cannot be called with {sorted(constants)}: {error}") from error
 
 
 def takes(func: Any, keyword: str) -> bool:

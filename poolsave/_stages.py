@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ._choosing import begin_block
 from ._connections import worker_settings
 from ._fused import FusedJob
 from ._jobs import WorkerJob
 from ._preparation import Work, prepare
 from .errors import InvalidOption
-from .executors import Executor
+from .executors import Executor, SerialExecutor
 from .options import Options
 
 __all__ = ["OF_THE_RUN", "Fused", "Stage", "fuse", "options_of_the_run", "prepare_hop"]
@@ -73,12 +74,15 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def prepare_hop(stages: Sequence[Stage]) -> Fused:
-    """Check everything that can be checked before any worker starts.
+    """Check everything that can be checked before any worker starts. `executor="auto"` is decided now, as for a block,
+    since what comes to a stage is not there yet to be tried.
 
     Raises:
         PoolsaveError: what `prepare` raises for any of the stages.
     """
-    prepared = [prepare(stage.work, stage.options) for stage in stages]
+    prepared = [begin_block(stage.work, stage.options)[:2] for stage in stages]
+    if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto", for one of them there is no pool
+        prepared = [prepare(stage.work, stage.options, SerialExecutor()) for stage in stages]
     executor = prepared[0][0]
     jobs = [job for _executor, job in prepared]
     if len(jobs) == 1:

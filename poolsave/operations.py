@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
@@ -11,16 +10,16 @@ from django.core.checks import CheckMessage
 
 from ._checks import look_ahead, refusal
 from ._drop import DROP
-from ._functions import find, name_of, refuse_unsuitable_function
+from ._functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._jobs import call_spread, call_with_object
 from ._preparation import Call, Work
 from ._querysets import rows_of
 from ._runs import Run
 from ._stages import Stage
-from .errors import InvalidOperation, InvalidOption
+from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import Outcome
-from .pipelines import Pipeline, Step, joined
+from .pipelines import A, B, C, Pipeline, Step, joined
 from .reports import Report
 
 __all__ = ["PooledOperation", "pooled_operation"]
@@ -28,16 +27,13 @@ __all__ = ["PooledOperation", "pooled_operation"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
 
 
 class PooledOperation(Generic[P, R]):
     """A function with a pool behind it. Make it with `@pooled_operation`.
 
-    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool, `one | other` makes a
-    Pipeline. It is immutable, holds no resources between runs, and can be pickled by its qualified name.
+    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool; `one | other` makes a
+    Pipeline. It is immutable, holds nothing between runs, and is pickled by its qualified name.
     """
 
     __wrapped__: Callable[P, R]
@@ -97,8 +93,7 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
-            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that was begun
-                is finished, and with the Report as their attribute `report`.
+            BaseException: what `objects` raised, and KeyboardInterrupt, after what was begun; with a `report`.
         """
         return self._run(call_with_object, objects).complete()
 
@@ -116,40 +111,36 @@ class PooledOperation(Generic[P, R]):
             objects: any iterable, also an endless one.
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
 
-        Raises:
-            The same as `map`, which are raised by this call as far as they are known before anything starts.
+        Raises: as `map`, and by this call what is known before anything starts.
         """
         return self._run(call_with_object, objects).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
 
-        Errors are what `map` would refuse; warnings are hazards, such as fewer connections on the server than workers,
-        and need not come true. Databases are asked on connections of their own, which are closed again.
+        Errors are what `map` would refuse; warnings are hazards, which need not come true. Databases are asked on
+        connections of their own, which are closed again.
 
         Args:
-            objects: what `map` would be given. The first few of a list or tuple are tried for pickling; anything else
-                is not looked into, so that no iterator is consumed and no queryset evaluated.
+            objects: what `map` would be given. The first few of a list or tuple are tried for pickling; no iterator is
+                consumed and no queryset evaluated.
 
         Returns:
-            Messages as those of Django's system checks, with `level`, `msg`, `hint` and `id` ("poolsave.E001" and so
-            on), which print well; an empty list if there is nothing to say.
+            Messages as those of Django's system checks, which print well; an empty list if there is nothing to say.
         """
-        name = f"{self._func.__module__}.{name_of(self._func)}"
         try:
             options = self.options
         except InvalidOption as error:
             return [refusal(error)]
         work = Work(self._bound_function, call_with_object, self._constants, rows_of(objects))
-        return look_ahead(work, options, objects, name)
+        return look_ahead(work, options, objects, f"{self._func.__module__}.{name_of(self._func)}")
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:
         return Run(self._bound_function, call, self._constants, objects, self.options)
 
     @functools.cached_property
     def _bound_function(self) -> Any:
-        # As an operation, since pickle finds that in the module and not the function; and without the options, which
-        # no worker needs, and which may hold an executor that cannot be pickled.
+        # As an operation, which is what pickle finds in the module; and without options, which may not be picklable.
         return type(self)(self._func, owner=self._owner)
 
     def using(self, **options: Any) -> Self:
@@ -166,10 +157,7 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOperation: if the function does not take them.
         """
-        try:
-            inspect.signature(self._func).bind_partial(*self._owner, **kwargs)
-        except TypeError as error:
-            raise InvalidOperation(f"{name_of(self._func)} cannot be called with {sorted(kwargs)}: {error}") from error
+        refuse_arguments(self._func, self._owner, kwargs)
         return type(self)(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
 
     @property
@@ -177,8 +165,8 @@ class PooledOperation(Generic[P, R]):
         return (self,)
 
     def _as_stage(self, call: Call = call_with_object) -> Stage:
-        work = Work(self._bound_function, call, self._constants)
         name = name_of(self._func).rpartition("<locals>.")[2]
+        work = Work(self._bound_function, call, self._constants)
         return Stage(name, work, self.options, self._explicit, self._expands)
 
     if TYPE_CHECKING:
@@ -203,7 +191,7 @@ class PooledOperation(Generic[P, R]):
         return _restore, (type(self), base, self._explicit, self._constants, self._owner)
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in {**self._explicit, **self._constants}.items())
+        told = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
         return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({told})>"
 
 
@@ -247,12 +235,11 @@ def pooled_operation(
 def pooled_operation(func: Any = None, /, *, expand: bool = False, **options: Any) -> Any:
     """Make a per-object function a pooled operation, with or without options.
 
-    The function stays callable as it was. Nothing is started here; options are checked here. With `expand=True` it
-    gives several values, as a list or generator; in a pipeline each of them goes on by itself.
+    The function stays callable as it was. Options are checked here, and nothing is started. With `expand=True` it gives
+    several values, as a list or generator; in a pipeline each of them goes on by itself.
 
     Raises:
-        InvalidOption: naming the option and its value.
-        InvalidOperation: if this is no function that a pool can run.
+        InvalidOption, InvalidOperation: naming the option and its value, or what no pool can run.
 
     Example:
         >>> from poolsave import pooled_operation

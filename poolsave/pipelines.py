@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "joined"]
 
 A = TypeVar("A")
+B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 Takes_contra = TypeVar("Takes_contra", contravariant=True)

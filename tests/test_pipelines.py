@@ -10,6 +10,7 @@ import textwrap
 import threading
 
 import pytest
+from django.db import transaction
 
 from poolsave import (
     DROP,
@@ -541,6 +542,15 @@ def test_any_executor_can_be_a_hop(name):
         stages.doubles.using(**THREAD, workers=1) | stages.doubles.using(executor=name) | stages.names.using(**FORK)
     )
     assert pipeline.map(range(4)).values == [f"name {4 * number}" for number in range(4)]
+
+
+@with_database
+def test_auto_means_processes_for_a_stage_unless_something_speaks_against_them():
+    pipeline = (stages.doubles | stages.names).using(executor="auto", transaction=None, workers=2)
+    expected = [f"name {2 * number}" for number in range(10)]
+    assert pipeline.map(range(10)).values == expected
+    with transaction.atomic():  # which no worker could see
+        assert pipeline.map(range(10)).values == expected
 
 
 # Everywhere
