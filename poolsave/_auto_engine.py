@@ -42,6 +42,8 @@ class AutoEngine(Engine):
         self._trials: list[Trial] = []
         self._verdict = self._stays or "it was over before a pool could have been worth it"
         self._leaving = False
+        self._deadly = False
+        """Whether a worker has died."""
         self._given_up = 0
         self._given_up_at = 0.0
         self._method: str | None = None
@@ -70,7 +72,7 @@ class AutoEngine(Engine):
 
     def step(self) -> list[Batch]:
         """As the engine does, but where it seems best."""
-        if self.stopped is None and not self._source.exhausted:
+        if self.stopped is None and (self._leaving or not self._source.exhausted):
             # Not after the step: what has ended is with the caller by now, whatever a start may raise.
             self._look()
         began = time.perf_counter()
@@ -162,7 +164,7 @@ class AutoEngine(Engine):
             took = max(0.0, time.perf_counter() - self._started_at - sum(batches[0].seconds))
             # Half of each: one start at a bad moment must not keep all later runs from a pool.
             _starts[self._method] = (took + _starts.get(self._method, FIRST_START[self._method])) / 2
-        self._seen.update(batch.worker for batch in batches)
+        self._seen.update(batch.worker for batch in batches if batch.worker is not None)
         if len(self._seen) >= self._executor.workers or self._seconds > LONGEST:
             self._since = self._objects, self._seconds
 
@@ -190,6 +192,9 @@ class AutoEngine(Engine):
         return not self._leaving and super()._has_slot()
 
     def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
+        if self._deadly:
+            super()._cannot_send(chunk, errors)
+            return
         # Not its failure: in the caller's thread nothing needs to be pickled.
         self._again.appendleft(chunk)
         self._give_up()
@@ -198,5 +203,6 @@ class AutoEngine(Engine):
     def _died(self, event: Died) -> None:
         # What ends a worker might end the caller, too.
         self._leaving = False
+        self._deadly = True
         self._stays = self._verdict = f"a worker died: {event.error}"
         super()._died(event)

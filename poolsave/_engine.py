@@ -53,7 +53,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the workers: never more than there are chunks, if the source knows its length, and none for nothing."""
-        if self._source.exhausted:
+        if self._source.exhausted and not self._again:
             return
         workers = self._options.workers
         length = self._source.remaining()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ._plain import PLAIN, dumps_plain
+from ._plain import PLAIN
 from ._sqlstates import sqlstate_of
 from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
@@ -130,9 +130,8 @@ def unseal(value: Any) -> Any:
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
-    plain = dumps_plain((objects, {}))
-    if plain is not None:
-        return plain, {}
+    if PLAIN.issuperset(map(type, objects)):
+        return pickle.dumps((objects, {}), pickle.HIGHEST_PROTOCOL), {}
     errors: dict[int, BaseException] = {}
     column: list[Any] = []
     for offset, item in enumerate(objects):

@@ -148,6 +148,7 @@ class FusedSession(WorkerSession):
             self._collect(collector, passage)
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
+                collector.resume()
         timed_out = [one.timed_out_since() for one in self._stages]
         collector.timed_out = any(timed_out)
         reply(collector.take(), True)
@@ -212,6 +213,7 @@ class StageCollector(Collector):
         """What the next object took, stage by stage."""
         for column, one in zip(self._by_stage, seconds, strict=True):
             column.append(one)
+        self.longest = max(self.longest, sum(seconds))
 
     def take(self) -> Any:
         self._seconds = array("d", chain.from_iterable(self._by_stage))

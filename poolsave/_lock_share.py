@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from ._connections import open_sqlite_files
 
 __all__ = ["LockClock"]
+
+ENDS = ("_commit", "_rollback")
+"""How Django ends a transaction."""
 
 
 class LockClock:
@@ -26,14 +30,26 @@ class LockClock:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the SQLite files that this thread has open by now."""
-        watched = [(connection, self._watch(connection)) for connection in open_sqlite_files()]
+        with ExitStack() as stack:
+            for connection in open_sqlite_files():
+                stack.enter_context(self._watched(connection))
+            yield
+        self._since = None
+
+    @contextmanager
+    def _watched(self, connection: Any) -> Iterator[None]:
+        # Runs can be nested, and others may have put something in the same places.
+        before = {name: vars(connection)[name] for name in ENDS if name in vars(connection)}
+        note = self._watch(connection)
         try:
             yield
         finally:
-            self._since = None
-            for connection, note in watched:
-                connection.execute_wrappers.remove(note)
-                del connection._commit, connection._rollback
+            connection.execute_wrappers.remove(note)
+            for name in ENDS:
+                if name in before:
+                    setattr(connection, name, before[name])
+                else:
+                    vars(connection).pop(name, None)
 
     def _watch(self, connection: Any) -> Callable[..., Any]:
         def note(execute: Callable[..., Any], sql: Any, *more: Any) -> Any:
@@ -45,8 +61,8 @@ class LockClock:
             return execute(sql, *more)
 
         connection.execute_wrappers.append(note)
-        connection._commit = lambda: self._ended(type(connection)._commit, connection)
-        connection._rollback = lambda: self._ended(type(connection)._rollback, connection)
+        for name in ENDS:
+            setattr(connection, name, partial(self._ended, getattr(connection, name)))
         return note
 
     def _timed(self, execute: Callable[..., Any], *query: Any) -> Any:
@@ -56,9 +72,9 @@ class LockClock:
         finally:
             self.held += time.perf_counter() - began
 
-    def _ended(self, end: Callable[[Any], Any], connection: Any) -> Any:
+    def _ended(self, end: Callable[[], Any]) -> Any:
         try:
-            return end(connection)
+            return end()
         finally:
             if self._since is not None:
                 self.held += time.perf_counter() - self._since

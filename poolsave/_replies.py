@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ._batches import Laps
 from ._envelopes import ErrorRecord, format_traceback, join, pack_error, split, unpack_error, unseal
-from ._plain import dumps_plain
+from ._plain import PLAIN
 from ._transactions import Attempt
 from .outcomes import Status
 
@@ -44,6 +44,8 @@ class Spent(NamedTuple):
     """Of these, in commits."""
     timed_out: bool = False
     """The server ended something that took too long, so that the chunk was run in halves."""
+    longest: float = 0.0
+    """At least what the slowest object took."""
 
 
 class Reply(NamedTuple):
@@ -60,10 +62,8 @@ class Reply(NamedTuple):
         """Pickle it; every value was sealed and every error is a record, so this cannot fail."""
         began, times = packed_seconds(self.seconds)
         rest = (self.offset, began, times, self.troubles, self.worker, tuple(self.spent))
-        if not self.troubles:
-            plain = dumps_plain((self.values, {}, *rest))
-            if plain is not None:
-                return plain
+        if PLAIN.issuperset(map(type, self.values)):
+            return pickle.dumps((self.values, {}, *rest), pickle.HIGHEST_PROTOCOL)
         return pickle.dumps((*split(self.values), *rest), pickle.HIGHEST_PROTOCOL)
 
     @classmethod
@@ -92,7 +92,7 @@ class Collector:
         self._waited = waited
         self.crosses = crosses
         self._offset = 0
-        self._since = time.perf_counter()
+        self.since = time.perf_counter()
         self._begin()
 
     def _begin(self) -> None:
@@ -101,6 +101,8 @@ class Collector:
         self._troubles: dict[int, Trouble] = {}
         self._committed = 0.0
         self.timed_out = False
+        self.longest = 0.0
+        """At least what the slowest object took."""
 
     def add(self, attempt: Attempt, attempts: int, seconds: float) -> None:
         """Take the next object's end."""
@@ -108,6 +110,7 @@ class Collector:
             self._troubles[len(self._values)] = self._trouble(attempt, attempts)
         self._values.append(attempt.value)
         self._seconds.append(seconds)
+        self.longest = max(self.longest, seconds)
         self._committed += attempt.committing
 
     def _trouble(self, attempt: Attempt, attempts: int) -> Trouble:
@@ -122,11 +125,15 @@ class Collector:
         """Give the reply for objects that ran one right after the other, the last of which may have failed."""
         attempt = Attempt(Status.FAILED, error=failure)
         troubles = {} if failure is None else {len(values) - 1: self._trouble(attempt, 1)}
-        return self._reply(values, Laps(self._since, ends), troubles, now=ends[-1])
+        return self._reply(values, Laps(self.since, ends), troubles, now=ends[-1])
 
     def due(self, now: float) -> bool:
         """Whether what was gathered should wait no longer: failures never wait."""
-        return bool(self._troubles) or now - self._since > LINGER
+        return bool(self._troubles) or now - self.since > LINGER
+
+    def resume(self) -> None:
+        """Go on after a reply was sent, which may have had to wait until the caller took it."""
+        self.since = time.perf_counter()
 
     def take(self) -> Any:
         """Give the reply, as bytes if it has to cross, and begin the next one."""
@@ -137,10 +144,10 @@ class Collector:
     def _reply(
         self, values: list[Any], seconds: array[float] | Laps, troubles: dict[int, Trouble], *, now: float
     ) -> Any:
-        spent = Spent(self._waited, now - self._since, self._committed, self.timed_out)
+        spent = Spent(self._waited, now - self.since, self._committed, self.timed_out, self.longest)
         reply = Reply(self._offset, values, seconds, troubles, self._worker, spent)
         self._offset += len(values)
-        self._waited, self._since = 0.0, now
+        self._waited, self.since, self.longest = 0.0, now, 0.0
         return reply.to_bytes() if self.crosses else reply
 
 

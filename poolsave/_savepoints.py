@@ -1,7 +1,7 @@
 """A savepoint for each object of a chunk, with one question to the server for each and not two.
 
 Django's `atomic()` sets a savepoint and releases it. Here the one of the object before is released together with the
-setting of the next, and the last one by the COMMIT, which is a good part of the time that a small `save()` takes.
+setting of the next, where a server takes two statements at once, which is a good part of the time of a small `save()`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from typing import Any
 
 from django.db import Error, connections
 
-__all__ = ["Savepoints"]
+__all__ = ["Savepoints", "TransactionEnded"]
+
+IN_TRANSACTION, IN_FAILED_TRANSACTION = 2, 3
+"""libpq's PQTRANS_INTRANS and PQTRANS_INERROR, under the same names and numbers in psycopg2 and psycopg 3."""
 
 _numbers = count()
+
+
+class TransactionEnded(Exception):
+    """The transaction is not the one any more in which the savepoint was set: a function has ended it past Django, or
+    the server did. What was saved in it so far may be gone."""
 
 
 class Savepoints:
@@ -33,43 +41,77 @@ class Savepoints:
         """Undo what is done within if it raises, on every alias.
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
+
+        Raises:
+            TransactionEnded: so that the whole chunk has to be undone.
         """
+        mark = f"{self._name}_{next(_numbers)}"
         begun: list[Any] = []
         try:
             for connection in self._connections:
                 self._renew(connection)
-                connection.savepoint_ids.append(self._name)
+                connection.savepoint_ids.append(mark)
                 begun.append(connection)
             yield
+            self._refuse_another_transaction()
         except BaseException:
             for connection in begun:
-                self._undo(connection)
+                self._undo(connection, mark)
             raise
         finally:
             for connection in begun:
-                connection.savepoint_ids.remove(self._name)
+                connection.savepoint_ids.remove(mark)
+
+    def release(self) -> None:
+        """Release the last one, which succeeds only in the transaction in which it was set.
+
+        Raises:
+            TransactionEnded: if it is another one.
+        """
+        for connection in self._connections:
+            if connection.alias in self._set:
+                self._ask(connection, connection.ops.savepoint_commit_sql(self._name))
+
+    def _refuse_another_transaction(self) -> None:
+        # PostgreSQL's own word, which costs no question: after a ROLLBACK there is no transaction at all.
+        for connection in self._connections:
+            if connection.vendor == "postgresql" and connection.connection is not None:
+                status = int(connection.connection.info.transaction_status)
+                if status not in (IN_TRANSACTION, IN_FAILED_TRANSACTION):
+                    raise TransactionEnded(connection.alias)
+
+    def _ask(self, connection: Any, *statements: str) -> None:
+        try:
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+        except Error as error:
+            raise TransactionEnded(connection.alias) from error
 
     def _renew(self, connection: Any) -> None:
         if connection.alias not in self._set:
             connection._savepoint(self._name)
             self._set.add(connection.alias)
-        elif connection.vendor == "mysql":  # which forgets the old one of that name
-            connection._savepoint(self._name)
-        elif connection.vendor == "postgresql" and _takes_two_statements(connection):
-            with connection.cursor() as cursor:
-                cursor.execute(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {self._name}")
+            return
+        release, create = (make(self._name) for make in _statements(connection))
+        if connection.vendor == "postgresql" and _takes_two_statements(connection):
+            self._ask(connection, f"{release}; {create}")
         else:
-            connection._savepoint_commit(self._name)
-            connection._savepoint(self._name)
+            self._ask(connection, release, create)
 
-    def _undo(self, connection: Any) -> None:
+    def _undo(self, connection: Any, mark: str) -> None:
         if connection.closed_in_transaction:  # the server rolls all of it back, and needs_rollback is true by now
             return
         connection.needs_rollback = False
         try:
-            connection.savepoint_rollback(self._name)
+            connection._savepoint_rollback(self._name)
+            connection.run_on_commit = [entry for entry in connection.run_on_commit if mark not in entry[0]]
         except Error:  # the connection is gone, or the server has ended the transaction: the chunk has to be undone
             connection.needs_rollback = True
+
+
+def _statements(connection: Any) -> tuple[Any, Any]:
+    return connection.ops.savepoint_commit_sql, connection.ops.savepoint_create_sql
 
 
 def _takes_two_statements(connection: Any) -> bool:

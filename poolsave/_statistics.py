@@ -15,6 +15,8 @@ __all__ = ["SlowObject", "Statistics", "WorkerTimes"]
 
 SLOWEST = 5
 """Objects that are listed as the slowest."""
+SLOW = 0.002
+"""Seconds that an object has to take to drive another one out of that list; what is brisker is not looked at."""
 BUSY = 0.8
 """The share of their time that workers should be busy, below which there is a hint; the mark that mpire sets, too."""
 TELLING = 1.0
@@ -65,8 +67,6 @@ class Statistics:
         """What to show for an object that was fed in."""
         self._times: dict[int | str, WorkerTimes] = {}
         self._slowest: list[SlowObject] = []
-        self._objects = 0
-        self._seconds = 0.0
         self._began = time.perf_counter()
         self._ended: float | None = None
         self._tail = 0.0
@@ -136,17 +136,12 @@ class Statistics:
         times.work += spent.worked - spent.committed
         times.last = time.perf_counter()
         times.ended = False
-        self._look_for_slow_ones(count, spent.worked, batch)
+        # Looking at every object would take as long as a brisk one itself.
+        if len(self._slowest) < SLOWEST or spent.longest > max(SLOW, self._slowest[0].seconds):
+            self._look_for_slow_ones(batch)
 
-    def _look_for_slow_ones(self, count: int, seconds: float, batch: Batch) -> None:
-        # Looking at every object would take as long as a brisk one itself. A slow one among them makes the whole
-        # answer take longer than so many others did.
-        expected = self._seconds / self._objects * (count - 1) if self._objects else 0.0
-        self._objects += count
-        self._seconds += seconds
-        if len(self._slowest) == SLOWEST and seconds - expected <= self._slowest[0].seconds:
-            return
-        for place, lap in enumerate(_laps(batch.seconds, count)):
+    def _look_for_slow_ones(self, batch: Batch) -> None:
+        for place, lap in enumerate(_laps(batch.seconds, len(batch.values))):
             if len(self._slowest) < SLOWEST or lap > self._slowest[0].seconds:
                 found = SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
                 self._slowest = sorted([*self._slowest, found], key=attrgetter("seconds"))[-SLOWEST:]
@@ -158,7 +153,9 @@ class Statistics:
         return times
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "item_of": _itself}
+        # Without the objects, which may not be picklable.
+        slowest = [SlowObject(one.seconds, one.index, None) for one in self._slowest]
+        return {**self.__dict__, "item_of": _itself, "_slowest": slowest}
 
     def finish(self) -> None:
         """The run is over: who was not heard of since has waited."""

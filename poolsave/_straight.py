@@ -7,6 +7,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable, Sequence
+from operator import length_hint
 from typing import Any
 
 from ._envelopes import seal_surely
@@ -43,8 +44,14 @@ class StraightRun:
         while place < size and not self._marks.halted:
             place, error = self._run_on(place)
             if error is not None:
+                if place == size:  # of a signal's handler, when all had returned
+                    raise error
+                del self._values[place - self._answered :]
                 self._fail(place, error, final=place + 1 == size)
                 place += 1
+                if length_hint(self._items) != size - place:
+                    # An exception that a signal's handler raised has come before the object was taken.
+                    self._items = iter(objects[place:])
             elif place < size and self._collector.due(time.perf_counter()):
                 self._answer(place, final=False)
         if self._values:
@@ -55,7 +62,8 @@ class StraightRun:
         """Run until one fails, which is at the place that is given back, or it is time for a glance."""
         call, append, ends = self._call, self._values.append, self._ends
         clock, plain, crosses = time.perf_counter, PLAIN, self._collector.crosses
-        glance = clock() + GLANCE
+        began = now = clock()
+        glance = began + GLANCE
         try:
             for item in self._items:
                 value = call(item)
@@ -68,20 +76,24 @@ class StraightRun:
                     break
         except BaseException as error:  # whatever a user's function raises is that object's failure
             return place, error
+        self._collector.longest = max(self._collector.longest, now - began)
         return place, None
 
     def _answer(self, place: int, *, final: bool) -> None:
         ends = array("d", self._ends[self._answered : place])
         self._reply(self._collector.add_brisk(self._values, ends, None), final)
         self._values, self._answered = [], place
+        self._collector.resume()
 
     def _fail(self, place: int, error: BaseException, *, final: bool) -> None:
         if not self._collector.crosses:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(error.__traceback__)
         now = time.perf_counter()
+        self._collector.longest = max(self._collector.longest, now - self._collector.since)
         ends = array("d", [*self._ends[self._answered : place], now])
         # Told before it gets its time: if the worker died in between, the object would pass for one that returned.
         self._reply(self._collector.add_brisk([*self._values, None], ends, error), final)
         self._ends[place] = now
         self._values, self._answered = [], place + 1
+        self._collector.resume()

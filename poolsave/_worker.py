@@ -64,7 +64,9 @@ class WorkerSession:
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._watched = to_be_watched(job.databases) if job.transaction is not None else []
-        self._straight = rows is None and job.transaction is None and job.turn is None and job.timeout is None
+        # Not in the caller's own thread, where a signal may raise anywhere.
+        hindrances = (job.transaction, rows, job.turn, job.timeout)
+        self._straight = not job.inline and all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
@@ -87,11 +89,11 @@ class WorkerSession:
             _here.busy = False
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
-        began = time.perf_counter()
-        collector = Collector(self._name, began - self._idle_since, crosses=self._job.crosses)
+        waited = time.perf_counter() - self._idle_since
         objects, sealed = pickle.loads(payload) if self._job.crosses else (payload, {})
         if sealed:
             objects = join(objects, sealed)
+        collector = Collector(self._name, waited, crosses=self._job.crosses)
         if not self._straight:
             self._run_guarded(objects, marks, reply, collector)
         else:
@@ -119,6 +121,7 @@ class WorkerSession:
                 self._add_error(collector, end.attempt.error, end, attempts)
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
+                collector.resume()
         collector.timed_out = self.timed_out_since()
         reply(collector.take(), True)
 

@@ -3,13 +3,13 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import Status, pooled_operation
-from poolsave._plain import dumps_plain
 from poolsave._replies import Collector, Reply
 from poolsave._straight import StraightRun
 from poolsave._transactions import COMMITTED, RUNNING
@@ -106,15 +106,55 @@ def test_objects_that_are_the_same_are_not_the_same_in_a_worker():
 def test_what_contains_itself_crosses_too():
     knot = []
     knot.append(knot)
-    assert dumps_plain(knot) is None
     report = pure(len).using(chunksize=2).map([knot, [1, 2]])
     assert report.values == [1, 2]
 
 
-@pytest.mark.parametrize("bad", [threading.Lock(), operations.NeedyError(1, "x"), os.stat_result, 1j])
-def test_only_plain_data_is_pickled_all_at_once(bad):
-    assert dumps_plain([1, "two", {"three": [4.0, None, True]}, (b"5",), {6}]) is not None
-    assert dumps_plain([1, bad]) is None
+def shares(pair):
+    return pair["a"] is pair["b"]
+
+
+def test_what_an_object_has_twice_is_one_thing_in_the_worker_too():
+    thing = [1]
+    assert pure(shares).using(chunksize=3).map([{"a": thing, "b": thing}] * 3).values == [True] * 3
+
+
+class Alarm(Exception):
+    """What a signal's handler raises, at any moment."""
+
+
+@given(st.integers(0, 40), st.sampled_from(["before the object is taken", "after it has returned", "inside"]))
+def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
+    size = 40
+    run = StraightRun(
+        lambda item: item, Flag(), Collector("w", 0.0, crosses=False), lambda body, final: got.append(body)
+    )
+    got, go_on = [], run._run_on
+
+    def interrupted(place):
+        place, error = go_on(place) if place > when else _until(run, place, when)
+        if error is None and place == when < size:
+            if where == "after it has returned":
+                run._values.append(next(run._items))
+            elif where == "inside":
+                next(run._items)
+            return place, Alarm()
+        return place, error
+
+    run._run_on = interrupted
+    assert run.run(list(range(size))) == size
+    values = [value for body in got for value in body.values]
+    assert values == [None if number == when else number for number in range(size)]
+    failed = [body.offset + place for body in got for place in body.troubles]
+    assert failed == ([when] if when < size else [])
+
+
+def _until(run, place, when):
+    while place < min(when, 40):
+        run._values.append(next(run._items))
+        run._ends[place] = time.perf_counter()
+        place += 1
+    return place, None
 
 
 def slow_or_interrupts(number):

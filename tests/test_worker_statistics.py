@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from poolsave import concurrent_saves, pooled_operation
 from poolsave._batches import Batch, Laps
 from poolsave._replies import Spent
-from poolsave._statistics import BUSY, SLOWEST, Statistics
+from poolsave._statistics import BUSY, SLOW, SLOWEST, Statistics
 
 from . import operations
 from .models import Person
@@ -26,7 +26,8 @@ def batch(first, seconds, worker="w"):
 
 
 def answered(statistics, worker, *seconds, first=0, waited=0.0, committed=0.0):
-    statistics.answered(worker, Spent(waited, sum(seconds), committed), batch(first, seconds, worker))
+    spent = Spent(waited, sum(seconds), committed, longest=max(seconds))
+    statistics.answered(worker, spent, batch(first, seconds, worker))
 
 
 @given(st.lists(st.lists(times, min_size=1, max_size=6), min_size=1, max_size=20))
@@ -43,6 +44,7 @@ def test_what_is_listed_as_slowest_is_true_and_in_order(answers):
     if len(everything) <= SLOWEST:
         assert sorted(one.seconds for one in found) == sorted(everything)
     assert all(everything[one.index] == one.seconds for one in found)
+    assert max(everything) <= max(found[0].seconds, SLOW)
 
 
 @given(times, st.lists(times, min_size=1))
@@ -186,6 +188,14 @@ def test_they_print_as_a_table_and_go_into_files(tmp_path):
     assert summary["workers"][0]["objects"] == 10
     assert len(summary["slowest"]) == SLOWEST
     assert str(pickle.loads(pickle.dumps(report)).statistics) == table
+
+
+def test_a_report_can_be_pickled_whatever_the_objects_are():
+    report = operations.echoes.using(executor="thread", transaction=None, keep="failures").map(
+        [threading.Lock() for _ in range(10)]
+    )
+    slow = pickle.loads(pickle.dumps(report)).statistics.slowest
+    assert [one.index for one in slow] == [one.index for one in report.statistics.slowest]
 
 
 def test_a_slow_input_is_named_by_the_hint():
