@@ -13,17 +13,9 @@ from typing import Any
 
 from django.db import Error, connections
 
-__all__ = ["Savepoints", "TransactionEnded"]
-
-IN_TRANSACTION, IN_FAILED_TRANSACTION = 2, 3
-"""libpq's PQTRANS_INTRANS and PQTRANS_INERROR, under the same names and numbers in psycopg2 and psycopg 3."""
+__all__ = ["Savepoints"]
 
 _numbers = count()
-
-
-class TransactionEnded(Exception):
-    """The transaction is not the one any more in which the savepoint was set: a function has ended it past Django, or
-    the server did. What was saved in it so far may be gone."""
 
 
 class Savepoints:
@@ -41,9 +33,6 @@ class Savepoints:
         """Undo what is done within if it raises, on every alias.
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
-
-        Raises:
-            TransactionEnded: so that the whole chunk has to be undone.
         """
         mark = f"{self._name}_{next(_numbers)}"
         begun: list[Any] = []
@@ -53,7 +42,6 @@ class Savepoints:
                 connection.savepoint_ids.append(mark)
                 begun.append(connection)
             yield
-            self._refuse_another_transaction()
         except BaseException:
             for connection in begun:
                 self._undo(connection, mark)
@@ -63,41 +51,28 @@ class Savepoints:
                 connection.savepoint_ids.remove(mark)
 
     def release(self) -> None:
-        """Release the last one, which succeeds only in the transaction in which it was set.
+        """Release the last one, which succeeds only in the transaction in which the first one was set.
 
         Raises:
-            TransactionEnded: if it is another one.
+            Error: if it is another one: a function has ended that past Django, or the server did, and what was saved in
+                it may be gone.
         """
         for connection in self._connections:
             if connection.alias in self._set:
-                self._ask(connection, connection.ops.savepoint_commit_sql(self._name))
-
-    def _refuse_another_transaction(self) -> None:
-        # PostgreSQL's own word, which costs no question: after a ROLLBACK there is no transaction at all.
-        for connection in self._connections:
-            if connection.vendor == "postgresql" and connection.connection is not None:
-                status = int(connection.connection.info.transaction_status)
-                if status not in (IN_TRANSACTION, IN_FAILED_TRANSACTION):
-                    raise TransactionEnded(connection.alias)
-
-    def _ask(self, connection: Any, *statements: str) -> None:
-        try:
-            with connection.cursor() as cursor:
-                for statement in statements:
-                    cursor.execute(statement)
-        except Error as error:
-            raise TransactionEnded(connection.alias) from error
+                connection._savepoint_commit(self._name)
 
     def _renew(self, connection: Any) -> None:
         if connection.alias not in self._set:
             connection._savepoint(self._name)
             self._set.add(connection.alias)
             return
-        release, create = (make(self._name) for make in _statements(connection))
         if connection.vendor == "postgresql" and _takes_two_statements(connection):
-            self._ask(connection, f"{release}; {create}")
+            release, create = connection.ops.savepoint_commit_sql, connection.ops.savepoint_create_sql
+            with connection.cursor() as cursor:
+                cursor.execute(f"{release(self._name)}; {create(self._name)}")
         else:
-            self._ask(connection, release, create)
+            connection._savepoint_commit(self._name)
+            connection._savepoint(self._name)
 
     def _undo(self, connection: Any, mark: str) -> None:
         if connection.closed_in_transaction:  # the server rolls all of it back, and needs_rollback is true by now
@@ -108,10 +83,6 @@ class Savepoints:
             connection.run_on_commit = [entry for entry in connection.run_on_commit if mark not in entry[0]]
         except Error:  # the connection is gone, or the server has ended the transaction: the chunk has to be undone
             connection.needs_rollback = True
-
-
-def _statements(connection: Any) -> tuple[Any, Any]:
-    return connection.ops.savepoint_commit_sql, connection.ops.savepoint_create_sql
 
 
 def _takes_two_statements(connection: Any) -> bool:

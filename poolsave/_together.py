@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from ._savepoints import Savepoints, TransactionEnded
+from ._savepoints import Savepoints
 from ._sqlstates import is_transient, ran_out_of_time
 from ._transactions import (
     COMMITTED,
@@ -116,8 +116,6 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
         with savepoints.around_object():
             value = call()
             refuse_doomed(savepoints.aliases)
-    except TransactionEnded:  # what other objects of the chunk have saved may be gone with it
-        raise
     except BaseException as error:  # whatever a user's function raises is that object's failure
         return Attempt(Status.FAILED, error=error)
     return Attempt(Status.SUCCEEDED, value)

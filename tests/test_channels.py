@@ -65,9 +65,10 @@ def test_times_stand_for_marks_until_the_next_task(size, done, next_size):
     for task in (1, 2):  # the second time over the first one's leftovers
         worker.begin(task, size)
         times = worker.stamps(size, begun=7, ended=9)
-        for place in range(done):
+        ended = done // task
+        for place in range(ended):
             times[place] = 1.5 * task
-        assert block.marks(size) == (bytes([9] * done) + bytes([7]) + bytes(size))[:size]
+        assert block.marks(size) == (bytes([9] * ended) + bytes([7]) + bytes(size))[:size]
     worker.begin(3, next_size)
     assert block.marks(next_size) == bytes(next_size)
     times.release()

@@ -54,6 +54,13 @@ def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, worker
     assert size <= max(1, share) or size * pace.per_object <= SHORTEST * 1.001
 
 
+@pytest.mark.parametrize(
+    ("remaining", "least", "size"), [(10_000, 1, 500), (100, 1, 25), (100, 40, 40), (None, 1, 500)]
+)
+def test_the_tail_is_shared_among_the_workers(remaining, least, size):
+    assert next_size(500, remaining=remaining, workers=2, room=1000, least=least) == size
+
+
 def test_fixed_sizes_stay_whatever_happens():
     pacing = Pacing(7, None)
     pacing.learn(7, 100.0, timed_out=True, inline=False)
