@@ -18,15 +18,13 @@ class Finals:
 
     def __init__(self) -> None:
         self._batches: list[Batch] = []
-        self._count = 0
 
-    def __len__(self) -> int:
-        """How many have ended and not been taken."""
-        return self._count
+    def __bool__(self) -> bool:
+        return bool(self._batches)
 
     def take(self) -> list[Batch]:
         """Give what has been gathered."""
-        batches, self._batches, self._count = self._batches, [], 0
+        batches, self._batches = self._batches, []
         return batches
 
     def add(self, traveller: Traveller, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
@@ -35,7 +33,6 @@ class Finals:
         place = len(batch.values)
         if outcome is not None:
             batch.notable[place] = outcome
-        self._count += 1
         batch.values.append(value)  # type: ignore[attr-defined]
         batch.objects.append(traveller.origin.item)  # type: ignore[attr-defined]
         batch.seconds.append(traveller.seconds)  # type: ignore[union-attr]

@@ -99,7 +99,7 @@ class Line:
         hop = self._hops[place]
         hop.held_back = len(self._belts[place]) if place < len(self._belts) else 0
         if place == 0:
-            hop.held_back += self.held_back + len(self._finals)
+            hop.held_back += self.held_back
         for batch in hop.step():
             self._deliver(place, batch)
 

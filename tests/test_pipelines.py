@@ -489,7 +489,10 @@ def test_everything_is_refused_before_anything_has_started():
     with pytest.raises(InvalidOption, match="timeout"):
         (begins | stages.doubles.using(timeout=1, **THREAD)).map([1])
     with pytest.raises(InvalidOperation, match="pickled"):
-        (begins.using(**FORK) | begins.using(executor="process", start_method="forkserver")).map([1])
+        (
+            stages.doubles.using(before_fork=lambda: begun.append("a worker"), **FORK)
+            | begins.using(executor="process", start_method="forkserver")
+        ).map([1])
     assert begun == []
 
 
