@@ -33,9 +33,6 @@ class Laps:
     def __iter__(self) -> Iterator[float]:
         return map(operator.sub, self.ends, chain((self.began,), self.ends))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Laps, (self.began, self.ends)
-
 
 class Batch(NamedTuple):
     """`notable` holds, by place in the batch, every outcome that is more than a value and a time."""

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -21,11 +22,12 @@ from django.db import connections
 from . import _connections
 from ._bootstrap import Surroundings
 from ._choosing import obstacle
-from ._preparation import Work, describe, executor_for, refusals
+from ._jobs import WorkerJob
+from ._preparation import Work, describe, executor_for, refusals, refuse_unsendable
 from ._refusals import refuse_missing
 from ._servers import Server, ask_server
 from .errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
-from .executors import Executor, Job, ProcessExecutor
+from .executors import Executor, ProcessExecutor
 from .options import AUTO, Options, wrong_settings
 
 __all__ = ["check_databases", "check_settings", "look_ahead", "refusal"]
@@ -94,12 +96,12 @@ def _refused(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
     return found
 
 
-def _of_the_start(executor: Executor, job: Job, options: Options) -> Iterator[CheckMessage]:
+def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Iterator[CheckMessage]:
     if executor.shares_memory:
         return
     method = executor.method_for(job) if isinstance(executor, ProcessExecutor) else "its own"
     if method != "fork":
-        yield from _refused([lambda: pickle.dumps(job)])
+        yield from _refused([partial(refuse_unsendable, executor, job)])
     else:
         yield from _refused([_connections.refuse_open_sqlite_transactions])
     others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())

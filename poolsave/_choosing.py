@@ -12,12 +12,12 @@ from ._bootstrap import Surroundings
 from ._connections import existing
 from ._envelopes import dumps
 from ._jobs import WorkerJob
-from ._preparation import Work, describe, executor_for, prepare
+from ._preparation import Work, describe, executor_for, prepare, refuse_unsendable
 from ._refusals import refuse_open_transactions, refuse_shared_memory
 from ._slices import TimedSerial
 from ._trials import Trial
 from .errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
-from .executors import Executor, ProcessExecutor, SerialExecutor
+from .executors import Executor, SerialExecutor
 from .executors._starting import choose_start_method
 from .options import AUTO, Options
 from .reports import Report
@@ -85,20 +85,19 @@ def begin(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None
 
 
 def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None]:
-    """The same for a block, which starts its workers before there is anything to try them on: processes, if nothing
-    speaks against them, else the caller's own thread."""
+    """The same for a block, or a stage of a pipeline, which are started before there is anything to try a pool on:
+    processes, if nothing speaks against them, else the caller's own thread."""
     if options.executor != AUTO or options.timeout is not None:
         return begin(work, options)
     why = obstacle(work, options)
     if why is None:
         executor, job = prepare(work, options, executor_for(options, "process"))
         try:
-            if not (isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"):
-                pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+            refuse_unsendable(executor, job)
         except (InvalidOperation, InvalidOption) as error:
             why = str(error)
         else:
-            return executor, job, "a block decides when it is entered, and nothing speaks against processes"
+            return executor, job, "it had to be decided before the first object, and nothing speaks against processes"
     return *prepare(work, options, SerialExecutor()), why
 
 

@@ -6,10 +6,8 @@ of another stage is open; a stage with one transaction per chunk first waits for
 
 from __future__ import annotations
 
-import pickle
-import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ._drop import DROP
-from ._envelopes import join, seal_surely, unseal
+from ._envelopes import seal_surely, unseal
 from ._jobs import WorkerJob
 from ._replies import Collector
 from ._together import End
@@ -137,23 +135,20 @@ class FusedSession(WorkerSession):
             one._deadline = self._deadline  # a process has one alarm, and that was set up last
         self._whole = [one.transaction == "chunk" for one in job.stages]
         self._by_keys = job.stages[0].queryset is not None
+        self._straight = False
 
-    def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
-        waited = time.perf_counter() - self._idle_since
-        objects = join(*pickle.loads(payload)) if self._job.crosses else payload
-        if self._by_keys:
-            objects = [unseal(key) for key in objects]
-        collector = StageCollector(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
-        for place, passage in enumerate(self._through(objects, marks), 1):
+    def _new_collector(self, waited: float) -> Collector:
+        return StageCollector(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
+
+    def _collected(self, objects: Sequence[Any], marks: Marks, collector: Collector) -> Iterator[None]:
+        assert isinstance(collector, StageCollector)
+        for passage in self._through(objects, marks):
             self._collect(collector, passage)
-            if place < len(objects) and collector.due(time.perf_counter()):
-                reply(collector.take(), False)
-                collector.resume()
-        timed_out = [one.timed_out_since() for one in self._stages]
-        collector.timed_out = any(timed_out)
-        reply(collector.take(), True)
-        self._at_chunk_edge()
-        self._idle_since = time.perf_counter()
+            yield
+
+    def timed_out_since(self) -> bool:
+        told = [one.timed_out_since() for one in self._stages]
+        return any(told)
 
     def _through(self, objects: Sequence[Any], marks: Marks) -> Iterator[Passage]:
         passages = iter([Passage(offset, item, len(self._stages)) for offset, item in enumerate(objects)])

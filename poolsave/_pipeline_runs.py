@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -12,13 +11,13 @@ from ._carry import Carried
 from ._fused import FusedJob
 from ._jobs import call_spread
 from ._line import Line
+from ._preparation import refuse_unsendable
 from ._querysets import RowSource, rows_of
 from ._runs import Parts, Run
 from ._sources import IterableSource
 from ._stage_reports import PipelineReport, Tally
 from ._stages import Fused, Stage, fuse, options_of_the_run, prepare_hop
 from .errors import InvalidOption
-from .executors import ProcessExecutor
 
 __all__ = ["PipelineRun"]
 
@@ -36,7 +35,7 @@ class PipelineRun(Run):
         _take_turns(hops)
         for hop in hops:
             _carry_along(hop)
-            _try_to_pickle(hop)
+            refuse_unsendable(hop.executor, hop.job)  # before others have been started
         source = IterableSource(objects) if queryset is None else RowSource(queryset)
         tallies = [Tally(stage.name, stage.options.workers) for stage in stages]
         report = PipelineReport[Any](tallies, keep=options.keep, queryset=queryset)
@@ -112,11 +111,3 @@ def _carry_along(hop: Fused) -> None:
         captured = hop.job.carried.captured()
         for job in (hop.job, *_fused(hop)):
             job.carried = captured
-
-
-def _try_to_pickle(hop: Fused) -> None:
-    """Refuse now what the start of this hop would refuse when others have been started."""
-    executor = hop.executor
-    if executor.shares_memory or (isinstance(executor, ProcessExecutor) and executor.method_for(hop.job) == "fork"):
-        return
-    pickle.dumps(hop.job)

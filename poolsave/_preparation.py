@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,10 +20,10 @@ from ._querysets import refuse_unsuitable
 from ._refusals import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
 from ._warnings import warn
 from .errors import InvalidOption
-from .executors import Executor, create
+from .executors import Executor, ProcessExecutor, create
 from .options import Options
 
-__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals"]
+__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals", "refuse_unsendable"]
 
 Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 
@@ -53,6 +54,18 @@ def prepare(work: Work, options: Options, executor: Executor | None = None) -> t
     for refuse in refusals(work, executor, options, surroundings):
         refuse()
     return executor, describe(work, executor, options, surroundings)
+
+
+def refuse_unsendable(executor: Executor, job: WorkerJob) -> None:
+    """Refuse now what the start of the workers would refuse: who is not forked needs a job that can be pickled.
+
+    Raises:
+        InvalidOperation: naming the function.
+        InvalidOption: naming what is carried.
+    """
+    forks = isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
+    if not (forks or executor.shares_memory):
+        pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
 
 
 def executor_for(options: Options, wish: Any = None) -> Executor:

@@ -13,7 +13,7 @@ from ._plain import PLAIN
 from ._transactions import Attempt
 from .outcomes import Status
 
-__all__ = ["LINGER", "Collector", "Reply", "Spent", "Trouble"]
+__all__ = ["Collector", "Reply", "Spent", "Trouble"]
 
 LINGER = 0.02
 """Seconds that an answer may wait in the worker for company: a message costs about 0.01 ms on either side, and what
@@ -110,7 +110,6 @@ class Collector:
             self._troubles[len(self._values)] = self._trouble(attempt, attempts)
         self._values.append(attempt.value)
         self._seconds.append(seconds)
-        self.longest = max(self.longest, seconds)
         self._committed += attempt.committing
 
     def _trouble(self, attempt: Attempt, attempts: int) -> Trouble:
@@ -137,6 +136,7 @@ class Collector:
 
     def take(self) -> Any:
         """Give the reply, as bytes if it has to cross, and begin the next one."""
+        self.longest = max(self.longest, max(self._seconds, default=0.0))
         reply = self._reply(self._values, self._seconds, self._troubles, now=time.perf_counter())
         self._begin()
         return reply

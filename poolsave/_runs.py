@@ -167,8 +167,6 @@ class Run:
                     yield from batches
             except BaseException as error:
                 self._wind_up(f"{type(error).__name__} in the caller")
-                if isinstance(error, Exception):  # of a hook, say, before a pool that is started in mid-run
-                    error.report = self.report  # type: ignore[attr-defined]
                 raise
             finally:
                 self._close()

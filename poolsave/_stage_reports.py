@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from ._batches import Batch
@@ -81,7 +81,8 @@ class PipelineReport(Report[R]):
 
     Every value that came out, and every failure, loss, skip and drop on the way, is one outcome, with the `index` and
     `item` of the *original* object. Where a stage gives several values (`expand`), one object has several outcomes, so
-    `total` counts outcomes and not objects; without such a stage the two are the same.
+    `total` counts outcomes and not objects; without such a stage the two are the same. In place of `statistics`, which
+    stay empty, there are `stages`, also in the file of `to_json`.
     """
 
     def __init__(self, tallies: Sequence[Tally], *, keep: str, queryset: Any = None) -> None:
@@ -109,6 +110,9 @@ class PipelineReport(Report[R]):
         }
         items = list(found.values())
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
+
+    def _of_workers(self) -> dict[str, Any]:
+        return {"stages": [asdict(row) for row in self.stages]}
 
     def _kept(self, batch: Batch) -> Batch | None:
         kept = super()._kept(batch)

@@ -53,6 +53,7 @@ class WorkerSession:
         self._job = job
         self._function = call
         self._rows = rows
+        self._by_keys = rows is not None
         self._stack = stack
         self._carried: Carried | None = None
         self._perform = call if not job.crosses else self._call_across
@@ -93,7 +94,7 @@ class WorkerSession:
         objects, sealed = pickle.loads(payload) if self._job.crosses else (payload, {})
         if sealed:
             objects = join(objects, sealed)
-        collector = Collector(self._name, waited, crosses=self._job.crosses)
+        collector = self._new_collector(waited)
         if not self._straight:
             self._run_guarded(objects, marks, reply, collector)
         else:
@@ -112,18 +113,26 @@ class WorkerSession:
     def _run_guarded(
         self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: Collector
     ) -> None:
-        if self._rows is not None:
+        if self._by_keys:
             objects = [unseal(key) for key in objects]
-        for place, (end, attempts) in enumerate(self.ends(objects, marks), 1):
-            if end.attempt.error is None:
-                collector.add(end.attempt, attempts, end.seconds)
-            else:
-                self._add_error(collector, end.attempt.error, end, attempts)
+        for place, _end in enumerate(self._collected(objects, marks, collector), 1):
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
                 collector.resume()
         collector.timed_out = self.timed_out_since()
         reply(collector.take(), True)
+
+    def _new_collector(self, waited: float) -> Collector:
+        return Collector(self._name, waited, crosses=self._job.crosses)
+
+    def _collected(self, objects: Sequence[Any], marks: Marks, collector: Collector) -> Iterator[None]:
+        """Run the objects, and give each end to the collector."""
+        for end, attempts in self.ends(objects, marks):
+            if end.attempt.error is None:
+                collector.add(end.attempt, attempts, end.seconds)
+            else:
+                self._add_error(collector, end.attempt.error, end, attempts)
+            yield
 
     def timed_out_since(self) -> bool:
         """Whether the server has ended something that took too long, since it was asked last."""

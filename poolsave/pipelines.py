@@ -18,6 +18,7 @@ from ._preparation import Call
 from ._querysets import rows_of
 from ._stage_reports import PipelineReport
 from ._stages import Stage, fuse, options_of_the_run
+from ._transactions import refuse_doomed
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .outcomes import Outcome
@@ -228,6 +229,8 @@ def _values_of(
             for alias in options.databases:
                 stack.enter_context(transaction.atomic(using=alias))
         given = operation(*args, **kwargs)
+        if options is not None and options.transaction is not None:
+            refuse_doomed(options.databases)
     if operation._expands:
         return list(given)
     return [] if given is DROP else [given]

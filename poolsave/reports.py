@@ -192,9 +192,14 @@ class Report(Generic[R]):
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
+        write_json(path, self._summary() | self._of_workers(), self)
+
+    def _summary(self) -> dict[str, Any]:
         counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
-        ended = {"elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
-        write_json(path, {**counts, **ended, **self.statistics.as_dict()}, self)
+        return {**counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
+
+    def _of_workers(self) -> dict[str, Any]:
+        return self.statistics.as_dict()
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""

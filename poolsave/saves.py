@@ -81,7 +81,6 @@ class Saves:
         executor, job, self._told = begin_block(Work(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
-        self._executor = executor
         self._inline = executor.inline
         self._carried = job.carried if isinstance(job.carried, Carried) else None
         self._covered = () if job.surroundings is None else existing(options.databases)

@@ -9,14 +9,8 @@ from django.db import connections, transaction
 
 from poolsave import DROP, pooled_operation
 from tests.models import Person
-
-pure = pooled_operation(transaction=None, workers=2, progress=False)
-saving = pooled_operation(workers=2, progress=False)
-
-
-@pure
-def doubles(number):
-    return number * 2
+from tests.operations import doubles as doubles  # noqa: PLC0414  a stage like the others here
+from tests.operations import pure, saving
 
 
 @pure

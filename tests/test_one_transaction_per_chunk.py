@@ -2,6 +2,7 @@
 
 import pytest
 from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status
 from poolsave._chunks import Pacing
@@ -95,6 +96,37 @@ def test_transient_errors_send_the_chunk_through_object_by_object(server):
     assert report.values == list("abc")
     assert names(server) == list("abc")
     assert Badge.objects.using(server).count() == 3
+
+
+def test_an_object_costs_postgresql_one_question_for_its_savepoint():
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    with CaptureQueriesContext(connections["postgres"]) as asked:
+        assert operation.bind(alias="postgres").map([f"p{number}" for number in range(10)]).ok
+    told = [query["sql"] for query in asked if "poolsave_" in query["sql"]]
+    assert len(told) == 10 + 1
+    assert told[0].startswith("SAVEPOINT")
+    assert all(sql.startswith("RELEASE SAVEPOINT") and "; SAVEPOINT" in sql for sql in told[1:-1])
+    assert told[-1].startswith("RELEASE SAVEPOINT")
+    assert ";" not in told[-1]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="psycopg 3 prepares statements, psycopg2 does not")
+def test_a_driver_that_prepares_statements_is_given_one_at_a_time(monkeypatch):
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    wrapper = connections["postgres"]
+    wrapper.close()
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "server_side_binding", True)
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "prepare_threshold", 0)
+    try:
+        report = operation.bind(alias="postgres").map([f"p{number}" for number in range(10)])
+    finally:
+        wrapper.close()
+    assert report.ok
+    assert {outcome.attempts for outcome in report} == {1}
 
 
 def test_the_next_chunks_are_told_of_a_time_limit(server, monkeypatch):

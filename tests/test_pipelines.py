@@ -1,6 +1,7 @@
 """Pipelines: every stage with its own options, one report, and no lie about the database in between."""
 
 import itertools
+import json
 import os
 import pickle
 import signal
@@ -11,6 +12,7 @@ import threading
 
 import pytest
 from django.db import transaction
+from django.db.transaction import TransactionManagementError
 
 from poolsave import (
     DROP,
@@ -27,7 +29,7 @@ from poolsave import (
     pooled_operation,
 )
 from poolsave.testing import serial_saves
-from tests import stages
+from tests import operations, stages
 from tests.conftest import wait_until
 from tests.models import Person
 
@@ -595,6 +597,28 @@ def test_in_a_block_a_pipeline_is_one_call_with_the_transactions_of_its_stages(o
     assert [len(value) for value in report.values] == [0, 1]
     assert (report.failed, report.failures[0].item) == (1, 4)
     assert names() == ["name 5"]
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_in_a_block_a_stage_whose_transaction_can_only_be_rolled_back_fails(options):
+    """It returns as if nothing was, and its value must not go on as that of a saved object."""
+    with concurrent_saves(transaction=None, on_failure="collect", **options) as saves:
+        future = saves.submit(operations.rolls_back_by_itself | stages.names, "a")
+    assert isinstance(future.exception(), TransactionManagementError)
+    assert saves.report.failed == 1
+    assert names() == []
+
+
+def test_the_file_of_a_pipeline_has_a_row_per_stage(tmp_path):
+    (stages.drops_threes | stages.names).using(**SERIAL).map(range(7)).to_json(tmp_path / "report.json")
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["name"], row["fed"], row["out"], row["dropped"]) for row in told["stages"]] == [
+        ("drops_threes", 7, 4, 3),
+        ("names", 4, 4, 0),
+    ]
+    assert told["dropped"] == 3
+    assert "busy" not in told  # which nobody has measured
 
 
 def test_a_block_s_own_transaction_does_not_swallow_those_of_the_stages():

@@ -7,6 +7,18 @@ from tests.benchmarks.measuring import Cell
 from tests.benchmarks.parts import CPUS, Part, ours, peer
 
 
+def pools(function, objects, sized):
+    """The pools of others that take a chunk size."""
+    return [
+        peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, sized),
+        peer("Pool.imap_unordered", contenders.pool_imap_unordered, function, objects, sized),
+        peer("Pool.map", contenders.pool_map, function, objects, sized),
+        peer("joblib", contenders.joblib_parallel, function, objects, {**sized, "backend": "multiprocessing"}),
+        peer("mpire", contenders.mpire_map, function, objects, sized),
+        peer("pebble", contenders.pebble_map, function, objects, sized),
+    ]
+
+
 def no_ops(quick):
     count = 5_000 if quick else 200_000
     objects, function = range(count), workloads.nothing
@@ -15,15 +27,7 @@ def no_ops(quick):
     cells += [peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool)]
     for chunksize in (100, 1000):
         sized = {**pool, "chunksize": chunksize}
-        cells += [
-            peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, sized),
-            peer("Pool.imap_unordered", contenders.pool_imap_unordered, function, objects, sized),
-            peer("Pool.map", contenders.pool_map, function, objects, sized),
-            peer("joblib", contenders.joblib_parallel, function, objects, {**sized, "backend": "multiprocessing"}),
-            peer("mpire", contenders.mpire_map, function, objects, sized),
-            peer("pebble", contenders.pebble_map, function, objects, sized),
-        ]
-        cells += [ours(function, objects, {**sized, "transaction": None})]
+        cells += [*pools(function, objects, sized), ours(function, objects, {**sized, "transaction": None})]
     cells += [
         peer("Pool.map", contenders.pool_map, function, objects, pool),
         peer("joblib", contenders.joblib_parallel, function, objects, pool),
@@ -51,12 +55,7 @@ def single_no_ops(quick):
         peer("plain loop", contenders.plain_loop, function, objects),
         peer("article", contenders.article, function, objects),
         peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, {"workers": CPUS}),
-        peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, sized),
-        peer("Pool.imap_unordered", contenders.pool_imap_unordered, function, objects, sized),
-        peer("Pool.map", contenders.pool_map, function, objects, sized),
-        peer("joblib", contenders.joblib_parallel, function, objects, {**sized, "backend": "multiprocessing"}),
-        peer("mpire", contenders.mpire_map, function, objects, sized),
-        peer("pebble", contenders.pebble_map, function, objects, sized),
+        *pools(function, objects, sized),
         ours(function, objects, {**sized, "transaction": None}),
         ours(function, objects, {**sized, "executor": "thread", "transaction": None}),
     ]
