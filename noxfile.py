@@ -15,7 +15,7 @@ GRID = [
 ]
 LEFT_OUT = {"3.12": "not spawn and not mariadb"}
 """What stands between two legs need not try again what is the same on both."""
-EXTRAS = {"psycopg2": "test,mariadb", "psycopg": "test,psycopg,mariadb"}
+EXTRAS = {"psycopg2": "test,bench,mariadb", "psycopg": "test,bench,psycopg,mariadb"}
 
 
 @nox.session

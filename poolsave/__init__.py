@@ -22,6 +22,7 @@ database connection of its own and one transaction per object, and reports what 
 from __future__ import annotations
 
 from ._carry import Carrier
+from ._drop import DROP
 from .errors import (
     ClusterUnusable,
     InsideTransaction,
@@ -39,10 +40,12 @@ from .errors import (
 from .operations import PooledOperation, pooled_operation
 from .options import Options
 from .outcomes import Outcome, Status
+from .pipelines import Pipeline
 from .reports import Report
 from .saves import Saves, concurrent_saves
 
 __all__ = [
+    "DROP",
     "Carrier",
     "ClusterUnusable",
     "InsideTransaction",
@@ -51,6 +54,7 @@ __all__ = [
     "OperationsFailed",
     "Options",
     "Outcome",
+    "Pipeline",
     "PooledOperation",
     "PoolsaveError",
     "RemoteError",

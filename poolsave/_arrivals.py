@@ -13,9 +13,11 @@ from .errors import TimedOut, ValueLost, WorkerDied
 from .executors import Died
 from .outcomes import Outcome, Status
 
-__all__ = ["Chunk", "answered", "around", "judged"]
+__all__ = ["NEW", "Chunk", "answered", "append_to", "around", "judged", "reason", "strike", "too_many", "value_lost"]
 
 NEW = 0
+SHARE_FROM = 50
+"""Objects that must have ended before `max_failures` counts as a share."""
 STRIKES = 3
 """Workers that may die of a chunk, with none of its objects begun, until it is given up."""
 
@@ -29,6 +31,7 @@ class Chunk:
     answered: int = 0
     strikes: int = 0
     seconds: float = 0.0
+    timed_out: bool = False
 
     def rest(self) -> Sequence[Any]:
         """The objects that have not ended."""
@@ -52,26 +55,26 @@ def judged(
     for offset in range(chunk.answered, len(chunk.objects)):
         index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
         if mark in (NEW, PENDING):
-            _append(again, index, item)
+            append_to(again, index, item)
             continue
         status = _verdict(mark, own_transactions=own_transactions)
         if status is Status.LOST and event.note:
             status = settle(event.note)
-        error = _reason(event, item, timeout)
+        error = reason(event, item, timeout)
         if status is Status.SUCCEEDED:
-            error = _value_lost(index, error)
+            error = value_lost(index, error)
         known.append(without_run(index, [item], status, error, attempts=1))
-    return (known, again) if known else _strike(chunk, again, event)
+    return (known, again) if known else strike(chunk, again, event)
 
 
-def _append(chunks: list[Chunk], index: int, item: Any) -> None:
+def append_to(chunks: list[Chunk], index: int, item: Any) -> None:
     if chunks and chunks[-1].index + len(chunks[-1].objects) == index:
         chunks[-1].objects = [*chunks[-1].objects, item]
     else:
         chunks.append(Chunk(index, [item]))
 
 
-def _strike(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[Batch], list[Chunk]]:
+def strike(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[Batch], list[Chunk]]:
     """A chunk that lets worker after worker die before any object has begun is given up."""
     for one in again:
         one.strikes = chunk.strikes + 1
@@ -88,7 +91,7 @@ def _verdict(mark: int, *, own_transactions: bool) -> Status:
     return Status.LOST
 
 
-def _reason(event: Died, item: Any, timeout: float | None) -> BaseException:
+def reason(event: Died, item: Any, timeout: float | None) -> BaseException:
     died = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
     if not event.overdue or timeout is None:
         return died
@@ -97,7 +100,7 @@ def _reason(event: Died, item: Any, timeout: float | None) -> BaseException:
     return error
 
 
-def _value_lost(index: int, cause: BaseException) -> ValueLost:
+def value_lost(index: int, cause: BaseException) -> ValueLost:
     error = ValueLost(index)
     error.__cause__ = cause
     return error
@@ -118,7 +121,8 @@ def answered(chunk: Chunk, reply: Reply, settle: Settle) -> Batch:
     """What a worker answered for objects of a chunk, as the caller will know it."""
     begin = reply.offset
     index = chunk.index + begin
-    objects = chunk.objects[begin : begin + len(reply.values)]
+    count = len(reply.values)
+    objects = chunk.objects if count == len(chunk.objects) else chunk.objects[begin : begin + count]
     notable = {
         place: _outcome(index + place, objects[place], _settled(trouble, settle), reply, place)
         for place, trouble in reply.troubles.items()
@@ -135,7 +139,7 @@ def _settled(trouble: Trouble, settle: Settle) -> Trouble:
 def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) -> Outcome[Any]:
     error = trouble.error if isinstance(trouble.error, BaseException) else None
     if error is not None and trouble.unreadable:
-        error = _value_lost(index, error)
+        error = value_lost(index, error)
     return Outcome(
         index=index,
         status=trouble.status,
@@ -147,3 +151,12 @@ def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) 
         seconds=reply.seconds[place],
         worker=reply.worker,
     )
+
+
+def too_many(limit: float | None, failed: int, ended: int) -> bool:
+    """Whether more objects have failed than `max_failures` allows."""
+    if limit is None or not failed:
+        return False
+    if isinstance(limit, int):
+        return failed >= limit
+    return ended >= SHARE_FROM and failed >= limit * ended

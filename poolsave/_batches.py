@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from .outcomes import Outcome, Status
 
-__all__ = ["Batch", "without_run"]
+__all__ = ["Batch", "Laps", "without_run"]
+
+
+class Laps:
+    """Seconds that objects took one after the other, as the times at which each of them ended: a subtraction for each
+    would cost more than a brisk object itself, and is made when somebody asks."""
+
+    __slots__ = ("began", "ends")
+
+    def __init__(self, began: float, ends: array[float]) -> None:
+        self.began = began
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> float:
+        return self.ends[place] - (self.ends[place - 1] if place else self.began)
+
+    def __iter__(self) -> Iterator[float]:
+        return map(operator.sub, self.ends, chain((self.began,), self.ends))
 
 
 class Batch(NamedTuple):
@@ -17,10 +39,17 @@ class Batch(NamedTuple):
 
     first: int
     values: Sequence[Any]
-    seconds: array[float]
+    seconds: array[float] | Laps
     objects: Sequence[Any]
     worker: int | str | None
     notable: dict[int, Outcome[Any]]
+    path: tuple[int, ...] = ()
+    """In a pipeline: the place of what is here among the several values that one object became."""
+
+    @property
+    def order(self) -> tuple[int, tuple[int, ...]]:
+        """By this, batches stand in the order of the input."""
+        return self.first, self.path
 
     def outcomes(self, *, with_items: bool) -> Iterator[Outcome[Any]]:
         """Write out every outcome, in input order."""
@@ -43,10 +72,11 @@ class Batch(NamedTuple):
         return Batch(
             index,
             [self.values[place]],
-            self.seconds[place : place + 1],
+            array("d", (self.seconds[place],)),
             [self.objects[place]],
             self.worker,
             {} if outcome is None else {0: replace(outcome, index=index)},
+            self.path,
         )
 
 

@@ -39,10 +39,15 @@ class Surroundings:
     language: str | None
     time_zone: Any
 
+    @staticmethod
+    def known() -> bool:
+        """Whether Django's settings are configured, or named."""
+        return settings.configured or bool(os.environ.get(ENVIRONMENT_VARIABLE))
+
     @classmethod
     def capture(cls) -> Surroundings | None:
         """Describe the caller; None if Django's settings are neither configured nor named."""
-        if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+        if not cls.known():
             return None
         from django.utils import timezone, translation
 
@@ -102,7 +107,8 @@ class Surroundings:
         with ExitStack() as stack:
             if fresh:
                 stack.enter_context(_overridden(self.overridden))
-            if self.language is not None:
+            # A forked child has the language already; activating it would load the catalogues once more.
+            if self.language not in (None, translation.get_language()):
                 stack.enter_context(translation.override(self.language))
             if self.time_zone is not None:
                 stack.enter_context(timezone.override(self.time_zone))

@@ -10,22 +10,25 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Info
+from django.core.checks import ERROR, CheckMessage, Error, Info
 from django.core.checks import Warning as Hazard
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from . import _connections
 from ._bootstrap import Surroundings
-from ._preparation import Work, describe, executor_for, refusals
+from ._choosing import obstacle
+from ._jobs import WorkerJob
+from ._preparation import Work, describe, executor_for, refusals, refuse_unsendable
 from ._refusals import refuse_missing
 from ._servers import Server, ask_server
 from .errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
-from .executors import Executor, Job, ProcessExecutor
-from .options import Options, wrong_settings
+from .executors import Executor, ProcessExecutor
+from .options import AUTO, Options, wrong_settings
 
 __all__ = ["check_databases", "check_settings", "look_ahead", "refusal"]
 
@@ -42,6 +45,8 @@ IDS = (
 
 def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
     """Everything that can be said of a run without running it."""
+    if options.executor == AUTO:
+        return _of_either(work, options, objects, name)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -63,6 +68,22 @@ def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name
     return list({(message.id, message.msg): message for message in messages}.values())
 
 
+def _of_either(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+    """Of `executor="auto"`: what keeps it from processes is no error, unless there is a timeout for them to enforce."""
+    pooled = look_ahead(work, options.using(executor="process"), objects, name)
+    if options.timeout is not None:
+        return pooled
+    alone = look_ahead(work, options.using(executor="serial"), objects, name)
+    why = obstacle(work, options)
+    known = {(message.id, message.msg) for message in alone}
+    lasting = [one for one in pooled if (one.id, one.msg) in known or (one.level < ERROR and why is None)]
+    hindrances = [why] if why else [one.msg for one in pooled if one.level >= ERROR and one not in lasting]
+    stays = [Info(f"the run would stay in the caller's thread: {told}", id="poolsave.I002") for told in hindrances]
+    for message in stays:
+        message.obj = name
+    return [*lasting, *stays]
+
+
 def refusal(error: Exception) -> CheckMessage:
     """An error that `map` would raise; its text says what to do, too."""
     return Error(str(error), id=next(known for kind, known in IDS if isinstance(error, kind)))
@@ -78,12 +99,12 @@ def _refused(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
     return found
 
 
-def _of_the_start(executor: Executor, job: Job, options: Options) -> Iterator[CheckMessage]:
+def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Iterator[CheckMessage]:
     if executor.shares_memory:
         return
     method = executor.method_for(job) if isinstance(executor, ProcessExecutor) else "its own"
     if method != "fork":
-        yield from _refused([lambda: pickle.dumps(job)])
+        yield from _refused([partial(refuse_unsendable, executor, job)])
     else:
         yield from _refused([_connections.refuse_open_sqlite_transactions])
     others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())

@@ -1,19 +1,29 @@
-"""How many objects go into the next chunk. Pure: figures in, figures out."""
+"""How many objects go into the next chunk, and how many chunks to a worker in advance. Pure: figures in and out."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["Pace", "next_size"]
+__all__ = ["CHUNKS_PER_WORKER", "LARGEST", "Pace", "Pacing", "next_size"]
 
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long beside the cost of a dispatch (about 0.1 ms), short enough
 that a progress bar and Ctrl-C stay alive."""
+SHORTEST = 0.002
+"""Seconds of work below which a chunk is not cut at the tail: sending more of them costs as much as idling so long."""
 SMOOTHING = 0.8
 """Weight of the past in the average; the same damping as joblib's automatic batches."""
 LARGEST = 20_000
 """The most objects in an automatic chunk, so that no-op functions do not gather memory."""
+RECOVERY = 8
+"""After a time-out of the server the limit grows by this part of itself with every chunk that passes."""
+CHUNKS_PER_WORKER = 4
+"""Chunks in flight per worker, at most, if no window is set."""
+BRISK, BRISKEST = 0.02, 0.001
+"""Seconds: a worker that is done with a chunk sooner gets one, or three, in advance. A longer chunk must not hold up
+another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +32,61 @@ class Pace:
 
     size: int = 1
     per_object: float | None = None
+    limit: int = LARGEST
+    """The most objects, by what the server's time limits have let pass."""
 
-    def after(self, count: int, seconds: float) -> Pace:
-        """Learn from a chunk of `count` objects that took `seconds` in the worker."""
+    def after(self, count: int, seconds: float, *, timed_out: bool = False) -> Pace:
+        """Learn from a chunk of `count` objects that took `seconds` in the worker, and of which the server may have
+        ended a statement or a wait for a lock because it took too long."""
         now = seconds / count
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
         wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(TARGET / smooth)))
-        return replace(self, size=min(wanted, 2 * max(self.size, count)), per_object=smooth)
+        limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
+        return Pace(size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
+
+    @property
+    def least(self) -> int:
+        """The size below which it is not worth while to cut a chunk."""
+        return max(1, int(min(self.size, SHORTEST / self.per_object))) if self.per_object else 1
 
 
-def next_size(wanted: int, *, remaining: int | None, workers: int, room: int) -> int:
+def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, least: int = 1) -> int:
     """Cap a chunk by what is left, so that no worker idles behind one long chunk, and by the room in the window."""
     if remaining is not None:
-        wanted = min(wanted, math.ceil(remaining / (2 * workers)))
+        wanted = min(wanted, max(least, math.ceil(remaining / (2 * workers))))
     return max(1, min(wanted, room))
+
+
+class Pacing:
+    """Keeps the pace of a run."""
+
+    def __init__(self, chunksize: int | Literal["auto"], window: int | None) -> None:
+        self._fixed = None if chunksize == "auto" else chunksize
+        self._window = window
+        self._pace = Pace()
+        self.depth = 1
+        """Chunks that a worker has at a time."""
+
+    @property
+    def longest(self) -> int:
+        """The most objects that a chunk will have."""
+        longest = self._fixed or LARGEST
+        return min(longest, self._window or longest)
+
+    def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool) -> None:
+        """Take note of a chunk that has ended; there is no sending in advance to workers that are the caller itself."""
+        self.depth = 1 if inline or seconds >= BRISK else 2 if seconds >= BRISKEST else CHUNKS_PER_WORKER
+        if self._fixed is None:
+            self._pace = self._pace.after(count, seconds, timed_out=timed_out)
+
+    def next_size(self, *, in_flight: int, remaining: int | None, workers: int) -> int:
+        """How many objects go into the next chunk; 0 while the window is full."""
+        wanted = self._fixed or self._pace.size
+        room = (self._window or CHUNKS_PER_WORKER * workers * wanted) - in_flight
+        if room < 1:
+            return 0
+        if self._window is not None:
+            room = min(room, -(-self._window // workers))
+        if self._fixed is not None:
+            return min(wanted, room)
+        return next_size(wanted, remaining=remaining, workers=workers, room=room, least=self._pace.least)

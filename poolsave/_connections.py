@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from asgiref.local import Local
 from django.core.cache import caches
-from django.db import connections, reset_queries
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
@@ -235,6 +235,6 @@ def _initialised() -> list[str]:
 
 def at_chunk_edge() -> None:
     """Between two chunks: let go of connections that are broken or too old, and of what DEBUG has logged."""
-    reset_queries()
     for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
         connection.close_if_unusable_or_obsolete()

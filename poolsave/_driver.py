@@ -9,7 +9,8 @@ from typing import Any
 
 from ._batches import Batch, without_run
 from ._calls import Call
-from ._engine import CHUNKS_PER_WORKER, Engine
+from ._chunks import CHUNKS_PER_WORKER
+from ._engine import Engine
 from ._interrupts import Interrupts
 from ._progress import Progress
 from ._results import opened, resolve
@@ -35,6 +36,8 @@ class Driver:
         self._source = CallSource()
         self._engine = Engine(executor, job, options, self._source)
         self._report = report
+        report.statistics = self._engine.statistics
+        report.statistics.item_of = _item_of
         self._progress = progress
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._entrance = threading.RLock()
@@ -191,6 +194,10 @@ class Driver:
 def _default_window(options: Options) -> int:
     size = UNKNOWN_CHUNK if options.chunksize == "auto" else options.chunksize
     return CHUNKS_PER_WORKER * options.workers * size
+
+
+def _item_of(call: Call) -> Any:
+    return call.request.item
 
 
 class CallSource(QueueSource):

@@ -5,30 +5,24 @@ For `map` and `stream` it runs in the caller's thread; for a block in one driver
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ._arrivals import Chunk, answered, around, judged
+from ._arrivals import Chunk, answered, around, judged, too_many
 from ._batches import Batch, without_run
-from ._chunks import LARGEST, Pace, next_size
+from ._chunks import Pacing
 from ._envelopes import pack_objects
 from ._replies import Reply
 from ._sources import Source
-from .executors import Broken, Died, Event, Executor, Job, Replied, SetupFailed, Task
+from ._statistics import Statistics
+from .executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
 from .options import Options
 from .outcomes import Status
 
 __all__ = ["Engine"]
-
-CHUNKS_PER_WORKER = 4
-"""Chunks in flight per worker, at most, if no window is set."""
-BRISK = 0.02
-"""Seconds: a worker that is done with a chunk sooner gets the next one in advance. A longer chunk must not hold up
-another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
-SHARE_FROM = 50
-"""Objects that must have ended before `max_failures` counts as a share."""
 
 
 class Engine:
@@ -43,13 +37,13 @@ class Engine:
         self._tasks: dict[int, Chunk] = {}
         self._again: deque[Chunk] = deque()
         self._aside: list[Batch] = []
-        self._pace = Pace()
-        self._brisk = False
+        self._pacing = Pacing(options.chunksize, options.window)
         self._fed = 0
         self._ended = 0
         self._failed = 0
         self._tickets = 0
         self._entered = False
+        self.statistics = Statistics()
         self.held_back = 0
         """Objects that have ended but not yet left for the caller (ordered streams); they count for the window."""
         self.fatal: BaseException | None = None
@@ -59,7 +53,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the workers: never more than there are chunks, if the source knows its length, and none for nothing."""
-        if self._source.exhausted:
+        if self._source.exhausted and not self._again:
             return
         workers = self._options.workers
         length = self._source.remaining()
@@ -71,9 +65,7 @@ class Engine:
         if not self._executor.shares_memory:
             self._job.before_start()
         self._entered = True
-        fixed = self._options.chunksize
-        longest = LARGEST if fixed == "auto" else fixed
-        self._executor.start(self._job, workers=workers, longest=min(longest, self._options.window or longest))
+        self._executor.start(self._job, workers=workers, longest=self._pacing.longest)
 
     @property
     def finished(self) -> bool:
@@ -126,28 +118,18 @@ class Engine:
 
     def _has_room(self) -> bool:
         # What is to run again has its place in the window already.
-        return self._has_slot() and (bool(self._again) or self._room() > 0)
+        return self._has_slot() and (bool(self._again) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        return len(self._tasks) < self._executor.workers * (2 if self._brisk else 1)
-
-    def _room(self) -> int:
-        wanted = self._wanted_size()
-        window = self._options.window or CHUNKS_PER_WORKER * max(1, self._executor.workers) * wanted
-        return window - (self._fed - self._ended) - self.held_back
-
-    def _wanted_size(self) -> int:
-        fixed = self._options.chunksize
-        return self._pace.size if fixed == "auto" else fixed
+        return len(self._tasks) < self._executor.workers * self._pacing.depth
 
     def _next_size(self) -> int:
-        window, workers = self._options.window, max(1, self._executor.workers)
-        room = self._room() if window is None else min(self._room(), -(-window // workers))
-        remaining = self._source.remaining() if self._options.chunksize == "auto" else None
-        return next_size(self._wanted_size(), remaining=remaining, workers=workers, room=room)
+        in_flight = self._fed - self._ended + self.held_back
+        workers, remaining = max(1, self._executor.workers), self._source.remaining()
+        return self._pacing.next_size(in_flight=in_flight, remaining=remaining, workers=workers)
 
     def _feed(self) -> None:
-        while self._has_room():
+        while self._has_slot():
             chunk = self._again.popleft() if self._again else self._gather()
             if chunk is None:
                 return
@@ -156,8 +138,12 @@ class Engine:
     def _gather(self) -> Chunk | None:
         if self._source.exhausted:
             return None
-        idle = len(self._tasks) < self._executor.workers
-        objects = self._source.gather(self._next_size(), idle=idle)
+        size = self._next_size()
+        if not size:
+            return None
+        began = time.perf_counter()
+        objects = self._source.gather(size, idle=len(self._tasks) < self._executor.workers)
+        self.statistics.pulling += time.perf_counter() - began
         if objects is None:
             return None
         chunk = Chunk(self._fed, objects)
@@ -169,9 +155,12 @@ class Engine:
             self._submit(chunk, chunk.objects)
             return
         payload, errors = pack_objects(chunk.objects)
-        if not errors:
+        if errors:
+            self._cannot_send(chunk, errors)
+        else:
             self._submit(chunk, payload)
-            return
+
+    def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
         for part in around(chunk, errors):
             self._again.appendleft(part)
         for offset, error in errors.items():
@@ -186,6 +175,8 @@ class Engine:
         match event:
             case Replied():
                 self._replied(event)
+            case Ready():
+                self.statistics.started(event.worker, event.seconds)
             case Died():
                 self._died(event)
             case Broken():
@@ -199,17 +190,23 @@ class Engine:
         reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
         end = reply.offset + len(reply.values)
         chunk.answered = end
-        chunk.seconds += sum(reply.seconds)
+        chunk.seconds += reply.spent.worked
+        chunk.timed_out |= reply.spent.timed_out
         if event.final:
             del self._tasks[event.task]
             self._learn(chunk)
-        self._end(answered(chunk, reply, self._settle))
+        if reply.values:
+            batch = answered(chunk, reply, self._settle)
+            self.statistics.answered(reply.worker, reply.spent, batch)
+            self._end(batch)
 
     def _learn(self, chunk: Chunk) -> None:
-        self._pace = self._pace.after(len(chunk.objects), chunk.seconds)
-        self._brisk = chunk.seconds < BRISK and not self._executor.inline
+        inline = self._executor.inline
+        self._pacing.learn(len(chunk.objects), chunk.seconds, timed_out=chunk.timed_out, inline=inline)
 
     def _died(self, event: Died) -> None:
+        if event.worker is not None:
+            self.statistics.died(event.worker)
         for task in event.queued:
             self._again.append(self._tasks.pop(task))
         if event.running is not None:
@@ -247,14 +244,7 @@ class Engine:
     def _end(self, batch: Batch) -> None:
         self._aside.append(batch)
         self._ended += len(batch.values)
-        self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        if self.stopped is None and self._too_many():
+        if batch.notable:
+            self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+        if self.stopped is None and too_many(self._options.max_failures, self._failed, self._ended):
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
-
-    def _too_many(self) -> bool:
-        limit = self._options.max_failures
-        if limit is None or not self._failed:
-            return False
-        if isinstance(limit, int):
-            return self._failed >= limit
-        return self._ended >= SHARE_FROM and self._failed >= limit * self._ended

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from ._plain import PLAIN
 from ._sqlstates import sqlstate_of
 from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
 
@@ -27,9 +28,6 @@ __all__ = [
     "unpack_error",
     "unseal",
 ]
-
-PLAIN = frozenset({int, str, bytes, float, bool, complex, bytearray, type(None)})
-"""Types whose values can always be pickled and unpickled, so that nothing has to be tried."""
 
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
@@ -132,6 +130,8 @@ def unseal(value: Any) -> Any:
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
+    if PLAIN.issuperset(map(type, objects)):
+        return pickle.dumps((objects, {}), pickle.HIGHEST_PROTOCOL), {}
     errors: dict[int, BaseException] = {}
     column: list[Any] = []
     for offset, item in enumerate(objects):

@@ -16,6 +16,7 @@ __all__ = ["write_csv", "write_json"]
 
 FIELDS: tuple[str, ...] = (
     "index", "status", "value", "error_type", "error", "sqlstate", "item", "attempts", "seconds", "worker", "traceback",
+    "stage",
 )  # fmt: skip
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Source: OWASP, "CSV Injection"."""
@@ -55,6 +56,7 @@ def _row(outcome: Outcome[Any]) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 6),
         "worker": outcome.worker,
         "traceback": outcome.traceback,
+        "stage": outcome.stage,
     }
 
 

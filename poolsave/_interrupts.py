@@ -7,10 +7,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 __all__ = ["Interrupts"]
+
+_signal: Any = import_module("_signal")
+"""What `signal` wraps. It would make an enum of every handler, and find by an exception that it is none, which makes up
+a third of what a run over one object costs."""
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a process that left because of SIGTERM."""
@@ -37,13 +42,13 @@ class Interrupts:
             for signum, default in DEFAULTS.items():
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
-                if signal.getsignal(signum) is default or signal.getsignal(signum) == default:
-                    self._before[signum] = signal.signal(signum, self._handle)
+                if _signal.getsignal(signum) == default:
+                    self._before[signum] = _signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
         while self._before:
-            signal.signal(*self._before.popitem())
+            _signal.signal(*self._before.popitem())
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

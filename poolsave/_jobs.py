@@ -53,6 +53,14 @@ def call_spread(function: Callable[..., Any], constants: Mapping[str, Any], item
     raise TypeError(f"starmap takes tuples and mappings, not {item!r}: use map() for single objects")
 
 
+def direct(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The call with one object, by the shortest way: an operation says what it comes to in the end."""
+    function = getattr(function, "__poolsave_call__", function)
+    if call is call_with_object and not constants:
+        return function  # type: ignore[no-any-return]
+    return partial(call, function, constants)
+
+
 @dataclass(kw_only=True)
 class WorkerJob:
     """What every worker of a run needs to know. Pickled, it holds bytes and plain data, so that a fresh process can
@@ -125,13 +133,17 @@ class WorkerJob:
                 self._surround(stack, fresh=fresh, forked=forked)
             if fresh or forked:
                 self.hooks.run_after()
-            function, constants = self._restored()
-            carried = None if self.carried is None else self.carried.opened()
-            call = partial(self.call, function, constants)
-            session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=fresh or forked)
-            if carried is not None:
-                session.carry_along(carried)
-            return session
+            return self.session(stack, own_process=fresh or forked)
+
+    def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
+        """Restore what is the user's, now that everything is there that it may need."""
+        function, constants = self._restored()
+        carried = None if self.carried is None else self.carried.opened()
+        call = direct(self.call, function, constants)
+        session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
+        if carried is not None:
+            session.carry_along(carried)
+        return session
 
     def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool) -> None:
         assert self.surroundings is not None

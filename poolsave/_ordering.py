@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from ._batches import Batch
-from ._engine import Engine
 
 __all__ = ["in_input_order"]
 
 
-def in_input_order(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:
+class Holding(Protocol):
+    """An engine, which is told how much has not left yet."""
+
+    held_back: int
+
+
+def in_input_order(batches: Iterator[Batch], engine: Holding) -> Iterator[Batch]:
     """Hold batches back until all before them have gone."""
     waiting: dict[int, Batch] = {}
     due = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,10 +20,10 @@ from ._querysets import refuse_unsuitable
 from ._refusals import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
 from ._warnings import warn
 from .errors import InvalidOption
-from .executors import Executor, create
+from .executors import Executor, ProcessExecutor, create
 from .options import Options
 
-__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals"]
+__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals", "refuse_unsendable"]
 
 Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 
@@ -37,8 +38,9 @@ class Work(NamedTuple):
     """Where the objects come from if they are primary keys."""
 
 
-def prepare(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
-    """Check everything that can be checked before any worker starts, and say what each worker needs.
+def prepare(work: Work, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
+    """Check everything that can be checked before any worker starts, and say what each worker needs. The executor is
+    that of the options, if none is given.
 
     Raises:
         InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
@@ -46,16 +48,29 @@ def prepare(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
         InsideTransaction: if a covered alias is inside a transaction.
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
     """
-    executor = executor_for(options)
-    surroundings = Surroundings.capture()
+    executor = executor or executor_for(options)
+    # Whoever stays in the caller's thread finds everything as it is there.
+    surroundings = None if executor.inline else Surroundings.capture()
     for refuse in refusals(work, executor, options, surroundings):
         refuse()
     return executor, describe(work, executor, options, surroundings)
 
 
-def executor_for(options: Options) -> Executor:
-    """The executor of a run, which has not started."""
-    return create(_possible(options.executor), start_method=options.start_method)
+def refuse_unsendable(executor: Executor, job: WorkerJob) -> None:
+    """Refuse now what the start of the workers would refuse: who is not forked needs a job that can be pickled.
+
+    Raises:
+        InvalidOperation: naming the function.
+        InvalidOption: naming what is carried.
+    """
+    forks = isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
+    if not (forks or executor.shares_memory):
+        pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+def executor_for(options: Options, wish: Any = None) -> Executor:
+    """The executor of a run, which has not started: that of the options, if there is no other wish."""
+    return create(_possible(wish or options.executor), start_method=options.start_method)
 
 
 def refusals(

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
+from ._auto_engine import AutoEngine
 from ._batches import Batch
 from ._carry import Carried
+from ._choosing import begin, untried
 from ._engine import Engine
 from ._interrupts import Interrupts
 from ._jobs import call_spread
 from ._ordering import in_input_order
-from ._preparation import Call, Work, prepare
+from ._preparation import Call, Work
 from ._progress import Progress, open_progress
 from ._querysets import RowSource, rows_of
+from ._slices import TimedSerial
 from ._sources import IterableSource
 from .options import Options
-from .outcomes import Status
+from .outcomes import Outcome, Status
 from .reports import Report
 
-__all__ = ["Run", "tell"]
+__all__ = ["Parts", "Run", "tell"]
 
 _open_runs: WeakSet[Run] = WeakSet()
 
@@ -33,25 +36,93 @@ def _abandon_open_runs() -> None:
         run.abandon()
 
 
+class Crew(Protocol):
+    """What a run asks of its workers; every Executor can do it."""
+
+    @property
+    def inline(self) -> bool: ...
+    def wake(self) -> None: ...
+    def halt(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a run does with an engine."""
+
+    stopped: str | None
+    held_back: int
+
+    @property
+    def fatal(self) -> BaseException | None: ...
+    @property
+    def finished(self) -> bool: ...
+    def start(self) -> None: ...
+    def step(self) -> list[Batch]: ...
+    def halt(self, reason: str) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Present:
+    """The executor of an engine, whichever it is at the moment."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def inline(self) -> bool:
+        return self._engine._executor.inline
+
+    def wake(self) -> None:
+        self._engine._executor.wake()
+
+    def halt(self) -> None:
+        self._engine._executor.halt()
+
+
+class Parts(NamedTuple):
+    """What a run is put together from."""
+
+    options: Options
+    description: str
+    source: IterableSource
+    executor: Crew
+    engine: Loop
+    report: Report[Any]
+
+
 class Run:
     """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
     with the first batch."""
+
+    _told: str | None = None
+    """Why it was decided without a trial what `executor="auto"` means."""
 
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
         queryset = None if call is call_spread else rows_of(objects)
-        executor, job = prepare(Work(function, call, constants, queryset), options)
+        work = Work(function, call, constants, queryset)
+        executor, job, told = begin(work, options)
         if isinstance(job.carried, Carried):
             job.carried = job.carried.captured()
-        self._options = options
-        self._description = getattr(function, "__name__", "")
-        self._source = IterableSource(objects) if queryset is None else RowSource(queryset)
-        self._executor = executor
-        self._engine = Engine(executor, job, options, self._source)
-        self._interrupts = Interrupts(executor.wake, at_once=self._in_users_code)
+        source = IterableSource(objects) if queryset is None else RowSource(queryset)
+        if isinstance(executor, TimedSerial):
+            engine: Engine = AutoEngine(work, executor, job, options, source)
+        else:
+            engine = Engine(executor, job, options, source)
+        report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=engine.statistics)
+        self._told = told
+        self._assemble(Parts(options, getattr(function, "__name__", ""), source, Present(engine), engine, report))
+
+    def _assemble(self, parts: Parts) -> None:
+        self._options = parts.options
+        self._description = parts.description
+        self._source = parts.source
+        self._executor = parts.executor
+        self._engine = parts.engine
+        self._interrupts = Interrupts(parts.executor.wake, at_once=self._in_users_code)
         self._abandoned = False
-        self.report: Report[Any] = Report(keep=options.keep, queryset=queryset)
+        self.report = parts.report
 
     def _in_users_code(self, count: int) -> bool:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
@@ -71,12 +142,21 @@ class Run:
         Closing the iterator feeds no more, finishes what runs, and stops the workers.
         """
         with self._interrupts, closing(self._batches()) as batches:
-            for batch in in_input_order(batches, self._engine) if ordered else batches:
+            for batch in self._in_order(batches) if ordered else batches:
                 with self._interrupts.suspended():
                     yield batch
 
+    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
+        """The same, outcome by outcome."""
+        with closing(self.batches(ordered=ordered)) as batches:
+            for batch in batches:
+                yield from batch.outcomes(with_items=True)
+
+    def _in_order(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return in_input_order(batches, self._engine)
+
     def _batches(self) -> Generator[Batch, None, None]:
-        progress = open_progress(self._options.progress, lambda: self._source.total, self._description)
+        progress = open_progress(self._options.progress, self._total, self._description)
         with closing(progress):
             try:
                 _open_runs.add(self)
@@ -91,6 +171,9 @@ class Run:
             finally:
                 self._close()
         self._raise_what_ended_it()
+
+    def _total(self) -> int | None:
+        return self._source.total
 
     def _step(self) -> list[Batch]:
         batches = self._engine.step()
@@ -126,6 +209,10 @@ class Run:
         self._engine.close()
         self.report.stopped = self._engine.stopped
         self.report._finish()
+        if isinstance(self._engine, AutoEngine):
+            self.report.tried = self._engine.trials()
+        elif self._told is not None:
+            self.report.tried = (untried(inline=self._executor.inline, report=self.report, why=self._told),)
 
     def _raise_what_ended_it(self) -> None:
         error = self._engine.fatal or self._source.error

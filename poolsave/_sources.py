@@ -88,7 +88,9 @@ class IterableSource:
         complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
         if not complete or not self._gathered:
             return None
-        chunk, self._gathered = self._gathered[:size], self._gathered[size:]
+        chunk, self._gathered = self._gathered, []
+        if len(chunk) > size:
+            chunk, self._gathered = chunk[:size], chunk[size:]
         self._handed += len(chunk)
         return chunk
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
+from ._savepoints import Savepoints
 from ._sqlstates import is_transient, ran_out_of_time
 from ._transactions import (
     COMMITTED,
@@ -61,62 +62,63 @@ def commit_together(
     if entered.error is not None:
         roll_back(entered.blocks, entered.error)
         return Undone(halve=False)
-    ends: list[End] = []
-    callbacks: list[list[Callable[[], object]]] = []
+    ran: list[tuple[End, list[Callable[[], object]]]] = []
+    savepoints = Savepoints(aliases)
     try:
-        for place, call in enumerate(calls):
-            end, taken = _one(call, marks, first + place, aliases, entered)
-            ends.append(end)
-            callbacks.append(taken)
+        ran += [_one(call, marks, first + place, savepoints, entered) for place, call in enumerate(calls)]
         refuse_doomed(aliases)
+        savepoints.release()
         note = note_transaction(aliases, marks) if noted else 0
     except BaseException as error:  # nothing is committed yet, so that every object can be run again
         roll_back(entered.blocks, error)
         return Undone(halve=isinstance(error, _Undo) and error.halve)
-    saved = [place for place, end in enumerate(ends) if end.attempt.status is Status.SUCCEEDED]
+    saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)
+    began = time.perf_counter()
     failed = commit(entered.blocks)
+    committing = time.perf_counter() - began
     if failed is not None and failed.status is Status.FAILED:
         return Undone(halve=False)
+    ends = [end for end, _ in ran]
     for place in saved:
         if failed is not None:
             ends[place] = _lost(ends[place], failed, note)
             continue
         marks.put(first + place, COMMITTED)
-        ends[place] = _called_back(ends[place], callbacks[place])
+        ends[place] = _called_back(*ran[place])
+    return _told(ends, committing)
+
+
+def _told(ends: list[End], committing: float) -> list[End]:
+    if ends:  # with the first of them, since there is one COMMIT for all
+        ends[0] = ends[0]._replace(attempt=ends[0].attempt._replace(committing=committing))
     return ends
 
 
 def _one(
-    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], entered: Entered
+    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, entered: Entered
 ) -> tuple[End, list[Callable[[], object]]]:
     if marks.halted:
         return End(Attempt(Status.SKIPPED), 0.0), []
     began = time.perf_counter()
     marks.put(offset, RUNNING)
-    attempt = _at_savepoint(call, aliases)
+    attempt = _at_savepoint(call, savepoints)
     if entered.outermost and attempt.error is not None:
-        _refuse_to_go_on(attempt.error, aliases)
+        _refuse_to_go_on(attempt.error, savepoints.aliases)
     marks.put(offset, PENDING)
     taken = take_callbacks(entered.owned) if attempt.error is None else []
     return End(attempt, time.perf_counter() - began), taken
 
 
-def _at_savepoint(call: Callable[[], Any], aliases: Sequence[str]) -> Attempt:
-    blocks, _owned, error = enter(aliases)
-    if error is None:
-        try:
+def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
+    try:
+        with savepoints.around_object():
             value = call()
-            refuse_doomed(aliases)
-            while blocks:
-                blocks.pop().__exit__(None, None, None)
-        except BaseException as caught:  # whatever a user's function raises is that object's failure
-            error = caught
-        else:
-            return Attempt(Status.SUCCEEDED, value)
-    roll_back(blocks, error)
-    return Attempt(Status.FAILED, error=error)
+            refuse_doomed(savepoints.aliases)
+    except BaseException as error:  # whatever a user's function raises is that object's failure
+        return Attempt(Status.FAILED, error=error)
+    return Attempt(Status.SUCCEEDED, value)
 
 
 def _refuse_to_go_on(error: BaseException, aliases: Sequence[str]) -> None:

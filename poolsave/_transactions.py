@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ class Attempt(NamedTuple):
     """The database says that the same may succeed if it is tried again, and nothing of this attempt is left."""
     note: int = 0
     """For what was lost: the transaction's id, if it was noted."""
+    committing: float = 0.0
+    """Seconds that its COMMIT took."""
 
 
 def leave_to_function(call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
@@ -87,11 +90,13 @@ def commit_alone(
         return Attempt(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
     callbacks = take_callbacks(entered.owned)
     marks.put(offset, COMMITTING)
+    began = time.perf_counter()
     failed = commit(entered.blocks)
+    committing = time.perf_counter() - began
     if failed is not None:
         return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
     marks.put(offset, COMMITTED)
-    return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks))
+    return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks), committing=committing)
 
 
 class Entered(NamedTuple):

@@ -19,6 +19,7 @@ from ._envelopes import join, seal_surely, unseal
 from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
+from ._straight import StraightRun
 from ._together import End, Undone, commit_together
 from ._transactions import Attempt, commit_alone, leave_to_function
 from .errors import RowGone
@@ -52,6 +53,7 @@ class WorkerSession:
         self._job = job
         self._function = call
         self._rows = rows
+        self._by_keys = rows is not None
         self._stack = stack
         self._carried: Carried | None = None
         self._perform = call if not job.crosses else self._call_across
@@ -63,14 +65,20 @@ class WorkerSession:
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._watched = to_be_watched(job.databases) if job.transaction is not None else []
+        # Not in the caller's own thread, where a signal may raise anywhere.
+        hindrances = (job.transaction, rows, job.turn, job.timeout)
+        self._straight = not job.inline and all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process
+        self._timed_out = False
+        self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
     def carry_along(self, carried: Carried) -> None:
         """Restore context around every object."""
         self._carried = carried
+        self._straight = False
         self._perform = carried.around(self._perform)
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
@@ -82,20 +90,59 @@ class WorkerSession:
             _here.busy = False
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
-        objects = join(*pickle.loads(payload)) if self._job.crosses else payload
-        if self._rows is not None:
+        waited = time.perf_counter() - self._idle_since
+        objects, sealed = pickle.loads(payload) if self._job.crosses else (payload, {})
+        if sealed:
+            objects = join(objects, sealed)
+        collector = self._new_collector(waited)
+        if not self._straight:
+            self._run_guarded(objects, marks, reply, collector)
+        else:
+            call = self._call_with_unsealed if sealed else self._function
+            begun = StraightRun(call, marks, collector, reply).run(objects)
+            if begun < len(objects):
+                self._skip(len(objects) - begun, reply, collector)
+        self._at_chunk_edge()
+        self._idle_since = time.perf_counter()
+
+    def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: Collector) -> None:
+        for _ in range(count):
+            collector.add(Attempt(Status.SKIPPED), 0, 0.0)
+        reply(collector.take(), True)
+
+    def _run_guarded(
+        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: Collector
+    ) -> None:
+        if self._by_keys:
             objects = [unseal(key) for key in objects]
-        collector = Collector(self._name, crosses=self._job.crosses)
-        run = self._together if self._job.transaction == "chunk" else self._one_by_one
-        for place, (end, attempts) in enumerate(run(objects, 0, marks, 1), 1):
+        for place, _end in enumerate(self._collected(objects, marks, collector), 1):
+            if place < len(objects) and collector.due(time.perf_counter()):
+                reply(collector.take(), False)
+                collector.resume()
+        collector.timed_out = self.timed_out_since()
+        reply(collector.take(), True)
+
+    def _new_collector(self, waited: float) -> Collector:
+        return Collector(self._name, waited, crosses=self._job.crosses)
+
+    def _collected(self, objects: Sequence[Any], marks: Marks, collector: Collector) -> Iterator[None]:
+        """Run the objects, and give each end to the collector."""
+        for end, attempts in self.ends(objects, marks):
             if end.attempt.error is None:
                 collector.add(end.attempt, attempts, end.seconds)
             else:
                 self._add_error(collector, end.attempt.error, end, attempts)
-            if place < len(objects) and collector.due(time.perf_counter()):
-                reply(collector.take(), False)
-        reply(collector.take(), True)
-        self._at_chunk_edge()
+            yield
+
+    def timed_out_since(self) -> bool:
+        """Whether the server has ended something that took too long, since it was asked last."""
+        found, self._timed_out = self._timed_out, False
+        return found
+
+    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[End, int]]:
+        """Run the objects one after the other, and give the end and the attempts of each."""
+        run = self._together if self._job.transaction == "chunk" else self._one_by_one
+        return run(objects, 0, marks, 1)
 
     def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
         if not self._own_process:
@@ -139,6 +186,7 @@ class WorkerSession:
         if not isinstance(ends, Undone):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:
+            self._timed_out = True
             middle = len(objects) // 2
             yield from self._together(objects[:middle], first, marks, tries + 1)
             yield from self._together(objects[middle:], first + middle, marks, tries + 1)
@@ -170,6 +218,9 @@ class WorkerSession:
     def _call_across(self, item: Any) -> Any:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
         return seal_surely(self._function(unseal(item)))
+
+    def _call_with_unsealed(self, item: Any) -> Any:
+        return self._function(unseal(item))
 
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None

@@ -19,6 +19,7 @@ from ._jobs import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
 from .options import Options, check
+from .pipelines import Pipeline
 
 __all__ = ["RunPooled"]
 
@@ -41,7 +42,8 @@ class RunPooled(Operation):
     select what is left to do, or let the function do no harm to rows that are done.
 
     Args:
-        fn: takes one historical instance, or `(instance, apps)`; a plain or a pooled function that workers can import.
+        fn: takes one historical instance, or `(instance, apps)`; a plain or a pooled function, or a
+            pipeline, that workers can import.
         queryset: a function of `apps` that gives the rows, or the name of a model: "app_label.Model", or "Model" of the
             migration's own app.
         reverse_fn: the same for the way back; without it the operation is irreversible, with `RunPooled.noop` the way
@@ -163,7 +165,8 @@ class RunPooled(Operation):
     @property
     def migration_name_fragment(self) -> str:
         """A part of an automatic name for a migration."""
-        return f"run_{_name(self.fn).rpartition('.')[2].strip('<>')}"
+        name = "_".join(one.rpartition(".")[2].strip("<>") for one in _name(self.fn).split(" | "))
+        return f"run_{name}"
 
 
 def _with_options_by_name(function: Callable[..., Any]) -> inspect.Signature:
@@ -177,12 +180,15 @@ def _with_options_by_name(function: Callable[..., Any]) -> inspect.Signature:
 RunPooled.__init__.__signature__ = _with_options_by_name(RunPooled.__init__)  # type: ignore[attr-defined]
 
 
-def _operation(fn: Callable[..., Any]) -> PooledOperation[..., Any]:
-    return fn if isinstance(fn, PooledOperation) else PooledOperation(fn)
+def _operation(fn: Callable[..., Any]) -> PooledOperation[..., Any] | Pipeline[Any, Any]:
+    return fn if isinstance(fn, PooledOperation | Pipeline) else PooledOperation(fn)
 
 
-def _call_of(operation: PooledOperation[..., Any]) -> Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]:
+def _call_of(
+    fed: PooledOperation[..., Any] | Pipeline[Any, Any],
+) -> Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]:
     """Whether the function takes a row, or a row and the historical apps."""
+    operation = fed._stages[0]
     given = [
         one
         for one in inspect.signature(operation.func).parameters.values()
@@ -210,15 +216,19 @@ class _OperationSerializer(BaseSerializer):
     """For `makemigrations` and `squashmigrations`: a pooled function is written by its name, as a function is."""
 
     def serialize(self) -> tuple[str, set[str]]:
-        operation: PooledOperation[..., Any] = self.value
-        name = operation.__reduce__()
-        if not isinstance(name, str):
-            raise ValueError(f"cannot write {operation!r}: give options to RunPooled and not by using() or bind()")  # noqa: TRY004
-        module = operation.func.__module__
-        return f"{module}.{name}", {f"import {module}"}
+        names, imports = [], set()
+        for operation in self.value._stages:
+            name = operation.__reduce__()
+            if not isinstance(name, str):
+                raise ValueError(f"cannot write {operation!r}: give options to RunPooled and not by using() or bind()")  # noqa: TRY004
+            module = operation.func.__module__
+            names.append(f"{module}.{name}")
+            imports.add(f"import {module}")
+        return " | ".join(names), imports
 
 
 MigrationWriter.register_serializer(PooledOperation, _OperationSerializer)
+MigrationWriter.register_serializer(Pipeline, _OperationSerializer)
 
 _verbosity: dict[str, int] = {}
 

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from django.core.checks import CheckMessage
 
 from ._checks import look_ahead, refusal
+from ._drop import DROP
+from ._functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._jobs import call_spread, call_with_object
 from ._preparation import Call, Work
 from ._querysets import rows_of
 from ._runs import Run
-from .errors import InvalidOperation, InvalidOption
-from .options import Options, check
+from ._stages import Stage
+from .errors import InvalidOption
+from .options import Options, check, standing
 from .outcomes import Outcome
+from .pipelines import A, B, C, Pipeline, Step, joined
 from .reports import Report
 
 __all__ = ["PooledOperation", "pooled_operation"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class PooledOperation(Generic[P, R]):
     """A function with a pool behind it. Make it with `@pooled_operation`.
 
-    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool. It is immutable,
-    holds no resources between runs, and can be pickled by its qualified name.
+    Calling it calls the function, here and now. `map`, `starmap` and `stream` run it over a pool; `one | other` makes a
+    Pipeline. It is immutable, holds nothing between runs, and is pickled by its qualified name.
     """
 
     __wrapped__: Callable[P, R]
+    _expands = False
 
     def __init__(
         self,
@@ -43,11 +46,12 @@ class PooledOperation(Generic[P, R]):
         constants: Mapping[str, Any] | None = None,
         owner: tuple[Any, ...] = (),
     ) -> None:
-        _refuse_unsuitable(func)
+        refuse_unsuitable_function(func, expands=self._expands)
         self._func = func
         self._explicit = dict(check(options or {}))
         self._constants = dict(constants or {})
         self._owner = owner
+        self._resolved: tuple[Any, Options] | None = None
         functools.update_wrapper(self, func)
 
     @property
@@ -62,7 +66,15 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption: if the environment or `settings.POOLSAVE` has a value that cannot work.
         """
-        return Options.resolve(self._explicit)
+        layers = standing()
+        if self._resolved is None or self._resolved[0] != layers:
+            self._resolved = layers, Options.resolve(self._explicit)
+        return self._resolved[1]
+
+    @property
+    def __poolsave_call__(self) -> Callable[..., R]:
+        func: Callable[..., R] = self._func
+        return functools.partial(func, *self._owner, **self._constants) if self._owner or self._constants else func
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here and now, with what was bound, and without any transaction of poolsave's."""
@@ -81,17 +93,13 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
-            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that was begun
-                is finished, and with the Report as their attribute `report`.
+            BaseException: what `objects` raised, and KeyboardInterrupt, after what was begun; with a `report`.
         """
-        return self._report(call_with_object, objects)
+        return self._run(call_with_object, objects).complete()
 
     def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
-        return self._report(call_spread, argument_sets)
-
-    def _report(self, call: Call, objects: Iterable[Any]) -> Report[R]:
-        return self._run(call, objects).complete()
+        return self._run(call_spread, argument_sets).complete()
 
     def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
         """Run like `map`, and give each outcome as soon as it is there.
@@ -103,48 +111,45 @@ class PooledOperation(Generic[P, R]):
             objects: any iterable, also an endless one.
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
 
-        Raises:
-            The same as `map`, which are raised by this call as far as they are known before anything starts.
+        Raises: as `map`, and by this call what is known before anything starts.
         """
-        return _outcomes(self._run(call_with_object, objects), ordered=ordered)
+        return self._run(call_with_object, objects).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
 
-        Errors are what `map` would refuse; warnings are hazards, such as fewer connections on the server than workers,
-        and need not come true. Databases are asked on connections of their own, which are closed again.
+        Errors are what `map` would refuse; warnings are hazards, which need not come true. Databases are asked on
+        connections of their own, which are closed again.
 
         Args:
-            objects: what `map` would be given. The first few of a list or tuple are tried for pickling; anything else
-                is not looked into, so that no iterator is consumed and no queryset evaluated.
+            objects: what `map` would be given. The first few of a list or tuple are tried for pickling; no iterator is
+                consumed and no queryset evaluated.
 
         Returns:
-            Messages as those of Django's system checks, with `level`, `msg`, `hint` and `id` ("poolsave.E001" and so
-            on), which print well; an empty list if there is nothing to say.
+            Messages as those of Django's system checks, which print well; an empty list if there is nothing to say.
         """
-        name = f"{self._func.__module__}.{_name(self._func)}"
         try:
             options = self.options
         except InvalidOption as error:
             return [refusal(error)]
-        work = Work(self._bound_function(), call_with_object, self._constants, rows_of(objects))
-        return look_ahead(work, options, objects, name)
+        work = Work(self._bound_function, call_with_object, self._constants, rows_of(objects))
+        return look_ahead(work, options, objects, f"{self._func.__module__}.{name_of(self._func)}")
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:
-        return Run(self._bound_function(), call, self._constants, objects, self.options)
+        return Run(self._bound_function, call, self._constants, objects, self.options)
 
+    @functools.cached_property
     def _bound_function(self) -> Any:
-        # As an operation, since pickle finds that in the module and not the function; and without the options, which
-        # no worker needs, and which may hold an executor that cannot be pickled.
-        return PooledOperation(self._func, owner=self._owner)
+        # As an operation, which is what pickle finds in the module; and without options, which may not be picklable.
+        return type(self)(self._func, owner=self._owner)
 
-    def using(self, **options: Any) -> PooledOperation[P, R]:
+    def using(self, **options: Any) -> Self:
         """Give a copy with some options changed; this one stays as it is.
 
         Raises:
             InvalidOption: naming the option and its value.
         """
-        return PooledOperation(self._func, {**self._explicit, **check(options)}, self._constants, self._owner)
+        return type(self)(self._func, {**self._explicit, **check(options)}, self._constants, self._owner)
 
     def bind(self, **kwargs: Any) -> PooledOperation[..., R]:
         """Give a copy with keyword arguments bound, which are sent once to every worker and not with every object.
@@ -152,80 +157,89 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOperation: if the function does not take them.
         """
-        try:
-            inspect.signature(self._func).bind_partial(*self._owner, **kwargs)
-        except TypeError as error:
-            raise InvalidOperation(f"{_name(self._func)} cannot be called with {sorted(kwargs)}: {error}") from error
-        return PooledOperation(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
+        refuse_arguments(self._func, self._owner, kwargs)
+        return type(self)(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
+
+    @property
+    def _stages(self) -> tuple[PooledOperation[..., Any], ...]:
+        return (self,)
+
+    def _as_stage(self, call: Call = call_with_object) -> Stage:
+        name = name_of(self._func).rpartition("<locals>.")[2]
+        work = Work(self._bound_function, call, self._constants)
+        return Stage(name, work, self.options, self._explicit, self._expands)
+
+    if TYPE_CHECKING:
+
+        def _step(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def __or__(self: Step[A, B], other: Step[B, C]) -> Pipeline[A, C]:
+        return joined(self, other)
 
     def __get__(self, instance: Any, owner: type | None = None) -> PooledOperation[..., R]:
         """As a method: bind the instance, which is sent once to every worker."""
         if instance is None:
             return self
-        return PooledOperation(self._func, self._explicit, self._constants, (instance,))
+        return type(self)(self._func, self._explicit, self._constants, (instance,))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        name = _name(self._func)
-        found = _find(self._func.__module__, name)
+        name = name_of(self._func)
+        found = find(self._func.__module__, name)
         if found is self:
             return name
         base = found if isinstance(found, PooledOperation) and found._func is self._func else self._func
-        return _restore, (base, self._explicit, self._constants, self._owner)
+        return _restore, (type(self), base, self._explicit, self._constants, self._owner)
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in {**self._explicit, **self._constants}.items())
-        return f"<PooledOperation {self._func.__module__}.{_name(self._func)}({told})>"
+        told = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
+        return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({told})>"
 
 
-def _outcomes(run: Run, *, ordered: bool) -> Iterator[Outcome[Any]]:
-    with closing(run.batches(ordered=ordered)) as batches:
-        for batch in batches:
-            yield from batch.outcomes(with_items=True)
+def _restore(kind: type[PooledOperation[..., Any]], base: Any, *told: Any) -> PooledOperation[..., Any]:
+    return kind(base.func if isinstance(base, PooledOperation) else base, *told)
 
 
-def _restore(
-    base: Any, options: Mapping[str, Any], constants: Mapping[str, Any], owner: tuple[Any, ...]
-) -> PooledOperation[..., Any]:
-    func = base.func if isinstance(base, PooledOperation) else base
-    return PooledOperation(func, options, constants, owner)
+class ExpandingOperation(PooledOperation[P, list[T]], Generic[P, T]):
+    """An operation that gives several values, made by `@pooled_operation(expand=True)`.
 
+    Called or mapped by itself it gives a list. In a pipeline each element goes on by itself.
+    """
 
-def _name(func: Any) -> str:
-    name: str = getattr(func, "__qualname__", None) or repr(func)
-    return name
+    _expands = True
 
+    if TYPE_CHECKING:
 
-def _find(module: str, qualname: str) -> Any:
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        found = getattr(found, name, None)
-    return found
+        def _step(self, *args: P.args, **kwargs: P.kwargs) -> T: ...  # type: ignore[override]
+        def bind(self, **kwargs: Any) -> ExpandingOperation[..., T]: ...
 
+    @property
+    def __poolsave_call__(self) -> Callable[..., list[T]]:
+        return self
 
-def _refuse_unsuitable(func: Any) -> None:
-    if not callable(func):
-        raise InvalidOperation(f"{func!r} is not a function: decorate a function that takes one object")
-    name = _name(func)
-    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-        raise InvalidOperation(f"{name} is a generator function, which does nothing when it is called: return a list")
-    if inspect.iscoroutinefunction(func):
-        raise InvalidOperation(
-            f"{name} is an async function, which no worker would await: wrap it in asgiref.sync.async_to_sync"
-        )
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call the function here and now, and give all its values; `DROP` among them stands for none."""
+        given: Any = super().__call__(*args, **kwargs)
+        return [] if given is DROP else [value for value in given if value is not DROP]
 
 
 @overload
 def pooled_operation(func: Callable[P, R], /) -> PooledOperation[P, R]: ...
 @overload
-def pooled_operation(**options: Any) -> Callable[[Callable[P, R]], PooledOperation[P, R]]: ...
-def pooled_operation(func: Any = None, /, **options: Any) -> Any:
+def pooled_operation(
+    *, expand: Literal[True], **options: Any
+) -> Callable[[Callable[P, Iterable[T]]], ExpandingOperation[P, T]]: ...
+@overload
+def pooled_operation(
+    *, expand: Literal[False] = ..., **options: Any
+) -> Callable[[Callable[P, R]], PooledOperation[P, R]]: ...
+def pooled_operation(func: Any = None, /, *, expand: bool = False, **options: Any) -> Any:
     """Make a per-object function a pooled operation, with or without options.
 
-    The function stays callable as it was. Nothing is started here; options are checked here.
+    The function stays callable as it was. Options are checked here, and nothing is started. With `expand=True` it gives
+    several values, as a list or generator; in a pipeline each of them goes on by itself.
 
     Raises:
-        InvalidOption: naming the option and its value.
-        InvalidOperation: if this is no function that a pool can run.
+        InvalidOption, InvalidOperation: naming the option and its value, or what no pool can run.
 
     Example:
         >>> from poolsave import pooled_operation
@@ -238,10 +252,9 @@ def pooled_operation(func: Any = None, /, **options: Any) -> Any:
         [2, 4, 6]
     """
     check(options)
-    if func is None:
-        return lambda func: _decorated(func, options)
-    return _decorated(func, options)
+    decorated = functools.partial(_decorated, ExpandingOperation if expand else PooledOperation, options)
+    return decorated if func is None else decorated(func)
 
 
-def _decorated(func: Any, options: Mapping[str, Any]) -> PooledOperation[..., Any]:
-    return func.using(**options) if isinstance(func, PooledOperation) else PooledOperation(func, options)
+def _decorated(kind: type[Any], options: Mapping[str, Any], func: Any) -> Any:
+    return func.using(**options) if isinstance(func, kind) else kind(func, options)

@@ -22,7 +22,10 @@ from ._inline import overrides
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, known_names
 
-__all__ = ["Options", "wrong_settings"]
+__all__ = ["AUTO", "Options", "standing", "wrong_settings"]
+
+AUTO = "auto"
+"""The executor that is no executor: the run finds out by itself."""
 
 SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
 
@@ -52,7 +55,8 @@ class Options:
     chunksize: int | Literal["auto"] = "auto"
     """Objects per dispatch; "auto" adapts by the time that objects take in the worker."""
     executor: str | Executor | concurrent.futures.Executor = "process"
-    """A registered name ("process", "thread", "serial"), a poolsave executor, or any PEP 3148 executor instance."""
+    """A registered name ("process", "thread", "serial"), a poolsave executor, any PEP 3148 executor instance, or
+    "auto": start in the caller's thread, and go over to processes when what is left is worth it."""
     start_method: str | None = None
     """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else spawn."""
     transaction: Literal["object", "chunk"] | None = "object"
@@ -129,6 +133,11 @@ class Options:
         return {option.name: getattr(self, option.name) for option in fields(self)}
 
 
+def standing() -> tuple[Any, ...]:
+    """All that options depend on besides explicit ones, to compare with another time."""
+    return from_environment(), dict(from_settings()), overrides(), available_cpus()
+
+
 def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
     """Refuse unknown names and values that cannot work.
 
@@ -165,7 +174,7 @@ def _whole(value: object, least: int) -> bool:
 
 def _is_executor(value: object) -> bool:
     if isinstance(value, str):
-        return value in known_names()
+        return value == AUTO or value in known_names()
     if isinstance(value, type):
         return False
     return isinstance(value, concurrent.futures.Executor) or all(hasattr(value, name) for name in EXECUTOR_METHODS)
@@ -206,7 +215,7 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "chunksize": (lambda value: value == "auto" or _whole(value, 1), 'give "auto" or a whole number from 1'),
     "executor": (
         _is_executor,
-        'give "process", "thread", "serial", another registered name, '
+        'give "process", "thread", "serial", "auto", another registered name, '
         "or an instance of a poolsave or concurrent.futures executor",
     ),
     "start_method": (_is_start_method, 'give "fork", "forkserver", "spawn" (as the platform has them) or None'),

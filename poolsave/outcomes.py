@@ -23,6 +23,8 @@ class Status(enum.StrEnum):
     """Nobody can know: contact was lost while it was being committed, or while it ran without a transaction."""
     SKIPPED = "skipped"
     """It was never started."""
+    DROPPED = "dropped"
+    """A stage of a pipeline ended it by `DROP`, or gave nothing to go on with (`expand`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class Outcome(Generic[R]):
     """The time from its start to its end in the worker, all attempts and pauses included."""
     worker: int | str | None = None
     """The process id or the thread's name."""
+    stage: str | None = None
+    """In a pipeline: the name of the stage that an object ended in, if it did not simply come out at the end."""
 
     @property
     def ok(self) -> bool:

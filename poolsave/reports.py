@@ -9,16 +9,16 @@ from os import PathLike
 from typing import Any, Generic, TypeVar
 
 from ._batches import Batch
+from ._causes import cause_line, cause_name, cause_of, located
 from ._exports import write_csv, write_json
-from ._sqlstates import sqlstate_of
-from .errors import OperationsFailed, RemoteError, text_of
+from ._statistics import Statistics
+from ._trials import Trial, in_one_line, summary
+from .errors import OperationsFailed
 from .outcomes import Outcome, Status
 
 __all__ = ["Report"]
 
 R = TypeVar("R")
-WIDTH = 300
-"""Characters of an error's first line that it shows."""
 SHOWN = 5
 """Causes that `str(report)` lists."""
 
@@ -26,12 +26,12 @@ SHOWN = 5
 class Report(Generic[R]):
     """Counts of everything, and the outcomes that `keep` asked for.
 
-    Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost` and `skipped`, whatever
-    happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as outcomes,
-    with their objects.
+    Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost`, `skipped` and `dropped`,
+    whatever happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as
+    outcomes, with their objects.
     """
 
-    def __init__(self, *, keep: str = "values", queryset: Any = None) -> None:
+    def __init__(self, *, keep: str = "values", queryset: Any = None, statistics: Statistics | None = None) -> None:
         self._keep = keep
         self._queryset = queryset
         self._batches: list[Batch] = []
@@ -39,8 +39,17 @@ class Report(Generic[R]):
         self._counts = dict.fromkeys(Status, 0)
         self._began = time.perf_counter()
         self._ended: float | None = None
+        self.statistics = statistics or Statistics()
+        """How the workers spent their time, which objects took longest, and perhaps a hint; prints as a table."""
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
+        self.tried: tuple[Trial, ...] = ()
+        """With `executor="auto"`: what worked the run off, one after the other, and what was found."""
+
+    @property
+    def chosen(self) -> str | None:
+        """The executor that a run with `executor="auto"` ended with, "serial" or "process"; else None."""
+        return self.tried[-1].executor if self.tried else None
 
     def _add(self, batch: Batch) -> None:
         for outcome in batch.notable.values():
@@ -48,7 +57,7 @@ class Report(Generic[R]):
         self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
         kept = self._kept(batch)
         if kept is not None:
-            self._sorted = self._sorted and (not self._batches or self._batches[-1].first < kept.first)
+            self._sorted = self._sorted and (not self._batches or self._batches[-1].order < kept.order)
             self._batches.append(kept)
 
     def _kept(self, batch: Batch) -> Batch | None:
@@ -58,16 +67,19 @@ class Report(Generic[R]):
             return batch._replace(objects=())
         # Successes are notable too if they took several attempts or lost something on the way.
         telling = {
-            place: outcome for place, outcome in batch.notable.items() if not outcome.ok or outcome.error is not None
+            place: outcome
+            for place, outcome in batch.notable.items()
+            if outcome.error is not None or not (outcome.ok or outcome.status is Status.DROPPED)
         }
         return batch._replace(values=(), objects=(), notable=telling) if telling else None
 
     def _finish(self) -> None:
         self._ended = time.perf_counter()
+        self.statistics.finish()
 
     def _in_order(self) -> list[Batch]:
         if not self._sorted:
-            self._batches.sort(key=attrgetter("first"))
+            self._batches.sort(key=attrgetter("order"))
             self._sorted = True
         return self._batches
 
@@ -113,9 +125,14 @@ class Report(Generic[R]):
         return self._counts[Status.SKIPPED]
 
     @property
+    def dropped(self) -> int:
+        """How many objects a stage of a pipeline ended by `DROP`."""
+        return self._counts[Status.DROPPED]
+
+    @property
     def ok(self) -> bool:
-        """Whether every object that was fed in succeeded, and the input was read to its end."""
-        return self.succeeded == self.total and self.stopped is None
+        """Whether every object that was fed in succeeded (or was dropped), and the input was read to its end."""
+        return self.succeeded + self.dropped == self.total and self.stopped is None
 
     @property
     def values(self) -> list[R]:
@@ -158,7 +175,7 @@ class Report(Generic[R]):
         """Group the failures by the class of their error and its SQLSTATE, the largest group first."""
         groups: dict[tuple[str, str | None], list[Outcome[R]]] = {}
         for outcome in self.failures:
-            groups.setdefault(_cause(outcome.error), []).append(outcome)
+            groups.setdefault(cause_of(outcome.error), []).append(outcome)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
     def failed_items(self) -> Any:
@@ -175,9 +192,14 @@ class Report(Generic[R]):
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
-        counts = {str(status): count for status, count in self._counts.items()}
-        summary = {"total": self.total, **counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped}
-        write_json(path, summary, self)
+        write_json(path, self._summary() | self._of_workers(), self)
+
+    def _summary(self) -> dict[str, Any]:
+        counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
+        return {**counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
+
+    def _of_workers(self) -> dict[str, Any]:
+        return self.statistics.as_dict()
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
@@ -191,13 +213,13 @@ class Report(Generic[R]):
         """
         failures = self.failures
         if failures:
-            errors = [_located(outcome, of_rows=self._queryset is not None) for outcome in failures]
+            errors = [located(outcome, of_rows=self._queryset is not None) for outcome in failures]
             raise OperationsFailed(
                 f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
             )
 
     def _causes(self) -> str:
-        return ", ".join(f"{len(outcomes)} x {_cause_name(cause)}" for cause, outcomes in self.by_cause().items())
+        return ", ".join(f"{len(outcomes)} x {cause_name(cause)}" for cause, outcomes in self.by_cause().items())
 
     def __str__(self) -> str:
         lines = [
@@ -205,49 +227,22 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        of_rows = self._queryset is not None
-        lines += [_cause_line(cause, outcomes, of_rows=of_rows) for cause, outcomes in causes[:SHOWN]]
+        lines += [cause_line(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
+        lines += in_one_line(self.tried)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
+        if self.statistics.workers:
+            lines.append(
+                f"  workers: {len(self.statistics.workers)}, busy for {self.statistics.busy:.0%} of their time"
+            )
+        if self.statistics.hint:
+            lines.append(f"  hint: {self.statistics.hint}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)
         return f"<Report total={self.total}{' ' if counts else ''}{counts}>"
-
-
-def _cause(error: BaseException | None) -> tuple[str, str | None]:
-    if isinstance(error, RemoteError):
-        return error.class_path.rpartition(".")[2], error.sqlstate
-    return type(error).__name__, None if error is None else sqlstate_of(error)
-
-
-def _cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
-    first = outcomes[0]
-    lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
-    text = lines[0] if lines else ""
-    text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
-    key = _key(first.item, of_rows=of_rows)
-    return f"  {len(outcomes):>8} x {_cause_name(cause)}, first at index {first.index}{key}: {text}"
-
-
-def _cause_name(cause: tuple[str, str | None]) -> str:
-    name, state = cause
-    return f"{name} [{state}]" if state else name
-
-
-def _key(item: Any, *, of_rows: bool) -> str:
-    return f" (pk {item!r})" if of_rows else ""
-
-
-def _located(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
-    error = outcome.error
-    assert error is not None  # failed and lost outcomes always have one
-    note = f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
-    return error

@@ -14,17 +14,19 @@ from django.db.models import Model, QuerySet
 from ._batches import Batch
 from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, run_request
 from ._carry import Carried
+from ._choosing import begin_block, untried
 from ._connections import existing
 from ._driver import Driver
 from ._envelopes import pack_function
 from ._interrupts import Interrupts
-from ._preparation import Work, prepare
+from ._preparation import Work
 from ._progress import open_progress
 from ._querysets import Keys, refuse_unsuitable, rows_of
 from ._refusals import refuse_open_transactions
 from ._rows import Rows
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
+from .pipelines import Pipeline
 from .reports import Report
 
 __all__ = ["Saves", "concurrent_saves"]
@@ -76,7 +78,7 @@ class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options) -> None:
-        executor, job = prepare(Work(None, run_request, {}), options)
+        executor, job, self._told = begin_block(Work(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
         self._inline = executor.inline
@@ -122,14 +124,18 @@ class Saves:
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[R]:
         """Call `fn(*args, **kwargs)` in a worker, plain or decorated, and give a future of its value.
 
-        Blocks while the window is full.
+        The options of the block count, not those of `fn`. A pipeline is one call, whose value is the list of what came
+        out; with `transaction=None` for the block each stage has the transaction that it declares. Blocks while the
+        window is full.
 
         Raises:
             InvalidOperation: if `fn` is no function, or the workers cannot find it by its name.
+            InvalidOption: if `fn` is a pipeline whose transactions the block's own would swallow.
             RuntimeError: if the block has been left.
         """
         if not callable(fn):
             raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
+        fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
         return self._send(Call(FunctionCall(fn, args, kwargs))).future
 
@@ -144,6 +150,7 @@ class Saves:
             BaseException: what `objects` itself raised, after everything that was begun is finished, with the Report
                 as its attribute `report`.
         """
+        fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
         queryset = rows_of(objects)
         tally = Tally(self._options.keep, queryset)
@@ -166,6 +173,9 @@ class Saves:
         rows = Rows(queryset)
         for key in Keys(queryset):
             yield RowCall(fn, rows, key)
+
+    def _as_one_call(self, fn: Callable[P, R]) -> Callable[P, R]:
+        return fn._in_block(self._options) if isinstance(fn, Pipeline) else fn  # type: ignore[return-value]
 
     def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
         if not self._crosses:
@@ -191,6 +201,8 @@ class Saves:
     def _leave(self, error: BaseException | None) -> None:
         with Interrupts(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
+        if self._told is not None:
+            self._report.tried = (untried(inline=self._inline, report=self._report, why=self._told),)
         if error is not None:
             return
         if interrupts.count:

@@ -20,7 +20,7 @@ from tests.pools import EXECUTORS, START_METHODS
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
 
-collect_ignore = ["typing_facts.py"]
+collect_ignore = ["typing_facts.py", "benchmarks"]  # the latter has settings of its own
 
 
 def pytest_timeout_set_timer(item, settings):

@@ -1,6 +1,7 @@
 """Operations that workers can find by name, whatever way they were started."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import sqlite3
@@ -546,3 +547,20 @@ def is_locked(row, alias):
             return cursor.fetchone() is None
     finally:
         other.close()
+
+
+@pure
+def slower_elsewhere(_item, *, home, lock):
+    """Holds a lock that only one process can have, and holds it for longer in any process but `home`."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        time.sleep(0.01 if os.getpid() == home else 0.04)
+    return os.getpid()
+
+
+@pure
+def interrupts(number, *, home, at):
+    """Sends its caller a Ctrl-C."""
+    if number == at:
+        os.kill(home, signal.SIGINT)
+    return number

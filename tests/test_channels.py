@@ -1,6 +1,7 @@
 """Neither side of a pipe waits for the other while the other waits for it."""
 
 import os
+import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,3 +54,43 @@ def test_marks_are_seen_on_the_other_side_and_old_ones_never():
     assert worker.halted
     block.close()
     worker.close()
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40))
+def test_times_stand_for_marks_until_the_next_task(size, done, next_size):
+    done = min(done, size)
+    block, path = _states.StateBlock.create(40)
+    worker = _states.StateBlock.attach(path)
+    os.unlink(path)
+    for task in (1, 2):  # the second time over the first one's leftovers
+        worker.begin(task, size)
+        times = worker.stamps(size, begun=7, ended=9)
+        ended = done // task
+        for place in range(ended):
+            times[place] = 1.5 * task
+        assert block.marks(size) == (bytes([9] * ended) + bytes([7]) + bytes(size))[:size]
+    worker.begin(3, next_size)
+    assert block.marks(next_size) == bytes(next_size)
+    times.release()
+    block.close()
+
+
+@given(st.lists(st.integers(0, 100_000), max_size=6))
+def test_a_worker_reads_each_message_whole_however_many_are_there(sizes):
+    reader, writer = os.pipe()
+    sent = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+
+    def write():
+        for message in sent:
+            _channels.send(writer, message)
+        os.close(writer)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    tasks = _channels.Reader(reader)
+    received = []
+    while (message := tasks.receive()) is not None:
+        received.append(message)
+    writing.join()
+    os.close(reader)
+    assert received == sent

@@ -1,21 +1,22 @@
 """Sizes of chunks, and that chunking covers each object exactly once."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._chunks import LARGEST, TARGET, Pace, next_size
+from poolsave._chunks import LARGEST, SHORTEST, TARGET, Pace, Pacing, next_size
 from poolsave._sources import IterableSource, QueueSource
 
 counts = st.integers(1, 100_000)
 seconds = st.floats(1e-7, 100, allow_nan=False)
-histories = st.lists(st.tuples(counts, seconds), max_size=20)
+histories = st.lists(st.tuples(counts, seconds, st.booleans()), max_size=20)
 
 
 @given(histories)
 def test_sizes_at_most_double_and_stay_within_bounds(history):
     pace = Pace()
-    for count, spent in history:
-        grown = pace.after(count, spent)
+    for count, spent, timed_out in history:
+        grown = pace.after(count, spent, timed_out=timed_out)
         assert 1 <= grown.size <= min(LARGEST, 2 * max(pace.size, count))
         pace = grown
 
@@ -27,6 +28,61 @@ def test_a_steady_pace_ends_at_the_target(per_object):
         pace = pace.after(pace.size, pace.size * per_object)
     wanted = max(1, min(LARGEST, int(TARGET / per_object)))
     assert abs(pace.size - wanted) <= max(1, 0.01 * wanted)
+
+
+@given(histories, st.integers(2, 10_000), st.floats(1e-6, 1e-3))
+def test_a_time_out_of_the_server_halves_the_chunk_and_the_size_comes_back_step_by_step(history, count, per_object):
+    pace = Pace()
+    for size, spent, timed_out in history:
+        pace = pace.after(size, spent, timed_out=timed_out)
+    pace = pace.after(count, count * per_object, timed_out=True)
+    assert pace.size <= count // 2
+    for _ in range(200):
+        before = pace.size
+        pace = pace.after(pace.size, pace.size * per_object)
+        assert pace.size <= max(before + before // 8 + 1, pace.limit)
+    assert pace.limit == LARGEST
+
+
+@given(histories, st.integers(1, 8), st.integers(0, 10_000))
+def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, workers, remaining):
+    pace = Pace()
+    for size, spent, timed_out in history:
+        pace = pace.after(size, spent, timed_out=timed_out)
+    size = next_size(pace.size, remaining=remaining, workers=workers, room=LARGEST, least=pace.least)
+    share = -(-remaining // (2 * workers))
+    assert size <= max(1, share) or size * pace.per_object <= SHORTEST * 1.001
+
+
+@pytest.mark.parametrize(
+    ("remaining", "least", "size"), [(10_000, 1, 500), (100, 1, 25), (100, 40, 40), (None, 1, 500)]
+)
+def test_the_tail_is_shared_among_the_workers(remaining, least, size):
+    assert next_size(500, remaining=remaining, workers=2, room=1000, least=least) == size
+
+
+def test_fixed_sizes_stay_whatever_happens():
+    pacing = Pacing(7, None)
+    pacing.learn(7, 100.0, timed_out=True, inline=False)
+    assert pacing.next_size(in_flight=0, remaining=3, workers=2) == 7
+
+
+@given(st.integers(1, 50) | st.just("auto"), st.none() | st.integers(1, 100), st.integers(0, 500), st.integers(1, 9))
+def test_no_chunk_is_larger_than_the_window_has_room(chunksize, window, in_flight, workers):
+    pacing = Pacing(chunksize, window)
+    size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers)
+    if window is not None:
+        assert in_flight + size <= max(window, in_flight)
+    assert size <= pacing.longest
+
+
+@pytest.mark.parametrize(("seconds", "depth"), [(0.0001, 4), (0.01, 2), (0.05, 1)])
+def test_brisk_chunks_are_sent_in_advance(seconds, depth):
+    pacing = Pacing("auto", None)
+    pacing.learn(1, seconds, timed_out=False, inline=False)
+    assert pacing.depth == depth
+    pacing.learn(1, seconds, timed_out=False, inline=True)
+    assert pacing.depth == 1
 
 
 def test_objects_without_any_measurable_time_do_not_divide_by_zero():

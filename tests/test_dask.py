@@ -18,10 +18,10 @@ from distributed import Client
 from django.db import connections
 from django.test import override_settings
 
-from poolsave import ClusterUnusable, InvalidOption, Status, executors
+from poolsave import ClusterUnusable, InvalidOption, Status, _waiting, executors, pooled_operation
 from poolsave._versions import Versions
 from poolsave.executors import _dask_cluster, _dask_worker
-from tests import operations
+from tests import operations, stages
 from tests.chaos import End, audit, found_in, lines_of, names_until
 from tests.conformance import cases
 from tests.conftest import wait_until
@@ -255,6 +255,17 @@ def test_a_scheduler_that_ends_ends_the_run_with_its_report(tmp_path):
         cluster.stdout.close()
     report = caught.value.report
     assert (report.lost, report.total) == (1, 1 + report.skipped)
+
+
+@pytest.mark.parametrize("patience", [0.005, 60], ids=["asked", "told"])
+def test_a_stage_of_a_pipeline_runs_in_the_cluster(address, monkeypatch, patience):
+    """A lambda reaches only a worker that was forked, which happens only before Dask starts a thread in the caller."""
+    monkeypatch.setattr(_waiting, "HEARTBEAT", patience)
+    shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
+    report = (on(address, stages.doubles) | shout).using(keep="all").map(range(50))
+    assert report.values == [f"{2 * number}!" for number in range(50)]
+    here, there = (row.name for row in report.stages)
+    assert (here, there) == ("doubles", "<lambda>")
 
 
 def kill_workers(client, signed, count, generator):

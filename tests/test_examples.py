@@ -69,6 +69,20 @@ def test_backfill_table_compares():
     assert [line[-2:] for line in lines] == [["5", "95"], ["5", "95"]]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_import_csv_keeps_its_promises(database, start_method):
+    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+    arguments = ["--lines", "200", "--database", database, "--start-method", start_method]
+    done = run(*arguments, script="import_csv.py", DATABASE_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "194 succeeded" in done.stdout
+    assert "2 dropped" in done.stdout
+    assert "2 x LookupError" in done.stdout
+    assert "2 x IntegrityError" in done.stdout
+    assert "Every promise was kept" in done.stdout
+    assert done.stderr == ""
+
+
 def test_on_dask_keeps_its_promises():
     url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
     done = run("--rows", "300", "--database", "postgres", script="on_dask.py", DATABASE_URL=url)

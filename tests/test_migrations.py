@@ -17,6 +17,7 @@ from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import OperationWriter
 
 from poolsave import (
+    DROP,
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
@@ -265,6 +266,27 @@ def test_a_pooled_function_is_written_by_its_name():
     assert "import tests.test_migrations" in imports
     with pytest.raises(ValueError, match="give options to RunPooled"):
         OperationWriter(RunPooled(visit_pooled.using(workers=3), queryset="Thing")).serialize()
+
+
+@pooled_operation(transaction=None, progress=False)
+def keeps_unvisited(row, apps):
+    assert row._meta.apps is apps
+    return DROP if row.visits else row
+
+
+def test_a_pipeline_takes_historical_rows_and_is_written_by_the_names_of_its_stages():
+    Thing.objects.create(visits=5)
+    Thing.objects.create()
+    step = RunPooled(keeps_unvisited | visit_pooled, queryset="Thing", workers=2)
+    run_in_an_editor(step, "default", atomic=False)
+    assert sorted(Thing.objects.values_list("visits", flat=True)) == [1, 5]
+    assert step.describe() == "Run keeps_unvisited | visit_pooled over Thing in a pool"
+    assert step.migration_name_fragment == "run_keeps_unvisited_visit_pooled"
+    written, imports = OperationWriter(step).serialize()
+    assert "fn=tests.test_migrations.keeps_unvisited | tests.test_migrations.visit_pooled," in written
+    assert "import tests.test_migrations" in imports
+    with pytest.raises(InsideTransaction, match="RunPooled"):
+        run_in_an_editor(step, "default", atomic=True)
 
 
 def test_lookups_that_hold_a_historical_instance(history, pool):

@@ -2,8 +2,10 @@
 
 import pytest
 from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status
+from poolsave._chunks import Pacing
 from poolsave._together import Undone, commit_together
 from poolsave._transactions import PENDING
 from poolsave.executors.serial import Flag
@@ -96,6 +98,48 @@ def test_transient_errors_send_the_chunk_through_object_by_object(server):
     assert Badge.objects.using(server).count() == 3
 
 
+def test_an_object_costs_postgresql_one_question_for_its_savepoint():
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    with CaptureQueriesContext(connections["postgres"]) as asked:
+        assert operation.bind(alias="postgres").map([f"p{number}" for number in range(10)]).ok
+    told = [query["sql"] for query in asked if "poolsave_" in query["sql"]]
+    assert len(told) == 10 + 1
+    assert told[0].startswith("SAVEPOINT")
+    assert all(sql.startswith("RELEASE SAVEPOINT") and "; SAVEPOINT" in sql for sql in told[1:-1])
+    assert told[-1].startswith("RELEASE SAVEPOINT")
+    assert ";" not in told[-1]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="psycopg 3 prepares statements, psycopg2 does not")
+def test_a_driver_that_prepares_statements_is_given_one_at_a_time(monkeypatch):
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    wrapper = connections["postgres"]
+    wrapper.close()
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "server_side_binding", True)
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "prepare_threshold", 0)
+    try:
+        report = operation.bind(alias="postgres").map([f"p{number}" for number in range(10)])
+    finally:
+        wrapper.close()
+    assert report.ok
+    assert {outcome.attempts for outcome in report} == {1}
+
+
+def test_the_next_chunks_are_told_of_a_time_limit(server, monkeypatch):
+    told = []
+    learn = Pacing.learn
+    monkeypatch.setattr(
+        Pacing, "learn", lambda pacing, *of, **more: (told.append(more["timed_out"]), learn(pacing, *of, **more))
+    )
+    operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
+    operation.bind(alias=server).using(chunksize=2, workers=1).map(["a", "slow", "b", "c"])
+    assert told == [True, False]
+
+
 def test_a_chunk_that_hits_a_time_limit_of_the_server_is_halved(server):
     operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
     report = operation.bind(alias=server).using(chunksize=4, workers=1).map(["a", "b", "slow", "d"])
@@ -161,9 +205,6 @@ def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothin
         cursor.execute("SELECT pg_backend_pid()")
         session = cursor.fetchone()[0]
     calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
-    ends = commit_together(calls, EndsTheSession(), 0, ["postgres"], noted=noted)
-    if noted:
-        assert ends == Undone(halve=False)
-    else:  # without the question nobody notices before COMMIT
-        assert [end.attempt.status for end in ends] == [Status.LOST] * 2
+    # The last savepoint cannot be released any more, so that nobody has to ask what became of a COMMIT.
+    assert commit_together(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == Undone(halve=False)
     assert names("postgres") == []

@@ -20,7 +20,7 @@ def test_the_code_runs_as_it_stands_there(monkeypatch, capsys):
     Group.objects.create(name="customers")
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), module.__dict__)
-    assert User.objects.filter(groups__name="customers").count() == 1 + 5 + 95 + 20 + 1 + 1
+    assert User.objects.filter(groups__name="customers").count() == 1 + 5 + 95 + 20 + 1 + 1 + 1
     assert User.objects.filter(username__endswith="-old").count() == 95 - 3
     assert "5 x IntegrityError" in capsys.readouterr().out
 

@@ -9,7 +9,17 @@ from typing import assert_type
 from django.contrib.auth.models import User
 from django.core.checks import CheckMessage
 
-from poolsave import Carrier, Options, Outcome, PooledOperation, Report, concurrent_saves, pooled_operation
+from poolsave import (
+    DROP,
+    Carrier,
+    Options,
+    Outcome,
+    Pipeline,
+    PooledOperation,
+    Report,
+    concurrent_saves,
+    pooled_operation,
+)
 
 
 @pooled_operation
@@ -78,3 +88,38 @@ class Quiet:
 Options(carry=(Tenant(), Quiet(), ContextVar("actor", default="")), before_fork=(print,), after_fork=(print,))
 Options(carry=(len,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 carrier: Carrier = Tenant()
+
+
+@pooled_operation(transaction=None)
+def parse(line: str) -> list[int]:
+    return [int(part) for part in line.split()] or DROP
+
+
+@pooled_operation(expand=True)
+def parts(numbers: list[int], *, step: int = 1) -> Iterator[int]:
+    yield from numbers[::step]
+
+
+@pooled_operation
+def save(number: int) -> User:
+    return User(pk=number)
+
+
+assert_type(parts([1]), list[int])
+assert_type(parts.map([[1]]), Report[list[int]])
+assert_type(parse | parts, Pipeline[str, int])
+assert_type(parse | parts | save, Pipeline[str, User])
+assert_type(parse | (parts | save), Pipeline[str, User])
+assert_type(parse | parts.using(workers=2).bind(step=2) | with_options.using(executor="thread"), Pipeline[str, float])
+report_of_a_pipeline: Report[User] = (parse | parts | save).map(["1 2"])
+assert_type((parse | parts | save).map(["1 2"]).values, list[User])
+assert_type((parse | parts | save).map(["1 2"]).stages[0].failed, int)
+assert_type((parse | parts | save).stream(["1 2"], ordered=True), Iterator[Outcome[User]])
+assert_type((parse | parts | save).using(keep="all").bind(step=2), Pipeline[str, User])
+assert_type((parse | parts | save)("1 2"), list[User])
+
+_ = parse | save  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+_ = parse | parts | bare  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+_ = (parse | parts) | (bare | save)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+(parse | parts).map([1])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+_ = parse | len  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
+from itertools import islice
 
-__all__ = ["Inbox", "Outbox", "Waker", "receive", "send"]
+__all__ = ["Inbox", "Outbox", "Reader", "Waker", "send"]
 
 HEADER = struct.Struct("!Q")
-PIECE = 1 << 20
+PIECE = 1 << 16
+"""Bytes that are read at once; a pipe holds no more, and a larger buffer costs more than the reading."""
+MOST_AT_ONCE = 64
+"""Messages that are written by one call; Linux takes up to 1,024."""
 
 
 def send(fd: int, message: bytes) -> None:
@@ -33,25 +37,31 @@ def _write_all(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def receive(fd: int) -> bytes | None:
-    """Read a whole message, waiting as long as it takes; None at the end of the pipe (worker's side)."""
-    header = _read_exactly(fd, HEADER.size)
-    if header is None:
-        return None
-    return _read_exactly(fd, HEADER.unpack(header)[0])
+class Reader:
+    """The worker's reading end, which takes several small messages with one read."""
 
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._unread = bytearray()
 
-def _read_exactly(fd: int, size: int) -> bytes | None:
-    piece = os.read(fd, min(size, PIECE)) if size else b""
-    if len(piece) == size:
-        return piece
-    gathered = bytearray(piece)
-    while len(gathered) < size:
-        if not piece:
+    def receive(self) -> bytes | None:
+        """Give the next whole message, waiting as long as it takes; None at the end of the pipe."""
+        if not self._has(HEADER.size):
             return None
-        piece = os.read(fd, min(size - len(gathered), PIECE))
-        gathered += piece
-    return bytes(gathered)
+        end = HEADER.size + HEADER.unpack_from(self._unread)[0]
+        if not self._has(end):
+            return None
+        message = bytes(memoryview(self._unread)[HEADER.size : end])
+        del self._unread[:end]
+        return message
+
+    def _has(self, size: int) -> bool:
+        while len(self._unread) < size:
+            piece = os.read(self._fd, PIECE)
+            if not piece:
+                return False
+            self._unread += piece
+        return True
 
 
 class Outbox:
@@ -80,15 +90,17 @@ class Outbox:
         """Write as much as the pipe takes now. A worker that is gone is noticed elsewhere, by its end."""
         try:
             while self._unsent:
-                written = os.write(self.fd, self._unsent[0])
-                if written < len(self._unsent[0]):
-                    self._unsent[0] = self._unsent[0][written:]
-                else:
-                    self._unsent.popleft()
+                self._drop(os.writev(self.fd, list(islice(self._unsent, MOST_AT_ONCE))))
         except BlockingIOError:
             return
         except BrokenPipeError:
             self._unsent.clear()
+
+    def _drop(self, written: int) -> None:
+        while self._unsent and written >= len(self._unsent[0]):
+            written -= len(self._unsent.popleft())
+        if written:
+            self._unsent[0] = self._unsent[0][written:]
 
 
 class Inbox:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
+import gc
 import os
 import pickle
 import select
 import signal
 import struct
-import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from .._envelopes import pack_error
-from ._channels import receive, send
+from ._channels import Reader, send
 from ._states import StateBlock
 from .protocol import Job
 
@@ -40,6 +41,7 @@ def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None
     os.setpgid(0, 0)  # so that what an object has started can be ended with it
     if close_copies is not None:
         close_copies()
+    gc.freeze()  # what was inherited stays; looking at it would copy its memory
     state = StateBlock.attach(line.state_path)
     fault_file = open(f"{line.state_path}.fault", "a")  # noqa: SIM115  open while the process lives
     faulthandler.enable(fault_file)
@@ -55,7 +57,8 @@ def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None
         return
     send(replies, READY)
     try:
-        while message := receive(line.tasks.fileno()):
+        tasks = Reader(line.tasks.fileno())
+        while message := tasks.receive():
             task, size = TASK_HEADER.unpack_from(message)
             state.begin(task, size)
             session.run(
@@ -85,4 +88,5 @@ def _leave_with_parent(fd: int) -> None:
         poll.poll()
         os._exit(1)
 
-    threading.Thread(target=watch, name="poolsave-watch", daemon=True).start()
+    # Not by threading.Thread, which waits until the thread runs.
+    _thread.start_new_thread(watch, ())

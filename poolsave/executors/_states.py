@@ -1,8 +1,8 @@
 """A small block of memory that a worker shares with its parent, where the worker's death cannot take it.
 
 It holds the number of the task that the worker has begun, when it began its present object, a number that the worker
-noted, and one byte per object of that task. Only the worker writes these; only the parent writes the byte that says
-that no further object is to be begun.
+noted, and for each object of that task one byte, or where objects are brisk the time at which it ended. Only the
+worker writes these; only the parent writes the byte that says that no further object is to be begun.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["StateBlock"]
 
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
-CLOCK_AT, HALTED, NOTE_AT, MARKS = 8, 16, 24, 64
+CLOCK_AT, HALTED, STAMPED, NOTE_AT, MARKS = 8, 16, 17, 24, 64
 NOTE_SIZE = 16
 IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
@@ -27,6 +27,8 @@ class StateBlock:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._stamps_at = MARKS + (len(memory) - MARKS) // 9 // 8 * 8
+        self._stamps: memoryview[float] | None = None
 
     @classmethod
     def create(cls, longest: int) -> tuple[StateBlock, str]:
@@ -34,8 +36,10 @@ class StateBlock:
         folder = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
         fd, path = tempfile.mkstemp(prefix="poolsave-", dir=folder)
         try:
-            os.ftruncate(fd, MARKS + longest)
-            return cls(mmap.mmap(fd, MARKS + longest)), path
+            # A byte and a time per object, in whole words.
+            size = MARKS + 9 * 8 * -(-longest // 8)
+            os.ftruncate(fd, size)
+            return cls(mmap.mmap(fd, size)), path
         finally:
             os.close(fd)
 
@@ -56,6 +60,7 @@ class StateBlock:
         """Note in the worker that a task has begun; tasks are numbered from 1."""
         # Clear first: if the worker dies between the two lines, the parent still sees the task before, which it
         # knows to be answered, and so it does not take old marks for those of the new task.
+        self._memory[STAMPED : STAMPED + 2] = bytes(2)
         self._memory[MARKS : MARKS + size] = bytes(size)
         self.note(0)
         TASK.pack_into(self._memory, 0, task)
@@ -63,6 +68,14 @@ class StateBlock:
     def put(self, offset: int, mark: int) -> None:
         """Note the state of an object."""
         self._memory[MARKS + offset] = mark
+
+    def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float]:
+        """Give room for the times at which the objects of this task end, which stand for their marks."""
+        if self._stamps is None:
+            self._stamps = memoryview(self._memory)[self._stamps_at :].cast("d")
+        self._memory[self._stamps_at : self._stamps_at + 8 * size] = bytes(8 * size)
+        self._memory[STAMPED : STAMPED + 2] = bytes((begun, ended))
+        return self._stamps
 
     def note(self, number: int) -> None:
         """Keep a number of up to 128 bits that the parent will want if the worker dies."""
@@ -91,7 +104,12 @@ class StateBlock:
 
     def marks(self, size: int) -> bytes:
         """The marks of the first `size` objects of that task."""
-        return self._memory[MARKS : MARKS + size]
+        begun, ended = self._memory[STAMPED : STAMPED + 2]
+        if not ended:
+            return self._memory[MARKS : MARKS + size]
+        times = memoryview(self._memory[self._stamps_at : self._stamps_at + 8 * size]).cast("d").tolist()
+        done = (*times, 0.0).index(0.0)
+        return (bytes([ended]) * done + bytes([begun]) + bytes(size))[:size]
 
     @property
     def halted(self) -> bool:
@@ -103,5 +121,5 @@ class StateBlock:
         self._memory[HALTED] = 1
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, in the parent."""
         self._memory.close()

@@ -49,6 +49,7 @@ class WorkerProcess:
         return ends
 
     def start(self, method: str, parcel: Any, close_copies: Callable[[], None]) -> None:
+        self.born = time.perf_counter()
         line = Line(*self._theirs, self._state_path)
         context: Any = multiprocessing.get_context(method)
         arguments: tuple[Any, ...] = (parcel, line)
@@ -59,6 +60,7 @@ class WorkerProcess:
         with _forking() if method == "fork" else nullcontext():
             self._process.start()
         self.sentinel: int = self._process.sentinel
+        self.pid: int = self._process.pid
         for end in self._theirs:
             end.close()
 
@@ -81,8 +83,8 @@ class WorkerProcess:
             running = self.tasks.popleft()
             queued = tuple(task.id for task in self.tasks)
             marks = self.state.marks(running.size)
-            return Died(error, running.id, marks, queued, self.state.noted, self.overdue)
-        return Died(error, None, b"", tuple(task.id for task in self.tasks))
+            return Died(error, running.id, marks, queued, self.state.noted, self.overdue, self.pid)
+        return Died(error, None, b"", tuple(task.id for task in self.tasks), worker=self.pid)
 
     def _last_words(self) -> str:
         """What faulthandler wrote when the process crashed."""

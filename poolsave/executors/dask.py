@@ -7,7 +7,7 @@ import concurrent.futures
 import pickle
 import queue
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class DaskExecutor:
         import_dask("distributed")
         self._where = where
         self._client: Any = None
+        self.on_event: Callable[[], None] | None = None
         self._start_over(0)
 
     @classmethod
@@ -90,8 +91,13 @@ class DaskExecutor:
         # Once, and here: a function that cannot be pickled is refused before anything runs.
         parcel = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
         self._client = _connect(self._where)
-        self._cluster = Cluster(self._client, parcel, self._news.put)
+        self._cluster = Cluster(self._client, parcel, self._tell)
         self._watch = self._in_loop(self._cluster.watch())
+
+    def _tell(self, news: Any) -> None:
+        self._news.put(news)
+        if self.on_event is not None:
+            self.on_event()
 
     def _in_loop(self, coroutine: Any) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
@@ -166,7 +172,7 @@ class DaskExecutor:
 
     def halt(self) -> None:
         for event in self._taken_back():
-            self._news.put(event)
+            self._tell(event)
         if self._client is not None:
             self._in_loop(self._cluster.halt())
 

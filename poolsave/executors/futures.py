@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pickle
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._envelopes import ErrorRecord, pack_error, unpack_error
@@ -34,6 +34,7 @@ class FuturesExecutor:
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor
         self.workers = _workers_of(executor)
+        self.on_event: Callable[[], None] | None = None
         self._start_over()
 
     def _start_over(self) -> None:
@@ -54,27 +55,32 @@ class FuturesExecutor:
         try:
             future = self._executor.submit(run_task, self._parcel, task.payload, marks)
         except Exception as error:  # shut down or broken: this task certainly never started
-            self._events.put(Broken(task.id, error, begun=False))
+            self._tell(Broken(task.id, error, begun=False))
             return
         self._futures[task.id] = future
         future.add_done_callback(lambda future: self._done(task.id, future))
 
     def _done(self, task: int, future: concurrent.futures.Future[Any]) -> None:
         if future.cancelled():
-            self._events.put(Broken(task, concurrent.futures.CancelledError(), begun=False))
+            self._tell(Broken(task, concurrent.futures.CancelledError(), begun=False))
         elif (error := future.exception()) is not None:
-            self._events.put(Broken(task, error, begun=True))
+            self._tell(Broken(task, error, begun=True))
         else:
             self._answered(task, *future.result())
 
     def _answered(self, task: int, refusal: ErrorRecord | None, replies: list[Any]) -> None:
         if refusal is not None:
             error = unpack_error(refusal)
-            self._events.put(SetupFailed(error))
-            self._events.put(Broken(task, error, begun=False))
+            self._tell(SetupFailed(error))
+            self._tell(Broken(task, error, begun=False))
         else:
             for number, body in enumerate(replies, 1):
-                self._events.put(Replied(task, body, number == len(replies)))
+                self._tell(Replied(task, body, number == len(replies)))
+
+    def _tell(self, event: Event) -> None:
+        self._events.put(event)
+        if self.on_event is not None:
+            self.on_event()
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
         events: list[Event] = []
@@ -125,6 +131,7 @@ class ProcessPoolExecutor(FuturesExecutor):
 
     def __init__(self, *, start_method: str | None = None) -> None:
         self._start_method = start_method or "spawn"
+        self.on_event = None
         self._start_over()
 
     workers = 0

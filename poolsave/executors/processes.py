@@ -21,7 +21,7 @@ from ._channels import Waker
 from ._process_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 from ._starting import choose_start_method, ensure_forkserver, is_alone
 from ._worker_process import WorkerProcess
-from .protocol import Event, Job, Replied, SetupFailed, Task
+from .protocol import Event, Job, Ready, Replied, SetupFailed, Task
 
 __all__ = ["ProcessExecutor"]
 
@@ -180,8 +180,9 @@ class ProcessExecutor:
         if kind == READY:
             self._stillborn = 0
             worker.settled = True
+            events.append(Ready(worker.pid, time.perf_counter() - worker.born))
         elif kind == SETUP_FAILED:
-            events.append(SetupFailed(_setup_error(body)))
+            events.append(SetupFailed(unpack_error(pickle.loads(body))))
         elif kind in (PARTIAL, FINAL):
             task = worker.tasks[0].id
             if kind == FINAL:
@@ -220,6 +221,11 @@ class ProcessExecutor:
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
 
+    def fileno(self) -> int:
+        """What is readable when `wait` has something to do."""
+        found: int = getattr(self._selector, "fileno", lambda: -1)()  # epoll and kqueue have one
+        return found
+
     def wake(self) -> None:
         if self in _started:
             self._waker.wake()
@@ -252,7 +258,3 @@ class ProcessExecutor:
         _started.discard(self)
         self._selector.close()
         self._waker.close()
-
-
-def _setup_error(body: bytes) -> BaseException:
-    return unpack_error(pickle.loads(body))

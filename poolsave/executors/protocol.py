@@ -6,6 +6,7 @@ submitted must come back in events: its replies in order with `final=True` on th
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "Executor",
     "Job",
     "Marks",
+    "Ready",
     "Replied",
     "Session",
     "SetupFailed",
@@ -46,6 +48,13 @@ class Replied(NamedTuple):
     final: bool
 
 
+class Ready(NamedTuple):
+    """A worker is set up, so many seconds after its start was begun. For the statistics; no executor must say so."""
+
+    worker: int | str
+    seconds: float
+
+
 class Died(NamedTuple):
     """A worker process ended. `running` is the task that it had begun, with one mark per object; `queued` are
     tasks that it had been sent and had certainly not begun."""
@@ -58,6 +67,8 @@ class Died(NamedTuple):
     """What it noted last in that task."""
     overdue: bool = False
     """It was ended because its object took too long."""
+    worker: int | None = None
+    """Its process id, for the statistics."""
 
 
 class Broken(NamedTuple):
@@ -74,7 +85,7 @@ class SetupFailed(NamedTuple):
     error: BaseException
 
 
-Event: TypeAlias = Replied | Died | Broken | SetupFailed
+Event: TypeAlias = Ready | Replied | Died | Broken | SetupFailed
 
 
 class Marks(Protocol):
@@ -87,6 +98,11 @@ class Marks(Protocol):
 
     def put(self, offset: int, mark: int) -> None:
         """Note the state of one object of the current task."""
+
+    def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float] | array[float]:
+        """Give zeros, at least as many as the current task has objects, in which the worker notes when each of them
+        ended, instead of its mark: what has a time has the mark `ended`, and the first that has none `begun`."""
+        ...
 
     def note(self, number: int) -> None:
         """Note a number that tells what became of the task, if its worker cannot."""
@@ -145,7 +161,13 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them."""
+    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them.
+
+    A pipeline waits for several executors at once. One that has a method `fileno` is waited for by that descriptor,
+    which must be readable when `wait` has something to do (-1: there is none); one that has an attribute `on_event` is
+    given a callable there, to be called from any thread after an event has come. Others are asked every few
+    milliseconds.
+    """
 
     @property
     def shares_memory(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-from .protocol import Broken, Event, Job, Replied, Session, SetupFailed, Task
+from .protocol import Broken, Event, Job, Ready, Replied, Session, SetupFailed, Task
 from .serial import Flag
 
 __all__ = ["ThreadExecutor"]
@@ -25,6 +26,7 @@ class ThreadExecutor:
     def __init__(self, **_unused: object) -> None:
         self._threads: list[threading.Thread] = []
         self.workers = 0
+        self.on_event: Callable[[], None] | None = None
 
     @property
     def running(self) -> bool:
@@ -80,12 +82,19 @@ class ThreadExecutor:
             thread.join()
         self._threads = []
 
+    def _tell(self, event: Event) -> None:
+        self._events.put(event)
+        if self.on_event is not None:
+            self.on_event()
+
     def _work(self, job: Job) -> None:
+        born = time.perf_counter()
         try:
             session = job.open()
         except BaseException as error:  # told to the caller, who raises it
-            self._events.put(SetupFailed(error))
+            self._tell(SetupFailed(error))
             return
+        self._tell(Ready(threading.current_thread().name, time.perf_counter() - born))
         try:
             while (task := self._tasks.get()) is not None:
                 self._run(session, task)
@@ -94,6 +103,6 @@ class ThreadExecutor:
 
     def _run(self, session: Session, task: Task) -> None:
         try:
-            session.run(task.payload, self._marks, lambda body, final: self._events.put(Replied(task.id, body, final)))
+            session.run(task.payload, self._marks, lambda body, final: self._tell(Replied(task.id, body, final)))
         except BaseException as error:  # a fault of poolsave's own must end the run, not hang it
-            self._events.put(Broken(task.id, error, begun=True))
+            self._tell(Broken(task.id, error, begun=True))

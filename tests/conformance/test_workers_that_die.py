@@ -47,7 +47,8 @@ def test_no_object_is_begun_twice_though_its_worker_is_killed(pool, promises, ch
     operation = cases.leaves_a_trace.using(**pool, chunksize=chunksize, keep="all")
     report = report_of(lambda: operation.bind(folder=str(tmp_path), deadly=3).map(range(20)), promises)
     begun = {int(file.name): len(file.read_text()) for file in tmp_path.iterdir()}
-    assert max(begun.values()) == 1  # or 0 if another thread of its worker killed it in between
+    # What shares a death with another may die between the making of a trace and the writing into it.
+    assert set(begun.values()) <= ({1} if promises.blames_exactly else {0, 1})
     outcomes = {outcome.index: outcome for outcome in report}
     assert sorted(outcomes) == list(range(report.total))
     assert outcomes[3].status is Status.LOST  # without a transaction nobody can know

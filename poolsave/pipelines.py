@@ -1,0 +1,248 @@
+"""Pipelines: operations one after the other, `clean | enrich | create_user`, each with options of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from django.core.checks import CheckMessage
+from django.db import transaction
+
+from ._checks import look_ahead, refusal
+from ._drop import DROP
+from ._functions import takes
+from ._jobs import call_spread, call_with_object
+from ._pipeline_runs import PipelineRun
+from ._preparation import Call
+from ._querysets import rows_of
+from ._stage_reports import PipelineReport
+from ._stages import Stage, fuse, options_of_the_run
+from ._transactions import refuse_doomed
+from .errors import InvalidOperation, InvalidOption
+from .options import Options, check
+from .outcomes import Outcome
+
+if TYPE_CHECKING:
+    from .operations import PooledOperation
+
+__all__ = ["Pipeline", "joined"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+Takes_contra = TypeVar("Takes_contra", contravariant=True)
+Gives_co = TypeVar("Gives_co", covariant=True)
+
+
+class Step(Protocol[Takes_contra, Gives_co]):
+    """What type checkers know of operations and pipelines: what goes in, and what comes out for the next stage."""
+
+    def _step(self, item: Takes_contra, /) -> Gives_co: ...
+
+
+class Pipeline(Generic[A, C]):
+    """Operations through which every object goes, made by `first | second | third`.
+
+    Each stage keeps its own options: where it runs, and whether in a transaction, which no other stage is inside of.
+    Neighbours with the same executor, workers and other options of a worker run in the same workers, which saves the
+    way between them. Between the others there are bounded windows, so that a slow stage slows those before it, up to
+    the input, and nothing piles up.
+
+    A stage ends an object by returning `DROP`; one that is declared by `@pooled_operation(expand=True)` gives several
+    values, each of which goes on by itself. What fails in a stage goes no further: its outcome has the *original*
+    object as `item`, its place in the input as `index`, and the stage's name as `stage`. What earlier stages have saved
+    stays saved.
+
+    `keep`, `max_failures`, `on_failure` and `progress` are options of a whole run. They are taken from the stages that
+    name them, which must not contradict one another; `using` names them for all.
+    """
+
+    def __init__(self, operations: Sequence[PooledOperation[..., Any]]) -> None:
+        self._stages = tuple(operations)
+        self.__name__ = self.__qualname__ = " | ".join(stage.name for stage in self._named())
+
+    def _named(self) -> list[Stage]:
+        return [operation._as_stage() for operation in self._stages]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[C]:
+        """Call all stages for one object, here and now and without any transaction of poolsave's.
+
+        Returns:
+            What came out: nothing if it was dropped, several values if a stage gives several.
+        """
+        return go_through(self._stages, args, kwargs, transactions=False)
+
+    def map(self, objects: Iterable[A]) -> PipelineReport[C]:
+        """Send every object through all stages, and report on every one of them.
+
+        Args:
+            objects: any iterable, or a queryset, whose rows the workers of the first stage fetch.
+
+        Returns:
+            A Report in input order, which also has a row per stage (`report.stages`).
+
+        Raises:
+            PoolsaveError: what `PooledOperation.map` raises, for any stage, before anything has started.
+            OperationsFailed: at the end, if something failed and `on_failure="raise"`.
+            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that was begun
+                is finished, and with the Report as their attribute `report`. What had not begun its next stage by then
+                is skipped there.
+        """
+        return self._report(call_with_object, objects)
+
+    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> PipelineReport[C]:
+        """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
+        return self._report(call_spread, argument_sets)
+
+    def _report(self, call: Call, objects: Iterable[Any]) -> PipelineReport[C]:
+        report = self._run(call, objects).complete()
+        assert isinstance(report, PipelineReport)
+        return report
+
+    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> Iterator[Outcome[C]]:
+        """Run like `map`, and give each outcome as soon as it is there.
+
+        Memory is bounded by the windows of the stages, and nothing is read ahead while the caller does not ask for
+        more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops all workers.
+
+        Args:
+            objects: any iterable, also an endless one.
+            ordered: give the outcomes in input order, the several values of one object in their order.
+
+        Raises:
+            The same as `map`, which are raised by this call as far as they are known before anything starts.
+        """
+        return self._run(call_with_object, objects).outcomes(ordered=ordered)
+
+    def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
+        """Say what would go wrong or be slow, stage by stage, without running anything; see `PooledOperation.check`."""
+        try:
+            stages = self._named()
+            options_of_the_run(stages)
+        except InvalidOption as error:
+            return [refusal(error)]
+        messages: list[CheckMessage] = []
+        for number, stage in enumerate(stages):
+            given = objects if number == 0 else None
+            work = stage.work._replace(queryset=rows_of(given))
+            messages += look_ahead(work, stage.options, given, stage.name)
+        return messages
+
+    def _run(self, call: Call, objects: Iterable[Any]) -> PipelineRun:
+        first, *others = self._stages
+        stages = [first._as_stage(call), *(operation._as_stage() for operation in others)]
+        return PipelineRun(stages, objects, self.__name__)
+
+    def using(self, **options: Any) -> Pipeline[A, C]:
+        """Give a copy with some options changed for all stages; this one stays as it is.
+
+        Raises:
+            InvalidOption: naming the option and its value.
+        """
+        check(options)
+        return Pipeline([operation.using(**options) for operation in self._stages])
+
+    def bind(self, **kwargs: Any) -> Pipeline[A, C]:
+        """Give a copy with keyword arguments bound, each for all stages whose functions take it.
+
+        Raises:
+            InvalidOperation: if no stage takes one of them.
+        """
+        for keyword in kwargs:
+            if not any(takes(operation.func, keyword) for operation in self._stages):
+                raise InvalidOperation(f"no stage of {self.__name__} takes a keyword argument {keyword!r}")
+        return Pipeline([
+            operation.bind(**{name: value for name, value in kwargs.items() if takes(operation.func, name)})
+            for operation in self._stages
+        ])  # fmt: skip
+
+    if TYPE_CHECKING:
+
+        def _step(self, item: A, /) -> C: ...
+
+    def __or__(self, other: Step[C, D]) -> Pipeline[A, D]:
+        return joined(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the stages are the same: `(a | b) | c == a | (b | c)`."""
+        return isinstance(other, Pipeline) and self._stages == other._stages
+
+    def __hash__(self) -> int:
+        return hash(self._stages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pipeline, (self._stages,)
+
+    def __repr__(self) -> str:
+        hops = [" + ".join(stage.name for stage in hop) for hop in fuse(self._named())]
+        return f"<Pipeline {' | '.join(hops)}>"
+
+    def _in_block(self, options: Options) -> StagesOfACall:
+        """All stages as one call of a block with these options."""
+        for stage in self._named() if options.transaction is not None else ():
+            if stage.options.transaction is None or not {*stage.options.databases} <= {*options.databases}:
+                raise InvalidOption(
+                    "transaction",
+                    options.transaction,
+                    "this block runs every call in one transaction of its own, which is not what the stage "
+                    f"{stage.name!r} declares (transaction={stage.options.transaction!r}, databases="
+                    f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
+                    "own, or map the pipeline outside of the block",
+                )
+        return StagesOfACall(self._stages, transactions=options.transaction is None)
+
+
+class StagesOfACall:
+    """A pipeline as a function of one object, for workers that run calls."""
+
+    def __init__(self, operations: tuple[PooledOperation[..., Any], ...], *, transactions: bool) -> None:
+        self._operations = operations
+        self._transactions = transactions
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return go_through(self._operations, args, kwargs, transactions=self._transactions)
+
+
+def go_through(
+    operations: Sequence[PooledOperation[..., Any]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    transactions: bool,
+) -> list[Any]:
+    """Call all stages, one after the other; with `transactions`, each in the transaction that it declares."""
+    first, *others = operations
+    values = _values_of(first, args, kwargs, transactions=transactions)
+    for operation in others:
+        values = [after for value in values for after in _values_of(operation, (value,), {}, transactions=transactions)]
+    return values
+
+
+def _values_of(
+    operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, transactions: bool
+) -> list[Any]:
+    options = operation.options if transactions else None
+    with ExitStack() as stack:
+        if options is not None and options.transaction is not None:
+            for alias in options.databases:
+                stack.enter_context(transaction.atomic(using=alias))
+        given = operation(*args, **kwargs)
+        if options is not None and options.transaction is not None:
+            refuse_doomed(options.databases)
+    if operation._expands:
+        return list(given)
+    return [] if given is DROP else [given]
+
+
+def joined(first: Any, second: Any) -> Pipeline[Any, Any]:
+    """All stages of two operations or pipelines.
+
+    Raises:
+        InvalidOperation: if one of them is neither.
+    """
+    for one in (first, second):
+        if not hasattr(one, "_stages"):
+            raise InvalidOperation(f"{one!r} cannot be a stage of a pipeline: decorate it with @pooled_operation")
+    return Pipeline([*first._stages, *second._stages])

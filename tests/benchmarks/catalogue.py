@@ -1,0 +1,39 @@
+"""All parts of a run, by name and in the order of a run."""
+
+from functools import partial
+
+from tests.benchmarks import contenders, dispatching, saving, workloads
+from tests.benchmarks.parts import ours, peer
+
+PARTS = {
+    "no_ops": dispatching.no_ops,
+    "single_no_ops": dispatching.single_no_ops,
+    "users_postgres": partial(saving.users, "postgres"),
+    "users_sqlite": partial(saving.users, "sqlite"),
+    "hashing": saving.hashing,
+    "waiting": saving.waiting,
+    "table": saving.table,
+    "memory": dispatching.memory,
+    "start_up": dispatching.start_up,
+    "recovery": saving.recovery,
+    "few": saving.few,
+    "many": saving.many,
+}
+
+
+def tried_first():
+    """Every contender over a few objects, for what it imports."""
+    objects, function, pool = range(4), workloads.ask_the_database, {"workers": 2}
+    runs = [
+        contenders.thread_pool,
+        contenders.process_pool_map,
+        contenders.pool_imap_unordered,
+        contenders.joblib_parallel,
+        contenders.mpire_map,
+        contenders.pebble_map,
+    ]
+    yield peer("article", contenders.article, function, objects)
+    yield from (peer(run.__name__, run, function, objects, pool) for run in runs)
+    for executor, transaction in [("process", "chunk"), ("thread", "object"), ("serial", "object"), ("auto", "object")]:
+        yield ours(function, objects, {"workers": 2, "executor": executor, "transaction": transaction})
+    yield ours(function, objects, {"workers": 2, "executor": "process", "transaction": "object"}, database="sqlite")

@@ -1,0 +1,115 @@
+"""The databases of a run: made at its start, emptied outside the clock, gone at its end."""
+
+import os
+import shutil
+import tempfile
+from contextlib import closing, contextmanager
+
+from tests import postgres
+
+TABLES = ["auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"]
+
+
+def choose(kind):
+    """Let the alias `default` be that database, in this process and in all that come of it."""
+    from django.db import connections
+
+    from tests.benchmarks import settings
+
+    connections.close_all()
+    os.environ["POOLSAVE_BENCHMARKS_DATABASE"] = kind
+    connections.settings["default"] = connections.configure_settings({"default": {**settings.KINDS[kind]}})["default"]
+    if hasattr(connections._connections, "default"):
+        del connections["default"]
+
+
+@contextmanager
+def own_databases():
+    """Databases that are there for this run only, so that nothing of anybody else's is touched.
+
+    The environment says where they are, to the settings of this process, which must not have been read before, and to
+    those of processes that are started afresh.
+    """
+    folder, name = tempfile.mkdtemp(prefix="poolsave-benchmarks-"), f"benchmarks_{os.getpid()}"
+    os.environ |= {
+        "DJANGO_SETTINGS_MODULE": "tests.benchmarks.settings",
+        "POOLSAVE_BENCHMARKS_FOLDER": folder,
+        "POOLSAVE_BENCHMARKS_NAME": name,
+    }
+    postgres.url_for_this_run()
+    _on_server(f"CREATE DATABASE {name}")
+    try:
+        yield
+    finally:
+        _on_server(f"DROP DATABASE {name} WITH (FORCE)")
+        shutil.rmtree(folder)
+
+
+def _on_server(sql):
+    with closing(postgres.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def make_tables():
+    from django.core.management import call_command
+
+    from tests.benchmarks import workloads
+
+    call_command("migrate", verbosity=0, run_syncdb=True)
+    workloads.make_group()
+
+
+def empty_tables():
+    """Leave nothing for the next one: neither rows nor work that the server has put off."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            for table in TABLES:
+                cursor.execute(f"DELETE FROM {table}")
+            cursor.execute("VACUUM")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        else:
+            cursor.execute(f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY CASCADE")
+            cursor.execute("CHECKPOINT")
+
+
+def fill_products(count):
+    """A table of that many rows, as it is after some time: without dead rows and with statistics."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO benchmarks_product (name, price) SELECT 'product ' || n, 0 FROM generate_series(1, %s) n",
+            [count],
+        )
+        cursor.execute("VACUUM ANALYZE benchmarks_product")
+        cursor.execute("CHECKPOINT")
+
+
+def count(table, where="true"):
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}")
+        return cursor.fetchone()[0]
+
+
+def versions():
+    """What the two databases and their drivers are, as a reader of the figures needs to know."""
+    import sqlite3
+
+    import django.db.backends.postgresql.psycopg_any as driver
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit')"
+        )
+        version, fsync, synchronous = cursor.fetchone()
+    module = "psycopg" if driver.is_psycopg3 else "psycopg2"
+    return {
+        "PostgreSQL": f"{version} (fsync {fsync}, synchronous_commit {synchronous}), on a Unix socket",
+        "driver": f"{module} {__import__(module).__version__.split()[0]}",
+        "SQLite": f"{sqlite3.sqlite_version} (WAL, synchronous=NORMAL)",
+    }

@@ -1,0 +1,242 @@
+"""Saves: users, alone and with set-up code that computes or waits, a table that is updated, and workers that die."""
+
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks import contenders, databases, settings, workloads
+from tests.benchmarks.measuring import Cell
+from tests.benchmarks.parts import CPUS, Part, expect, ours, peer
+
+OURS = {
+    "process": ("object", "chunk", None),
+    "thread": ("object", "chunk"),  # without any they do what ThreadPoolExecutor and the loop do
+    "serial": ("object", "chunk"),
+    "auto": ("object", "chunk", None),
+}
+
+
+def users(database, quick):
+    count = 60 if quick else 3_000
+    objects, function = range(count), workloads.create_user
+    pool, sized = {"workers": CPUS}, {"workers": CPUS, "chunksize": 100}
+    common = {"database": database, "before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
+    cells = [
+        peer("plain loop", contenders.plain_loop, function, objects, **common),
+        peer("loop, atomic() per object", contenders.loop_with_transactions, function, objects, **common),
+        peer("article", contenders.article, function, objects, **common),
+        peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
+        peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, sized, **common),
+        peer("Pool.imap_unordered", contenders.pool_imap_unordered, function, objects, sized, **common),
+        peer(
+            "joblib", contenders.joblib_parallel, function, objects, {**sized, "backend": "multiprocessing"}, **common
+        ),
+        peer("mpire", contenders.mpire_map, function, objects, sized, **common),
+        peer("pebble", contenders.pebble_map, function, objects, sized, **common),
+        peer("hand-written best", contenders.hand_written, function, objects, {**pool, "chunksize": 100}, **common),
+        Cell(contender="bulk_create (the limit)", run=partial(workloads.bulk_create_users, objects), **common),
+    ]
+    cells += [
+        ours(function, objects, {**pool, "executor": executor, "transaction": transaction}, **common)
+        for executor, transactions in OURS.items()
+        for transaction in transactions
+    ]
+    name = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[database]
+    return Part(
+        key=f"users_{database}",
+        title=f"Users on {name} ({count:,})",
+        about="A user, a profile that a receiver writes, and a group: three rows. Nothing is hashed.",
+        cells=cells,
+    )
+
+
+def hashing(quick):
+    count = 10 if quick else 400
+    objects, function = range(count), workloads.hash_and_create_user
+    pool, sized = {"workers": CPUS}, {"workers": CPUS, "chunksize": 10}
+    common = {"before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
+    return Part(
+        key="hashing",
+        title=f"Set-up code that computes ({count:,})",
+        about="A password hash of about 10 ms before the save of a user as above, on PostgreSQL.",
+        cells=[
+            peer("plain loop", contenders.plain_loop, function, objects, **common),
+            peer("article", contenders.article, function, objects, **common),
+            peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
+            peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, sized, **common),
+            peer("hand-written best", contenders.hand_written, function, objects, sized, **common),
+            *(ours(function, objects, {**pool, **options}, **common) for options in COMPUTING),
+        ],
+    )
+
+
+COMPUTING = [
+    {"executor": "process", "transaction": "object"},
+    {"executor": "process", "transaction": "chunk"},
+    {"executor": "thread", "transaction": "object"},
+    {"executor": "auto", "transaction": "object"},
+]
+
+
+def waiting(quick):
+    count = 30 if quick else 1_500
+    some = count // 5
+    objects, function, pool = range(count), workloads.wait_and_create_user, {"workers": 16}
+    common = {"before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
+    with_poolsave = [
+        (workloads.wait_and_create_user_at_once, {"executor": "thread", "transaction": None}),
+        (function, {"executor": "thread", "transaction": "object"}),
+        (function, {"executor": "process", "transaction": "object"}),
+        (function, {"executor": "auto", "transaction": "object"}),
+    ]
+    return Part(
+        key="waiting",
+        title=f"Set-up code that waits ({count:,})",
+        about="5 ms of waiting before the save of a user as above, on PostgreSQL, with 16 workers (the article has 4). "
+        "With `transaction=None` the function has an `atomic()` of its own, around the save and not "
+        "around the wait. The loop does a fifth of the objects, and its seconds are multiplied by five.",
+        cells=[
+            Cell(
+                contender="plain loop",
+                setting="over 1/5",
+                run=partial(contenders.plain_loop, function, range(some)),
+                before=databases.empty_tables,
+                check=expect(some, "benchmarks_profile"),
+                scale=5,
+            ),
+            peer("article", contenders.article, function, objects, **common),
+            peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
+            peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, pool, **common),
+            *(ours(function, objects, {**pool, **options}, **common) for function, options in with_poolsave),
+        ],
+    )
+
+
+def table(quick):
+    """The slow ones do a part of the table, and their seconds are scaled, or a round would take minutes."""
+    count = 600 if quick else 200_000
+    share = count // 20
+    full = {"before": partial(fill, count), "check": expect(count, "benchmarks_product", "price = 1")}
+    some = {"before": partial(fill, count), "check": expect(share, "benchmarks_product", "price = 1"), "scale": 20}
+    by_hand = partial(save_ranges, share)
+    cells = [
+        Cell(contender="plain loop", setting="over 1/20", run=partial(loop_over_rows, share), **some),
+        Cell(contender="hand-written best", setting="over 1/20, ranges of 100", run=by_hand, **some),
+    ]
+    for options, rows, common in [
+        ({"transaction": "object"}, share, some),
+        ({"transaction": "chunk"}, count, full),
+        ({"executor": "auto", "transaction": "chunk"}, share, some),
+    ]:
+        shown = f"transaction={options['transaction']}" + (", over 1/20" if rows < count else "")
+        run = partial(map_rows, rows, workers=CPUS, keep="failures", **options)
+        name = f"poolsave {options.get('executor', 'process')}"
+        cells += [Cell(contender=name, setting=shown, run=run, **common)]
+    return Part(
+        key="table",
+        title=f"A table of {count:,} rows",
+        about='Every row of a queryset is changed and saved, on PostgreSQL, with `keep="failures"`. What is said to go '
+        "over 1/20 was measured over that part of the rows, and its seconds are multiplied by twenty.",
+        cells=cells,
+        rounds=2,
+    )
+
+
+def fill(count):
+    databases.empty_tables()
+    databases.fill_products(count)
+
+
+def loop_over_rows(count):
+    for product in workloads.products(count).iterator():
+        workloads.raise_price(product)
+
+
+def save_ranges(count):
+    ranges = [(first, min(first + 99, count)) for first in range(1, count + 1, 100)]
+    contenders.pool_imap_unordered(workloads.raise_prices_of, ranges, workers=CPUS)
+
+
+def map_rows(count, **options):
+    contenders.with_poolsave(workloads.raise_price, workloads.products(count), **options)
+
+
+def recovery(quick):
+    count, deaths = (60, 2) if quick else (2_000, 10)
+    marks = Path(settings.FOLDER, "marks")
+    dying = [(number, str(marks / str(number)) if number % (count // deaths) == 7 else "") for number in range(count)]
+    clean = [(number, "") for number in range(count)]
+    common = {"before": partial(start_over, marks), "check": expect(count, "benchmarks_profile")}
+    cells = [
+        Cell(
+            contender=f"poolsave process, {name}",
+            case=transaction,
+            run=partial(save_all, objects, workers=CPUS, transaction=transaction),
+            **common,
+        )
+        for transaction in ("object", "chunk")
+        for name, objects in {"nobody dies": clean, f"{deaths} workers are killed": dying}.items()
+    ]
+    return Part(
+        key="recovery",
+        title=f"Workers that die ({count:,} objects)",
+        about="Users as above on PostgreSQL; some objects kill the worker that they are in by SIGKILL. What "
+        "failed with it is fed again, which is in the clock, and then all users are there.",
+        cells=cells,
+        by_case=True,
+        baseline="poolsave process, nobody dies",
+    )
+
+
+def start_over(marks):
+    databases.empty_tables()
+    marks.mkdir(exist_ok=True)
+    for mark in marks.iterdir():
+        mark.unlink()
+
+
+def save_all(objects, **options):
+    """Feed what has failed again, until nothing fails."""
+    operation = contenders.operation(workloads.create_user_or_die, **options)
+    while objects:
+        objects = operation.map(objects).failed_items()
+
+
+JOBS = {
+    "one row": workloads.write_note,
+    "hash of 10 ms, one row": workloads.hash_10_ms_and_write_note,
+    "hash of 1 ms, one row": workloads.hash_1_ms_and_write_note,
+}
+
+
+def choosing(counts, jobs, rounds, name, quick):
+    cells = []
+    for database in ("postgres", "sqlite"):
+        for job in jobs:
+            for count in (1, 8) if quick else counts:
+                cells += contest(database, job, count)
+    return Part(
+        key=name,
+        title=f"Which executor: {', '.join(f'{count:,}' for count in counts)} objects",
+        about='What `executor="auto"` chooses, beside the executors among which it chooses.',
+        cells=cells,
+        by_case=True,
+        rounds=rounds,
+    )
+
+
+def contest(database, job, count):
+    told = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[database]
+    common = {
+        "database": database,
+        "before": databases.empty_tables,
+        "check": expect(count, "benchmarks_note"),
+        "case": f"{told}, {job}, {count:,}",
+    }
+    objects = range(count)
+    yield peer("plain loop", contenders.plain_loop, JOBS[job], objects, **common)
+    for executor in ("serial", "thread", "process", "auto"):
+        yield ours(JOBS[job], objects, {"workers": CPUS, "executor": executor}, **common)
+
+
+few = partial(choosing, (1, 10, 100), ("one row", "hash of 10 ms, one row"), None, "few")
+many = partial(choosing, (10_000,), ("one row", "hash of 1 ms, one row"), 1, "many")

@@ -1,0 +1,171 @@
+"""Functions that manage their own transactions run with as little around them as possible, and the same promises."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave import Status, pooled_operation
+from poolsave._replies import Collector, Reply
+from poolsave._straight import StraightRun
+from poolsave.executors.serial import Flag
+
+from . import operations
+
+pure = pooled_operation(transaction=None, workers=2, progress=False, start_method="fork")
+kinds = st.sampled_from(["value", "list", "error", "lock"])
+
+
+def act(kind):
+    if kind == "error":
+        raise ValueError(kind)
+    return {"value": 1, "list": [1], "lock": threading.Lock()}[kind]
+
+
+@given(st.lists(kinds, max_size=30), st.booleans())
+def test_every_object_is_answered_for_once_and_in_order(objects, crosses):
+    replies = []
+    collector = Collector("w", 0.0, crosses=crosses)
+    begun = StraightRun(act, Flag(), collector, lambda body, final: replies.append((body, final))).run(objects)
+    assert begun == len(objects)
+    answers = [Reply.from_bytes(body) if crosses else body for body, _final in replies]
+    assert [answer.offset for answer in answers] == [
+        sum(len(one.values) for one in answers[:n]) for n in range(len(answers))
+    ]
+    assert sum(len(answer.values) for answer in answers) == len(objects)
+    assert [final for _body, final in replies] == [False] * (len(replies) - 1) + [True] * bool(objects)
+    failed = {answer.offset + place for answer in answers for place in answer.troubles}
+    bad = {"error", "lock"} if crosses else {"error"}
+    assert failed == {place for place, kind in enumerate(objects) if kind in bad}
+
+
+def test_a_failure_is_told_before_its_mark_says_that_it_returned():
+    marks = Flag()
+    times = []
+    marks.stamps = lambda size, **_marks: times.append([0.0] * size) or times[0]
+    seen = []
+    collector = Collector("w", 0.0, crosses=True)
+    StraightRun(act, marks, collector, lambda body, final: seen.append(list(times[0]))).run(["value", "error"])
+    assert seen[0][0] > 0
+    assert seen[0][1] == 0.0
+
+
+def test_nothing_is_begun_after_the_word_to_stop():
+    marks = Flag()
+
+    def stops(number):
+        marks.halted = number == 3
+        threading.Event().wait(0.002)
+        return number
+
+    begun = StraightRun(stops, marks, Collector("w", 0.0, crosses=False), lambda body, final: None).run(range(10))
+    assert begun == 4
+
+
+def test_a_worker_that_dies_among_brisk_objects_costs_one():
+    report = operations.kills_itself.using(chunksize=500, start_method="fork").map(
+        [*range(10, 300), 3, *range(400, 600)]
+    )
+    assert (report.lost, report.succeeded, report.total) == (1, 490, 491)
+    assert report.failures[0].item == 3
+
+
+grown = []
+
+
+def grows(number):
+    grown.append(number)
+    return grown
+
+
+def test_a_value_is_what_it_was_when_the_function_returned():
+    grown.clear()
+    report = pure(grows).using(workers=1, chunksize=3).map([1, 2, 3])
+    assert report.values == [[1], [1, 2], [1, 2, 3]]
+
+
+def marks_row(row):
+    seen = "seen" in row
+    row["seen"] = True
+    return seen
+
+
+def test_objects_that_are_the_same_are_not_the_same_in_a_worker():
+    row = {"name": "ann"}
+    report = pure(marks_row).using(chunksize=10).map([row] * 10)
+    assert report.values == [False] * 10
+    assert "seen" not in row
+
+
+def test_what_contains_itself_crosses_too():
+    knot = []
+    knot.append(knot)
+    report = pure(len).using(chunksize=2).map([knot, [1, 2]])
+    assert report.values == [1, 2]
+
+
+def shares(pair):
+    return pair["a"] is pair["b"]
+
+
+def test_what_an_object_has_twice_is_one_thing_in_the_worker_too():
+    thing = [1]
+    assert pure(shares).using(chunksize=3).map([{"a": thing, "b": thing}] * 3).values == [True] * 3
+
+
+class Alarm(Exception):
+    """What a signal's handler raises, at any moment."""
+
+
+@given(st.integers(0, 40), st.sampled_from(["before the object is taken", "after it has returned", "inside"]))
+def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
+    size = 40
+    run = StraightRun(
+        lambda item: item, Flag(), Collector("w", 0.0, crosses=False), lambda body, final: got.append(body)
+    )
+    got, go_on = [], run._run_on
+
+    def interrupted(place):
+        place, error = go_on(place) if place > when else _until(run, place, when)
+        if error is None and place == when < size:
+            if where == "after it has returned":
+                run._values.append(next(run._items))
+            elif where == "inside":
+                next(run._items)
+            return place, Alarm()
+        return place, error
+
+    run._run_on = interrupted
+    assert run.run(list(range(size))) == size
+    values = [value for body in got for value in body.values]
+    assert values == [None if number == when else number for number in range(size)]
+    failed = [body.offset + place for body in got for place in body.troubles]
+    assert failed == ([when] if when < size else [])
+
+
+def _until(run, place, when):
+    while place < min(when, 40):
+        run._values.append(next(run._items))
+        run._ends[place] = time.perf_counter()
+        place += 1
+    return place, None
+
+
+def slow_or_interrupts(number):
+    if number == 100:
+        os.kill(os.getppid(), signal.SIGINT)
+    threading.Event().wait(0.001)
+    return number
+
+
+def test_an_interrupt_skips_what_has_not_begun():
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pure(slow_or_interrupts).using(chunksize=2000, workers=1).map(range(2000))
+    report = caught.value.report
+    assert report.total == report.succeeded + report.skipped == 2000
+    assert 100 < report.succeeded < 1900
+    assert all(outcome.status is Status.SKIPPED for outcome in report if outcome.index > 1900)
