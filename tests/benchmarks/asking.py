@@ -125,7 +125,7 @@ QUESTIONS = [
         times_as_fast(NONE, contender="poolsave thread"),
     ),
     ("table", "chunk: times as fast as the loop", ">= 3.5", times_as_fast(CHUNK)),
-    ("table", "chunk: growth of the caller over the whole table, in MB", "flat", memory_of_a_table),
+    ("whole_table", "chunk: growth of the caller over the whole table, in MB", "flat", memory_of_a_table),
     ("memory", "keep=failures: growth from the shortest to the longest input, in MB", "< 40", growth),
     ("recovery", "object: time with killed workers, over that without", "< 1.5", dead("object")),
     ("recovery", "chunk: time with killed workers, over that without", "< 1.5", dead("chunk")),

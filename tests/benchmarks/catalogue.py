@@ -13,6 +13,7 @@ PARTS = {
     "hashing": saving.hashing,
     "waiting": saving.waiting,
     "table": saving.table,
+    "whole_table": saving.whole_table,
     "memory": dispatching.memory,
     "start_up": dispatching.start_up,
     "recovery": saving.recovery,
