@@ -1,12 +1,13 @@
 """How many chunks one caller hands out in a second, and so how many workers it can keep busy.
 
-    DJANGO_SETTINGS_MODULE=tests.settings python -m tests.benchmarks.scale
+    python -m tests.benchmarks.scale
 
 Chunks of one object whose function does nothing, on this machine, so that the figures hold the workers' own share, too:
 in 2 processes, and in 16 threads of 2 Dask workers, since a chunk that goes by a scheduler is long on its way. Then the
 largest memory of the caller over a long run.
 """
 
+import os
 import resource
 import statistics
 import time
@@ -25,6 +26,7 @@ def chunks_per_second(operation, count):
 
 
 def main():
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     django.setup()
     from distributed import LocalCluster
 
