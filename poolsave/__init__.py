@@ -24,6 +24,7 @@ from __future__ import annotations
 from ._carry import Carrier
 from ._drop import DROP
 from .errors import (
+    ClusterUnusable,
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
@@ -46,6 +47,7 @@ from .saves import Saves, concurrent_saves
 __all__ = [
     "DROP",
     "Carrier",
+    "ClusterUnusable",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",

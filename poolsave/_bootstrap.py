@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Surroundings:
 
         with ExitStack() as stack:
             if fresh:
-                stack.enter_context(_overridden(pickle.loads(self.overridden)))
+                stack.enter_context(_overridden(self.overridden))
             # A forked child has the language already; activating it would load the catalogues once more.
             if self.language not in (None, translation.get_language()):
                 stack.enter_context(translation.override(self.language))
@@ -149,12 +150,34 @@ def _main_module() -> tuple[str | None, str | None]:
     return name, None if path is None else os.path.abspath(path)
 
 
+_in_force: dict[bytes, tuple[int, Any]] = {}
+_entrance = threading.Lock()
+
+
 @contextmanager
-def _overridden(values: dict[str, Any]) -> Iterator[None]:
+def _overridden(packed: bytes) -> Iterator[None]:
+    values = pickle.loads(packed)
     if not values:
         yield
         return
+    # Settings are those of the process: of its threads the first puts them in force, and the last puts them back.
+    with _entrance:
+        users, override = _in_force.get(packed) or (0, _override(values))
+        _in_force[packed] = users + 1, override
+    try:
+        yield
+    finally:
+        with _entrance:
+            users, override = _in_force.pop(packed)
+            if users > 1:
+                _in_force[packed] = users - 1, override
+            else:
+                override.disable()
+
+
+def _override(values: dict[str, Any]) -> Any:
     from django.test import override_settings  # slow to import, and only tests have something to override
 
-    with override_settings(**values):
-        yield
+    override = override_settings(**values)
+    override.enable()
+    return override

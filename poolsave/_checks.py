@@ -49,7 +49,10 @@ def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name
         return _of_either(work, options, objects, name)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        executor = executor_for(options)
+        try:
+            executor = executor_for(options)
+        except InvalidOption as error:  # it has no address, or is not installed
+            return [refusal(error)]
         surroundings = Surroundings.capture()
         messages = _refused(refusals(work, executor, options, surroundings))
     messages += [Hazard(str(one.message), id="poolsave.W001") for one in told]

@@ -10,11 +10,13 @@ from django.utils.module_loading import import_string
 
 from .errors import InvalidOption
 
-__all__ = ["from_environment", "from_settings", "imported"]
+__all__ = ["from_environment", "from_settings", "imported", "of_executor"]
 
 ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
 IMPORTED = ("carry", "before_fork", "after_fork")
 """Options that settings may give by dotted paths."""
+OF_EXECUTORS = {"dask": ("address",)}
+"""What stands in `settings.POOLSAVE` beside the options, by the name of the executor that it is for."""
 
 
 def from_environment() -> dict[str, Any]:
@@ -25,6 +27,27 @@ def from_environment() -> dict[str, Any]:
 
 
 def from_settings() -> Mapping[str, Any]:
+    found = _settings()
+    for name in OF_EXECUTORS:
+        _checked(name, found.get(name, {}))
+    return {name: value for name, value in found.items() if name not in OF_EXECUTORS}
+
+
+def of_executor(name: str) -> Mapping[str, Any]:
+    """What `settings.POOLSAVE` says for one executor, whichever options are chosen."""
+    return _checked(name, _settings().get(name, {}))
+
+
+def _checked(name: str, value: Any) -> Mapping[str, Any]:
+    keys = OF_EXECUTORS[name]
+    if isinstance(value, Mapping) and all(key in keys and isinstance(one, str) for key, one in value.items()):
+        return value
+    raise InvalidOption(
+        name, value, f"give a dictionary of strings with {' and '.join(map(repr, keys))}", "settings.POOLSAVE"
+    )
+
+
+def _settings() -> Mapping[str, Any]:
     from django.conf import ENVIRONMENT_VARIABLE, settings
 
     if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):

@@ -215,12 +215,24 @@ def _arguments(error: BaseException) -> str:
 
 
 def _pickled(error: BaseException) -> bytes | None:
+    buffer = io.BytesIO()
     try:
-        data = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        _AsTheyAre(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
+        data = buffer.getvalue()
         copy = pickle.loads(data)
     except Exception:  # whatever the exception's own pickling raises: the record stands in for it
         return None
     return data if type(copy) is type(error) else None
+
+
+class _AsTheyAre(pickle.Pickler):
+    """Has exceptions reduce themselves: what tblib, which Dask installs, registers for them forgets the code of a
+    SystemExit."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (
+            value.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if issubclass(type(value), BaseException) else NotImplemented
+        )
 
 
 def _restored(data: bytes | None) -> BaseException | None:

@@ -70,10 +70,10 @@ class Line:
         return not self._finals and all(hop.finished for hop in self._hops)
 
     def start(self) -> None:
-        """Start the workers of all hops: processes first, so that they are not forked beside threads."""
+        """Start the workers of all hops: own processes first, so that they are not forked beside others' threads."""
         self._close_belts()
         started = [hop for hop in self._hops if not hop.finished]  # none if there is no input
-        for hop in sorted(started, key=lambda hop: hop.executor.shares_memory):
+        for hop in sorted(started, key=lambda hop: (not hop.executor.can_kill, hop.executor.shares_memory)):
             hop.start()
         self._bell = Bell()
         for hop in started:

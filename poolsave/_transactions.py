@@ -10,7 +10,7 @@ from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from ._sqlstates import contact_lost, is_transient
-from .executors.protocol import Marks
+from .executors.protocol import UNKNOWN, Marks
 from .outcomes import Status
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 RUNNING = 1
-COMMITTING = 2
+COMMITTING = UNKNOWN
 COMMITTED = 3
 PENDING = 4
 """How far an object is, as its worker notes it where its own death cannot take it. 0 is not begun; PENDING has ended

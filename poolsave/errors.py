@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .reports import Report
 
 __all__ = [
+    "ClusterUnusable",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
@@ -70,6 +71,10 @@ class InsideTransaction(PoolsaveError):
         )
 
 
+class ClusterUnusable(PoolsaveError):
+    """A cluster has no worker for a run, or one that runs other code than the caller does."""
+
+
 class SharedMemoryDatabase(PoolsaveError):
     """A worker would not see the caller's in-memory SQLite database."""
 
@@ -90,8 +95,9 @@ class SharedMemoryDatabase(PoolsaveError):
 class WorkerDied(PoolsaveError):
     """The worker that ran an object ended before it could answer.
 
-    `exitcode` is the exit status of the process (negative: the number of the signal), `signal` the signal's name
-    or None, `item` the object that it was at, `details` what the dying process wrote (faulthandler), if anything.
+    `exitcode` is the exit status of the process (negative: the number of the signal; None: nobody knows), `signal`
+    the signal's name or None, `item` the object that it was at, `details` what the dying process wrote (faulthandler)
+    or what else is known.
     """
 
     def __init__(self, exitcode: int | None, signal: str | None = None, item: object = None, details: str = "") -> None:
@@ -103,6 +109,8 @@ class WorkerDied(PoolsaveError):
 
     def __str__(self) -> str:
         how = f"was killed by {self.signal}" if self.signal else f"ended with exit status {self.exitcode}"
+        if self.exitcode is None and self.signal is None:
+            return f"the worker that had {_shorten(self.item)} is gone, and how far it came is unknown{self._tail()}"
         if self.item is None:
             return f"the worker {how} before it was at any object{self._tail()}"
         what = f" while it was at {_shorten(self.item)}"

@@ -14,7 +14,7 @@ from django.db import connections
 from django.db.models.signals import post_migrate
 
 from poolsave import executors
-from tests import mariadb, postgres
+from tests import dask_cluster, mariadb, postgres
 from tests.pools import EXECUTORS, START_METHODS
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
@@ -126,7 +126,8 @@ def _nothing_is_left_behind(request):
 def _belongings():
     sessions = _sessions()  # first, since the first look opens a connection of its own
     me = psutil.Process()
-    children = {child.pid: _told(child) for child in me.children(recursive=True)}
+    clusters, _files = dask_cluster.belongings()
+    children = {child.pid: _told(child) for child in me.children(recursive=True) if child.pid not in clusters}
     return {
         "processes": {pid: told for pid, told in children.items() if not any(name in told for name in HELPERS)},
         "threads": {thread.ident: thread.name for thread in threading.enumerate()},
@@ -153,6 +154,7 @@ def _files_of_helpers():
         forkserver._forkserver._forkserver_alive_fd,
         resource_tracker._resource_tracker._fd,
         loky_tracker._resource_tracker._fd,
+        *dask_cluster.belongings()[1],
     }
 
 

@@ -83,6 +83,14 @@ def test_import_csv_keeps_its_promises(database, start_method):
     assert done.stderr == ""
 
 
+def test_on_dask_keeps_its_promises():
+    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+    done = run("--rows", "300", "--database", "postgres", script="on_dask.py", DATABASE_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 succeeded" in done.stdout
+    assert "Every promise was kept" in done.stdout
+
+
 @pytest.fixture
 def manage(tmp_path):
     def run_it(*arguments):

@@ -1,6 +1,7 @@
 """Executors by name, by instance, and by strangers; and where processes are impossible."""
 
 import concurrent.futures
+import os
 import threading
 import warnings
 
@@ -150,3 +151,20 @@ def test_a_task_that_breaks_off_in_this_thread_is_told_of_afterwards():
     assert isinstance(event, executors.Broken)
     assert event.begun
     executor.stop()
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_an_executor_from_elsewhere_needs_no_knowledge_of_poolsave(alias):
+    """executorlib's: PEP 3148, over sockets, and by cloudpickle."""
+    from tests.models import Person
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its own use of pydantic
+        import executorlib
+
+        with executorlib.SingleNodeExecutor(max_workers=2, block_allocation=True) as executor:
+            operation = operations.save_person.using(executor=executor, databases=(alias,), keep="all")
+            report = operation.bind(alias=alias, fail=("p3",)).map([f"p{number}" for number in range(20)])
+    assert [failure.item for failure in report.failures] == ["p3"]
+    assert report.succeeded == Person.objects.using(alias).count() == 19
+    assert os.getpid() not in {outcome.worker for outcome in report}

@@ -7,7 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_plain", "_pilot", "_trials", "_drop"},
+    {
+        "errors",
+        "_sqlstates",
+        "_chunks",
+        "_interrupts",
+        "_warnings",
+        "_inline",
+        "_plain",
+        "_pilot",
+        "_trials",
+        "_drop",
+        "_versions",
+    },
     {
         "outcomes",
         "_envelopes",
@@ -19,6 +31,7 @@ LAYERS = [
         "_historical",
         "_estimates",
         "_mysql",
+        "_defaults",
     },
     {
         "executors",
@@ -30,7 +43,6 @@ LAYERS = [
         "_carry",
         "_hooks",
         "_servers",
-        "_defaults",
         "_savepoints",
         "_lock_share",
     },
@@ -61,6 +73,7 @@ MAY_IMPORT_DJANGO = {
     "_servers",
     "_preparation",
     "_defaults",
+    "_versions",
     "_checks",
     "apps",
     "operations",

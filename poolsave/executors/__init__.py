@@ -7,10 +7,12 @@ it runs in its workers does. To plug one in, pass an instance as `executor=`, or
     mine = "my_package:MyExecutor"
 """
 
+from .dask import DaskExecutor
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
 from .protocol import (
     EXECUTOR_METHODS,
+    UNKNOWN,
     Broken,
     Died,
     Event,
@@ -29,7 +31,9 @@ from .threads import ThreadExecutor
 
 __all__ = [
     "EXECUTOR_METHODS",
+    "UNKNOWN",
     "Broken",
+    "DaskExecutor",
     "Died",
     "Event",
     "Executor",

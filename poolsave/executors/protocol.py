@@ -14,6 +14,7 @@ from ..errors import WorkerDied
 
 __all__ = [
     "EXECUTOR_METHODS",
+    "UNKNOWN",
     "Broken",
     "Died",
     "Event",
@@ -26,6 +27,9 @@ __all__ = [
     "SetupFailed",
     "Task",
 ]
+
+UNKNOWN = 2
+"""The mark of an object that may have been committed or not, for an executor whose worker died with all its marks."""
 
 
 class Task(NamedTuple):

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from ..errors import InvalidOption
+from .dask import DaskExecutor
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
 from .processes import ProcessExecutor
 from .protocol import Executor
@@ -19,6 +21,7 @@ __all__ = ["create", "known_names", "register"]
 
 GROUP = "poolsave.executors"
 _factories: dict[str, Callable[..., Executor]] = {
+    "dask": DaskExecutor.from_settings,
     "process": ProcessPoolExecutor if sys.platform == "win32" else ProcessExecutor,
     "process-pool": ProcessPoolExecutor,
     "serial": SerialExecutor,
@@ -37,7 +40,15 @@ def known_names() -> frozenset[str]:
 
 
 def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) -> Executor:
-    """Give the executor for the option `executor`."""
+    """Give the executor for the option `executor`.
+
+    Raises:
+        InvalidOption: if there cannot be one, and why.
+    """
+    if type(wish).__module__ == "distributed.cfexecutor":
+        raise InvalidOption(
+            "executor", wish, "Dask would run futures twice: use poolsave.executors.DaskExecutor(client) instead"
+        )
     if isinstance(wish, concurrent.futures.Executor):
         kind = ThreadFuturesExecutor if isinstance(wish, concurrent.futures.ThreadPoolExecutor) else FuturesExecutor
         return kind(wish)
