@@ -20,7 +20,7 @@ from ._defaults import from_environment, from_settings, imported
 from ._hooks import Hook
 from ._inline import overrides
 from .errors import InvalidOption
-from .executors import EXECUTOR_METHODS, Executor, known_names
+from .executors import EXECUTOR_METHODS, Executor, is_known
 
 __all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 
@@ -174,7 +174,7 @@ def _whole(value: object, least: int) -> bool:
 
 def _is_executor(value: object) -> bool:
     if isinstance(value, str):
-        return value == AUTO or value in known_names()
+        return value == AUTO or is_known(value)
     if isinstance(value, type):
         return False
     return isinstance(value, concurrent.futures.Executor) or all(hasattr(value, name) for name in EXECUTOR_METHODS)

@@ -25,7 +25,7 @@ from .protocol import (
     SetupFailed,
     Task,
 )
-from .registry import create, known_names, register
+from .registry import create, is_known, register
 from .serial import SerialExecutor
 from .threads import ThreadExecutor
 
@@ -51,6 +51,6 @@ __all__ = [
     "ThreadExecutor",
     "ThreadFuturesExecutor",
     "create",
-    "known_names",
+    "is_known",
     "register",
 ]

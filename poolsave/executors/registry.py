@@ -17,7 +17,7 @@ from .protocol import Executor
 from .serial import SerialExecutor
 from .threads import ThreadExecutor
 
-__all__ = ["create", "known_names", "register"]
+__all__ = ["create", "is_known", "register"]
 
 GROUP = "poolsave.executors"
 _factories: dict[str, Callable[..., Executor]] = {
@@ -34,9 +34,9 @@ def register(name: str, factory: Callable[..., Executor]) -> None:
     _factories[name] = factory
 
 
-def known_names() -> frozenset[str]:
-    """All names that `executor=` takes."""
-    return frozenset(_factories) | frozenset(_published())
+def is_known(name: str) -> bool:
+    """Whether `executor=` takes this name. Asks what is installed, which takes a while, only if it has to."""
+    return name in _factories or name in _published()
 
 
 def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) -> Executor:
