@@ -357,5 +357,8 @@ def test_a_result_that_is_gone_with_its_worker_is_lost_and_not_computed_again(ad
     monkeypatch.setattr(_dask_cluster.Cluster, "_result", too_late)
     operation = on(address, cases.leaves_a_trace, chunksize=2, keep="all", workers=1)
     report = operation.bind(folder=str(tmp_path), deadly=None).map(range(6))
-    assert [outcome.status for outcome in report] == [Status.LOST] * 2 + [Status.SUCCEEDED] * 4
+    ends = list(report)
+    first, second, third = ({outcome.status for outcome in ends[place : place + 2]} for place in (0, 2, 4))
+    assert (first, third) == ({Status.LOST}, {Status.SUCCEEDED})
+    assert second in ({Status.LOST}, {Status.SUCCEEDED})  # sent to the other one that was killed, if nobody knew yet
     assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}

@@ -124,6 +124,12 @@ QUESTIONS = [
         ">= 8",
         times_as_fast(NONE, contender="poolsave thread"),
     ),
+    (
+        "waiting",
+        "pipeline of threads and processes: times as fast as the loop",
+        ">= 8",
+        times_as_fast(contender="poolsave pipeline"),
+    ),
     ("table", "chunk: times as fast as the loop", ">= 3.5", times_as_fast(CHUNK)),
     ("whole_table", "chunk: growth of the caller over the whole table, in MB", "flat", memory_of_a_table),
     ("memory", "keep=failures: growth from the shortest to the longest input, in MB", "< 40", growth),

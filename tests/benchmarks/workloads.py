@@ -76,15 +76,19 @@ def hash_and_create_user(number):
     return user.pk
 
 
-def wait_and_create_user(number):
-    """5 ms of waiting for somebody else, and then the save."""
+def wait(number):
+    """5 ms of waiting for somebody else."""
     time.sleep(0.005)
-    return create_user(number)
+    return number
+
+
+def wait_and_create_user(number):
+    return create_user(wait(number))
 
 
 def wait_and_create_user_at_once(number):
     """The same with a transaction around the save, and not around the waiting."""
-    time.sleep(0.005)
+    wait(number)
     with transaction.atomic():
         return create_user(number)
 

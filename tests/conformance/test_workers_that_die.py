@@ -81,6 +81,10 @@ def test_a_stream_gives_every_outcome_though_a_worker_is_killed(pool, promises, 
     assert len(seen) == (20 if goes_on(promises) else caught.value.report.total)
 
 
+def told(report, status):
+    return [outcome for outcome in report if outcome.status is status]
+
+
 @with_database
 @with_processes
 def test_killed_while_running_inside_its_transaction(pool, promises, alias):
@@ -99,7 +103,9 @@ def test_killed_while_running_inside_its_transaction(pool, promises, alias):
         assert (failed.item, failed.status) == ("p5", Status.FAILED)
         assert counts == {Status.SUCCEEDED: 11, Status.FAILED: 1}
     else:
-        assert counts[Status.FAILED] == 0  # nobody can know
+        # Nobody can know how far it came. What MariaDB refuses because of locks that the dead one still has is known.
+        assert not any(isinstance(failed.error, WorkerDied | BrokenExecutor) for failed in told(report, Status.FAILED))
+        assert counts[Status.FAILED] == 0 or alias == "mariadb"
 
 
 @with_processes
