@@ -65,9 +65,8 @@ class WorkerSession:
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._watched = to_be_watched(job.databases) if job.transaction is not None else []
-        # Not in the caller's own thread, where a signal may raise anywhere.
         hindrances = (job.transaction, rows, job.turn, job.timeout)
-        self._straight = not job.inline and all(one is None for one in hindrances)
+        self._straight = all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._own_process = own_process

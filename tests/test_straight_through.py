@@ -1,9 +1,12 @@
 """Functions that manage their own transactions run with as little around them as possible, and the same promises."""
 
 import os
+import random
 import signal
 import threading
 import time
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -153,6 +156,45 @@ def _until(run, place, when):
         run._ends[place] = time.perf_counter()
         place += 1
     return place, None
+
+
+@pytest.mark.parametrize("executor", ["serial", "auto"])
+def test_an_alarm_in_the_caller_s_own_thread_runs_nothing_twice_and_costs_one_object(executor):
+    """A handler of the program's own raises between any two instructions, of poolsave's, too."""
+    generator, ended = random.Random(1), Counter()
+    for _ in range(50):
+        called = []
+        operation = pure(called.append).using(executor=executor, keep="all")
+        try:
+            with alarm_after(generator.uniform(0.001, 0.02)):
+                report = operation.map(range(40_000))
+        except Alarm:
+            ended["run"] += 1
+        else:
+            ended["object"] += report.failed
+            assert [outcome.index for outcome in report] == list(range(40_000))
+            assert report.succeeded + report.failed == 40_000
+            assert report.failed <= 1
+            assert {failure.item for failure in report.failures} >= set(range(40_000)) - set(called)
+        assert called == sorted(set(called))
+    assert ended["object"] > 0
+
+
+@contextmanager
+def alarm_after(seconds):
+    def sound(_signum, _frame):
+        if sounding:
+            raise Alarm
+
+    sounding = True
+    before = signal.signal(signal.SIGVTALRM, sound)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        sounding = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def slow_or_interrupts(number):
