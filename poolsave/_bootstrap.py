@@ -97,7 +97,22 @@ class Surroundings:
                 f"the settings {', '.join(self.unsendable)} cannot be pickled for a fresh process: call "
                 'settings.configure() where the script is imported, or use start_method="fork"'
             )
-        settings.configure(**pickle.loads(self.configured))
+        values = pickle.loads(self.configured)
+        settings.configure(**values)
+        _configured_here.update(values)
+
+    def refuse_other_settings(self) -> None:
+        """Refuse to run in a process that an earlier run has configured in another way.
+
+        Raises:
+            InvalidOperation: naming the settings.
+        """
+        values = pickle.loads(self.configured) if _configured_here else {}
+        if different := [name for name in {**_configured_here, **values} if _differ(name, values)]:
+            raise InvalidOperation(
+                f"this worker process was configured by an earlier run, for which {', '.join(sorted(different))} had "
+                "another value: restart it, or have the settings in a module"
+            )
 
     @contextmanager
     def active(self, *, fresh: bool) -> Iterator[None]:
@@ -113,6 +128,16 @@ class Surroundings:
             if self.time_zone is not None:
                 stack.enter_context(timezone.override(self.time_zone))
             yield
+
+
+_configured_here: dict[str, Any] = {}
+"""By what values poolsave has configured Django in this process."""
+
+
+def _differ(name: str, values: dict[str, Any]) -> bool:
+    missing = object()
+    # Databases come with each run.
+    return name != "DATABASES" and bool(values.get(name, missing) != _configured_here.get(name, missing))
 
 
 def _settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
@@ -150,32 +175,43 @@ def _main_module() -> tuple[str | None, str | None]:
     return name, None if path is None else os.path.abspath(path)
 
 
-_in_force: dict[bytes, tuple[int, Any]] = {}
-_entrance = threading.Lock()
+@dataclass
+class _InForce:
+    """What is overridden in this process at the moment, for how many of its threads."""
+
+    packed: bytes = b""
+    users: int = 0
+    override: Any = None
+
+
+_in_force = _InForce()
+_changed = threading.Condition()
 
 
 @contextmanager
 def _overridden(packed: bytes) -> Iterator[None]:
-    values = pickle.loads(packed)
-    if not values:
-        yield
-        return
-    # Settings are those of the process: of its threads the first puts them in force, and the last puts them back.
-    with _entrance:
-        users, override = _in_force.get(packed) or (0, _override(values))
-        _in_force[packed] = users + 1, override
+    """Settings are those of the process: of its threads the first puts them in force, and the last puts them back.
+    Threads that want others, since they are at work for another caller, wait until then."""
+    with _changed:
+        _changed.wait_for(lambda: not _in_force.users or _in_force.packed == packed)
+        if not _in_force.users:
+            _in_force.override = _override(pickle.loads(packed))
+            _in_force.packed = packed
+        _in_force.users += 1
     try:
         yield
     finally:
-        with _entrance:
-            users, override = _in_force.pop(packed)
-            if users > 1:
-                _in_force[packed] = users - 1, override
-            else:
-                override.disable()
+        with _changed:
+            _in_force.users -= 1
+            if not _in_force.users:
+                if _in_force.override is not None:
+                    _in_force.override.disable()
+                _changed.notify_all()
 
 
 def _override(values: dict[str, Any]) -> Any:
+    if not values:
+        return None
     from django.test import override_settings  # slow to import, and only tests have something to override
 
     override = override_settings(**values)

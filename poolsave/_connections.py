@@ -14,20 +14,15 @@
 from __future__ import annotations
 
 import copy
-import gc
-import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from asgiref.local import Local
-from django.core.cache import caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
-from .errors import InsideTransaction, InvalidOperation
+from .errors import InsideTransaction
 
 __all__ = [
     "DUMMY",
@@ -35,8 +30,6 @@ __all__ = [
     "at_chunk_edge",
     "close_sqlite_files",
     "existing",
-    "forget_inherited",
-    "hold_wrappers",
     "load_backends",
     "open_sqlite_files",
     "own_connections",
@@ -47,8 +40,6 @@ __all__ = [
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
 DUMMY = "django.db.backends.dummy"
-_left_behind: list[object] = []
-_forgotten_in: set[int] = set()
 
 
 def existing(aliases: Iterable[str]) -> tuple[str, ...]:
@@ -129,51 +120,13 @@ def load_backends() -> None:
         load_backend(connections.settings[alias]["ENGINE"])
 
 
-def hold_wrappers() -> tuple[object, ...]:
-    """Right before a fork: give every wrapper that is alive, in whichever thread, and every connection of mysqlclient.
-
-    CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
-    may close the socket that the parent uses. Who holds them keeps them from being finalised there. mysqlclient does
-    so whoever opened the connection, also the user's own code, past Django.
-    """
-    drivers = sys.modules.get("MySQLdb._mysql")
-    held = BaseDatabaseWrapper if drivers is None else (BaseDatabaseWrapper, drivers.connection)
-    # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
-    # Through a list: a tuple that grows is spoilt if another thread, doing the same, finds it among the objects.
-    return tuple([found for found in gc.get_objects() if issubclass(type(found), held)])
-
-
-def forget_inherited(held: Iterable[object] = ()) -> None:
-    """In a forked child: let go of the parent's connections, pools and cache clients without touching them."""
-    if os.getpid() in _forgotten_in:
-        return
-    _forgotten_in.add(os.getpid())
-    _left_behind.extend(held)
-    sqlite = open_sqlite_files()
-    handlers: tuple[Any, ...] = (connections, caches)
-    for handler in handlers:
-        local: Any = handler._connections
-        _left_behind.extend((local, *handler.all(initialized_only=True)))
-        handler._connections = Local(handler.thread_critical)
-    _forget_pools()
-    if sqlite:
-        raise InvalidOperation(
-            f"this process was forked while the SQLite database {sqlite[0].alias!r} was open, so that neither can rely "
-            "on its locks: close it before the executor starts its processes, or have them started by spawn"
-        )
-
-
-def _forget_pools() -> None:
-    backend = sys.modules.get("django.db.backends.postgresql.base")
-    if backend is not None:
-        pools: dict[str, object] = backend.DatabaseWrapper._connection_pools
-        _left_behind.append(dict(pools))
-        pools.clear()
-
-
 @contextmanager
 def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
-    """Have connections of one's own in this thread, and leave none open."""
+    """Have connections of one's own in this thread, and leave none open.
+
+    With `whole_process` threads that are started here get the same settings. That is for a process that does nothing
+    else, and is not undone.
+    """
     before = {alias: connections[alias] for alias in _initialised()}
     if whole_process:
         _adopt(settings)

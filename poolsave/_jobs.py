@@ -17,6 +17,7 @@ from ._bootstrap import Surroundings
 from ._carry import Carried, SealedCarried
 from ._envelopes import Sealed, pack_function, unseal
 from ._hooks import Hooks
+from ._inherited import forget_inherited, hold_wrappers
 from ._rows import Rows, pack_queryset, unpack_queryset
 from ._settling import what_became_of
 from ._worker import WorkerSession
@@ -116,21 +117,21 @@ class WorkerJob:
         if self.surroundings is not None:
             _connections.close_sqlite_files()
         if threading.active_count() > 1:
-            self.held = _connections.hold_wrappers()
+            self.held = hold_wrappers()
 
     @property
     def preload(self) -> bytes:
         """What a fork server needs to know to set up Django and import the function's module before it forks."""
         return pickle.dumps((self.surroundings, getattr(self.function, "__module__", None)))
 
-    def open(self) -> WorkerSession:
+    def open(self, *, alone: bool = True) -> WorkerSession:
         """Set up a worker in this thread."""
         fresh = self.home.token != PROCESS_TOKEN
         forked = not fresh and self.home.pid != os.getpid()
         stack = ExitStack()
         with stack:  # closed again if anything below raises
             if self.surroundings is not None and not self.inline:
-                self._surround(stack, fresh=fresh, forked=forked)
+                self._surround(stack, fresh=fresh, forked=forked, alone=alone)
             if fresh or forked:
                 self.hooks.run_after()
             return self.session(stack, own_process=fresh or forked)
@@ -145,14 +146,17 @@ class WorkerJob:
             session.carry_along(carried)
         return session
 
-    def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool) -> None:
+    def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
         assert self.surroundings is not None
         if fresh:
             self.surroundings.bring_up()
+            if not alone:
+                self.surroundings.refuse_other_settings()
         if fresh or forked:
-            _connections.forget_inherited(self.held)
+            forget_inherited(self.held)
         stack.enter_context(self.surroundings.active(fresh=fresh))
-        stack.enter_context(_connections.own_connections(self.settings, whole_process=fresh or forked))
+        whole_process = alone and (fresh or forked)
+        stack.enter_context(_connections.own_connections(self.settings, whole_process=whole_process))
 
     def _restored(self) -> tuple[Any, Mapping[str, Any]]:
         if isinstance(self.function, Sealed):

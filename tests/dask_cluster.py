@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from functools import cache
+from pathlib import Path
 
 import psutil
 
@@ -77,6 +79,51 @@ def desks():
     from poolsave.executors import _dask_worker
 
     return len(_dask_worker._desks)
+
+
+def transactions_of(begun, go_on):
+    """Somebody else's task in a worker: the transaction that it is in, and the one that it is in some time later."""
+    import django
+
+    django.setup()
+    from django.db import connections, transaction
+
+    def current():
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text")
+            return cursor.fetchone()[0]
+
+    with transaction.atomic(using="postgres"):
+        before = current()
+        Path(begun).touch()
+        while not Path(go_on).exists():
+            time.sleep(0.01)
+        after = current()
+    connections["postgres"].close()
+    return before, after
+
+
+def database_of_others():
+    import django
+
+    django.setup()
+    from django.db import connections
+
+    return connections.settings["postgres"]["NAME"], connections["postgres"].settings_dict["NAME"]
+
+
+def run_inside(address):
+    """A run of its own in the cluster, from one of its tasks."""
+    import django
+
+    django.setup()
+    from poolsave import InvalidOption, executors
+    from tests import operations
+
+    try:
+        operations.doubles.using(executor=executors.DaskExecutor(address)).map([1])
+    except InvalidOption as error:
+        return str(error)
 
 
 def main():

@@ -15,17 +15,27 @@ from collections import Counter
 
 import pytest
 from distributed import Client
+from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
 from poolsave import ClusterUnusable, InvalidOption, Status, _waiting, executors, pooled_operation
+from poolsave._bootstrap import _overridden
 from poolsave._versions import Versions
 from poolsave.executors import _dask_cluster, _dask_worker
 from tests import operations, stages
 from tests.chaos import End, audit, found_in, lines_of, names_until
 from tests.conformance import cases
 from tests.conftest import wait_until
-from tests.dask_cluster import address_of, desks, keys_of_tasks, pretend
+from tests.dask_cluster import (
+    address_of,
+    database_of_others,
+    desks,
+    keys_of_tasks,
+    pretend,
+    run_inside,
+    transactions_of,
+)
 from tests.models import Tag, Thing
 
 CLUSTERS = [(2, 1), (1, 2)]
@@ -169,6 +179,82 @@ def test_a_client_of_the_caller_stays_as_it_is(client):
     wait_until(lambda: heard)
     assert [key for key in client.run_on_scheduler(keys_of_tasks) if str(key).startswith("poolsave")] == []
     assert set(client.run(desks).values()) == {0}
+
+
+def test_a_transaction_of_others_in_the_same_worker_stays_as_it_is(tmp_path):
+    """They run in another thread of the process, which is theirs as much as ours."""
+    begun, go_on = tmp_path / "begun", tmp_path / "go_on"
+    with Client(address_of(1, 2), set_as_default=False) as client:
+        theirs = client.submit(transactions_of, str(begun), str(go_on), pure=False)
+        wait_until(begun.exists, seconds=30)
+        assert on(client, operations.doubles, workers=1).map(range(3)).ok
+        go_on.touch()
+        before, after = theirs.result(30)
+    assert before == after
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_a_worker_keeps_none_of_the_caller_s_databases(address, client):
+    """Here they are test databases, and what others do later must not go there."""
+    before = client.submit(database_of_others, pure=False).result(30)
+    assert connections["postgres"].settings_dict["NAME"] not in before
+    name = on(client, operations.database_name, databases=("postgres",)).bind(alias="postgres").map([1]).values
+    assert name == [connections["postgres"].settings_dict["NAME"]]
+    assert client.submit(database_of_others, pure=False).result(30) == before
+
+
+def test_in_a_task_of_dask_it_is_refused_since_it_would_wait_for_its_own_thread(address, client):
+    assert "for whose thread the chunks would wait" in client.submit(run_inside, address, pure=False).result(30)
+
+
+@pytest.mark.parametrize("wrong", ["nonsense:x", "tcp://here", "gopher://here:1"])
+def test_what_is_no_address_is_refused_at_once(wrong):
+    with pytest.raises(InvalidOption, match="tcp://scheduler:8786"):
+        on(wrong, operations.doubles).map([1])
+
+
+def test_callers_that_override_settings_in_different_ways_wait_for_each_other():
+    one, other = (pickle.dumps({"GREETING": word}) for word in ("hello", "goodbye"))
+    seen, entered = [], threading.Event()
+
+    def overrides_otherwise():
+        entered.set()
+        with _overridden(other):
+            seen.append(settings.GREETING)
+
+    thread = threading.Thread(target=overrides_otherwise)
+    with _overridden(one):
+        with _overridden(one):
+            thread.start()
+            entered.wait(30)
+        thread.join(0.2)
+        assert (seen, settings.GREETING) == ([], "hello")
+    thread.join()
+    assert seen == ["goodbye"]
+    assert not hasattr(settings, "GREETING")
+
+
+def test_a_process_that_was_configured_by_another_run_is_refused_by_the_names_of_the_settings():
+    code = """if True:
+        import pickle
+        from dataclasses import replace
+        from poolsave import InvalidOperation
+        from poolsave._bootstrap import Surroundings
+        def packed(**settings):
+            return pickle.dumps({"SECRET_KEY": "x", **settings})
+        first = Surroundings(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
+            unsendable=(), apps_ready=True, main=(None, None), language=None, time_zone=None)
+        first.bring_up()
+        first.refuse_other_settings()
+        replace(first, configured=packed(GREETING="a", DATABASES={})).refuse_other_settings()
+        for other in (packed(GREETING="b"), packed(), packed(GREETING="a", DEBUG=True)):
+            try:
+                replace(first, configured=other).refuse_other_settings()
+            except InvalidOperation as error:
+                print(str(error).partition(" had ")[0].rpartition(" ")[2])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["GREETING", "GREETING", "DEBUG"]
 
 
 def test_an_executor_instance_is_for_one_run_at_a_time(address):

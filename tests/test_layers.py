@@ -35,6 +35,7 @@ LAYERS = [
     },
     {
         "executors",
+        "_inherited",
         "_batches",
         "_causes",
         "_exports",
@@ -79,6 +80,7 @@ MAY_IMPORT_DJANGO = {
     "operations",
     "pipelines",
     "_connections",
+    "_inherited",
     "_mysql",
     "_transactions",
     "_together",

@@ -11,7 +11,7 @@ import pytest
 from django.core.cache import caches
 from django.db import connections, transaction
 
-from poolsave import InsideTransaction, InvalidOperation, _connections, concurrent_saves
+from poolsave import InsideTransaction, InvalidOperation, _inherited, concurrent_saves
 from tests import mariadb, operations
 from tests.conftest import needs_mariadb
 from tests.models import Person
@@ -150,7 +150,7 @@ def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
     raw = wrapper.connection
 
     def check():
-        _connections.forget_inherited()
+        _inherited.forget_inherited()
         gc.collect()
         anew = connections[server]
         return anew is not wrapper and anew.connection is None and wrapper.connection is raw
@@ -161,7 +161,7 @@ def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
 
 def test_a_child_forgets_cache_clients():
     client = caches["default"]
-    assert in_a_forked_child(lambda: _connections.forget_inherited() or caches["default"] is not client) == 0
+    assert in_a_forked_child(lambda: _inherited.forget_inherited() or caches["default"] is not client) == 0
     assert caches["default"] is client
 
 
@@ -179,7 +179,7 @@ def test_wrappers_of_other_threads_are_held_before_a_fork():
     thread.start()
     entered.wait(30)
     try:
-        assert any(held is theirs[0] for held in _connections.hold_wrappers())
+        assert any(held is theirs[0] for held in _inherited.hold_wrappers())
     finally:
         leave.set()
         thread.join()
@@ -299,5 +299,5 @@ def test_workers_forget_the_caller_s_pool():
 def test_two_threads_can_look_for_what_must_not_cross_at_once():
     """Each finds what the other is gathering at that moment among all objects."""
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        found = [executor.submit(_connections.hold_wrappers) for _ in range(20)]
+        found = [executor.submit(_inherited.hold_wrappers) for _ in range(20)]
     assert all(isinstance(one.result(), tuple) for one in found)

@@ -111,7 +111,7 @@ def run_task(token: str, task: int, oldest: int, payload: bytes) -> Answer | Non
 def _open(desk: Desk) -> Session:
     with _opening:
         job: Job = pickle.loads(desk.parcel)
-        return job.open()
+        return job.open(alone=False)
 
 
 class Order:

@@ -21,6 +21,8 @@ from .protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, T
 
 __all__ = ["DaskExecutor"]
 
+PORTLESS = ("inproc://", "ucx://")
+"""Addresses without a port that could be checked."""
 GOODBYE = 10.0
 """Seconds that workers get to forget a run, at its end."""
 
@@ -87,6 +89,7 @@ class DaskExecutor:
         return min(self._limit, sum(seat.threads for seat in self._seats.values()))
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
+        _refuse_inside_task()
         self._start_over(workers)
         # Once, and here: a function that cannot be pickled is refused before anything runs.
         parcel = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
@@ -214,11 +217,28 @@ def _answered(task: int, answer: Answer) -> Sequence[Event]:
     return [broken] if answer.begun else [SetupFailed(error), broken]
 
 
+def _refuse_inside_task() -> None:
+    try:
+        address = import_dask("distributed").get_worker().address
+    except ValueError:  # which says that this thread runs no task
+        return
+    raise InvalidOption(
+        "executor",
+        "dask",
+        f"this is a task of the Dask worker {address}, for whose thread the chunks would wait: use another executor",
+    )
+
+
 def _connect(where: Any) -> Any:
     """A client of one's own: its end ends all that it has asked for, and it shares no handlers with the caller's."""
     address = where if isinstance(where, str) else getattr(where, "scheduler_address", None)
     address = address or getattr(getattr(where, "scheduler", None), "address", None)
     if not isinstance(address, str):
         raise InvalidOption("executor", where, "give a connected distributed.Client, a Dask cluster or an address")
+    if not address.startswith(PORTLESS):
+        try:  # before Dask's client does, which leaves a thread behind that keeps the interpreter from its exit
+            import_dask("distributed.comm").get_address_host_port(address)
+        except ValueError as error:
+            raise InvalidOption("executor", where, f"give an address such as tcp://scheduler:8786: {error}") from error
     security = getattr(where, "security", None)
     return import_dask("distributed").Client(address, security=security, set_as_default=False)

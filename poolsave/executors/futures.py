@@ -30,6 +30,8 @@ class FuturesExecutor:
     blames_exactly = False
     can_kill = False
     at_most_once = True  # as far as the executor itself runs no future twice
+    _alone = False
+    """Whether its processes do nothing else."""
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor
@@ -53,7 +55,7 @@ class FuturesExecutor:
     def submit(self, task: Task) -> None:
         marks = self._flag if self.shares_memory else None
         try:
-            future = self._executor.submit(run_task, self._parcel, task.payload, marks)
+            future = self._executor.submit(run_task, self._parcel, task.payload, marks, self._alone)
         except Exception as error:  # shut down or broken: this task certainly never started
             self._tell(Broken(task.id, error, begun=False))
             return
@@ -129,6 +131,8 @@ class ProcessPoolExecutor(FuturesExecutor):
     This is what `executor="process"` means on Windows, where the pipes of `ProcessExecutor` do not exist.
     """
 
+    _alone = True
+
     def __init__(self, *, start_method: str | None = None) -> None:
         self._start_method = start_method or "spawn"
         self.on_event = None
@@ -147,12 +151,14 @@ class ProcessPoolExecutor(FuturesExecutor):
         self._executor.shutdown()
 
 
-def run_task(parcel: Job | bytes, payload: Any, marks: Flag | None) -> tuple[ErrorRecord | None, list[Any]]:
+def run_task(
+    parcel: Job | bytes, payload: Any, marks: Flag | None, alone: bool
+) -> tuple[ErrorRecord | None, list[Any]]:
     """Run one task wherever the foreign executor put it; every reply is held until the end."""
     replies: list[Any] = []
     try:
         job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
-        session = job.open()
+        session = job.open(alone=alone)
     except BaseException as error:  # told to the caller, who raises it; the task has not begun
         return pack_error(error), replies
     try:

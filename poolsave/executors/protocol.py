@@ -155,8 +155,11 @@ class Job(Protocol):
     def before_fork(self) -> None:
         """Must be called in the parent right before worker processes are forked."""
 
-    def open(self) -> Session:
-        """Set up a worker in the thread and process that will run tasks. Raises if that is impossible."""
+    def open(self, *, alone: bool = True) -> Session:
+        """Set up a worker in the thread and process that will run tasks. Raises if that is impossible.
+
+        Without `alone`, others use that process too, before, after or meanwhile.
+        """
         ...
 
 
