@@ -158,6 +158,17 @@ def test_failures_name_their_stage_and_the_original_input():
     assert report.failed_items() == [5]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_an_error_that_is_its_own_cause_is_told_like_any_other(options, steps):
+    fails = stages.fails_because_of_itself.bind(steps=steps).using(**options)
+    report = (fails | stages.doubles).map([1])
+    assert [(one.stage, type(one.error)) for one in report.failures] == [("fails_because_of_itself", LookupError)]
+    with concurrent_saves(on_failure="collect", progress=False, transaction=None, **options) as saves:
+        future = saves.submit(fails, 1)
+    assert type(future.exception()) is LookupError
+
+
 def test_what_cannot_be_sent_to_the_next_stage_is_that_stage_s_failure():
     @pooled_operation(transaction=None, progress=False, **SERIAL)
     def locks(number):
