@@ -230,6 +230,26 @@ def test_a_slow_last_stage_stops_the_feeding_and_no_window_stays_empty():
     assert max(report.values) <= 3 + 4 + 2
 
 
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("options", [FORK, THREAD])
+def test_a_fast_stage_reads_no_more_than_a_slow_one_behind_it_has_use_for(options, more):
+    """The fast stages could have thousands of objects in flight, by their own speed, before the slow one had ten."""
+    read = []
+
+    @pooled_operation(transaction=None, progress=False, workers=1, chunksize=1, **THREAD)
+    def dawdles(number):
+        threading.Event().wait(0.01)
+        return number
+
+    pipeline = stages.doubles.using(**options) | dawdles
+    for workers in range(more):
+        pipeline = stages.doubles.using(workers=2 + workers % 2, **THREAD) | pipeline
+    outcomes = pipeline.stream(read.append(number) or number for number in itertools.count())
+    for _outcome in itertools.islice(outcomes, 60):
+        assert len(read) < 300
+    outcomes.close()
+
+
 def test_several_values_count_for_the_window():
     read = []
     numbers = (read.append(number) or number for number in range(100))
