@@ -108,6 +108,8 @@ class Line:
         for hop, belt in zip(self._hops, self._belts, strict=False):
             if hop.finished:
                 belt.close()
+                if self._bell is not None:
+                    self._bell.leave(hop.executor)
 
     def _spread_the_word(self) -> None:
         for hop in self._hops:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 from django.db import transaction
@@ -28,6 +29,7 @@ from poolsave import (
     executors,
     pooled_operation,
 )
+from poolsave._waiting import Bell
 from poolsave.testing import serial_saves
 from tests import operations, stages
 from tests.conftest import wait_until
@@ -364,6 +366,26 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
     rows = report.stages
     assert [row.lost for row in rows] == [number == place for number in range(3)]
     assert sums_up(report)
+
+
+def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
+    waits = []
+    wait = Bell.wait
+    monkeypatch.setattr(Bell, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
+
+    @pooled_operation(transaction=None, progress=False, **THREAD)
+    def outlives(trail):
+        ((pid, _thread),) = trail
+        wait_until(lambda: len(waits) > 2)  # the stage before is done by then
+        os.kill(pid, signal.SIGKILL)
+        before = len(waits)
+        wait_until(lambda: len(waits) > before + 5)  # looks at the clock, a tenth of a second each
+        dead, before = time.monotonic(), len(waits)
+        wait_until(lambda: time.monotonic() > dead + 0.5)
+        return len(waits) - before
+
+    report = (stages.where.using(workers=1, **FORK) | outlives).map([[]])
+    assert report.values[0] < 50
 
 
 @pytest.mark.parametrize("fused", [True, False])
