@@ -1,17 +1,27 @@
-"""Failures in words, grouped by their cause."""
+"""Causes of failures: failures in words, grouped by their cause, and the errors that an error was raised from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ._sqlstates import sqlstate_of
 from .errors import RemoteError, text_of
 from .outcomes import Outcome
 
-__all__ = ["cause_line", "cause_name", "cause_of", "located"]
+__all__ = ["and_its_causes", "cause_line", "cause_name", "cause_of", "located"]
 
 WIDTH = 300
 """Characters of an error's first line that are shown."""
+
+
+def and_its_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one that it was raised from, and so on, each of them once."""
+    seen: list[BaseException] = []  # `raise error from error` is allowed, and errors may lack a hash
+    while error is not None and not any(error is one for one in seen):
+        yield error
+        seen.append(error)
+        error = error.__cause__
 
 
 def cause_of(error: BaseException | None) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CHUNKS_PER_WORKER", "LARGEST", "Pace", "Pacing", "next_size"]
+__all__ = ["CHUNKS_PER_WORKER", "LARGEST", "Pace", "Pacing", "ahead_of", "next_size"]
 
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long beside the cost of a dispatch (about 0.1 ms), short enough
@@ -21,6 +21,10 @@ RECOVERY = 8
 """After a time-out of the server the limit grows by this part of itself with every chunk that passes."""
 CHUNKS_PER_WORKER = 4
 """Chunks in flight per worker, at most, if no window is set."""
+AHEAD = 2
+"""How many times what the next stage can have in flight a stage may have in flight and waiting for it."""
+FEW = 4
+"""Objects per worker that are never too many."""
 BRISK, BRISKEST = 0.02, 0.001
 """Seconds: a worker that is done with a chunk sooner gets one, or three, in advance. A longer chunk must not hold up
 another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
@@ -57,6 +61,11 @@ def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, le
     return max(1, min(wanted, room))
 
 
+def ahead_of(capacity: int, *, workers: int) -> int:
+    """The most objects that so many workers should be ahead of a stage that can have `capacity` objects in flight."""
+    return max(AHEAD * capacity, FEW * workers)
+
+
 class Pacing:
     """Keeps the pace of a run."""
 
@@ -79,14 +88,33 @@ class Pacing:
         if self._fixed is None:
             self._pace = self._pace.after(count, seconds, timed_out=timed_out)
 
-    def next_size(self, *, in_flight: int, remaining: int | None, workers: int) -> int:
+    def capacity(self, workers: int, bound: int | None = None) -> int:
+        """The most objects that may be in flight now.
+
+        `bound` is what the stage behind has use for. It is not for sizes and windows that somebody has set: they keep
+        what piles up within bounds by themselves, and a chunk may be a transaction that is to be as large as that.
+        """
+        if self._window is not None:
+            return self._window
+        if self._fixed is not None:
+            return CHUNKS_PER_WORKER * workers * self._fixed
+        own = CHUNKS_PER_WORKER * workers * self._pace.size
+        return own if bound is None else min(own, bound)
+
+    def next_size(self, *, in_flight: int, remaining: int | None, workers: int, bound: int | None = None) -> int:
         """How many objects go into the next chunk; 0 while the window is full."""
-        wanted = self._fixed or self._pace.size
-        room = (self._window or CHUNKS_PER_WORKER * workers * wanted) - in_flight
+        capacity = self.capacity(workers, bound)
+        room = capacity - in_flight
         if room < 1:
             return 0
-        if self._window is not None:
-            room = min(room, -(-self._window // workers))
+        room = min(room, -(-capacity // workers))
         if self._fixed is not None:
-            return min(wanted, room)
+            return min(self._fixed, room)
+        wanted = self._pace.size
+        if self._window is None and bound is not None:
+            # Half of a worker's share, so that there is one to run while the other waits; and all of that or nothing,
+            # or every object that leaves would have another one sent after it in a chunk of its own.
+            wanted = min(wanted, -(-bound // (2 * workers)))
+            if room < wanted:
+                return 0
         return next_size(wanted, remaining=remaining, workers=workers, room=room, least=self._pace.least)

@@ -46,6 +46,8 @@ class Engine:
         self.statistics = Statistics()
         self.held_back = 0
         """Objects that have ended but not yet left for the caller (ordered streams); they count for the window."""
+        self.bound: int | None = None
+        """The most objects in flight that whoever they are for has use for now; None: any number."""
         self.fatal: BaseException | None = None
         """What makes it impossible to go on."""
         self.stopped: str | None = None
@@ -126,7 +128,7 @@ class Engine:
     def _next_size(self) -> int:
         in_flight = self._fed - self._ended + self.held_back
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
-        return self._pacing.next_size(in_flight=in_flight, remaining=remaining, workers=workers)
+        return self._pacing.next_size(in_flight=in_flight, remaining=remaining, workers=workers, bound=self.bound)
 
     def _feed(self) -> None:
         while self._has_slot():

@@ -6,6 +6,7 @@ from array import array
 from typing import Any
 
 from ._batches import Batch
+from ._causes import and_its_causes
 from ._hops import Traveller
 from .errors import TimedOut, ValueLost, WorkerDied
 from .outcomes import Outcome
@@ -56,10 +57,8 @@ def name_origin(error: BaseException, traveller: Traveller, stage: str) -> None:
         error.add_note(note)
     if traveller.flaw is not None:
         error.add_note(f"poolsave: on the way there an on_commit callback raised {traveller.flaw!r}")
-    found: BaseException | None = error
-    while found is not None:
+    for found in and_its_causes(error):
         if isinstance(found, WorkerDied | TimedOut) and found.item is not None:
             found.item = origin.item
         elif isinstance(found, ValueLost):
             found.index = origin.index
-        found = found.__cause__

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from ._arrivals import NEW, Chunk, append_to, reason, strike, value_lost
 from ._batches import Batch, without_run
+from ._chunks import ahead_of
 from ._drop import DROP
 from ._engine import Engine
 from ._fused import MARKS_PER_STAGE, Dropped, FusedJob
@@ -169,6 +170,11 @@ class Hop(Engine):
         """Whether there is something to do without waiting."""
         due_here = self._executor.inline and self.is_busy
         return due_here or bool(self._aside) or (self._source.ready and self._has_room())
+
+    def stay_ahead_of(self, other: Hop) -> None:
+        """Take no more than the next hop has use for at its present speed."""
+        capacity = other._pacing.capacity(max(1, other.executor.workers), other.bound)
+        self.bound = ahead_of(capacity, workers=max(1, self.executor.workers))
 
     def expected(self) -> int | None:
         """How many objects may still come out, if that is known."""

@@ -1,7 +1,7 @@
 """The hops of a pipeline, driven by one thread: what one of them gives is what the next one is fed with.
 
-Nothing piles up: what waits for the next hop counts for the window of the hop that it came from, so that a slow hop
-slows the one before it, and so on up to the input.
+Nothing piles up: what waits for the next hop counts for the window of the hop that it came from, and no hop is further
+ahead of the next one than that can make use of. So a slow hop slows the one before it, and so on up to the input.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ class Line:
 
     def _advance(self, place: int) -> None:
         hop = self._hops[place]
-        hop.held_back = len(self._belts[place]) if place < len(self._belts) else 0
-        if place == 0:
-            hop.held_back += self.held_back
+        hop.held_back = self.held_back if place == 0 else 0
+        if not self._is_last(place):
+            hop.held_back += len(self._belts[place])
+            hop.stay_ahead_of(self._hops[place + 1])
         for batch in hop.step():
             self._deliver(place, batch)
 
@@ -107,6 +108,8 @@ class Line:
         for hop, belt in zip(self._hops, self._belts, strict=False):
             if hop.finished:
                 belt.close()
+                if self._bell is not None:
+                    self._bell.leave(hop.executor)
 
     def _spread_the_word(self) -> None:
         for hop in self._hops:

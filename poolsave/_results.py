@@ -8,6 +8,7 @@ from typing import Any
 
 from ._batches import Batch
 from ._calls import Call
+from ._causes import and_its_causes
 from .errors import RemoteError, TimedOut, ValueLost, WorkerDied, text_of
 from .outcomes import Outcome, Status
 
@@ -44,10 +45,9 @@ def _not_taken(index: int, cause: Exception) -> Outcome[Any]:
 
 def _name_item(error: BaseException | None, call: Call) -> None:
     # The engine knows calls only; the user knows what is in them.
-    while error is not None:
-        if isinstance(error, WorkerDied | TimedOut) and error.item is call:
-            error.item = call.request.item
-        error = error.__cause__
+    for one in and_its_causes(error):
+        if isinstance(one, WorkerDied | TimedOut) and one.item is call:
+            one.item = call.request.item
 
 
 def _has_value(outcome: Outcome[Any]) -> bool:

@@ -31,6 +31,7 @@ class Bell:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._reader, selectors.EVENT_READ, None)
         self._silent: list[Executor] = []
+        self._descriptors: dict[int, int] = {}
         self._there = True
 
     def listen_to(self, executor: Any) -> None:
@@ -38,10 +39,20 @@ class Bell:
         descriptor: int = executor.fileno() if hasattr(executor, "fileno") else -1
         if descriptor >= 0:
             self._selector.register(descriptor, selectors.EVENT_READ, None)
+            self._descriptors[id(executor)] = descriptor
         elif hasattr(executor, "on_event"):
             executor.on_event = self.ring
         elif not executor.inline:
             self._silent.append(executor)
+
+    def leave(self, executor: Any) -> None:
+        """Be rung no more by an executor that has nothing left to do.
+
+        Its idle worker may end all the same, and then its descriptor stays readable, since nobody asks it any more.
+        """
+        descriptor = self._descriptors.pop(id(executor), None)
+        if descriptor is not None:
+            self._selector.unregister(descriptor)
 
     def ring(self) -> None:
         """End a `wait`, now or the next one. Callable from any thread, and after `close`."""

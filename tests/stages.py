@@ -133,3 +133,12 @@ def fails_on_name(person, *, name):
     if person.name == name:
         raise LookupError(name)
     return person
+
+
+@pure
+def fails_because_of_itself(number, *, steps=1):
+    """Its error is its own cause, directly or at the end of a chain of so many."""
+    errors = [LookupError(number) for _ in range(steps)]
+    for one, cause in zip(errors, errors[1:] + errors[:1], strict=True):
+        one.__cause__ = cause
+    raise errors[0]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._chunks import LARGEST, SHORTEST, TARGET, Pace, Pacing, next_size
+from poolsave._chunks import LARGEST, SHORTEST, TARGET, Pace, Pacing, ahead_of, next_size
 from poolsave._sources import IterableSource, QueueSource
 
 counts = st.integers(1, 100_000)
@@ -74,6 +74,27 @@ def test_no_chunk_is_larger_than_the_window_has_room(chunksize, window, in_fligh
     if window is not None:
         assert in_flight + size <= max(window, in_flight)
     assert size <= pacing.longest
+
+
+@given(histories, st.integers(1, 500), st.integers(0, 2000), st.integers(1, 9))
+def test_what_the_next_stage_has_use_for_is_never_exceeded_and_always_within_reach(
+    history, capacity, in_flight, workers
+):
+    pacing = Pacing("auto", None)
+    for size, spent, timed_out in history:
+        pacing.learn(size, spent, timed_out=timed_out, inline=False)
+    bound = ahead_of(capacity, workers=workers)
+    assert bound >= workers
+    size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers, bound=bound)
+    assert not size or in_flight + size <= bound
+    assert pacing.next_size(in_flight=0, remaining=None, workers=workers, bound=bound) >= 1
+    assert pacing.capacity(workers, bound) <= bound
+
+
+@pytest.mark.parametrize(("chunksize", "window", "size"), [(500, None, 500), ("auto", 40, 1), (30, 40, 20)])
+def test_what_somebody_has_set_is_not_bounded_by_the_next_stage(chunksize, window, size):
+    pacing = Pacing(chunksize, window)
+    assert pacing.next_size(in_flight=10, remaining=None, workers=2, bound=8) == size
 
 
 @pytest.mark.parametrize(("seconds", "depth"), [(0.0001, 4), (0.01, 2), (0.05, 1)])

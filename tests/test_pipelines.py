@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 from django.db import transaction
@@ -28,6 +29,7 @@ from poolsave import (
     executors,
     pooled_operation,
 )
+from poolsave._waiting import Bell
 from poolsave.testing import serial_saves
 from tests import operations, stages
 from tests.conftest import wait_until
@@ -158,6 +160,17 @@ def test_failures_name_their_stage_and_the_original_input():
     assert report.failed_items() == [5]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_an_error_that_is_its_own_cause_is_told_like_any_other(options, steps):
+    fails = stages.fails_because_of_itself.bind(steps=steps).using(**options)
+    report = (fails | stages.doubles).map([1])
+    assert [(one.stage, type(one.error)) for one in report.failures] == [("fails_because_of_itself", LookupError)]
+    with concurrent_saves(on_failure="collect", progress=False, transaction=None, **options) as saves:
+        future = saves.submit(fails, 1)
+    assert type(future.exception()) is LookupError
+
+
 def test_what_cannot_be_sent_to_the_next_stage_is_that_stage_s_failure():
     @pooled_operation(transaction=None, progress=False, **SERIAL)
     def locks(number):
@@ -217,6 +230,26 @@ def test_a_slow_last_stage_stops_the_feeding_and_no_window_stays_empty():
     second = stages.doubles.using(window=4, workers=1, chunksize=1, **FORK)
     report = (first | second | dawdles).map(read.append(number) or number for number in range(60))
     assert max(report.values) <= 3 + 4 + 2
+
+
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("options", [FORK, THREAD])
+def test_a_fast_stage_reads_no_more_than_a_slow_one_behind_it_has_use_for(options, more):
+    """The fast stages could have thousands of objects in flight, by their own speed, before the slow one had ten."""
+    read = []
+
+    @pooled_operation(transaction=None, progress=False, workers=1, chunksize=1, **THREAD)
+    def dawdles(number):
+        threading.Event().wait(0.01)
+        return number
+
+    pipeline = stages.doubles.using(**options) | dawdles
+    for workers in range(more):
+        pipeline = stages.doubles.using(workers=2 + workers % 2, **THREAD) | pipeline
+    outcomes = pipeline.stream(read.append(number) or number for number in itertools.count())
+    for _outcome in itertools.islice(outcomes, 60):
+        assert len(read) < 300
+    outcomes.close()
 
 
 def test_several_values_count_for_the_window():
@@ -333,6 +366,26 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
     rows = report.stages
     assert [row.lost for row in rows] == [number == place for number in range(3)]
     assert sums_up(report)
+
+
+def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
+    waits = []
+    wait = Bell.wait
+    monkeypatch.setattr(Bell, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
+
+    @pooled_operation(transaction=None, progress=False, **THREAD)
+    def outlives(trail):
+        ((pid, _thread),) = trail
+        wait_until(lambda: len(waits) > 2)  # the stage before is done by then
+        os.kill(pid, signal.SIGKILL)
+        before = len(waits)
+        wait_until(lambda: len(waits) > before + 5)  # looks at the clock, a tenth of a second each
+        dead, before = time.monotonic(), len(waits)
+        wait_until(lambda: time.monotonic() > dead + 0.5)
+        return len(waits) - before
+
+    report = (stages.where.using(workers=1, **FORK) | outlives).map([[]])
+    assert report.values[0] < 50
 
 
 @pytest.mark.parametrize("fused", [True, False])
