@@ -7,7 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "poolsave"
 LAYERS = [
-    {"errors", "_sqlstates", "_chunks", "_interrupts", "_warnings", "_inline", "_plain", "_pilot", "_trials", "_drop"},
+    {
+        "errors",
+        "_sqlstates",
+        "_chunks",
+        "_interrupts",
+        "_warnings",
+        "_inline",
+        "_plain",
+        "_pilot",
+        "_trials",
+        "_drop",
+        "_psycopg2",
+    },
     {
         "outcomes",
         "_envelopes",
