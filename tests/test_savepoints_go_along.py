@@ -19,15 +19,15 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 psycopg2_only = pytest.mark.skipif(is_psycopg3, reason="psycopg 3 takes nothing along")
 
 INSERT = "INSERT INTO tests_tag (name) VALUES (%s)"
-POOLS = {"thread": {"executor": "thread"}, "fork": {"start_method": "fork"}}
+POOLS = {"thread": {"executor": "thread"}, "fork": {"executor": "process", "start_method": "fork"}}
 kept = {}
 """What an object leaves for later ones, of the same worker."""
 
 
 def together(function, objects, **more):
-    options = {"executor": "thread", "workers": 1, "chunksize": 100, "keep": "all", "progress": False, **more}
-    operation = pooled_operation(function).using(transaction="chunk", databases=("postgres",), **options)
-    return operation.map(objects)
+    options = {"executor": "thread", "workers": 1, "chunksize": 100, "databases": ("postgres",), **more}
+    operation = pooled_operation(function).using(transaction="chunk", keep="all", progress=False, **options)
+    return operation.map(list(objects))
 
 
 def raw():
@@ -65,7 +65,7 @@ def by_raw_cursor(name):
 
 
 def by_bytes(name):
-    raw().cursor().execute(INSERT.encode(), vars=[name])
+    raw().cursor().execute(INSERT.encode(), [name])
 
 
 def by_composed(name):
@@ -127,10 +127,6 @@ def by_copy_from(name):
     raw().cursor().copy_from(io.StringIO(name), "tests_tag", columns=["name"])
 
 
-def by_copy_to(name):
-    raw().cursor().copy_to(io.StringIO(), f"(SELECT write_tag('{name}')) ".join(["", ""]) or "tests_tag")
-
-
 def by_execute_values(name):
     from psycopg2.extras import execute_values
 
@@ -159,9 +155,9 @@ def by_kept_dict_cursor(name):
 
 
 def by_the_connection_s_new_factory(name):
-    from psycopg2.extras import RealDictCursor
+    from psycopg2.extras import DictCursor
 
-    raw().cursor_factory = RealDictCursor
+    raw().cursor_factory = DictCursor
     raw().cursor().execute(INSERT, [name])
 
 
@@ -212,25 +208,30 @@ def test_what_fails_leaves_nothing_by_whatever_way_it_wrote(way, pool):
     assert {outcome.attempts for outcome in report} == {1}
 
 
+READINGS = {
+    "fetchone": lambda cursor: cursor.fetchone(),
+    "fetchmany": lambda cursor: cursor.fetchmany(2),
+    "fetchall": lambda cursor: cursor.fetchall(),
+    "scroll": lambda cursor: cursor.scroll(2),
+    "for": lambda cursor: next(iter(cursor)),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.usefixtures("_procedure")
-def test_rows_that_an_earlier_object_s_cursor_writes_when_it_is_read_are_the_later_one_s(pool):
+def test_rows_that_an_earlier_object_s_cursor_writes_when_it_is_read_are_the_later_one_s(reading, pool):
     def reads(name):
         if name == "a":
             kept["named"] = raw().cursor("long_lived")
-            kept["named"].execute("SELECT write_tag('tag ' || n) FROM generate_series(1, 100) n")
-            kept["named"].itersize = 1
-            return
-        if name == "d":
-            next(iter(kept["named"]))
+            kept["named"].execute("SELECT write_tag('tag ' || n) FROM generate_series(1, 10) n")
         else:
-            kept["named"].fetchmany(1)
-        if name in "bd":
+            READINGS[reading](kept["named"])
             raise ValueError(name)
 
-    report = together(reads, "abcde", **pool)
-    assert [failure.item for failure in report.failures] == ["b", "d"]
+    report = together(reads, "ab", **pool)
+    assert [(failure.item, type(failure.error)) for failure in report.failures] == [("b", ValueError)]
     assert {outcome.attempts for outcome in report} == {1}
-    assert len(tags()) == 2
+    assert tags() == []
 
 
 @psycopg2_only
@@ -287,8 +288,11 @@ def listening(log, function):
 @psycopg2_only
 def test_savepoints_cost_no_question_of_their_own(log):
     assert together(listening(log, by_raw_cursor), map(str, range(20))).ok
-    assert len(log.statements()) == 20 + 2  # a release at the end, and the COMMIT
-    assert sum("SAVEPOINT" in statement for statement in log.statements()) == 19 + 1
+    *of_objects, release, _note, commit = log.statements()
+    assert len(of_objects) == 20
+    assert sum("SAVEPOINT" in statement for statement in of_objects) == 19
+    assert release.startswith("RELEASE SAVEPOINT")
+    assert commit == "COMMIT"
     assert log.statements()[0].startswith("INSERT")
     assert len(tags()) == 20
 
@@ -299,7 +303,7 @@ def test_objects_that_send_nothing_cost_no_question(log):
         listening(log, lambda number: saves(number) if number in ("3", "7") else None), map(str, range(9))
     )
     assert report.ok
-    assert len(log.statements()) == 2 + 2
+    assert len(log.statements()) == 2 + 3
     assert tags() == ["3", "7"]
 
 
@@ -439,16 +443,12 @@ def test_who_catches_that_his_transaction_is_gone_writes_nothing(pool):
         if name == "b":
             raw().cursor().execute("ROLLBACK")
         elif name == "c":
-            for _ in range(2):
-                with contextlib.suppress(DatabaseError, AttributeError), connections["postgres"].cursor() as cursor:
-                    cursor.execute("INSERT INTO tests_tag (name) VALUES ('c'), (%s)", [str(report_of_tries())])
+            for more in ("c1", "c2"):
+                with contextlib.suppress(DatabaseError), connections["postgres"].cursor() as cursor:
+                    cursor.execute(INSERT, [more])
             raise ValueError(name)
         else:
             saves(name)
-
-    def report_of_tries():
-        kept["tries"] = kept.get("tries", 0) + 1
-        return kept["tries"]
 
     report = together(ends, "abcd", **pool)
     assert [failure.item for failure in report.failures] == ["c"]
@@ -529,9 +529,8 @@ def test_nothing_is_due_in_the_next_chunk_whatever_ended_the_one_before(pool):
 
     objects = ["a", "nothing", "b", "lost", "c", "nothing", "d", "gone", "e", "nothing", "nothing", "f"]
     report = together(writes, objects, chunksize=2, **pool)
-    assert [outcome.item for outcome in report if outcome.ok] >= ["a", "nothing", "b"]
     assert tags() == list("abcdef")
-    assert all(failure.item in ("lost", "gone") for failure in report.failures)
+    assert {failure.item for failure in report.failures} <= {"lost", "gone"}
 
 
 def test_a_chunk_inside_an_object_of_a_chunk_has_savepoints_of_its_own(pool):
@@ -550,7 +549,7 @@ def test_a_chunk_inside_an_object_of_a_chunk_has_savepoints_of_its_own(pool):
 
     report = together(outer, "ABCD", **pool)
     assert report.values == [1, 1]
-    assert tags() == ["Aa", "Ax", "Da", "Dx"] or tags() == ["Aa", "Da"]
+    assert tags() == ["Aa", "Da"]
 
 
 def test_each_database_has_its_own(pool):
@@ -615,8 +614,6 @@ def test_logged_queries_and_errors_show_what_the_user_has_sent(first):
         assert "SAVEPOINT" not in str(failure.error)
 
 
-# --- any sequence of objects ---
-
 ACTIONS = ["save", "raw", "many", "named", "undone inside", "done inside", "nothing"]
 ENDS = ["returns", "returns", "returns", "raises", "server refuses", "syntax error", "doomed"]
 objects = st.lists(st.tuples(st.lists(st.sampled_from(ACTIONS), max_size=3), st.sampled_from(ENDS)), max_size=12)
@@ -649,7 +646,7 @@ def end(how):
     if how == "server refuses":
         by_raw_cursor("taken")
     if how == "syntax error":
-        by_raw_cursor.__globals__["raw"]().cursor().execute("INSRT")
+        raw().cursor().execute("INSRT")
     if how == "doomed":
         with contextlib.suppress(Exception):
             raw().cursor().execute("SELECT nothing FROM nowhere")
