@@ -143,7 +143,8 @@ def refuse_doomed(used: Iterable[Any]) -> None:
         if connection.needs_rollback or _server_has_aborted(connection):
             raise TransactionManagementError(
                 f"the function returned, but its transaction on {connection.alias!r} can only be rolled back: a "
-                "database error was caught inside it, or set_rollback(True) was called; put atomic() around what may fail"
+                "database error was caught inside it, or set_rollback(True) was called; put atomic() around what may "
+                "fail"
             )
 
 

@@ -185,10 +185,8 @@ WAYS_OF_PSYCOPG2 = [
     by_kept_dict_cursor,
     by_the_connection_s_new_factory,
 ]
-if is_psycopg3:  # whose raw cursors have other methods
-    WAYS = [way for way in WAYS if way not in (by_bytes,)]
 every_way = pytest.mark.parametrize(
-    "way", WAYS + ([] if is_psycopg3 else WAYS_OF_PSYCOPG2), ids=lambda way: way.__name__
+    "way", WAYS if is_psycopg3 else WAYS + WAYS_OF_PSYCOPG2, ids=lambda way: way.__name__
 )
 
 
@@ -217,6 +215,7 @@ READINGS = {
 }
 
 
+@psycopg2_only
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.usefixtures("_procedure")
 def test_rows_that_an_earlier_object_s_cursor_writes_when_it_is_read_are_the_later_one_s(reading, pool):
@@ -550,6 +549,26 @@ def test_a_chunk_inside_an_object_of_a_chunk_has_savepoints_of_its_own(pool):
     report = together(outer, "ABCD", **pool)
     assert report.values == [1, 1]
     assert tags() == ["Aa", "Da"]
+
+
+@psycopg2_only
+def test_nothing_is_run_in_vain_in_a_transaction_that_cannot_go_on(pool):
+    """The inner chunk is in a transaction of another, so that it goes on to its end after what it cannot undo."""
+    ran = []
+
+    def inner(name):
+        ran.append(name)
+        raw().cursor().execute("INSRT" if name == "b" else INSERT, [name])
+
+    def outer(name):
+        ran.clear()
+        more = {"databases": ("postgres",), "transaction": "chunk", "chunksize": 10, "progress": False}
+        report = pooled_operation(inner).using(executor="serial", **more).map(list("abcd") if name == "y" else ["x"])
+        return report.failed, "".join(ran)
+
+    report = together(outer, "xy", **pool)
+    assert report.values == [(0, "x"), (1, "ababcd")]
+    assert tags() == ["a", "c", "d", "x"]
 
 
 def test_each_database_has_its_own(pool):
