@@ -33,22 +33,20 @@ class Savepoints:
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
         """
-        # A name for each: if the server refused the text that its savepoint went along with, to roll back to that one
-        # fails, and does not lead to the end of an object before, in a transaction that cannot go on.
-        name = f"poolsave_{next(_numbers)}"
+        mark = f"poolsave_{next(_numbers)}"
         begun = 0
         try:
             for last in self._last:
-                last.begin(name)
+                last.begin(mark)
                 begun += 1
             yield
         except BaseException:
             for last in self._last[:begun]:
-                last.undo(name)
+                last.undo(mark)
             raise
         finally:
             for last in self._last:
-                last.end(name)
+                last.end(mark)
 
     def release(self) -> None:
         """Release the last one, which succeeds only in the transaction in which the first one was set.
@@ -72,50 +70,52 @@ class _Last:
         self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
         self._due: Any = None
 
-    def begin(self, name: str) -> None:
+    def begin(self, mark: str) -> None:
         """Set it for an object, or have it set before anything else is sent."""
-        self._connection.savepoint_ids.append(name)
-        if self._name is not None and self._joined:
-            self._renew(name)
-            return
-        if self._name is not None:
+        self._connection.savepoint_ids.append(mark)
+        if self._name is None:
+            self._connection._savepoint(mark)
+            self._name = mark
+        elif self._joined:
+            self._renew(mark)
+        else:
             self._connection._savepoint_commit(self._name)
-        self._connection._savepoint(name)
-        self._name = name
+            self._connection._savepoint(self._name)
 
-    def _renew(self, name: str) -> None:
-        both = f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {name}"
+    def _renew(self, mark: str) -> None:
         if self._ahead is not None:
             self._connection.validate_no_broken_transaction()  # as every question asks
-            self._due = self._ahead.send_ahead(both)
+            # Under a new name: if the server refuses the text that this goes along with, to roll back to it fails, and
+            # does not lead to the end of an object before, in a transaction that cannot go on.
+            self._due = self._ahead.send_ahead(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {mark}")
         if self._due is None:
-            with self._connection.cursor() as cursor:
-                cursor.execute(both)
-            self._name = name
+            with self._connection.cursor() as cursor:  # under the old one, which who prepares statements knows
+                cursor.execute(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {self._name}")
 
-    def undo(self, name: str) -> None:
+    def undo(self, mark: str) -> None:
         """Take back what the object did."""
-        self._settle(name)
+        sent = self._due is None or self._due.begun
+        self._settle(mark)
         connection = self._connection
         if connection.closed_in_transaction:  # the server rolls all of it back, and needs_rollback is true by now
             return
         connection.needs_rollback = False
         try:
-            if self._name == name:
-                connection._savepoint_rollback(name)
-            connection.run_on_commit = [entry for entry in connection.run_on_commit if name not in entry[0]]
+            if sent:
+                connection._savepoint_rollback(self._name)
+            connection.run_on_commit = [entry for entry in connection.run_on_commit if mark not in entry[0]]
         except Error:  # the connection is gone, or the server has ended the transaction: the chunk has to be undone
             connection.needs_rollback = True
 
-    def end(self, name: str) -> None:
+    def end(self, mark: str) -> None:
         """Leave nothing of the object behind but its savepoint, if there is one."""
-        self._settle(name)
-        if name in self._connection.savepoint_ids:
-            self._connection.savepoint_ids.remove(name)
+        self._settle(mark)
+        if mark in self._connection.savepoint_ids:
+            self._connection.savepoint_ids.remove(mark)
 
-    def _settle(self, name: str) -> None:
+    def _settle(self, mark: str) -> None:
         if self._due is not None and self._due.begun:
-            self._name = name
+            self._name = mark
         self._due = None
         if self._ahead is not None and self._name is not None:  # the first one has sent whatever was due before
             self._ahead.forget()
