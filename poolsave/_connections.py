@@ -146,10 +146,24 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
 
 
 def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
-    wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    backend = load_backend(settings["ENGINE"]).DatabaseWrapper
+    if backend.vendor == "postgresql":
+        settings = {**settings, "OPTIONS": {**_to_send_ahead(settings["OPTIONS"]), **settings["OPTIONS"]}}
+    wrapper = backend(settings, alias)
     if wrapper.vendor == "sqlite":
         _begin_with_first_query(wrapper)
     return wrapper
+
+
+def _to_send_ahead(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes connections of psycopg2 take savepoints along with other statements, if nobody has other wishes."""
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3  # drivers are there if their backend is used
+
+    if is_psycopg3 or "connection_factory" in options or "cursor_factory" in options:
+        return {}
+    from ._psycopg2 import Connection, Cursor
+
+    return {"connection_factory": Connection, "cursor_factory": Cursor}
 
 
 def _begin_with_first_query(wrapper: Any) -> None:

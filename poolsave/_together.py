@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from django.db import connections
-
 from ._savepoints import Savepoints
 from ._sqlstates import is_transient, ran_out_of_time
 from ._transactions import (
@@ -66,7 +64,7 @@ def commit_together(
     savepoints = Savepoints(aliases)
     try:
         ran += [_one(call, marks, first + place, savepoints, entered) for place, call in enumerate(calls)]
-        refuse_doomed(aliases)
+        refuse_doomed(savepoints.connections)
         savepoints.release()
         note = note_transaction(aliases, marks) if noted else 0
     except BaseException as error:  # nothing is committed yet, so that every object can be run again
@@ -105,7 +103,7 @@ def _one(
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
     if entered.outermost and attempt.error is not None:
-        _refuse_to_go_on(attempt.error, savepoints.aliases)
+        _refuse_to_go_on(attempt.error, savepoints.connections)
     marks.put(offset, PENDING)
     taken = take_callbacks(entered.owned) if attempt.error is None else []
     return End(attempt, time.perf_counter() - began), taken
@@ -115,16 +113,16 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
     try:
         with savepoints.around_object():
             value = call()
-            refuse_doomed(savepoints.aliases)
+            refuse_doomed(savepoints.connections)
     except BaseException as error:  # whatever a user's function raises is that object's failure
         return Attempt(Status.FAILED, error=error)
     return Attempt(Status.SUCCEEDED, value)
 
 
-def _refuse_to_go_on(error: BaseException, aliases: Sequence[str]) -> None:
+def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
     if ran_out_of_time(error):
         raise _Undo(halve=True) from error
-    if is_transient(error) or any(connections[alias].needs_rollback for alias in aliases):
+    if is_transient(error) or any(connection.needs_rollback for connection in used):
         raise _Undo(halve=False) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django.db import Error, connections, transaction
@@ -81,7 +81,7 @@ def commit_alone(
     if error is None:
         try:
             value = call()
-            refuse_doomed(aliases)
+            refuse_doomed(connections[alias] for alias in aliases)
             note = note_transaction(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
@@ -132,19 +132,19 @@ def enter(aliases: Sequence[str]) -> Entered:
     return Entered(blocks, owned)
 
 
-def refuse_doomed(aliases: Sequence[str]) -> None:
+def refuse_doomed(used: Iterable[Any]) -> None:
     """Refuse to call something saved that the end of its block would roll back without a word.
 
     Raises:
         TransactionManagementError: saying what to do.
     """
     # atomic() does so when needs_rollback is set, and PostgreSQL answers COMMIT with ROLLBACK.
-    for alias in aliases:
-        connection = connections[alias]
+    for connection in used:
         if connection.needs_rollback or _server_has_aborted(connection):
             raise TransactionManagementError(
-                f"the function returned, but its transaction on {alias!r} can only be rolled back: a database error "
-                "was caught inside it, or set_rollback(True) was called; put atomic() around what may fail"
+                f"the function returned, but its transaction on {connection.alias!r} can only be rolled back: a "
+                "database error was caught inside it, or set_rollback(True) was called; put atomic() around what may "
+                "fail"
             )
 
 

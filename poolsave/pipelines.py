@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from django.core.checks import CheckMessage
-from django.db import transaction
+from django.db import connections, transaction
 
 from ._checks import look_ahead, refusal
 from ._drop import DROP
@@ -230,7 +230,7 @@ def _values_of(
                 stack.enter_context(transaction.atomic(using=alias))
         given = operation(*args, **kwargs)
         if options is not None and options.transaction is not None:
-            refuse_doomed(options.databases)
+            refuse_doomed(connections[alias] for alias in options.databases)
     if operation._expands:
         return list(given)
     return [] if given is DROP else [given]

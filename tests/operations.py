@@ -174,6 +174,12 @@ def server_session(_item, *, alias="postgres"):
 
 
 @saving
+def kind_of_connection(_item, *, alias="postgres"):
+    ask(alias, postgresql="SELECT 1")
+    return type(connections[alias].connection).__module__
+
+
+@saving
 def database_name(_item, *, alias="default"):
     if connections[alias].vendor == "sqlite":
         return str(connections[alias].settings_dict["NAME"])

@@ -19,6 +19,7 @@ LAYERS = [
         "_trials",
         "_drop",
         "_versions",
+        "_psycopg2",
     },
     {
         "outcomes",
