@@ -92,6 +92,12 @@ class SharedMemoryDatabase(PoolsaveError):
         )
 
 
+UNGUARDED = (
+    "if a traceback of your script stands above: workers that are not forked import it again, so start the run from "
+    'under if __name__ == "__main__":'
+)
+
+
 class WorkerDied(PoolsaveError):
     """The worker that ran an object ended before it could answer.
 
@@ -112,7 +118,8 @@ class WorkerDied(PoolsaveError):
         if self.exitcode is None and self.signal is None:
             return f"the worker that had {_shorten(self.item)} is gone, and how far it came is unknown{self._tail()}"
         if self.item is None:
-            return f"the worker {how} before it was at any object{self._tail()}"
+            guard = f"; {UNGUARDED}" if self.exitcode == 1 else ""
+            return f"the worker {how} before it was at any object{guard}{self._tail()}"
         what = f" while it was at {_shorten(self.item)}"
         return f'the worker {how}{what}; to look into it run this object with executor="serial"{self._tail()}'
 

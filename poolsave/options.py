@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from ._carry import Carrier, can_carry
@@ -146,7 +147,8 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
     """
     for name, value in options.items():
         if name not in RULES:
-            raise InvalidOption(name, value, f"there is no such option, only {', '.join(sorted(RULES))}", source)
+            near = "".join(f"did you mean {one}=? " for one in get_close_matches(name, RULES, 1))
+            raise InvalidOption(name, value, f"{near}there is no such option, only {', '.join(sorted(RULES))}", source)
         accepts, expected = RULES[name]
         if not accepts(value):
             raise InvalidOption(name, value, expected, source)
@@ -215,8 +217,8 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "chunksize": (lambda value: value == "auto" or _whole(value, 1), 'give "auto" or a whole number from 1'),
     "executor": (
         _is_executor,
-        'give "process", "thread", "serial", "auto", another registered name, '
-        "or an instance of a poolsave or concurrent.futures executor",
+        'give "process", "thread", "serial", "auto", "dask", another registered name, '
+        "an instance of a poolsave or concurrent.futures executor, or poolsave.executors.DaskExecutor(client)",
     ),
     "start_method": (_is_start_method, 'give "fork", "forkserver", "spawn" (as the platform has them) or None'),
     "transaction": _one_of("object", "chunk", None),

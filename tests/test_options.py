@@ -110,3 +110,8 @@ def test_options_round_trip(chosen):
     assert Options().using(**chosen) == options
     assert Options.resolve(chosen) == options
     assert all(getattr(options, name) == value for name, value in chosen.items())
+
+
+def test_a_misspelt_option_is_told_its_name():
+    with pytest.raises(InvalidOption, match="did you mean chunksize="):
+        operations.doubles.using(chunk_size=4)
