@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from ._batches import Batch
@@ -49,10 +50,14 @@ class Finals:
         return batch
 
 
-def name_origin(error: BaseException, traveller: Traveller, stage: str) -> None:
-    """Let an error that was made for a value on its way tell of the object that it came from."""
+def name_origin(
+    error: BaseException, traveller: Traveller, stages: Sequence[str], *, never_began: bool = False
+) -> None:
+    """Let an error that was made for a value on its way tell of the object that it came from, and of its stage, which
+    may be any of several, or one that never began it."""
     origin = traveller.origin
-    note = f"poolsave: in the stage {stage!r}, with what came of object {origin.index} of the input"
+    where = f"the stage {stages[0]!r}" if len(stages) == 1 else f"one of the stages {', '.join(map(repr, stages))}"
+    note = f"poolsave: in {where}, with what came of object {origin.index} of the input"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
     if traveller.flaw is not None:
@@ -62,3 +67,4 @@ def name_origin(error: BaseException, traveller: Traveller, stage: str) -> None:
             found.item = origin.item
         elif isinstance(found, ValueLost):
             found.index = origin.index
+            found.stage = stages[0] if never_began else None

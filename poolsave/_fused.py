@@ -24,10 +24,14 @@ from ._worker import WorkerSession
 from .executors.protocol import Marks
 from .outcomes import Status
 
-__all__ = ["MARKS_PER_STAGE", "Dropped", "FusedJob"]
+__all__ = ["HAD_FAILED", "MARKS_PER_STAGE", "WAS_LOST", "Dropped", "FusedJob"]
 
 MARKS_PER_STAGE = 8
 """A mark in the worker's shared block is the stage's number times this, plus how far the object is in that stage."""
+HAD_FAILED, WAS_LOST = 5, 6
+"""Marks beside those of `_transactions`, for objects that wait for others of their chunk after they have ended: they
+are not what the worker is at."""
+ENDED = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
 
 
 class Dropped(NamedTuple):
@@ -165,18 +169,24 @@ class FusedSession(WorkerSession):
         ends = self._stages[number].ends([one.value for one in going], stage_marks)
         for passage in passages:
             if passage.open:
-                passage.take(number, *next(ends), self._names[number])
+                self._take(passage, number, *next(ends), marks)
             yield passage
 
     def _each(self, number: int, incoming: Iterator[Passage], marks: Marks) -> Iterator[Passage]:
-        ends, offsets, name = self._stages[number].ends, [0], self._names[number]
+        ends, offsets = self._stages[number].ends, [0]
         stage_marks = StageMarks(marks, number, offsets)
         for passage in incoming:
             if passage.open:
                 offsets[0] = passage.offset
                 ((end, attempts),) = ends([passage.value], stage_marks)
-                passage.take(number, end, attempts, name)
+                self._take(passage, number, end, attempts, marks)
             yield passage
+
+    def _take(self, passage: Passage, number: int, end: End, attempts: int, marks: Marks) -> None:
+        passage.take(number, end, attempts, self._names[number])
+        mark = ENDED.get(end.attempt.status)
+        if mark is not None:
+            marks.put(passage.offset, number * MARKS_PER_STAGE + mark)
 
     def _collect(self, collector: StageCollector, passage: Passage) -> None:
         collector.note_seconds(passage.seconds)

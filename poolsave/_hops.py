@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from ._arrivals import NEW, Chunk, append_to, reason, strike, value_lost
-from ._batches import Batch, without_run
+from ._arrivals import Chunk
+from ._batches import Batch
 from ._chunks import ahead_of
+from ._deaths import Inquest
 from ._drop import DROP
 from ._engine import Engine
-from ._fused import MARKS_PER_STAGE, Dropped, FusedJob
+from ._fused import Dropped, FusedJob
 from ._sources import Source
 from ._stages import Fused
-from ._transactions import COMMITTED, COMMITTING, PENDING, RUNNING
 from .executors import Died, Executor
 from .outcomes import Outcome, Status
 
@@ -61,6 +60,8 @@ class End(NamedTuple):
     """If there is more to say than the value."""
     dropped: bool
     worker: int | str | None
+    unsure: bool = False
+    """Nobody knows which of the hop's stages it was."""
 
 
 class Belt:
@@ -176,6 +177,10 @@ class Hop(Engine):
         capacity = other._pacing.capacity(max(1, other.executor.workers), other.bound)
         self.bound = ahead_of(capacity, workers=max(1, self.executor.workers))
 
+    def names(self, end: End) -> list[str]:
+        """The stage that an end was in, or all that it may have been in."""
+        return [stage.name for stage in (self.stages if end.unsure else [self.stages[end.stage]])]
+
     def expected(self) -> int | None:
         """How many objects may still come out, if that is known."""
         coming = None if self.stages[-1].expands else self._source.remaining()
@@ -191,8 +196,10 @@ class Hop(Engine):
             traveller = Traveller(origin, None, path, before + seconds, flaw)
             outcome = batch.notable.get(place)
             if outcome is not None and outcome.status is not Status.SUCCEEDED:
-                stage = outcome.value if isinstance(outcome.value, int) and last else 0
-                yield End(traveller, stage, None, outcome, dropped=False, worker=batch.worker)
+                told = outcome.value if last and isinstance(outcome.value, int) else None
+                # What has not begun has ended in the first one.
+                unsure = told is None and last > 0 and outcome.status is Status.LOST
+                yield End(traveller, told or 0, None, outcome, dropped=False, worker=batch.worker, unsure=unsure)
             elif last and isinstance(value, Dropped):
                 yield End(traveller, value.stage, None, outcome, dropped=True, worker=batch.worker)
             else:
@@ -215,43 +222,10 @@ class Hop(Engine):
         if not isinstance(self._job, FusedJob):
             super()._judge(chunk, event)
             return
-        known, again = self._judged(chunk, event, self._job)
+        inquest = Inquest(
+            self._job, event, timeout=self._options.timeout, settle=self._settle, exact=self.executor.blames_exactly
+        )
+        known, again = inquest.judged(chunk)
         self._again += again
         for batch in known:
             self._end(batch)
-
-    def _judged(self, chunk: Chunk, event: Died, job: FusedJob) -> tuple[list[Batch], list[Chunk]]:
-        """As with one stage, but what has left its first stage cannot be run again: the value is gone, and to compute
-        it once more would be to run the first stage twice."""
-        known: list[Batch] = []
-        again: list[Chunk] = []
-        for offset in range(chunk.answered, len(chunk.objects)):
-            index, item, code = chunk.index + offset, chunk.objects[offset], event.marks[offset]
-            if code in (NEW, PENDING):
-                append_to(again, index, item)
-                continue
-            stage, mark = divmod(code, MARKS_PER_STAGE)
-            status, ended = self._verdict(stage, mark, event, job)
-            error = reason(event, item, self._options.timeout)
-            if mark == COMMITTED or status is Status.SUCCEEDED:
-                error = value_lost(index, error)
-            batch = without_run(index, [item], status, error, attempts=1)
-            known.append(batch._replace(notable={0: replace(batch.notable[0], value=ended)}))
-        return (known, again) if known else strike(chunk, again, event)
-
-    def _verdict(self, stage: int, mark: int, event: Died, job: FusedJob) -> tuple[Status, int]:
-        """How an object ended, and in which stage."""
-        status = _status_of(mark, job.stages[stage].transaction)
-        if mark == COMMITTING and job.stages[stage].noted and event.note:
-            status = self._settle(event.note)
-        if status is Status.SUCCEEDED and stage < len(job.stages) - 1:
-            return Status.FAILED, stage + 1  # which has not begun, and never will: its value is gone
-        return status, stage
-
-
-def _status_of(mark: int, transaction: str | None) -> Status:
-    if mark == COMMITTED:
-        return Status.SUCCEEDED
-    if mark == PENDING or (mark == RUNNING and transaction is not None):
-        return Status.FAILED
-    return Status.LOST

@@ -186,10 +186,10 @@ class Line:
 
     def _finish_badly(self, place: int, end: End, outcome: Outcome[Any], status: Status) -> None:
         self._tallies[place][end.stage].end(status)
-        name = self._hops[place].stages[end.stage].name
+        names = self._hops[place].names(end)
         if outcome.error is not None:
-            name_origin(outcome.error, end.traveller, name)
-        told = replace(outcome, status=status, value=None, stage=name)
+            name_origin(outcome.error, end.traveller, names, never_began=isinstance(outcome.error, ValueLost))
+        told = replace(outcome, status=status, value=None, stage=" + ".join(names))
         self._finish(end.traveller, None, end.worker, told)
 
     def _drop(self, place: int, end: End) -> None:
@@ -225,7 +225,7 @@ class Line:
             told = replace(told, value=value, error=flaw)
             if isinstance(flaw, ValueLost):
                 told = replace(told, value=None)
-                name_origin(flaw, traveller, self._hops[place].stages[end.stage].name)
+                name_origin(flaw, traveller, self._hops[place].names(end))
         self._finish(traveller, value, end.worker, told)
 
     def _finish(self, traveller: Traveller, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:

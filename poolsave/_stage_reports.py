@@ -32,6 +32,8 @@ class StageReport:
     """How many objects it ended by `DROP`, or by giving nothing to go on with."""
     failed: int
     lost: int
+    """Among stages that share a worker the first one counts what was lost in nobody knows which of them, since the
+    executor cannot tell how far a worker was that has died."""
     skipped: int
     """How many it was never begun for: the run was stopped, or (first stage) their row was gone."""
     seconds: float

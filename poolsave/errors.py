@@ -103,20 +103,32 @@ class WorkerDied(PoolsaveError):
 
     `exitcode` is the exit status of the process (negative: the number of the signal; None: nobody knows), `signal`
     the signal's name or None, `item` the object that it was at, `details` what the dying process wrote (faulthandler)
-    or what else is known.
+    or what else is known. With `afterwards`, that object was another one (and `item` is None): the worker was done with
+    this one, but had not told of it yet.
     """
 
-    def __init__(self, exitcode: int | None, signal: str | None = None, item: object = None, details: str = "") -> None:
+    def __init__(
+        self,
+        exitcode: int | None,
+        signal: str | None = None,
+        item: object = None,
+        details: str = "",
+        *,
+        afterwards: bool = False,
+    ) -> None:
         super().__init__(exitcode, signal, item, details)
         self.exitcode = exitcode
         self.signal = signal
         self.item = item
         self.details = details
+        self.afterwards = afterwards
 
     def __str__(self) -> str:
         how = f"was killed by {self.signal}" if self.signal else f"ended with exit status {self.exitcode}"
         if self.exitcode is None and self.signal is None:
             return f"the worker that had {_shorten(self.item)} is gone, and how far it came is unknown{self._tail()}"
+        if self.afterwards:
+            return f"the worker {how} when it was no longer at this object, but had not told of it{self._tail()}"
         if self.item is None:
             guard = f"; {UNGUARDED}" if self.exitcode == 1 else ""
             return f"the worker {how} before it was at any object{guard}{self._tail()}"
@@ -170,13 +182,19 @@ class RowGone(PoolsaveError):
 
 
 class ValueLost(PoolsaveError):
-    """The object succeeded, but its value did not arrive; the `__cause__` says why."""
+    """The object succeeded, but its value did not arrive; the `__cause__` says why.
+
+    `stage` is the stage of a pipeline that was to go on with the value, and so never began; else None.
+    """
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.index = index
+        self.stage: str | None = None
 
     def __str__(self) -> str:
+        if self.stage is not None:
+            return f"the stage {self.stage!r} never began: the value that it needs for object {self.index} was lost"
         return f"object {self.index} succeeded, but its return value was lost on the way back"
 
 

@@ -51,7 +51,8 @@ class Outcome(Generic[R]):
     worker: int | str | None = None
     """The process id or the thread's name."""
     stage: str | None = None
-    """In a pipeline: the name of the stage that an object ended in, if it did not simply come out at the end."""
+    """In a pipeline: the name of the stage that an object ended in, if it did not simply come out at the end.
+    "clean + enrich" if it was lost in one of these, which shared a worker, and nobody knows in which."""
 
     @property
     def ok(self) -> bool:

@@ -50,6 +50,21 @@ def kills_on(number, *, victim):
 
 
 @pure
+def raises_on(number, *, victim):
+    if number == victim:
+        raise LookupError(number)
+    return number
+
+
+@pure
+def kills_when_saved(key, *, name):
+    """Where the stage before has saved a name and given its key."""
+    if Person.objects.get(pk=key).name == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return key
+
+
+@pure
 def sleeps_on(number, *, victim):
     while number == victim:
         threading.Event().wait(0.01)

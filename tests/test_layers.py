@@ -58,7 +58,7 @@ LAYERS = [
     {"_slices"},
     {"_engine", "_results", "_preparation", "_fused"},
     {"_choosing"},
-    {"_ordering", "_auto_engine", "_stages"},
+    {"_ordering", "_auto_engine", "_deaths", "_stages"},
     {"_runs", "_hops"},
     {"_finals"},
     {"_line"},

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from django.db import transaction
@@ -30,6 +31,7 @@ from poolsave import (
     pooled_operation,
 )
 from poolsave._waiting import Bell
+from poolsave.executors.protocol import UNKNOWN, Died
 from poolsave.testing import serial_saves
 from tests import operations, stages
 from tests.conftest import wait_until
@@ -423,6 +425,67 @@ def test_in_a_fused_chunk_a_death_costs_what_had_left_the_first_stage_and_is_hon
     ]
     assert report.values == [4, 5, 6, 7]
     assert report.failed_items() == []
+    assert sums_up(report)
+
+
+@with_database
+def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
+    """In two stages objects have raised before all others go on, and then the worker dies at one of these."""
+    saves = stages.saves_name.bind(fail=["name 3", "name 4"]).using(transaction="chunk")
+    first = stages.kills_on.bind(victim=-1) | stages.raises_on.bind(victim=10)
+    pipeline = first | stages.names | saves | stages.kills_when_saved.bind(name="name 1")
+    report = pipeline.using(workers=1, chunksize=8, **FORK).map([0, 1, 3, 10, 2, 4])
+    told = {one.item: one for one in report.failures}
+    blamed = [one.item for one in told.values() if isinstance(one.error, WorkerDied) and not one.error.afterwards]
+    assert blamed == [1]
+    assert (told[1].error.item, told[1].stage, told[1].status) == (1, "kills_when_saved", Status.LOST)
+    for number in (3, 4, 10):  # what is before that object has been answered for
+        assert told[number].stage == ("raises_on" if number == 10 else "saves_name")
+        assert told[number].status is Status.FAILED
+        assert "no longer at this object" in str(told[number].error)
+        assert any("its own error was lost" in note for note in told[number].error.__notes__)
+    assert names() == ["name 0", "name 1", "name 2"]
+    assert sorted(report.failed_items()) == [3, 4, 10]
+    assert sums_up(report)
+
+
+@with_database
+def test_what_never_began_and_what_was_rolled_back_with_others_are_not_blamed_for_a_death():
+    second = stages.saves_second.bind(kill=2).using(transaction="chunk")
+    report = (stages.doubles | second).using(workers=1, chunksize=4, **FORK).map(range(4))
+    told = {one.item: one.error for one in report.failures}
+    assert told[1].item == 1
+    assert told[0].afterwards
+    assert "rolled back with the transaction" in told[0].__notes__[0]
+    assert [str(told[number]) for number in (2, 3)] == [
+        f"the stage 'saves_second' never began: the value that it needs for object {number} was lost"
+        for number in (2, 3)
+    ]
+    assert "no longer at this object" in str(told[3].__cause__)
+
+
+class Vague(executors.ProcessExecutor):
+    """Tells of a death as an executor does that knows nothing of how far the worker was."""
+
+    blames_exactly = False
+
+    def wait(self, timeout):
+        events = super().wait(timeout)
+        return [
+            one._replace(marks=bytes([UNKNOWN]) * len(one.marks)) if isinstance(one, Died) else one for one in events
+        ]
+
+
+@pytest.mark.parametrize("executor", ["process-pool", Vague(start_method="fork")])
+def test_a_loss_of_which_nobody_knows_the_stage_names_all_that_it_may_have_been(executor):
+    pipeline = (stages.doubles | stages.kills_on.bind(victim=4)).using(executor=executor, workers=1, chunksize=4)
+    try:
+        report = pipeline.map(range(4))
+    except BrokenProcessPool as error:
+        report = error.report
+    assert {one.stage for one in report.failures} == {"doubles + kills_on"}
+    assert any("in one of the stages 'doubles', 'kills_on'" in note for note in report.failures[0].error.__notes__)
+    assert [row.lost for row in report.stages] == [4, 0]
     assert sums_up(report)
 
 
