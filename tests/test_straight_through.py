@@ -1,5 +1,6 @@
 """Functions that manage their own transactions run with as little around them as possible, and the same promises."""
 
+import gc
 import os
 import random
 import signal
@@ -187,6 +188,8 @@ def alarm_after(seconds):
             raise Alarm
 
     sounding = True
+    gc.collect()
+    gc.disable()  # or it may sound in somebody's callback of the collector, from which nothing can be raised
     before = signal.signal(signal.SIGVTALRM, sound)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
@@ -195,6 +198,7 @@ def alarm_after(seconds):
         sounding = False
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+        gc.enable()
 
 
 def slow_or_interrupts(number):
