@@ -83,8 +83,11 @@ class Engine:
             return self._take_aside()
         if self.finished:
             return []
-        for event in self._executor.wait(0 if self._source.ready and self._has_room() else None):
+        events = self._executor.wait(0 if self._source.ready and self._has_room() else None)
+        for event in events:
             self._handle(event)
+        if self.stopped is not None and self._executor.inline and not events:
+            self._lose()
         if self.fatal is not None and not self._executor.workers:
             self._abandon()
         return self._take_aside()
@@ -242,6 +245,11 @@ class Engine:
             self._end(without_run(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
         self._tasks.clear()
         self.halt("no worker is left")
+
+    def _lose(self) -> None:
+        """What ran in this thread has told nothing: a signal's handler raised before it could."""
+        for task in [*self._tasks]:
+            self._broken(Broken(task, RuntimeError("an exception from elsewhere came before its outcome"), begun=True))
 
     def _end(self, batch: Batch) -> None:
         self._aside.append(batch)

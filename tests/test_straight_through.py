@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import Status, pooled_operation
+from poolsave import Status, executors, pooled_operation
+from poolsave._jobs import call_with_object
 from poolsave._replies import Collector, Reply
 from poolsave._straight import StraightRun
 from poolsave.executors.serial import Flag
@@ -179,6 +180,25 @@ def test_an_alarm_in_the_caller_s_own_thread_runs_nothing_twice_and_costs_one_ob
             assert {failure.item for failure in report.failures} >= set(range(40_000)) - set(called)
         assert called == sorted(set(called))
     assert ended["object"] > 0
+
+
+class Deafened(executors.SerialExecutor):
+    """A signal's handler raises when a chunk has run and nobody has been told."""
+
+    def wait(self, timeout):
+        if super().wait(timeout):
+            raise Alarm
+        return ()
+
+
+def test_what_was_not_told_is_lost_and_nobody_waits_for_it():
+    called = []
+    run = pure(called.append).using(executor=Deafened(), keep="all", chunksize=5)._run(call_with_object, range(20))
+    with pytest.raises(Alarm):
+        run.complete()
+    assert called == list(range(5))
+    assert [(outcome.index, outcome.status) for outcome in run.report] == [(number, Status.LOST) for number in called]
+    assert "came before its outcome" in str(run.report.failures[0].error)
 
 
 @contextmanager

@@ -221,7 +221,7 @@ class Executor(Protocol):
     def wait(self, timeout: float | None) -> Sequence[Event]:
         """Give what has happened, waiting up to `timeout` seconds (None: as long as it takes) for at least one event.
 
-        May return early without any event.
+        May return early without any event, but not if it is `inline` and has tasks.
         """
         ...
 
