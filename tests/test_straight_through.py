@@ -160,6 +160,7 @@ def _until(run, place, when):
     return place, None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # if it sounds in a finaliser
 @pytest.mark.parametrize("executor", ["serial", "auto"])
 def test_an_alarm_in_the_caller_s_own_thread_runs_nothing_twice_and_costs_one_object(executor):
     """A handler of the program's own raises between any two instructions, of poolsave's, too."""
