@@ -1,10 +1,12 @@
 """A database for one run of an example, shared by the scripts: a SQLite file, a private PostgreSQL, or DATABASE_URL's.
 
-Django is imported inside functions only, since the scripts configure it with what `choose_databases` gives.
+Django is imported inside functions only, since the scripts configure it by `set_up`.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import sys
 import tempfile
@@ -18,8 +20,29 @@ from urllib.parse import parse_qs, unquote, urlsplit
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def choose_databases(kind: str, name: str, clean_up: ExitStack) -> dict[str, Any]:
-    """Django's DATABASES, with a `default` that is there for this run only."""
+VARIABLE = "POOLSAVE_EXAMPLE_DATABASES"
+"""What tells the workers of a script, those that are not forked import it again, which database it has chosen."""
+
+
+def choose_database(kind: str, name: str) -> None:
+    """Have a database that is there for this run only."""
+    clean_up = ExitStack()
+    atexit.register(clean_up.close)
+    os.environ[VARIABLE] = json.dumps(_databases(kind, name, clean_up))
+
+
+def set_up(**settings: Any) -> None:
+    """Configure Django with that database, and set it up."""
+    import django
+    from django.conf import settings as of_django
+
+    databases = json.loads(os.environ.get(VARIABLE, "{}"))
+    auto_field = "django.db.models.BigAutoField"
+    of_django.configure(DATABASES=databases, DEFAULT_AUTO_FIELD=auto_field, USE_TZ=True, **settings)
+    django.setup()
+
+
+def _databases(kind: str, name: str, clean_up: ExitStack) -> dict[str, Any]:
     if kind == "sqlite":
         folder = clean_up.enter_context(tempfile.TemporaryDirectory(prefix="poolsave-"))
         options = {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}

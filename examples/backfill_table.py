@@ -11,20 +11,11 @@ At the end SQL is asked whether every promise was kept; the exit status is 0 onl
 from __future__ import annotations
 
 import argparse
-import atexit
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 
-import django
-from _databases import CPUS, ask, choose_databases, scratch_database
-from django.conf import settings
-
-# Workers that are not forked import this file again, and find the same database by this variable.
-DATABASES_VARIABLE = "BACKFILL_TABLE_DATABASES"
+from _databases import CPUS, ask, choose_database, scratch_database, set_up
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,17 +30,9 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
-    CLEAN_UP = ExitStack()
-    atexit.register(CLEAN_UP.close)
-    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, "backfill_table", CLEAN_UP))
+    choose_database(ARGUMENTS.database, "backfill_table")
 
-settings.configure(
-    INSTALLED_APPS=["documents"],
-    DATABASES=json.loads(os.environ.get(DATABASES_VARIABLE, "{}")),
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-    USE_TZ=True,
-)
-django.setup()
+set_up(INSTALLED_APPS=["documents"])
 
 from django.core.management import call_command  # noqa: E402
 from django.db.models import QuerySet  # noqa: E402

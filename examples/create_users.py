@@ -11,22 +11,13 @@ At the end SQL is asked whether every promise was kept; the exit status is 0 onl
 from __future__ import annotations
 
 import argparse
-import atexit
 import concurrent.futures
 import hashlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
-import django
-from _databases import CPUS, ask, choose_databases, scratch_database
-from django.conf import settings
-
-# Workers that are not forked import this file again, and find the same database by this variable.
-DATABASES_VARIABLE = "CREATE_USERS_DATABASES"
+from _databases import CPUS, ask, choose_database, scratch_database, set_up
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,21 +32,13 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
-    CLEAN_UP = ExitStack()
-    atexit.register(CLEAN_UP.close)
-    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, "create_users", CLEAN_UP))
+    choose_database(ARGUMENTS.database, "create_users")
 
-settings.configure(
-    SECRET_KEY="only for this example",
-    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
-    DATABASES=json.loads(os.environ.get(DATABASES_VARIABLE, "{}")),
-    USE_TZ=True,
-)
-django.setup()
+set_up(SECRET_KEY="only for this example", INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"])
 
 from django.contrib.auth.models import Group, User  # noqa: E402
 from django.core.management import call_command  # noqa: E402
-from django.db import connection, connections, models  # noqa: E402
+from django.db import Error, connection, connections, models  # noqa: E402
 from django.db.models.signals import post_save  # noqa: E402
 from django.dispatch import receiver  # noqa: E402
 
@@ -108,7 +91,7 @@ def plain_loop(arguments: argparse.Namespace) -> int:
     for row in rows(arguments.users):
         try:
             create_user(row)
-        except django.db.Error:
+        except Error:
             failed += 1
     return failed
 

@@ -12,23 +12,14 @@ fed again. At the end SQL is asked whether every promise was kept; the exit stat
 from __future__ import annotations
 
 import argparse
-import atexit
 import csv
-import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
-import django
-from _databases import CPUS, ask, choose_databases, scratch_database
-from django.conf import settings
-
-# Workers that are not forked import this file again, and find the same database by this variable.
-DATABASES_VARIABLE = "IMPORT_CSV_DATABASES"
+from _databases import CPUS, ask, choose_database, scratch_database, set_up
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,18 +33,9 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
-    CLEAN_UP = ExitStack()
-    atexit.register(CLEAN_UP.close)
-    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, "import_csv", CLEAN_UP))
+    choose_database(ARGUMENTS.database, "import_csv")
 
-settings.configure(
-    SECRET_KEY="only for this example",
-    INSTALLED_APPS=[],
-    DATABASES=json.loads(os.environ.get(DATABASES_VARIABLE, "{}")),
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-    USE_TZ=True,
-)
-django.setup()
+set_up(SECRET_KEY="only for this example", INSTALLED_APPS=[])
 
 from django.db import connection, models  # noqa: E402
 from django.db.models.signals import post_save  # noqa: E402

@@ -11,19 +11,11 @@ DATABASE_URL. At the end SQL is asked whether every promise was kept; the exit s
 from __future__ import annotations
 
 import argparse
-import atexit
-import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-import django
-from _databases import CPUS, ask, choose_databases, scratch_database
-from django.conf import settings
-
-# The workers of a cluster that is started here import this file again, and find the same database by this variable.
-DATABASES_VARIABLE = "ON_DASK_DATABASES"
+from _databases import CPUS, ask, choose_database, scratch_database, set_up
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,17 +29,9 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
-    CLEAN_UP = ExitStack()
-    atexit.register(CLEAN_UP.close)
-    os.environ[DATABASES_VARIABLE] = json.dumps(choose_databases(ARGUMENTS.database, "on_dask", CLEAN_UP))
+    choose_database(ARGUMENTS.database, "on_dask")
 
-settings.configure(
-    INSTALLED_APPS=["documents"],
-    DATABASES=json.loads(os.environ.get(DATABASES_VARIABLE, "{}")),
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-    USE_TZ=True,
-)
-django.setup()
+set_up(INSTALLED_APPS=["documents"])
 
 from django.core.management import call_command  # noqa: E402
 from documents.models import Document  # noqa: E402

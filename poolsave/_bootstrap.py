@@ -17,7 +17,7 @@ from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 
 from .errors import InvalidOperation
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "settings_by_origin"]
 
 NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
 """Of settings that were overridden at run time: databases go separately, and apps are populated once per process."""
@@ -52,7 +52,7 @@ class Surroundings:
         from django.utils import timezone, translation
 
         language = translation.get_language() if settings.USE_I18N else None
-        module, configured, overridden = _settings_by_origin()
+        module, configured, overridden = settings_by_origin()
         packed, unsendable = _pack_each(configured)
         return cls(
             settings_module=module,
@@ -140,7 +140,7 @@ def _differ(name: str, values: dict[str, Any]) -> bool:
     return name != "DATABASES" and bool(values.get(name, missing) != _configured_here.get(name, missing))
 
 
-def _settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+def settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
     """The settings module, or what `settings.configure()` was given, and what has been overridden since."""
     layers: list[dict[str, Any]] = []
     wrapped: Any = settings._wrapped  # type: ignore[misc]

@@ -15,7 +15,7 @@ from ._engine import Engine
 from ._fused import Dropped, FusedJob
 from ._sources import Source
 from ._stages import Fused
-from .executors import Died, Executor
+from .executors import Died, Executor, ProcessExecutor
 from .outcomes import Outcome, Status
 
 __all__ = ["Belt", "End", "Hop", "Origin", "Traveller"]
@@ -171,6 +171,11 @@ class Hop(Engine):
         """Whether there is something to do without waiting."""
         due_here = self._executor.inline and self.is_busy
         return due_here or bool(self._aside) or (self._source.ready and self._has_room())
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether its start may fork this process."""
+        return isinstance(self.executor, ProcessExecutor)
 
     def stay_ahead_of(self, other: Hop) -> None:
         """Take no more than the next hop has use for at its present speed."""

@@ -19,20 +19,8 @@ from .errors import InvalidOperation
 __all__ = ["forget_inherited", "hold_wrappers"]
 
 _left_behind: list[object] = []
-
-
-class _Fork:
-    """Whether this process was forked, and has what it inherited by that."""
-
-    unforgotten = False
-
-
-def _note_fork() -> None:
-    _Fork.unforgotten = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+_nothing_inherited = {os.getpid()}
+"""Processes that have forgotten what they inherited, and the one that has imported this, which inherited nothing."""
 
 
 def hold_wrappers() -> tuple[object, ...]:
@@ -54,9 +42,9 @@ def forget_inherited(held: Iterable[object] = ()) -> None:
 
     Once, and not in a process that nobody has forked: other threads of it may be in the middle of something.
     """
-    if not _Fork.unforgotten:
+    if os.getpid() in _nothing_inherited:
         return
-    _Fork.unforgotten = False
+    _nothing_inherited.add(os.getpid())
     _left_behind.extend(held)
     sqlite = open_sqlite_files()
     handlers: tuple[Any, ...] = (connections, caches)

@@ -73,7 +73,7 @@ class Line:
         """Start the workers of all hops: own processes first, so that they are not forked beside others' threads."""
         self._close_belts()
         started = [hop for hop in self._hops if not hop.finished]  # none if there is no input
-        for hop in sorted(started, key=lambda hop: (not hop.executor.can_kill, hop.executor.shares_memory)):
+        for hop in sorted(started, key=lambda hop: (not hop.may_fork, hop.executor.shares_memory)):
             hop.start()
         self._bell = Bell()
         for hop in started:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import django
-from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
+
+from ._bootstrap import settings_by_origin
 
 __all__ = ["Versions"]
 
@@ -26,18 +28,10 @@ class Versions(NamedTuple):
     def here(cls) -> Versions:
         """Those of this process, whether Django is up or not."""
         major, minor = sys.version_info[:2]
-        return cls(metadata.version("poolsave"), f"{major}.{minor}", django.get_version(), _settings_module())
+        module = settings_by_origin()[0] if settings.configured else os.environ.get(ENVIRONMENT_VARIABLE) or None
+        return cls(metadata.version("poolsave"), f"{major}.{minor}", django.get_version(), module)
 
     def differences(self, others: Versions) -> str:
         """What others have another of, as text; empty if that is nothing."""
         pairs = zip(self._fields, self, others, strict=True)
         return ", ".join(f"{name} {there!r} and not {here!r}" for name, here, there in pairs if here != there)
-
-
-def _settings_module() -> str | None:
-    if not settings.configured:
-        return os.environ.get(ENVIRONMENT_VARIABLE) or None
-    wrapped: Any = settings._wrapped  # type: ignore[misc]
-    while isinstance(wrapped, UserSettingsHolder):  # what tests override lies above the module
-        wrapped = wrapped.default_settings
-    return getattr(wrapped, "SETTINGS_MODULE", None)

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from ._carry import Carrier, can_carry
@@ -147,6 +146,8 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
     """
     for name, value in options.items():
         if name not in RULES:
+            from difflib import get_close_matches  # only for what is wrong anyway
+
             near = "".join(f"did you mean {one}=? " for one in get_close_matches(name, RULES, 1))
             raise InvalidOption(name, value, f"{near}there is no such option, only {', '.join(sorted(RULES))}", source)
         accepts, expected = RULES[name]

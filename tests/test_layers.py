@@ -18,7 +18,6 @@ LAYERS = [
         "_pilot",
         "_trials",
         "_drop",
-        "_versions",
         "_psycopg2",
     },
     {
@@ -34,6 +33,7 @@ LAYERS = [
         "_mysql",
         "_defaults",
     },
+    {"_versions"},
     {
         "executors",
         "_inherited",
