@@ -137,7 +137,8 @@ def main():
         command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
         command += ["--nthreads", str(threads), "--no-dashboard"]
         running = [subprocess.Popen(command) for _ in range(workers)]
-        cluster.wait_for_workers(workers)
+        if workers:
+            cluster.wait_for_workers(workers)
         print(cluster.scheduler_address, flush=True)
         while not over.wait(0.05):
             running = [one if one.poll() is None else subprocess.Popen(command) for one in running]

@@ -127,6 +127,67 @@ def test_a_worker_with_other_code_is_refused_by_name_before_anything_runs(addres
     assert on(address, operations.doubles).map([1]).values == [2]
 
 
+def test_a_worker_with_other_code_that_joins_later_is_not_used(monkeypatch):
+    """It is not there yet when all are asked."""
+
+    async def finds_none(_self):
+        return
+
+    monkeypatch.setattr(_dask_cluster.Cluster, "_refuse_strangers", finds_none)
+    with Client(address_of(2, 1), set_as_default=False) as client:
+        client.wait_for_workers(2)
+        (strange, _pid), (_ours, our_pid) = client.run(os.getpid).items()
+        client.run(pretend, "poolsave", "0.0", workers=[strange])
+        try:
+            report = on(client, operations.doubles, chunksize=1, keep="all").map(range(20))
+        finally:
+            client.run(pretend, None, None, workers=[strange])
+    assert {outcome.worker for outcome in report} == {our_pid}
+
+
+def test_a_cluster_without_workers_ends_the_run_after_a_while(monkeypatch):
+    monkeypatch.setattr(_dask_cluster, "PATIENCE", 0.5)
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "tests.dask_cluster", "0", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        with pytest.raises(ClusterUnusable, match="has had no worker for") as caught:
+            on(cluster.stdout.readline().strip(), operations.doubles).map(range(10))
+    finally:
+        cluster.stdin.close()
+        cluster.wait()
+        cluster.stdout.close()
+    assert caught.value.report.succeeded == 0
+    assert caught.value.report.total == caught.value.report.skipped
+
+
+def test_what_a_retired_worker_had_is_lost_and_the_one_that_joins_goes_on(tmp_path):
+    """The cluster starts another one when the first has ended."""
+    path = tmp_path / "file"
+    with Client(address_of(1, 2), set_as_default=False) as client:
+        before = client.run(os.getpid)
+        operation = on(client, operations.waits_for_file, chunksize=1, workers=1, keep="all")
+        outcomes = operation.stream([str(path), str(path)])
+        retires = threading.Thread(target=retire, args=(client, [*before], tmp_path / "file.begun"))
+        retires.start()
+        first = next(outcomes)
+        path.touch()  # so that what it still runs comes to its end, and it with it
+        (second,) = outcomes
+        retires.join()
+    assert first.status is Status.LOST
+    assert second.ok
+    assert second.worker not in before.values()
+
+
+def retire(client, workers, begun):
+    wait_until(begun.exists, seconds=30)
+    client.retire_workers(workers)
+
+
 def test_without_an_address_it_is_refused_and_told_how_to_give_one(settings):
     with pytest.raises(InvalidOption, match=r"POOLSAVE = \{\"dask\": \{\"address\": \"tcp://") as caught:
         operations.doubles.using(executor="dask").map([1])

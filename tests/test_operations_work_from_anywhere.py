@@ -209,6 +209,29 @@ def test_scripts_that_configure_django_themselves_work(tmp_path, script, method)
     assert done.stderr == ""
 
 
+UNGUARDED = """
+    import sys
+    from poolsave import pooled_operation
+
+    @pooled_operation(workers=1, progress=False, transaction=None, start_method=sys.argv[1])
+    def double(number):
+        return 2 * number
+
+    double.map([1])
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_script_without_a_guard_is_told_of_it(tmp_path, method):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(UNGUARDED))
+    done = run_script([str(path), method])
+    assert done.returncode == 1
+    last = done.stderr.rpartition("WorkerDied")[2]
+    assert "before it was at any object" in last
+    assert 'start the run from under if __name__ == "__main__":' in last
+
+
 def run_script(arguments, **options):
     import os
 
