@@ -24,11 +24,14 @@ VARIABLE = "POOLSAVE_EXAMPLE_DATABASES"
 """What tells the workers of a script, those that are not forked import it again, which database it has chosen."""
 
 
+CLEAN_UP = ExitStack()
+"""Belongs to the module: forked workers forget what is registered with `atexit`, and remove what that alone held."""
+
+
 def choose_database(kind: str, name: str) -> None:
     """Have a database that is there for this run only."""
-    clean_up = ExitStack()
-    atexit.register(clean_up.close)
-    os.environ[VARIABLE] = json.dumps(_databases(kind, name, clean_up))
+    atexit.register(CLEAN_UP.close)
+    os.environ[VARIABLE] = json.dumps(_databases(kind, name, CLEAN_UP))
 
 
 def set_up(**settings: Any) -> None:

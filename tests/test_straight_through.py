@@ -222,16 +222,16 @@ def alarm_after(seconds):
         gc.enable()
 
 
-def slow_or_interrupts(number):
+def slow_or_interrupts(number, *, caller):
     if number == 100:
-        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(caller, signal.SIGINT)
     threading.Event().wait(0.001)
     return number
 
 
 def test_an_interrupt_skips_what_has_not_begun():
     with pytest.raises(KeyboardInterrupt) as caught:
-        pure(slow_or_interrupts).using(chunksize=2000, workers=1).map(range(2000))
+        pure(slow_or_interrupts).using(chunksize=2000, workers=1).bind(caller=os.getpid()).map(range(2000))
     report = caught.value.report
     assert report.total == report.succeeded + report.skipped == 2000
     assert 100 < report.succeeded < 1900
