@@ -138,8 +138,10 @@ def kill_in_commit(session):
 
     def kill():
         with contextlib.closing(locker), locker.cursor() as cursor:
-            _until_it_says(cursor, f"SELECT info FROM information_schema.processlist WHERE id = {session}", "COMMIT")
+            found = f"FROM information_schema.processlist WHERE id = {session}"
+            _until_it_says(cursor, f"SELECT info {found}", "COMMIT")
             cursor.execute(f"KILL {session}")
+            _until_it_says(cursor, f"SELECT count(*) {found}", 0)  # or it might get the lock while it dies, and commit
 
     threading.Thread(target=kill).start()
 
