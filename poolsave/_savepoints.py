@@ -7,14 +7,15 @@ On connections that workers opened by psycopg2, both go along with the first sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import Error, connections
 
 __all__ = ["Savepoints"]
+
+R = TypeVar("R")
 
 _numbers = count()
 
@@ -27,9 +28,8 @@ class Savepoints:
         self.connections: list[Any] = [connections[alias] for alias in aliases]
         self._last = [_Last(connection) for connection in self.connections]
 
-    @contextmanager
-    def around_object(self) -> Iterator[None]:
-        """Undo what is done within if it raises, on every alias.
+    def around(self, call: Callable[[], R]) -> R:
+        """Call it, and undo what it did if it raises, on every alias.
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
         """
@@ -39,7 +39,7 @@ class Savepoints:
             for last in self._last:
                 last.begin(mark)
                 begun += 1
-            yield
+            return call()
         except BaseException:
             for last in self._last[:begun]:
                 last.undo(mark)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from ._savepoints import Savepoints
 from ._sqlstates import is_transient, ran_out_of_time
@@ -27,6 +28,9 @@ from .executors.protocol import Marks
 from .outcomes import Status
 
 __all__ = ["End", "Undone", "commit_together"]
+
+
+R = TypeVar("R")
 
 
 class End(NamedTuple):
@@ -111,12 +115,16 @@ def _one(
 
 def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
     try:
-        with savepoints.around_object():
-            value = call()
-            refuse_doomed(savepoints.connections)
+        value = savepoints.around(partial(_surely, call, savepoints.connections))
     except BaseException as error:  # whatever a user's function raises is that object's failure
         return Attempt(Status.FAILED, error=error)
     return Attempt(Status.SUCCEEDED, value)
+
+
+def _surely(call: Callable[[], R], used: Iterable[Any]) -> R:
+    value = call()
+    refuse_doomed(used)
+    return value
 
 
 def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:

@@ -81,7 +81,7 @@ def commit_alone(
     if error is None:
         try:
             value = call()
-            refuse_doomed(connections[alias] for alias in aliases)
+            refuse_doomed(entered.connections)
             note = note_transaction(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
@@ -103,8 +103,10 @@ class Entered(NamedTuple):
     """The atomic blocks that were opened, one per alias."""
 
     blocks: list[transaction.Atomic]
-    owned: list[str]
-    """Aliases whose transaction began with the block. The others are inside a transaction of the caller's, whose
+    connections: list[Any]
+    """Those of the blocks."""
+    owned: list[Any]
+    """Connections whose transaction began with the block. The others are inside a transaction of the caller's, whose
     commit is the caller's affair, and so are its callbacks."""
     error: BaseException | None = None
     """What went wrong on the way."""
@@ -118,18 +120,21 @@ class Entered(NamedTuple):
 def enter(aliases: Sequence[str]) -> Entered:
     """Open an atomic block on every alias, as far as that is possible."""
     blocks: list[transaction.Atomic] = []
-    owned: list[str] = []
+    used: list[Any] = []
+    owned: list[Any] = []
     try:
         for alias in aliases:
             connection = connections[alias]
-            if not connection.in_atomic_block and connection.get_autocommit():
-                owned.append(alias)
+            is_outermost = not connection.in_atomic_block and connection.get_autocommit()
             block = transaction.atomic(using=alias)
             block.__enter__()
             blocks.append(block)
+            used.append(connection)
+            if is_outermost:
+                owned.append(connection)
     except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
-        return Entered(blocks, owned[: len(blocks)], error)
-    return Entered(blocks, owned)
+        return Entered(blocks, used, owned, error)
+    return Entered(blocks, used, owned)
 
 
 def refuse_doomed(used: Iterable[Any]) -> None:
@@ -211,14 +216,14 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
     return Attempt(Status.FAILED, error=error, retry=is_transient(error))
 
 
-def take_callbacks(aliases: Sequence[str]) -> list[Callable[[], object]]:
+def take_callbacks(used: Iterable[Any]) -> list[Callable[[], object]]:
     """Take the `on_commit` callbacks away from Django, which would run them inside the block's exit, where an error
     of theirs looks like one of COMMIT."""
     taken: list[Callable[[], object]] = []
-    for alias in aliases:
-        connection = connections[alias]
-        taken += [entry[1] for entry in connection.run_on_commit]
-        connection.run_on_commit = []
+    for connection in used:
+        if connection.run_on_commit:
+            taken += [entry[1] for entry in connection.run_on_commit]
+            connection.run_on_commit = []
     return taken
 
 
