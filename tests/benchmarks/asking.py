@@ -120,6 +120,12 @@ QUESTIONS = [
     ),
     (
         "waiting",
+        "16 threads, chunk: times as fast as the loop",
+        ">= 8",
+        times_as_fast(CHUNK, contender="poolsave thread"),
+    ),
+    (
+        "waiting",
         "16 threads, atomic() in the function: times as fast as the loop",
         ">= 8",
         times_as_fast(NONE, contender="poolsave thread"),

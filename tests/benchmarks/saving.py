@@ -85,6 +85,7 @@ def waiting(quick):
     with_poolsave = [
         (workloads.wait_and_create_user_at_once, {"executor": "thread", "transaction": None}),
         (function, {"executor": "thread", "transaction": "object"}),
+        (function, {"executor": "thread", "transaction": "chunk"}),
         (function, {"executor": "process", "transaction": "object"}),
         (function, {"executor": "auto", "transaction": "object"}),
     ]
@@ -93,7 +94,8 @@ def waiting(quick):
         title=f"Set-up code that waits ({count:,})",
         about="5 ms of waiting before the save of a user as above, on PostgreSQL, with 16 workers (the article has 4). "
         "With `transaction=None` the function has an `atomic()` of its own, around the save and not "
-        "around the wait; the pipeline waits in 16 threads and saves in as many processes as there are CPUs. "
+        "around the wait, and with `object` and `chunk` the transaction waits, too; the pipeline waits in 16 threads "
+        "and saves in as many processes as there are CPUs. "
         "The loop does a fifth of the objects, and its seconds are multiplied by five.",
         cells=[
             Cell(
