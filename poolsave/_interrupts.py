@@ -19,7 +19,7 @@ a third of what a run over one object costs."""
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a process that left because of SIGTERM."""
-DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _signal.SIG_DFL}
 
 
 class Interrupts:
@@ -33,22 +33,27 @@ class Interrupts:
     def __init__(self, notice: Callable[[], None], *, at_once: Callable[[int], bool]) -> None:
         self._notice = notice
         self._at_once = at_once
-        self._before: dict[signal.Signals, Any] = {}
+        self._taken: list[signal.Signals] = []
+        self._entered = False
         self.count = 0
         self._last = signal.SIGINT
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for signum, default in DEFAULTS.items():
+            for signum in DEFAULTS:
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
-                if _signal.getsignal(signum) == default:
-                    self._before[signum] = _signal.signal(signum, self._handle)
+                if _is_free(signum):
+                    self._taken.append(signum)
+                    _signal.signal(signum, self._handle)
+        self._entered = True
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        while self._before:
-            _signal.signal(*self._before.popitem())
+        self._entered = False
+        while self._taken:
+            signum = self._taken.pop()
+            _signal.signal(signum, DEFAULTS[signum])
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -60,12 +65,28 @@ class Interrupts:
             self.__enter__()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.is_left_behind:
+            _signal.signal(signum, DEFAULTS[signal.Signals(signum)])
+            signal.raise_signal(signum)
+            return
         self.count += 1
         self._last = signal.Signals(signum)
         if self._at_once(self.count):
             raise self.as_exception()
         self._notice()
 
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether its handlers are only still there because an exception of another signal's handler, a time limit's
+        say, came while they were set or taken away."""
+        return not self._entered
+
     def as_exception(self) -> BaseException:
         """What the last signal does to a Python program: KeyboardInterrupt, or SystemExit with status 143."""
         return SystemExit(TERMINATED) if self._last is signal.SIGTERM else KeyboardInterrupt()
+
+
+def _is_free(signum: signal.Signals) -> bool:
+    found = _signal.getsignal(signum)
+    owner = getattr(found, "__self__", None)
+    return found == DEFAULTS[signum] or (isinstance(owner, Interrupts) and owner.is_left_behind)

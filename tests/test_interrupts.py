@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,51 @@ def test_a_handler_of_the_program_is_left_in_place():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Alarm(Exception):
+    """What a handler of the program's own raises, between any two instructions."""
+
+
+@pytest.fixture(params=["while they are set", "while they are taken away"])
+def left_behind(request, monkeypatch):
+    """Handlers of a run that has ended."""
+    from poolsave import _interrupts
+
+    def signal_or_alarm(signum, handler):
+        sets = callable(handler) and handler is not signal.default_int_handler
+        if sets:
+            signal.signal(signum, handler)
+        if sets == (request.param == "while they are set"):
+            raise Alarm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_interrupts, "_signal", SimpleNamespace(getsignal=signal.getsignal, signal=signal_or_alarm))
+        with pytest.raises(Alarm), _interrupts.Interrupts(lambda: None, at_once=lambda _count: False):
+            pass
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("left_behind")
+def test_handlers_that_were_left_behind_are_as_good_as_none():
+    from poolsave._interrupts import Interrupts
+
+    with Interrupts(lambda: None, at_once=lambda _count: False) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.count == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("left_behind")
+def test_and_let_a_signal_do_what_it_does_elsewhere():
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 BLOCK = """

@@ -181,6 +181,9 @@ def test_an_alarm_in_the_caller_s_own_thread_runs_nothing_twice_and_costs_one_ob
             assert {failure.item for failure in report.failures} >= set(range(40_000)) - set(called)
         assert called == sorted(set(called))
     assert ended["object"] > 0
+    pure(called.append).map([1])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 class Deafened(executors.SerialExecutor):
