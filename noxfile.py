@@ -13,7 +13,7 @@ GRID = [
     ("3.13", "6.1", "psycopg"),
     ("3.14", "6.1", "psycopg"),
 ]
-LEFT_OUT = {"3.12": "not spawn and not mariadb and not dask"}
+LEFT_OUT = {"3.12": "not spawn and not forkserver and not loky and not mariadb and not dask"}
 """What stands between two legs need not try again what is the same on both."""
 EXTRAS = {"psycopg2": "test,bench,mariadb", "psycopg": "test,bench,psycopg,mariadb"}
 
