@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -34,11 +34,18 @@ class Interrupts:
         self._notice = notice
         self._at_once = at_once
         self._taken: list[signal.Signals] = []
-        self._entered = False
+        self._owner: FrameType | None = None
+        """Who has entered: the handlers are for as long as that runs, whatever becomes of the leaving."""
         self.count = 0
         self._last = signal.SIGINT
 
     def __enter__(self) -> Interrupts:
+        self.enter_for(sys._getframe(1))
+        return self
+
+    def enter_for(self, owner: FrameType) -> None:
+        """Enter for whoever runs in that frame."""
+        self._owner = owner
         if threading.current_thread() is threading.main_thread():
             for signum in DEFAULTS:
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
@@ -46,26 +53,19 @@ class Interrupts:
                 if _is_free(signum):
                     self._taken.append(signum)
                     _signal.signal(signum, self._handle)
-        self._entered = True
-        return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        self._entered = False
         while self._taken:
             signum = self._taken.pop()
             _signal.signal(signum, DEFAULTS[signum])
+        self._owner = None  # or a generator that is suspended and dropped would keep itself alive
 
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
+    def suspended(self) -> Suspension:
         """Let signals do what they do elsewhere, while the caller's own code runs."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
+        return Suspension(self)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.is_left_behind:
+        if self.is_left_behind(frame):
             _signal.signal(signum, DEFAULTS[signal.Signals(signum)])
             signal.raise_signal(signum)
             return
@@ -75,18 +75,37 @@ class Interrupts:
             raise self.as_exception()
         self._notice()
 
-    @property
-    def is_left_behind(self) -> bool:
-        """Whether its handlers are only still there because an exception of another signal's handler, a time limit's
-        say, came while they were set or taken away."""
-        return not self._entered
+    def is_left_behind(self, frame: FrameType | None) -> bool:
+        """Whether its handlers are still there although nobody runs, on the stack of this frame, whom they are for.
+
+        An exception of another signal's handler, a time limit's say, may come at any moment, also before they are taken
+        away or in the middle of it, so that nothing that is noted by then would tell.
+        """
+        while frame is not None:
+            if frame is self._owner:
+                return False
+            frame = frame.f_back
+        return True
 
     def as_exception(self) -> BaseException:
         """What the last signal does to a Python program: KeyboardInterrupt, or SystemExit with status 143."""
         return SystemExit(TERMINATED) if self._last is signal.SIGTERM else KeyboardInterrupt()
 
 
+class Suspension:
+    """What is entered to leave, and left to enter again."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._interrupts.__exit__()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._interrupts.enter_for(sys._getframe(1))
+
+
 def _is_free(signum: signal.Signals) -> bool:
     found = _signal.getsignal(signum)
     owner = getattr(found, "__self__", None)
-    return found == DEFAULTS[signum] or (isinstance(owner, Interrupts) and owner.is_left_behind)
+    return found == DEFAULTS[signum] or (isinstance(owner, Interrupts) and owner.is_left_behind(sys._getframe()))

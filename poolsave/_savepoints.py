@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from django.db import Error, connections
+from django.db import Error
+
+from ._transactions import refuse_doomed
 
 __all__ = ["Savepoints"]
 
@@ -24,12 +26,13 @@ class Savepoints:
     """Those of one transaction, on all its aliases. No block of `atomic()` is around an object, but what Django keeps
     for one (the callbacks that go with a savepoint, and whether only a rollback is possible) is kept as it would be."""
 
-    def __init__(self, aliases: Sequence[str]) -> None:
-        self.connections: list[Any] = [connections[alias] for alias in aliases]
-        self._last = [_Last(connection) for connection in self.connections]
+    def __init__(self, used: Sequence[Any]) -> None:
+        """`used`: the connections that the transaction is on."""
+        self.connections = used
+        self._last = [_Last(connection) for connection in used]
 
     def around(self, call: Callable[[], R]) -> R:
-        """Call it, and undo what it did if it raises, on every alias.
+        """Call it, and undo what it did if it raises or could only be rolled back, on every alias.
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
         """
@@ -39,7 +42,9 @@ class Savepoints:
             for last in self._last:
                 last.begin(mark)
                 begun += 1
-            return call()
+            value = call()
+            refuse_doomed(self.connections)
+            return value
         except BaseException:
             for last in self._last[:begun]:
                 last.undo(mark)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ._savepoints import Savepoints
 from ._sqlstates import is_transient, ran_out_of_time
@@ -28,9 +27,6 @@ from .executors.protocol import Marks
 from .outcomes import Status
 
 __all__ = ["End", "Undone", "commit_together"]
-
-
-R = TypeVar("R")
 
 
 class End(NamedTuple):
@@ -65,7 +61,7 @@ def commit_together(
         roll_back(entered.blocks, entered.error)
         return Undone(halve=False)
     ran: list[tuple[End, list[Callable[[], object]]]] = []
-    savepoints = Savepoints(aliases)
+    savepoints = Savepoints(entered.connections)
     try:
         ran += [_one(call, marks, first + place, savepoints, entered) for place, call in enumerate(calls)]
         refuse_doomed(savepoints.connections)
@@ -115,16 +111,10 @@ def _one(
 
 def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
     try:
-        value = savepoints.around(partial(_surely, call, savepoints.connections))
+        value = savepoints.around(call)
     except BaseException as error:  # whatever a user's function raises is that object's failure
         return Attempt(Status.FAILED, error=error)
     return Attempt(Status.SUCCEEDED, value)
-
-
-def _surely(call: Callable[[], R], used: Iterable[Any]) -> R:
-    value = call()
-    refuse_doomed(used)
-    return value
 
 
 def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:

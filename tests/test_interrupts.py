@@ -108,22 +108,32 @@ class Alarm(Exception):
     """What a handler of the program's own raises, between any two instructions."""
 
 
-@pytest.fixture(params=["while they are set", "while they are taken away"])
+@pytest.fixture(params=["while they are set", "while they are taken away", "before they are"])
 def left_behind(request, monkeypatch):
     """Handlers of a run that has ended."""
     from poolsave import _interrupts
+
+    class Unleavable(_interrupts.Interrupts):
+        def __exit__(self, *_exc_info):
+            if request.param == "before they are":
+                raise Alarm
+            super().__exit__()
+
+    def runs():
+        with Unleavable(lambda: None, at_once=lambda _count: False):
+            pass
 
     def signal_or_alarm(signum, handler):
         sets = callable(handler) and handler is not signal.default_int_handler
         if sets:
             signal.signal(signum, handler)
-        if sets == (request.param == "while they are set"):
+        if {True: "while they are set", False: "while they are taken away"}[sets] == request.param:
             raise Alarm
 
     with monkeypatch.context() as patch:
         patch.setattr(_interrupts, "_signal", SimpleNamespace(getsignal=signal.getsignal, signal=signal_or_alarm))
-        with pytest.raises(Alarm), _interrupts.Interrupts(lambda: None, at_once=lambda _count: False):
-            pass
+        with pytest.raises(Alarm):
+            runs()
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
