@@ -58,7 +58,7 @@ class Interrupts:
         while self._taken:
             signum = self._taken.pop()
             _signal.signal(signum, DEFAULTS[signum])
-        self._owner = None  # or a generator that is suspended and dropped would keep itself alive
+        self._owner = None  # whose locals would live on
 
     def suspended(self) -> Suspension:
         """Let signals do what they do elsewhere, while the caller's own code runs."""
