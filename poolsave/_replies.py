@@ -58,11 +58,14 @@ class Reply(NamedTuple):
     worker: int | str
     spent: Spent
 
-    def to_bytes(self) -> bytes:
-        """Pickle it; every value was sealed and every error is a record, so this cannot fail."""
+    def to_bytes(self, *, plain: bool = False) -> bytes:
+        """Pickle it; every value was sealed and every error is a record, so this cannot fail.
+
+        `plain`: whether it is known that no value had to be sealed.
+        """
         began, times = packed_seconds(self.seconds)
         rest = (self.offset, began, times, self.troubles, self.worker, tuple(self.spent))
-        if PLAIN.issuperset(map(type, self.values)):
+        if plain or PLAIN.issuperset(map(type, self.values)):
             return pickle.dumps((self.values, {}, *rest), pickle.HIGHEST_PROTOCOL)
         return pickle.dumps((*split(self.values), *rest), pickle.HIGHEST_PROTOCOL)
 
@@ -120,11 +123,11 @@ class Collector:
         told = pack_error(error) if self.crosses else error
         return Trouble(attempt.status, told, text, attempts, note=attempt.note)
 
-    def add_brisk(self, values: list[Any], ends: array[float], failure: BaseException | None) -> Any:
+    def add_brisk(self, values: list[Any], ends: array[float], failure: BaseException | None, *, plain: bool) -> Any:
         """Give the reply for objects that ran one right after the other, the last of which may have failed."""
         attempt = Attempt(Status.FAILED, error=failure)
         troubles = {} if failure is None else {len(values) - 1: self._trouble(attempt, 1)}
-        return self._reply(values, Laps(self.since, ends), troubles, now=ends[-1])
+        return self._reply(values, Laps(self.since, ends), troubles, now=ends[-1], plain=plain)
 
     def due(self, now: float) -> bool:
         """Whether what was gathered should wait no longer: failures never wait."""
@@ -142,13 +145,19 @@ class Collector:
         return reply
 
     def _reply(
-        self, values: list[Any], seconds: array[float] | Laps, troubles: dict[int, Trouble], *, now: float
+        self,
+        values: list[Any],
+        seconds: array[float] | Laps,
+        troubles: dict[int, Trouble],
+        *,
+        now: float,
+        plain: bool = False,
     ) -> Any:
         spent = Spent(self._waited, now - self.since, self._committed, self.timed_out, self.longest)
         reply = Reply(self._offset, values, seconds, troubles, self._worker, spent)
         self._offset += len(values)
         self._waited, self.since, self.longest = 0.0, now, 0.0
-        return reply.to_bytes() if self.crosses else reply
+        return reply.to_bytes(plain=plain) if self.crosses else reply
 
 
 def packed_seconds(seconds: array[float] | Laps) -> tuple[float | None, bytes]:

@@ -141,7 +141,9 @@ class Statistics:
             self._look_for_slow_ones(batch)
 
     def _look_for_slow_ones(self, batch: Batch) -> None:
-        for place, lap in enumerate(_laps(batch.seconds, len(batch.values))):
+        floor = self._slowest[0].seconds if len(self._slowest) == SLOWEST else -1.0
+        laps = enumerate(_laps(batch.seconds, len(batch.values)))
+        for place, lap in [(place, lap) for place, lap in laps if lap > floor]:
             if len(self._slowest) < SLOWEST or lap > self._slowest[0].seconds:
                 found = SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
                 self._slowest = sorted([*self._slowest, found], key=attrgetter("seconds"))[-SLOWEST:]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import Status, executors, pooled_operation
+from poolsave import Status, _straight, executors, pooled_operation
 from poolsave._jobs import call_with_object
 from poolsave._replies import Collector, Reply
 from poolsave._straight import StraightRun
@@ -25,17 +25,30 @@ pure = pooled_operation(transaction=None, workers=2, progress=False, start_metho
 kinds = st.sampled_from(["value", "list", "error", "lock"])
 
 
+@contextmanager
+def every_object_tiny(*, wanted=True):
+    """All but the first count as too brisk for a look at the clock after each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if wanted:
+            patch.setattr(_straight, "TINY", 3600.0)
+            patch.setattr(_straight, "FIRST_GLANCE", -1.0)
+        yield
+
+
 def act(kind):
     if kind == "error":
         raise ValueError(kind)
     return {"value": 1, "list": [1], "lock": threading.Lock()}[kind]
 
 
-@given(st.lists(kinds, max_size=30), st.booleans())
-def test_every_object_is_answered_for_once_and_in_order(objects, crosses):
+@given(st.lists(kinds, max_size=50), st.booleans(), st.booleans())
+def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
     replies = []
     collector = Collector("w", 0.0, crosses=crosses)
-    begun = StraightRun(act, Flag(), collector, lambda body, final: replies.append((body, final))).run(objects)
+    began = time.perf_counter()
+    with every_object_tiny(wanted=tiny):
+        begun = StraightRun(act, Flag(), collector, lambda body, final: replies.append((body, final))).run(objects)
+    took = time.perf_counter() - began
     assert begun == len(objects)
     answers = [Reply.from_bytes(body) if crosses else body for body, _final in replies]
     assert [answer.offset for answer in answers] == [
@@ -46,6 +59,9 @@ def test_every_object_is_answered_for_once_and_in_order(objects, crosses):
     failed = {answer.offset + place for answer in answers for place in answer.troubles}
     bad = {"error", "lock"} if crosses else {"error"}
     assert failed == {place for place, kind in enumerate(objects) if kind in bad}
+    laps = [lap for answer in answers for lap in answer.seconds]
+    assert all(lap >= 0 for lap in laps)
+    assert sum(laps) <= took
 
 
 def test_a_failure_is_told_before_its_mark_says_that_it_returned():
@@ -77,6 +93,32 @@ def test_a_worker_that_dies_among_brisk_objects_costs_one():
     )
     assert (report.lost, report.succeeded, report.total) == (1, 490, 491)
     assert report.failures[0].item == 3
+
+
+def test_a_worker_that_dies_among_tiny_objects_costs_one():
+    with every_object_tiny():
+        report = operations.kills_itself.using(chunksize=500, start_method="fork").map([*range(10, 300), 3, *range(9)])
+    assert (report.lost, report.failures[0].index) == (2, 290)  # and the 3 of the last nine
+    assert report.succeeded == report.total - 2
+
+
+def pause_at_100(number):
+    if number == 100:
+        time.sleep(0.05)
+
+
+def test_tiny_objects_are_timed_together_and_nothing_of_their_time_is_lost():
+    replies = []
+    with every_object_tiny():
+        run = StraightRun(
+            pause_at_100, Flag(), Collector("w", 0.0, crosses=False), lambda body, _: replies.append(body)
+        )
+        run.run(range(200))
+    laps = [lap for reply in replies for lap in reply.seconds]
+    slow = [place for place, lap in enumerate(laps) if lap >= 0.05]
+    assert len(slow) == 1
+    assert 100 <= slow[0] < 100 + _straight.MANY
+    assert laps.count(0.0) > 100
 
 
 grown = []
