@@ -130,7 +130,7 @@ def unseal(value: Any) -> Any:
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
-    if PLAIN.issuperset(map(type, objects)):
+    if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)):
         return pickle.dumps((objects, {}), pickle.HIGHEST_PROTOCOL), {}
     errors: dict[int, BaseException] = {}
     column: list[Any] = []

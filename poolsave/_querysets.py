@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from django.db import router
@@ -82,7 +82,7 @@ class RowSource(IterableSource):
     def remaining(self) -> int | None:
         return self._keys.read - self._handed if self._keys.all_read else None
 
-    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         return super().gather(min(size, LONGEST_RANGE), idle=idle)
 
 

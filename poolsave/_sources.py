@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 import queue
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-__all__ = ["IterableSource", "QueueSource", "Source"]
+__all__ = ["IterableSource", "QueueSource", "Source", "source_of"]
 
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
@@ -30,7 +30,7 @@ class Source(Protocol):
         """Whether more may be had at once, so that there is no need to wait for the workers."""
         ...
 
-    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         """Give the next chunk of up to `size` objects; None if it is not complete yet and no worker idles."""
         ...
 
@@ -82,7 +82,7 @@ class IterableSource:
     def remaining(self) -> int | None:
         return None if self._total is None else max(0, self._total - self._handed)
 
-    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         if not self._ended and not self._holds_back():
             self._fill(size, idle=idle)
         complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
@@ -135,6 +135,25 @@ class IterableSource:
         return rest
 
 
+class RangeSource(IterableSource):
+    """Numbers, handed out as ranges, which are sent to workers without being written out."""
+
+    def __init__(self, numbers: range) -> None:
+        super().__init__(numbers)
+        self._numbers = numbers
+
+    def gather(self, size: int, *, idle: bool) -> range | None:
+        chunk = self._numbers[self._handed : self._handed + size]
+        self._handed += len(chunk)
+        self._ended = not self._numbers[self._handed :]
+        return chunk or None
+
+
+def source_of(objects: Iterable[Any]) -> IterableSource:
+    """The source for what a run was given."""
+    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
+
+
 class QueueSource:
     """Objects that another thread puts in one by one."""
 
@@ -159,7 +178,7 @@ class QueueSource:
     def remaining(self) -> int | None:
         return None
 
-    def gather(self, size: int, *, idle: bool) -> list[Any] | None:
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         if not idle and not self._closed and self._queue.qsize() < size:
             return None
         return self._take(size) or None
@@ -183,3 +202,5 @@ def _length(objects: Iterable[Any]) -> int | None:
     except TypeError:
         found = operator.length_hint(objects, -1)
         return found if found >= 0 else None
+    except OverflowError:  # a range of more numbers than any list could have
+        return None

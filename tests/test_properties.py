@@ -1,5 +1,8 @@
 """The serial executor, and before it a plain loop, is the oracle for all others."""
 
+from contextlib import closing
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +58,34 @@ def test_map_equals_a_plain_loop(objects, patterns, pool, layout):
     assert [(failure.item, failure.error.args) for failure in report.failures] == [
         (numbered[index], (index,)) for index, value in expected(numbered, patterns) if value is None
     ]
+
+
+ranges = st.builds(range, st.integers(-20, 20), st.integers(-20, 60), st.integers(-3, 3).filter(bool))
+
+
+@many
+@given(ranges, failure_patterns, pools, layouts)
+def test_a_range_is_as_good_as_the_list_of_its_numbers(numbers, patterns, pool, layout):
+    @pooled_operation(transaction=None, progress=False)
+    def check(number):
+        if patterns[number % len(patterns)]:
+            raise LookupError(number)
+        return number
+
+    report = check.using(**pool, **layout).map(numbers)
+    ends = [(number, not patterns[number % len(patterns)]) for number in numbers]
+    assert [outcome.index for outcome in report] == list(range(len(numbers)))
+    assert report.values == [number for number, good in ends if good]
+    assert [failure.item for failure in report.failures] == [number for number, good in ends if not good]
+    assert report.total == len(numbers)
+    if layout["keep"] == "all":
+        assert [outcome.item for outcome in report] == list(numbers)
+
+
+@pytest.mark.parametrize("pool", [{"executor": "serial"}, {"start_method": "fork"}], ids=str)
+def test_a_range_may_have_more_numbers_than_can_be_counted(pool):
+    with closing(pooled_operation(transaction=None, progress=False)(abs).using(**pool).stream(range(10**30))) as ends:
+        assert min(next(ends).value for _ in range(100)) == 0
 
 
 @many
