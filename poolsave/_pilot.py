@@ -21,9 +21,9 @@ DISPATCH = 0.00002
 SHARE_OF_BOUND = 0.5
 """How much of the speed-up that is possible at most is expected: there are things that nobody has measured, such as a
 database server on the same machine, which wants the same CPUs."""
-LOCKED = 0.5
-"""Share of an object's time inside SQLite's only write lock from which a pool is not expected to be faster: workers
-that wait for that lock ask for it again and again, and sleep in between."""
+LOCKED = 0.28
+"""Share of an object's time inside SQLite's only write lock from which a pool is not expected to be faster, as two
+workers have been found to be: who waits for that lock asks for it again and again, and sleeps in between."""
 SHORTEST, LONGEST = 0.15, 0.6
 """Seconds for which a pool is watched until it is judged: if its speed is clearly another, and at most."""
 CLEARLY, HOPELESSLY = 1.3, 0.5
