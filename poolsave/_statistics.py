@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from heapq import nlargest
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from ._batches import Batch, Laps
@@ -25,7 +26,7 @@ TELLING = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SlowObject:
-    """One of the objects that took longest."""
+    """One of the objects that took longest, or the last of eight of which one did (see `Outcome.seconds`)."""
 
     seconds: float
     index: int
@@ -141,12 +142,12 @@ class Statistics:
             self._look_for_slow_ones(batch)
 
     def _look_for_slow_ones(self, batch: Batch) -> None:
-        floor = self._slowest[0].seconds if len(self._slowest) == SLOWEST else -1.0
         laps = enumerate(_laps(batch.seconds, len(batch.values)))
-        for place, lap in [(place, lap) for place, lap in laps if lap > floor]:
-            if len(self._slowest) < SLOWEST or lap > self._slowest[0].seconds:
-                found = SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
-                self._slowest = sorted([*self._slowest, found], key=attrgetter("seconds"))[-SLOWEST:]
+        found = [
+            SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
+            for place, lap in nlargest(SLOWEST, laps, key=itemgetter(1))
+        ]
+        self._slowest = sorted([*self._slowest, *found], key=attrgetter("seconds"))[-SLOWEST:]
 
     def _of(self, worker: int | str) -> WorkerTimes:
         times = self._times.get(worker)

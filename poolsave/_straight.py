@@ -19,12 +19,15 @@ from .executors.protocol import Marks
 
 __all__ = ["StraightRun"]
 
-GLANCE, FIRST_GLANCE = 0.001, 0.00005
+GLANCE = 0.001
 """Seconds between looks at whether an answer is due, or no further object is to be begun, and how brisk objects are."""
+FIRST_GLANCE = 0.00005
+"""Seconds until the first of these looks, which finds tiny objects."""
 TINY = 0.000001
 """Seconds; where objects take less, a look at the clock after each of them would take a good part of their time."""
-MANY = 16
-"""How many of those are run between two looks at the clock."""
+MANY = 8
+"""How many of those are run between two looks at the clock. Not more, since one of them may be slow after all, and then
+nobody looks whether to stop until the others have run, too."""
 
 
 class StraightRun:
@@ -49,7 +52,7 @@ class StraightRun:
         self._items = iter(objects)
         place, size = 0, len(objects)
         while place < size and not self._marks.halted:
-            place, error = self._run_many(place) if self._tiny else self._run_on(place)
+            place, error = self._run_many(place, size) if self._tiny else self._run_on(place)
             if error is not None:
                 if place == size:  # of a signal's handler, when all had returned
                     raise error
@@ -83,15 +86,15 @@ class StraightRun:
                     break
         except BaseException as error:  # whatever a user's function raises is that object's failure
             return place, error
-        self._glance(now - began, place - first)
+        self._note_pace(now - began, place - first)
         return place, None
 
-    def _run_many(self, place: int) -> tuple[int, BaseException | None]:
+    def _run_many(self, place: int, size: int) -> tuple[int, BaseException | None]:
         """The same, where the last of many objects is told to have taken the time of all of them."""
         call, append, ends = self._call, self._values.append, self._ends
         clock, plain, crosses = time.perf_counter, PLAIN, self._collector.crosses
         first, began = place, clock()
-        now, glance, size = began, began + GLANCE, place + length_hint(self._items)
+        now, glance = began, began + GLANCE
         try:
             while place < size and now <= glance:
                 for item in islice(self._items, MANY):
@@ -104,14 +107,14 @@ class StraightRun:
                 ends[place - 1] = now = clock()
         except BaseException as error:  # as above
             return place, error
-        self._glance(now - began, place - first)
+        self._note_pace(now - began, place - first)
         return place, None
 
     def _seal(self, value: Any) -> Any:
         self._plain = False
         return seal_surely(value)
 
-    def _glance(self, took: float, count: int) -> None:
+    def _note_pace(self, took: float, count: int) -> None:
         self._tiny = took < TINY * count
         self._collector.longest = max(self._collector.longest, took)
 
@@ -138,4 +141,5 @@ class StraightRun:
         self._reply(self._collector.add_brisk([*self._values, None], ends, error, plain=self._plain), final)
         self._ends[place] = now
         self._values, self._answered, self._plain = [], place + 1, True
+        self._tiny = False  # a failure takes its time, and who looks at the clock no more would not see what follows
         self._collector.resume()

@@ -48,7 +48,8 @@ class Outcome(Generic[R]):
     """How often the function was called for it; 0 when it was skipped."""
     seconds: float = 0.0
     """The time from its start to its end in the worker, all attempts and pauses included. With `transaction=None`,
-    objects that take less than a microsecond are timed 16 at a time, and the last of them has the time of all."""
+    objects that come after some that took less than a microsecond each are timed eight at a time, and the last of the
+    eight has the time of all."""
     worker: int | str | None = None
     """The process id or the thread's name."""
     stage: str | None = None

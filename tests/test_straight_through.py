@@ -122,6 +122,23 @@ def test_tiny_objects_are_timed_together_and_nothing_of_their_time_is_lost():
     assert laps.count(0.0) > 100
 
 
+def pauses_and_fails_now_and_then(number):
+    if number >= 100:
+        time.sleep(0.003)
+    if number >= 100 and number % 6 == 0:
+        raise ValueError(number)
+
+
+@pytest.mark.parametrize("before", range(1000, 1008))
+def test_objects_that_get_slow_and_fail_are_timed_one_by_one(before):
+    replies = []
+    collector = Collector("w", 0.0, crosses=False)
+    run = StraightRun(pauses_and_fails_now_and_then, Flag(), collector, lambda body, _: replies.append(body))
+    run.run(range(100 - before, 140))
+    laps = [lap for reply in replies for lap in reply.seconds]
+    assert sum(lap < 0.003 for lap in laps[before:]) < _straight.MANY
+
+
 grown = []
 
 

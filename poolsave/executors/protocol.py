@@ -101,8 +101,8 @@ class Marks(Protocol):
 
     def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float] | array[float]:
         """Give zeros, at least as many as the current task has objects, in which the worker notes when each of them
-        ended, or some other time if it ended together with others, instead of its mark: what has a time has the mark
-        `ended`, and the first that has none `begun`."""
+        ended instead of its mark: what has a time (that may be an earlier one, and is never 0) has the mark `ended`,
+        and the first that has none `begun`."""
         ...
 
     def note(self, number: int) -> None:
