@@ -84,9 +84,8 @@ class _Last:
         elif self._joined:
             self._renew(mark)
         else:
-            with self._connection.cursor() as cursor:
-                cursor.execute(self._connection.ops.savepoint_commit_sql(self._name))
-                cursor.execute(self._connection.ops.savepoint_create_sql(self._name))
+            self._connection._savepoint_commit(self._name)
+            self._connection._savepoint(self._name)
 
     def _renew(self, mark: str) -> None:
         if self._ahead is not None:
