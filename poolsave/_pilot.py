@@ -21,9 +21,12 @@ DISPATCH = 0.00002
 SHARE_OF_BOUND = 0.5
 """How much of the speed-up that is possible at most is expected: there are things that nobody has measured, such as a
 database server on the same machine, which wants the same CPUs."""
-LOCKED = 0.28
-"""Share of an object's time inside SQLite's only write lock from which a pool is not expected to be faster, as two
-workers have been found to be: who waits for that lock asks for it again and again, and sleeps in between."""
+LOCKED, LOCKED_IF_SHORT = 0.5, 0.28
+"""Share of an object's time inside SQLite's only write lock from which a pool is not expected to be faster than the
+caller: who waits for that lock sleeps, and asks again. The second is for objects of less than a millisecond, which is
+as long as the shortest of these sleeps; two workers with trivial saves were slower from there on."""
+SHORT = 0.001
+"""Seconds; see above."""
 SHORTEST, LONGEST = 0.15, 0.6
 """Seconds for which a pool is watched until it is judged: if its speed is clearly another, and at most."""
 CLEARLY, HOPELESSLY = 1.3, 0.5
@@ -81,9 +84,10 @@ def look_before_start(work: Measured, ride: Ride) -> tuple[bool, str]:
     rest = work.left * work.per_object
     if work.evidence < ENOUGH and (work.slices != 1 or ride.start > RISK * work.seconds):
         return False, "too little has run to say anything"
-    if work.locked < LOCKED and bound_on_speedup(work, ride) <= WORTH_IT:
+    locked = work.locked >= (LOCKED_IF_SHORT if work.per_object < SHORT else LOCKED)
+    if not locked and bound_on_speedup(work, ride) <= WORTH_IT:
         return False, f"each object computes for {work.computing:.0%} of its time, and there is one CPU"
-    if ride.given_up or work.locked >= LOCKED:
+    if ride.given_up or locked:
         return _on_trial(rest, work, ride)
     if rest - _in_pool(work, ride) <= ride.start:
         return (

@@ -81,11 +81,17 @@ def test_trivial_saves_on_a_server_are_worth_a_pool_if_there_are_many():
     assert not look_before_start(dataclasses.replace(TRIVIAL, left=100), RIDE)[0]
 
 
-@pytest.mark.parametrize("locked", [0.3, 0.8])  # from that third on two workers are slower than one
+@pytest.mark.parametrize("locked", [0.3, 0.8])
 def test_what_is_inside_the_lock_of_sqlite_is_not(locked):
     go, why = look_before_start(dataclasses.replace(TRIVIAL, locked=locked), RIDE)
     assert not go
     assert f"{locked:.0%} of each object's time goes by inside SQLite's one write lock" in why
+
+
+def test_what_is_longer_than_a_sleep_for_that_lock_may_be_inside_it_for_some_time():
+    longer = dataclasses.replace(TRIVIAL, per_object=0.01)
+    assert look_before_start(dataclasses.replace(longer, locked=0.3, left=1000), RIDE)[0]
+    assert not look_before_start(dataclasses.replace(longer, locked=0.6, left=1000), RIDE)[0]
 
 
 def test_but_it_is_tried_if_the_run_is_so_long_that_a_trial_costs_nothing():
