@@ -13,7 +13,7 @@ from .errors import TimedOut, ValueLost, WorkerDied
 from .executors import Died
 from .outcomes import Outcome, Status
 
-__all__ = ["NEW", "Chunk", "answered", "append_to", "around", "judged", "reason", "strike", "too_many", "value_lost"]
+__all__ = ["NEW", "Chunk", "answered", "around", "judged", "parts_at", "reason", "strike", "too_many", "value_lost"]
 
 NEW = 0
 SHARE_FROM = 50
@@ -51,11 +51,11 @@ def judged(
     that was running is never among the latter.
     """
     known: list[Batch] = []
-    again: list[Chunk] = []
+    again: list[int] = []
     for offset in range(chunk.answered, len(chunk.objects)):
         index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
         if mark in (NEW, PENDING):
-            append_to(again, index, item)
+            again.append(offset)
             continue
         status = _verdict(mark, own_transactions=own_transactions)
         if status is Status.LOST and event.note:
@@ -64,14 +64,17 @@ def judged(
         if status is Status.SUCCEEDED:
             error = value_lost(index, error)
         known.append(without_run(index, [item], status, error, attempts=1))
-    return (known, again) if known else strike(chunk, again, event)
+    parts = parts_at(chunk, again)
+    return (known, parts) if known else strike(chunk, parts, event)
 
 
-def append_to(chunks: list[Chunk], index: int, item: Any) -> None:
-    if chunks and chunks[-1].index + len(chunks[-1].objects) == index:
-        chunks[-1].objects = [*chunks[-1].objects, item]
-    else:
-        chunks.append(Chunk(index, [item]))
+def parts_at(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
+    """The parts of a chunk at these offsets: those that stand side by side stay together."""
+    spans: list[tuple[int, int]] = []
+    for offset in offsets:
+        begin = spans.pop()[0] if spans and spans[-1][1] == offset else offset
+        spans.append((begin, offset + 1))
+    return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]
 
 
 def strike(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[Batch], list[Chunk]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ._arrivals import NEW, Chunk, append_to, reason, strike, value_lost
+from ._arrivals import NEW, Chunk, parts_at, reason, strike, value_lost
 from ._batches import Batch, without_run
 from ._fused import HAD_FAILED, MARKS_PER_STAGE, FusedJob
 from ._transactions import COMMITTED, COMMITTING, PENDING, RUNNING
@@ -40,12 +40,12 @@ class Inquest:
         The value of each outcome is the stage that it ended in, or None if nobody knows.
         """
         known: list[Batch] = []
-        again: list[Chunk] = []
+        again: list[int] = []
         for offset in range(chunk.answered, len(chunk.objects)):
             index, item, code = chunk.index + offset, chunk.objects[offset], self._event.marks[offset]
             stage, mark = divmod(code, MARKS_PER_STAGE)
             if code == NEW or (stage == 0 and self._is_rolled_back(mark)):
-                append_to(again, index, item)
+                again.append(offset)
                 continue
             status, ended = self._verdict(stage, mark)
             error = self._error(item, stage, mark, status)
@@ -54,7 +54,8 @@ class Inquest:
             batch = without_run(index, [item], status, error, attempts=1)
             told = replace(batch.notable[0], value=ended if self._exact else None)
             known.append(batch._replace(notable={0: told}))
-        return (known, again) if known else strike(chunk, again, self._event)
+        parts = parts_at(chunk, again)
+        return (known, parts) if known else strike(chunk, parts, self._event)
 
     def _is_rolled_back(self, mark: int) -> bool:
         return mark == PENDING or (mark == HAD_FAILED and self._job.stages[0].transaction == "chunk")

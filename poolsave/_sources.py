@@ -143,10 +143,14 @@ class RangeSource(IterableSource):
         self._numbers = numbers
 
     def gather(self, size: int, *, idle: bool) -> range | None:
-        chunk = self._numbers[self._handed : self._handed + size]
+        chunk, self._numbers = self._numbers[:size], self._numbers[size:]
         self._handed += len(chunk)
-        self._ended = not self._numbers[self._handed :]
+        self._ended = not self._numbers
         return chunk or None
+
+    def give_up(self) -> list[Any]:
+        self._numbers = range(0)
+        return super().give_up()
 
 
 def source_of(objects: Iterable[Any]) -> IterableSource:
