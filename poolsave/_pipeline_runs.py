@@ -12,9 +12,8 @@ from ._fused import FusedJob
 from ._jobs import call_spread
 from ._line import Line
 from ._preparation import refuse_unsendable
-from ._querysets import RowSource, rows_of
+from ._querysets import rows_of, source_of
 from ._runs import Parts, Run
-from ._sources import source_of
 from ._stage_reports import PipelineReport, Tally
 from ._stages import Fused, Stage, fuse, options_of_the_run, prepare_hop
 from .errors import InvalidOption
@@ -36,7 +35,7 @@ class PipelineRun(Run):
         for hop in hops:
             _carry_along(hop)
             refuse_unsendable(hop.executor, hop.job)  # before others have been started
-        source = source_of(objects) if queryset is None else RowSource(queryset)
+        source = source_of(objects, queryset)
         tallies = [Tally(stage.name, stage.options.workers) for stage in stages]
         report = PipelineReport[Any](tallies, keep=options.keep, queryset=queryset)
         self._line = Line(hops, options, source, tallies)

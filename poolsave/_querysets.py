@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from django.db import router
@@ -11,11 +11,11 @@ from django.db.models.base import ModelState
 from django.db.models.manager import BaseManager
 
 from ._estimates import count_or_estimate
-from ._sources import IterableSource
+from ._sources import IterableSource, RangeSource
 from ._warnings import warn
 from .errors import InvalidOperation
 
-__all__ = ["Keys", "RowSource", "refuse_unsuitable", "rows_of"]
+__all__ = ["Keys", "RowSource", "refuse_unsuitable", "rows_of", "source_of"]
 
 PAGE = 5000
 """Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
@@ -84,6 +84,13 @@ class RowSource(IterableSource):
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         return super().gather(min(size, LONGEST_RANGE), idle=idle)
+
+
+def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
+    """The source for what a run was given, which is `queryset` if `rows_of` has found one."""
+    if queryset is not None:
+        return RowSource(queryset)
+    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
 
 
 def rows_of(objects: object) -> QuerySet[Any] | None:

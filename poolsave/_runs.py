@@ -18,9 +18,9 @@ from ._jobs import call_spread
 from ._ordering import in_input_order
 from ._preparation import Call, Work
 from ._progress import Progress, open_progress
-from ._querysets import RowSource, rows_of
+from ._querysets import rows_of, source_of
 from ._slices import TimedSerial
-from ._sources import IterableSource, source_of
+from ._sources import IterableSource
 from .options import Options
 from .outcomes import Outcome, Status
 from .reports import Report
@@ -105,7 +105,7 @@ class Run:
         executor, job, told = begin(work, options)
         if isinstance(job.carried, Carried):
             job.carried = job.carried.captured()
-        source = source_of(objects) if queryset is None else RowSource(queryset)
+        source = source_of(objects, queryset)
         if isinstance(executor, TimedSerial):
             engine: Engine = AutoEngine(work, executor, job, options, source)
         else:

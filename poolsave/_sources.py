@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-__all__ = ["IterableSource", "QueueSource", "Source", "source_of"]
+__all__ = ["IterableSource", "QueueSource", "RangeSource", "Source"]
 
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
@@ -151,11 +151,6 @@ class RangeSource(IterableSource):
     def give_up(self) -> list[Any]:
         self._numbers = range(0)
         return super().give_up()
-
-
-def source_of(objects: Iterable[Any]) -> IterableSource:
-    """The source for what a run was given."""
-    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
 
 
 class QueueSource:

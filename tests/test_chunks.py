@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave._chunks import LARGEST, SHORTEST, TARGET, Pace, Pacing, ahead_of, next_size
+from poolsave._envelopes import pack_objects
+from poolsave._querysets import source_of
 from poolsave._sources import IterableSource, QueueSource
 
 counts = st.integers(1, 100_000)
@@ -138,6 +140,17 @@ def test_a_source_hands_out_each_object_once_and_in_order(objects, sizes, idles,
             assert 1 <= len(chunk) <= max(sizes)
             handed += chunk
     assert handed == objects
+
+
+def test_a_range_is_sent_without_its_numbers_being_written_out():
+    source = source_of(range(0, 10**9, 3), None)
+    source.gather(5, idle=True)
+    chunk = source.gather(100_000, idle=True)
+    assert chunk == range(15, 300_015, 3)
+    assert len(pack_objects(chunk)[0]) < 100
+    assert source.give_up() == []
+    assert source.exhausted
+    assert source.gather(5, idle=True) is None
 
 
 @given(objects=st.lists(st.integers(), max_size=30), stop=st.integers(0, 30), size=st.integers(1, 7))
