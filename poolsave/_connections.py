@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -26,8 +27,8 @@ from .errors import InsideTransaction
 
 __all__ = [
     "DUMMY",
+    "Edge",
     "SettingsByAlias",
-    "at_chunk_edge",
     "close_sqlite_files",
     "existing",
     "load_backends",
@@ -40,6 +41,8 @@ __all__ = [
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
 DUMMY = "django.db.backends.dummy"
+BETWEEN_LOOKS = 0.01
+"""Seconds that chunks without any trouble may follow one another until all connections are looked at again."""
 
 
 def existing(aliases: Iterable[str]) -> tuple[str, ...]:
@@ -200,8 +203,26 @@ def _initialised() -> list[str]:
     return [connection.alias for connection in connections.all(initialized_only=True)]
 
 
-def at_chunk_edge() -> None:
-    """Between two chunks: let go of connections that are broken or too old, and of what DEBUG has logged."""
-    for connection in connections.all(initialized_only=True):
-        connection.queries_log.clear()
-        connection.close_if_unusable_or_obsolete()
+class Edge:
+    """What comes between two chunks of a worker, in its thread: letting go of connections that are broken or too old,
+    and of what DEBUG has logged."""
+
+    def __init__(self) -> None:
+        self._known = connections.all(initialized_only=True)
+        self._looked = 0.0
+
+    def reached(self, *, troubled: bool) -> None:
+        """Look at all connections if anything went wrong, as poolsave (`troubled`) or Django has noticed, or if it is
+        time to: to find them takes as long as several objects that do nothing."""
+        for connection in self._known:
+            connection.queries_log.clear()
+            troubled = troubled or connection.errors_occurred
+        now = time.perf_counter()
+        if troubled or now - self._looked > BETWEEN_LOOKS:
+            self._looked = now
+            self._look()
+
+    def _look(self) -> None:
+        for connection in connections.all(initialized_only=True):
+            connection.queries_log.clear()
+            connection.close_if_unusable_or_obsolete()

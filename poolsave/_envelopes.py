@@ -29,6 +29,8 @@ __all__ = [
     "unseal",
 ]
 
+LONG = 100
+"""Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
 
@@ -130,6 +132,8 @@ def unseal(value: Any) -> Any:
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
+    if isinstance(objects, range) and len(objects) < LONG:
+        objects = [*objects]
     if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)):
         return pickle.dumps((objects, {}), pickle.HIGHEST_PROTOCOL), {}
     errors: dict[int, BaseException] = {}

@@ -94,6 +94,8 @@ class Collector:
         self._worker = worker
         self._waited = waited
         self.crosses = crosses
+        self.troubled = False
+        """Whether any object of the chunk did more than simply succeed at the first attempt."""
         self._offset = 0
         self.since = time.perf_counter()
         self._begin()
@@ -116,6 +118,7 @@ class Collector:
         self._committed += attempt.committing
 
     def _trouble(self, attempt: Attempt, attempts: int) -> Trouble:
+        self.troubled = True
         error = attempt.error
         if error is None:
             return Trouble(attempt.status, None, None, attempts)

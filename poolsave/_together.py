@@ -102,7 +102,7 @@ def _one(
     began = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
-    if entered.outermost and attempt.error is not None:
+    if attempt.error is not None and entered.outermost:
         _refuse_to_go_on(attempt.error, savepoints.connections)
     marks.put(offset, PENDING)
     taken = take_callbacks(entered.owned) if attempt.error is None else []
@@ -125,6 +125,8 @@ def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
 
 
 def _called_back(end: End, callbacks: list[Callable[[], object]]) -> End:
+    if not callbacks:
+        return end
     return end._replace(attempt=end.attempt._replace(error=run_callbacks(callbacks)))
 
 

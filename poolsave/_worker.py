@@ -69,6 +69,9 @@ class WorkerSession:
         self._straight = all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
+        self._edge: _connections.Edge | None = None
+        if job.surroundings is not None and not job.inline:
+            self._edge = _connections.Edge()
         self._own_process = own_process
         self._timed_out = False
         self._idle_since = time.perf_counter()
@@ -101,7 +104,8 @@ class WorkerSession:
             begun = StraightRun(call, marks, collector, reply).run(objects)
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
-        self._at_chunk_edge()
+        if self._edge is not None:
+            self._edge.reached(troubled=collector.troubled)
         self._idle_since = time.perf_counter()
 
     def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: Collector) -> None:
@@ -225,10 +229,6 @@ class WorkerSession:
         assert self._rows is not None
         value = self._function(self._rows.take(key))
         return seal_surely(value) if self._job.crosses else value
-
-    def _at_chunk_edge(self) -> None:
-        if self._job.surroundings is not None and not self._job.inline:
-            _connections.at_chunk_edge()
 
     def close(self) -> None:
         """Close the connections that this worker opened, and put back what it found."""

@@ -64,7 +64,7 @@ class Report(Generic[R]):
         if self._keep == "all":
             return batch
         if self._keep == "values":
-            return batch._replace(objects=())
+            return batch.without_objects()
         # Successes are notable too if they took several attempts or lost something on the way.
         telling = {
             place: outcome

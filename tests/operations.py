@@ -253,6 +253,15 @@ def loses_its_session_at_first(name, *, alias="postgres"):
 
 
 @pure
+def outlives_its_session(_item, *, alias="postgres"):
+    """Gives its session, which the server then ends; what it says of that is swallowed."""
+    session = server_session(None, alias=alias)
+    with contextlib.suppress(DatabaseError):
+        ask(alias, postgresql="SELECT pg_terminate_backend(pg_backend_pid())", mysql="KILL CONNECTION_ID()")
+    return session
+
+
+@pure
 def greeting(_item):
     from django.conf import settings
 

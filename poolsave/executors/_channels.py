@@ -17,6 +17,8 @@ __all__ = ["Inbox", "Outbox", "Reader", "Waker", "send"]
 HEADER = struct.Struct("!Q")
 PIECE = 1 << 16
 """Bytes that are read at once; a pipe holds no more, and a larger buffer costs more than the reading."""
+SMALL = 4096
+"""Bytes of a message up to which it is copied to stand behind its header, so that both are one piece."""
 MOST_AT_ONCE = 64
 """Messages that are written by one call; Linux takes up to 1,024."""
 
@@ -24,7 +26,7 @@ MOST_AT_ONCE = 64
 def send(fd: int, message: bytes) -> None:
     """Write a whole message, waiting as long as it takes (worker's side)."""
     header = HEADER.pack(len(message))
-    if len(message) <= 4096:
+    if len(message) <= SMALL:
         _write_all(fd, header + message)
         return
     _write_all(fd, header)
@@ -32,7 +34,10 @@ def send(fd: int, message: bytes) -> None:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
+    written = os.write(fd, data)
+    if written == len(data):
+        return
+    rest = memoryview(data)[written:]
     while rest:
         rest = rest[os.write(fd, rest) :]
 
@@ -80,7 +85,7 @@ class Outbox:
     def post(self, message: bytes) -> None:
         """Take a message and write as much of everything as possible."""
         header = HEADER.pack(len(message))
-        if len(message) <= 4096:
+        if len(message) <= SMALL:
             self._unsent.append(memoryview(header + message))
         else:
             self._unsent += (memoryview(header), memoryview(message))

@@ -1,0 +1,40 @@
+"""What people see when nobody does: "the connection is closed" for the rest of a long run."""
+
+import time
+
+import pytest
+from django.db import connections
+
+from poolsave._connections import Edge
+from tests import operations
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_a_session_that_was_lost_unseen_is_not_handed_to_the_next_chunk(server, executor):
+    operation = operations.outlives_its_session.using(executor=executor, workers=1, chunksize=1)
+    report = operation.bind(alias=server).map(range(6))
+    report.raise_if_failed()
+    assert len(set(report.values)) == 6
+
+
+def test_a_connection_that_is_too_old_is_closed_sooner_or_later_and_without_a_look_at_every_chunk(server):
+    connection = connections[server]
+    edge = Edge()
+    for due in (True, False, True):
+        connection.ensure_connection()
+        connection.close_at = time.monotonic() - 1
+        edge._looked = time.perf_counter() - (1 if due else -1000)
+        edge.reached(troubled=False)
+        assert (connection.connection is None) == due
+
+
+def test_trouble_is_reason_enough_to_look(server):
+    connection = connections[server]
+    edge = Edge()
+    edge._looked = time.perf_counter() + 1000  # not because it is time to
+    connection.ensure_connection()
+    connection.close_at = time.monotonic() - 1
+    edge.reached(troubled=True)
+    assert connection.connection is None
