@@ -111,5 +111,5 @@ def versions():
     return {
         "PostgreSQL": f"{version} (fsync {fsync}, synchronous_commit {synchronous}), on a Unix socket",
         "driver": f"{module} {__import__(module).__version__.split()[0]}",
-        "SQLite": f"{sqlite3.sqlite_version} (WAL, synchronous=NORMAL)",
+        "SQLite": f"{sqlite3.sqlite_version} (WAL, synchronous=NORMAL, unless something else is said)",
     }

@@ -4,7 +4,12 @@ from statistics import median
 
 from tests.benchmarks.rendering import OURS, middle, shown, values
 
-BARS = ["users_postgres", "users_sqlite", "hashing", "waiting", "table", "single_no_ops", "no_ops", "start_up"]
+BARS = [
+    "users_postgres", "users_sqlite", "users_sqlite_default",
+    "hashing", "waiting", "waiting_one_row",
+    "table", "single_no_ops", "no_ops",
+    "start_up",
+]  # fmt: skip
 COLOURS = {True: "#0c7c59", False: "#b8bec4"}
 """poolsave and the others."""
 

@@ -133,9 +133,11 @@ def number(value):
 
 JOBS = {
     "users_postgres": "a user, a profile by a receiver, a group; PostgreSQL",
-    "users_sqlite": "the same on SQLite",
+    "users_sqlite_default": "the same on SQLite, as Django opens it (600)",
+    "users_sqlite": "the same on SQLite, with a write-ahead log",
     "hashing": "10 ms of hashing before each, PostgreSQL",
     "waiting": "5 ms of waiting before each, 16 workers, PostgreSQL",
+    "waiting_one_row": "5 ms of waiting before a single row each, 16 workers, PostgreSQL",
     "table": "every row of a table, PostgreSQL",
 }
 

@@ -15,7 +15,7 @@ def run(arguments):
     if unknown := set(chosen) - set(catalogue.PARTS):
         sys.exit(f"there is no part {min(unknown)!r}, only {', '.join(catalogue.PARTS)}")
     workloads.calibrate()
-    for kind in ("sqlite", "postgres"):
+    for kind in ("sqlite", "sqlite_default", "postgres"):
         cell = measuring.Cell(contender="nobody", run=None, database=kind, before=databases.make_tables)
         measuring.must(measuring.prepare, cell)
     measuring.load_what_they_need(catalogue.tried_first())

@@ -1,5 +1,6 @@
 """Saves: users, alone and with set-up code that computes or waits, a table that is updated, and workers that die."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,16 @@ OURS = {
 }
 
 
+SERVED_BY = {
+    "postgres": ("PostgreSQL", 3_000, ""),
+    "sqlite": ("SQLite", 3_000, " Write-ahead log, `synchronous=NORMAL`."),
+    "sqlite_default": ("SQLite as Django opens it", 600, " Neither pragmas nor a write-ahead log: each COMMIT syncs."),
+}
+
+
 def users(database, quick):
-    count = 60 if quick else 3_000
+    name, count, more = SERVED_BY[database]
+    count = 60 if quick else count
     objects, function = range(count), workloads.create_user
     pool, sized = {"workers": CPUS}, {"workers": CPUS, "chunksize": 100}
     common = {"database": database, "before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
@@ -42,11 +51,10 @@ def users(database, quick):
         for executor, transactions in OURS.items()
         for transaction in transactions
     ]
-    name = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[database]
     return Part(
         key=f"users_{database}",
         title=f"Users on {name} ({count:,})",
-        about="A user, a profile that a receiver writes, and a group: three rows. Nothing is hashed.",
+        about="A user, a profile that a receiver writes, and a group: three rows. Nothing is hashed." + more,
         cells=cells,
     )
 
@@ -81,15 +89,16 @@ COMPUTING = [
 
 def waiting(quick):
     count = 30 if quick else 1_500
-    some = count // 5
-    objects, function, pool = range(count), workloads.wait_and_create_user, {"workers": 16}
-    common = {"before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
-    with_poolsave = [
-        (workloads.wait_and_create_user_at_once, {"executor": "thread", "transaction": None}),
-        (function, {"executor": "thread", "transaction": "object"}),
-        (function, {"executor": "thread", "transaction": "chunk"}),
-        (function, {"executor": "process", "transaction": "object"}),
-        (function, {"executor": "auto", "transaction": "object"}),
+    functions = workloads.wait_and_create_user, workloads.wait_and_create_user_at_once
+    cells = cells_that_wait(functions, count, "benchmarks_profile")
+    cells += [
+        Cell(
+            contender="poolsave pipeline",
+            setting="16 threads, then processes, transaction=chunk",
+            run=partial(wait_here_and_save_there, range(count)),
+            before=databases.empty_tables,
+            check=expect(count, "benchmarks_profile"),
+        )
     ]
     return Part(
         key="waiting",
@@ -99,27 +108,48 @@ def waiting(quick):
         "around the wait, and with `object` and `chunk` the transaction waits, too; the pipeline waits in 16 threads "
         "and saves in as many processes as there are CPUs. "
         "The loop does a fifth of the objects, and its seconds are multiplied by five.",
-        cells=[
-            Cell(
-                contender="plain loop",
-                setting="over 1/5",
-                run=partial(contenders.plain_loop, function, range(some)),
-                before=databases.empty_tables,
-                check=expect(some, "benchmarks_profile"),
-                scale=5,
-            ),
-            peer("article", contenders.article, function, objects, **common),
-            peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
-            peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, pool, **common),
-            *(ours(function, objects, {**pool, **options}, **common) for function, options in with_poolsave),
-            Cell(
-                contender="poolsave pipeline",
-                setting="16 threads, then processes, transaction=chunk",
-                run=partial(wait_here_and_save_there, objects),
-                **common,
-            ),
-        ],
+        cells=cells,
     )
+
+
+def waiting_one_row(quick):
+    count = 30 if quick else 1_500
+    functions = workloads.wait_and_write_note, workloads.wait_and_write_note_at_once
+    return Part(
+        key="waiting_one_row",
+        title=f"Set-up code that waits, and one row ({count:,})",
+        about="The same before the save of a single row, which computes less, so that threads stand less in the way of "
+        "each other.",
+        cells=cells_that_wait(functions, count, "benchmarks_note"),
+    )
+
+
+def cells_that_wait(functions, count, table):
+    """`functions`: one that waits and saves, and one that does so with a transaction around the save alone."""
+    function, at_once = functions
+    some, objects, pool = count // 5, range(count), {"workers": 16}
+    common = {"before": databases.empty_tables, "check": expect(count, table)}
+    with_poolsave = [
+        (at_once, {"executor": "thread", "transaction": None}),
+        (function, {"executor": "thread", "transaction": "object"}),
+        (function, {"executor": "thread", "transaction": "chunk"}),
+        (function, {"executor": "process", "transaction": "object"}),
+        (function, {"executor": "auto", "transaction": "object"}),
+    ]
+    return [
+        Cell(
+            contender="plain loop",
+            setting="over 1/5",
+            run=partial(contenders.plain_loop, function, range(some)),
+            before=databases.empty_tables,
+            check=expect(some, table),
+            scale=5,
+        ),
+        peer("article", contenders.article, function, objects, **common),
+        peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
+        peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, pool, **common),
+        *(ours(run, objects, {**pool, **options}, **common) for run, options in with_poolsave),
+    ]
 
 
 def wait_here_and_save_there(objects):
@@ -240,9 +270,11 @@ def choosing(counts, jobs, rounds, name, quick):
     return Part(
         key=name,
         title=f"Which executor: {', '.join(f'{count:,}' for count in counts)} objects",
-        about='What `executor="auto"` chooses, beside the executors among which it chooses. Each has done two objects '
-        "before in the process that is measured, or the pages of memory that a forked process copies when it comes "
-        "to them would be most of the time of a small run.",
+        about='What `executor="auto"` chooses, beside the executors among which it chooses. They, and the loop with '
+        "`atomic()`, make a transaction of each object; the plain loop does not, and neither does the last column, "
+        "which is `auto` with `transaction=None`. Each has done two objects before in the process that is measured, or "
+        "the pages of memory that a forked process copies when it comes to them would be most of the time of a small "
+        "run. Runs of fewer than 30 objects are repeated, connecting anew, and their median is taken.",
         cells=cells,
         by_case=True,
         rounds=rounds,
@@ -256,19 +288,34 @@ def contest(database, job, count):
         "before": databases.empty_tables,
         "check": expect(count, "benchmarks_note"),
         "case": f"{told}, {job}, {count:,}",
+        "times": max(1, SO_MANY_AT_LEAST // count),
+        "between": start_anew,
     }
     objects = range(count)
-    warm_up = partial(warmed_up, partial(contenders.plain_loop, JOBS[job]))
-    yield peer("plain loop", contenders.plain_loop, JOBS[job], objects, warm_up=warm_up, **common)
-    for executor in ("serial", "thread", "process", "auto"):
-        options = {"workers": CPUS, "executor": executor}
+    loops = {"plain loop": contenders.plain_loop, "loop, atomic()": contenders.loop_with_transactions}
+    for name, loop in loops.items():
+        yield peer(name, loop, JOBS[job], objects, warm_up=partial(warmed_up, partial(loop, JOBS[job])), **common)
+    for name, chosen in CHOICES.items():
+        options = {"workers": CPUS, **chosen}
         warm_up = partial(warmed_up, partial(contenders.with_poolsave, JOBS[job], **options))
-        yield ours(JOBS[job], objects, options, warm_up=warm_up, **common)
+        yield replace(ours(JOBS[job], objects, options, warm_up=warm_up, **common), contender=name, setting="")
+
+
+SO_MANY_AT_LEAST = 30
+"""Objects of a measurement: smaller runs are repeated, and their median is told."""
+CHOICES = {
+    **{f"poolsave {executor}": {"executor": executor} for executor in ("serial", "thread", "process", "auto")},
+    "poolsave auto, None": {"executor": "auto", "transaction": None},
+}
 
 
 def warmed_up(run):
-    """Leaves no rows and no connection behind."""
     run(objects=range(2))
+    start_anew()
+
+
+def start_anew():
+    """Leaves no rows and no connection behind."""
     databases.empty_tables()
     connections.close_all()
 

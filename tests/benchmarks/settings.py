@@ -7,6 +7,11 @@ from tests import postgres
 FOLDER = os.environ["POOLSAVE_BENCHMARKS_FOLDER"]
 POSTGRES = postgres.settings_from_url(postgres.url_for_this_run())
 KINDS = {
+    "sqlite_default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": f"{FOLDER}/default.sqlite3",
+        "OPTIONS": {"timeout": 60},
+    },
     "sqlite": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": f"{FOLDER}/benchmarks.sqlite3",

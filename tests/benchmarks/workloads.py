@@ -93,6 +93,16 @@ def wait_and_create_user_at_once(number):
         return create_user(number)
 
 
+def wait_and_write_note(number):
+    return write_note(wait(number))
+
+
+def wait_and_write_note_at_once(number):
+    wait(number)
+    with transaction.atomic():
+        return write_note(number)
+
+
 def raise_price(product):
     product.price += 1
     product.save()
