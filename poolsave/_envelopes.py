@@ -1,31 +1,24 @@
-"""Bytes for functions, objects, values and errors: what crosses between processes was pickled here, inside a `try`,
+"""Bytes for functions, objects and values: what crosses between processes was pickled here, inside a `try`,
 in the place where a failure belongs to one object."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import sys
-import traceback
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from ._plain import PLAIN
-from ._sqlstates import sqlstate_of
-from .errors import InvalidOperation, RemoteError, WorkerTraceback, text_of
+from ._plain import PLAIN, are_flat, flat
+from .errors import InvalidOperation
 
 __all__ = [
-    "ErrorRecord",
+    "Sealed",
     "dumps",
-    "format_traceback",
-    "join",
-    "pack_error",
     "pack_function",
     "pack_objects",
     "seal_surely",
     "split",
-    "unpack_error",
     "unseal",
 ]
 
@@ -71,16 +64,6 @@ def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> 
         ) from error
 
 
-def seal(value: Any) -> Any:
-    """Prepare a value for the way to another process.
-
-    Raises:
-        InvalidOperation: if an instance of a historical model is in it.
-        Exception: whatever the value's own pickling raises.
-    """
-    return value if type(value) in PLAIN else Sealed(dumps(value))
-
-
 def dumps(value: Any) -> bytes:
     """Pickle what is the user's.
 
@@ -88,11 +71,32 @@ def dumps(value: Any) -> bytes:
         InvalidOperation: if an instance of a historical model is in it.
         Exception: whatever the value's own pickling raises.
     """
-    if "django.db.migrations.state" not in sys.modules:  # nobody has made a historical model in this process
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    mine = vars(_idle)  # those of this thread
+    dump = mine.pop("dump", None) or dumper()  # taken away, since the value's own pickling may come by here again
+    try:
+        return dump(value)
+    finally:
+        mine["dump"] = dump
+
+
+_idle = threading.local()
+
+
+def dumper() -> Callable[[Any], bytes]:
+    """Make what pickles one value after the other, each by itself: to make a pickler takes as long as to use it."""
     buffer = io.BytesIO()
-    _Present(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
-    return buffer.getvalue()
+    pickler = _Present(buffer, pickle.HIGHEST_PROTOCOL)
+
+    def dump(value: Any) -> bytes:
+        buffer.seek(0)
+        buffer.truncate()
+        try:
+            pickler.dump(value)
+        finally:
+            pickler.clear_memo()  # which knows the value, and keeps it alive
+        return buffer.getvalue()
+
+    return dump
 
 
 class _Present(pickle.Pickler):
@@ -108,21 +112,27 @@ class _Present(pickle.Pickler):
 
 
 def seal_surely(value: Any) -> Any:
-    """Like `seal`, and also try that the value can be restored."""
+    """Prepare a value for the way to another process, and try that it can be restored there.
+
+    Raises:
+        InvalidOperation: if an instance of a historical model is in it.
+        Exception: whatever the value's own pickling or unpickling raises.
+    """
     if type(value) in PLAIN:
         return value
     try:
-        sealed = seal(value)
-        if isinstance(sealed, Sealed):
-            pickle.loads(sealed.data)
+        if (copy := flat(value)) is not None:
+            return copy
+        data = dumps(value)
+        pickle.loads(data)
     except Exception as error:
         error.add_note("poolsave: this is about the return value, which cannot come back from the worker")
         raise
-    return sealed
+    return Sealed(data)
 
 
 def unseal(value: Any) -> Any:
-    """Undo `seal`.
+    """Undo `seal_surely`.
 
     Raises:
         Exception: whatever the value's own unpickling raises.
@@ -131,21 +141,35 @@ def unseal(value: Any) -> Any:
 
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
-    """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled."""
+    """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled.
+
+    The bytes are those of a column, and whether each object in it was pickled by itself, as it is unless all of them
+    are plain or flat: what can change must not be shared by several objects of a chunk, and what cannot be restored
+    must fail alone.
+    """
     if isinstance(objects, range) and len(objects) < LONG:
         objects = [*objects]
-    if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)):
-        return pickle.dumps((objects, {}), pickle.HIGHEST_PROTOCOL), {}
     errors: dict[int, BaseException] = {}
-    column: list[Any] = []
+    if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)) or are_flat(objects):
+        column, alone = objects, False
+    else:
+        column, alone = _pickled_alone(objects, errors), True
+    return pickle.dumps((column, alone), pickle.HIGHEST_PROTOCOL), errors
+
+
+def _pickled_alone(objects: Sequence[Any], errors: dict[int, BaseException]) -> list[bytes]:
+    dump = dumper()
+    try:
+        return [dump(item) for item in objects]
+    except Exception:  # of one of them at least; which ones is found out below
+        column = []
     for offset, item in enumerate(objects):
         try:
-            column.append(seal(item))
+            column.append(dump(item))
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
             error.add_note("poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
-            column.append(None)
-    return pickle.dumps(split(column), pickle.HIGHEST_PROTOCOL), errors
+    return column
 
 
 def split(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
@@ -154,96 +178,3 @@ def split(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
     if sealed:
         column = [None if offset in sealed else value for offset, value in enumerate(column)]
     return column, sealed
-
-
-def join(column: list[Any], sealed: dict[int, bytes]) -> list[Any]:
-    """Undo `split`; what was sealed still is."""
-    for offset, data in sealed.items():
-        column[offset] = Sealed(data)
-    return column
-
-
-class ErrorRecord(NamedTuple):
-    """An exception as data that can always be pickled."""
-
-    class_path: str
-    message: str
-    arguments: str
-    traceback: str
-    sqlstate: str | None
-    pickled: bytes | None
-    """The exception itself, if a round trip in the worker gave the same class."""
-
-
-def pack_error(error: BaseException) -> ErrorRecord:
-    """Describe an exception for the way to another process. Never raises."""
-    return ErrorRecord(
-        class_path=f"{type(error).__module__}.{type(error).__qualname__}",
-        message=text_of(error),
-        arguments=_arguments(error),
-        traceback=format_traceback(error),
-        sqlstate=sqlstate_of(error),
-        pickled=_pickled(error),
-    )
-
-
-def unpack_error(record: ErrorRecord) -> BaseException:
-    """Give the exception with its own class if possible, else a RemoteError, caused by the worker's traceback."""
-    error = _restored(record.pickled)
-    if error is None:
-        error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
-    error.__cause__ = WorkerTraceback(record.traceback, record.sqlstate)
-    return error
-
-
-def format_traceback(error: BaseException) -> str:
-    """The traceback as text, from the first frame that is not poolsave's own."""
-    try:
-        return "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
-    except Exception as secondary:  # an exception whose own methods are broken is still an exception
-        return f"{type(error).__qualname__} (its traceback cannot be formatted: {type(secondary).__qualname__})"
-
-
-def _users_part(frames: TracebackType | None) -> TracebackType | None:
-    part = frames
-    while part is not None and part.tb_frame.f_globals.get("__package__") == __package__:
-        part = part.tb_next
-    return part or frames
-
-
-def _arguments(error: BaseException) -> str:
-    try:
-        return repr(error.args)
-    except Exception as secondary:  # an argument whose repr is broken must not hide the error
-        return f"<{type(secondary).__qualname__} in the repr of its arguments>"
-
-
-def _pickled(error: BaseException) -> bytes | None:
-    buffer = io.BytesIO()
-    try:
-        _AsTheyAre(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
-        data = buffer.getvalue()
-        copy = pickle.loads(data)
-    except Exception:  # whatever the exception's own pickling raises: the record stands in for it
-        return None
-    return data if type(copy) is type(error) else None
-
-
-class _AsTheyAre(pickle.Pickler):
-    """Has exceptions reduce themselves: what tblib, which Dask installs, registers for them forgets the code of a
-    SystemExit."""
-
-    def reducer_override(self, value: Any) -> Any:
-        return (
-            value.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if issubclass(type(value), BaseException) else NotImplemented
-        )
-
-
-def _restored(data: bytes | None) -> BaseException | None:
-    if data is None:
-        return None
-    try:
-        found = pickle.loads(data)
-    except Exception:  # possible in the parent though it worked in the worker: the record stands in for it
-        return None
-    return found if isinstance(found, BaseException) else None

@@ -8,7 +8,8 @@ from array import array
 from typing import Any, NamedTuple
 
 from ._batches import Laps
-from ._envelopes import ErrorRecord, format_traceback, join, pack_error, split, unpack_error, unseal
+from ._envelopes import split
+from ._error_records import ErrorRecord, format_traceback, pack_error, unpack_error
 from ._plain import PLAIN
 from ._transactions import Attempt
 from .outcomes import Status
@@ -73,17 +74,15 @@ class Reply(NamedTuple):
     def from_bytes(cls, data: bytes) -> Reply:
         """Undo `to_bytes`; values that cannot be restored here become trouble of their own objects."""
         values, sealed, offset, began, times, troubles, worker, spent = pickle.loads(data)
-        column = join(values, sealed)
-        for place in sealed:
+        for place, pickled in sealed.items():
             try:
-                column[place] = unseal(column[place])
+                values[place] = pickle.loads(pickled)
             except Exception as error:  # the object's own unpickling; the object is saved all the same
-                column[place] = None
                 troubles[place] = Trouble(Status.SUCCEEDED, error, format_traceback(error), 1, unreadable=True)
         for place, trouble in troubles.items():
             if isinstance(trouble.error, ErrorRecord):
                 troubles[place] = trouble._replace(error=unpack_error(trouble.error))
-        return cls(offset, column, unpacked_seconds(began, times), troubles, worker, Spent(*spent))
+        return cls(offset, values, unpacked_seconds(began, times), troubles, worker, Spent(*spent))
 
 
 class Collector:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _connections
 from ._deadlines import Deadline
-from ._envelopes import join, seal_surely, unseal
+from ._envelopes import Sealed, dumps, seal_surely, unseal
 from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
@@ -93,14 +93,16 @@ class WorkerSession:
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         waited = time.perf_counter() - self._idle_since
-        objects, sealed = pickle.loads(payload) if self._job.crosses else (payload, {})
-        if sealed:
-            objects = join(objects, sealed)
+        objects, pickled = pickle.loads(payload) if self._job.crosses else (payload, False)
         collector = self._new_collector(waited)
         if not self._straight:
+            if not pickled and dict in map(type, objects):
+                objects, pickled = [*map(dumps, objects)], True
+            if pickled:  # each try gets a copy of its own
+                objects = [*map(Sealed, objects)]
             self._run_guarded(objects, marks, reply, collector)
         else:
-            call = self._call_with_unsealed if sealed else self._function
+            call = self._call_with_pickled if pickled else self._function
             begun = StraightRun(call, marks, collector, reply).run(objects)
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
@@ -222,8 +224,8 @@ class WorkerSession:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
         return seal_surely(self._function(unseal(item)))
 
-    def _call_with_unsealed(self, item: Any) -> Any:
-        return self._function(unseal(item))
+    def _call_with_pickled(self, item: bytes) -> Any:
+        return self._function(pickle.loads(item))
 
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None

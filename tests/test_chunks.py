@@ -150,8 +150,8 @@ def test_a_range_is_sent_without_its_numbers_being_written_out():
     chunk = source.gather(100_000, idle=True)
     assert chunk == range(15, 300_015, 3)
     assert len(pack_objects(chunk)[0]) < 100
-    assert pickle.loads(pack_objects(chunk)[0]) == (chunk, {})
-    assert pickle.loads(pack_objects(chunk[:7])[0]) == ([*chunk[:7]], {})  # where naming the class would take longer
+    assert pickle.loads(pack_objects(chunk)[0]) == (chunk, False)
+    assert pickle.loads(pack_objects(chunk[:7])[0]) == ([*chunk[:7]], False)  # where naming the class would take longer
     assert source.give_up() == []
     assert source.exhausted
     assert source.gather(5, idle=True) is None

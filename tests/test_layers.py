@@ -23,6 +23,7 @@ LAYERS = [
     {
         "outcomes",
         "_envelopes",
+        "_error_records",
         "_progress",
         "_connections",
         "_bootstrap",

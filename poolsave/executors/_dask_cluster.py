@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .._envelopes import unpack_error
+from .._error_records import unpack_error
 from .._versions import Versions
 from ..errors import ClusterUnusable, WorkerDied
 from ._dask_news import Ended, Fate, Gone, Joined, Left, Refused, import_dask

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from .._envelopes import ErrorRecord, pack_error
+from .._error_records import ErrorRecord, pack_error
 from .._versions import Versions
 from .protocol import Job, Session
 from .serial import Flag

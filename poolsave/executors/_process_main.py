@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from .._envelopes import pack_error
+from .._error_records import pack_error
 from ._channels import Reader, send
 from ._states import StateBlock
 from .protocol import Job

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._defaults import of_executor
-from .._envelopes import unpack_error
+from .._error_records import unpack_error
 from ..errors import InvalidOption, WorkerDied
 from ._dask_cluster import Cluster
 from ._dask_news import Ended, Fate, Gone, Joined, Left, Refused, import_dask

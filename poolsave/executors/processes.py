@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from .._envelopes import unpack_error
+from .._error_records import unpack_error
 from ..errors import InvalidOperation, InvalidOption
 from ._channels import Waker
 from ._process_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER

@@ -1,0 +1,118 @@
+"""What people see when objects that can change are pickled together: one finds what another one has done to it."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave import pooled_operation
+from poolsave._envelopes import Sealed, pack_objects, seal_surely, unseal
+
+plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)
+flat_values = st.tuples(plain_values, plain_values) | st.dictionaries(plain_values, plain_values, max_size=3)
+nested_values = st.lists(plain_values, max_size=2) | st.tuples(st.lists(plain_values)) | st.dictionaries(
+    st.text(max_size=2), flat_values, max_size=2
+)  # fmt: skip
+pure = pooled_operation(transaction=None, workers=1, progress=False, start_method="fork")
+
+
+@st.composite
+def columns(draw):
+    """Objects of a chunk, mostly of one kind, of which some may be there several times."""
+    kind = draw(st.sampled_from([plain_values, flat_values, flat_values, plain_values | flat_values | nested_values]))
+    different = draw(st.lists(kind, min_size=1, max_size=4))
+    return draw(st.lists(st.sampled_from(different), min_size=1, max_size=6))
+
+
+def changeable(value):
+    """Everything in a value that can be changed, by identity."""
+    if isinstance(value, dict | list):
+        yield id(value)
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from changeable(part)
+
+
+def told(value):
+    """A text that is the same for equal values of the same types."""
+    return repr(value)
+
+
+@given(columns())
+def test_objects_arrive_as_they_were_and_share_nothing_that_can_change(objects):
+    payload, errors = pack_objects(objects)
+    assert not errors
+    column, alone = pickle.loads(payload)
+    arrived = [pickle.loads(one) for one in column] if alone else [*column]
+    assert told(arrived) == told(objects)
+    seen = set()
+    for one in arrived:
+        own = set(changeable(one))
+        assert not own & seen
+        seen |= own
+
+
+@given(plain_values | flat_values | nested_values)
+def test_a_value_is_as_it_was_returned_whatever_becomes_of_it(value):
+    before = told(value)
+    sealed = seal_surely(value)
+    assert isinstance(sealed, Sealed) or not set(changeable(sealed)) & set(changeable(value))
+    if isinstance(value, dict | list):
+        value.clear()
+    assert told(unseal(sealed)) == before
+
+
+@pytest.mark.parametrize("row", [{"name": "ann"}, {"name": "ann", "tags": ["new"]}, ["ann"]])
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_an_object_that_comes_four_times_is_four_objects_in_a_worker(row, chunksize):
+    @pure
+    def clears(row):
+        found = len(row)
+        row.clear()
+        return found
+
+    assert clears.using(chunksize=chunksize).map([row] * 4).values == [len(row)] * 4
+
+
+@pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
+def test_what_several_objects_hold_is_held_by_each_alone_in_a_worker(around):
+    @pure
+    def adds(row):
+        tags = row["tags"] if isinstance(row, dict) else row[0]
+        tags.append("seen")
+        return row
+
+    tags = ["new"]
+    report = adds.using(chunksize=4).map([around(tags) for _ in range(4)])
+    assert report.values == [around(["new", "seen"])] * 4
+    assert tags == ["new"]
+
+
+@pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
+def test_what_a_value_holds_is_as_it_was_returned(around):
+    tags = []
+
+    @pure
+    def adds(number):
+        tags.append(number)
+        return around(tags)
+
+    values = adds.using(chunksize=3).map(range(3)).values
+    assert values == [around([0]), around([0, 1]), around([0, 1, 2])]
+
+
+def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_time():
+    kept = {}
+
+    @pure
+    def counts(number):
+        kept["seen"] = number
+        return kept
+
+    assert counts.using(chunksize=10).map(range(10)).values == [{"seen": number} for number in range(10)]
+
+
+def test_tuples_and_dictionaries_of_plain_values_are_pickled_together():
+    for objects in ([(1, "a"), (2, "b")], [{"name": "a"}, {"name": "b"}]):
+        assert pickle.loads(pack_objects(objects)[0]) == (objects, False)
