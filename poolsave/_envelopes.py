@@ -88,13 +88,13 @@ def dumper() -> Callable[[Any], bytes]:
     pickler = _Present(buffer, pickle.HIGHEST_PROTOCOL)
 
     def dump(value: Any) -> bytes:
-        buffer.seek(0)
-        buffer.truncate()
         try:
             pickler.dump(value)
-        finally:
-            pickler.clear_memo()  # which knows the value, and keeps it alive
-        return buffer.getvalue()
+            return buffer.getvalue()
+        finally:  # nothing of the value stays: the memo would keep it alive, and the buffer its bytes
+            pickler.clear_memo()
+            buffer.seek(0)
+            buffer.truncate()
 
     return dump
 

@@ -1,13 +1,14 @@
 """What people see when objects that can change are pickled together: one finds what another one has done to it."""
 
 import pickle
+import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import pooled_operation
-from poolsave._envelopes import Sealed, pack_objects, seal_surely, unseal
+from poolsave._envelopes import Sealed, dumps, pack_objects, seal_surely, unseal
 
 plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)
 flat_values = st.tuples(plain_values, plain_values) | st.dictionaries(plain_values, plain_values, max_size=3)
@@ -116,3 +117,46 @@ def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_ti
 def test_tuples_and_dictionaries_of_plain_values_are_pickled_together():
     for objects in ([(1, "a"), (2, "b")], [{"name": "a"}, {"name": "b"}]):
         assert pickle.loads(pack_objects(objects)[0]) == (objects, False)
+
+
+class Unpicklable:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __reduce__(self):
+        dumps([self.inner])  # somebody's own pickling may come by here again
+        if self.inner == "bad":
+            raise ValueError(self.inner)
+        return Unpicklable, (self.inner,)
+
+    def __eq__(self, other):
+        return self.inner == other.inner
+
+    __hash__ = None
+
+
+def test_a_pickler_is_as_good_as_new_after_each_value():
+    """It keeps nothing alive, and what fails half-way leaves nothing behind."""
+    for inner in ("good", "bad", "good"):
+        value = [Unpicklable(inner), Unpicklable(inner)]
+        if inner == "bad":
+            with pytest.raises(ValueError, match="bad"):
+                dumps(value)
+        else:
+            assert pickle.loads(dumps(value)) == value
+        watched = weakref.ref(value[0])
+        del value
+        assert watched() is None
+
+
+def test_of_many_objects_only_what_cannot_be_pickled_fails():
+    payload, errors = pack_objects([Unpicklable("good"), Unpicklable("bad"), Unpicklable("good")])
+    assert list(errors) == [1]
+    column, alone = pickle.loads(payload)
+    assert alone
+    assert [pickle.loads(one) for one in column] == [Unpicklable("good")] * 2
+
+
+def test_what_was_pickled_before_does_not_go_along():
+    dumps(["x" * 100_000])
+    assert dumps([1]) == pickle.dumps([1], pickle.HIGHEST_PROTOCOL)

@@ -108,6 +108,12 @@ QUESTIONS = [
         lambda part: over(best(part, "poolsave process"), best_peer(part)),
     ),
     (
+        "no_op_rows",
+        "process: time, over that of the best peer",
+        "",
+        lambda part: over(best(part, "poolsave process"), best_peer(part)),
+    ),
+    (
         "single_no_ops",
         "process, chunksize=1: time, over that of ProcessPoolExecutor.map",
         "<= 0.333",

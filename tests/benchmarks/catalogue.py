@@ -7,6 +7,7 @@ from tests.benchmarks.parts import ours, peer
 
 PARTS = {
     "no_ops": dispatching.no_ops,
+    "no_op_rows": dispatching.no_op_rows,
     "single_no_ops": dispatching.single_no_ops,
     "users_postgres": partial(saving.users, "postgres"),
     "users_sqlite": partial(saving.users, "sqlite"),

@@ -47,6 +47,28 @@ def no_ops(quick):
     )
 
 
+def no_op_rows(quick):
+    count = 2_000 if quick else 100_000
+    rows = [{"username": f"user{number}", "email": f"user{number}@example.org"} for number in range(count)]
+    function, pool = workloads.nothing, {"workers": CPUS}
+    cells = [peer("plain loop", contenders.plain_loop, function, rows)]
+    for chunksize in (100, 1000):
+        cells += pools(function, rows, {**pool, "chunksize": chunksize})
+    cells += [peer("Pool.map", contenders.pool_map, function, rows, pool)]
+    cells += [
+        ours(function, rows, {**pool, "executor": executor, "transaction": None})
+        for executor in ("process", "thread", "serial", "auto")
+    ]
+    return Part(
+        key="no_op_rows",
+        title=f"Rows that do nothing ({count:,})",
+        about="The same for dictionaries of two strings, of which each goes to a worker.",
+        cells=cells,
+        unit="µs per object",
+        per=count,
+    )
+
+
 def single_no_ops(quick):
     count = 500 if quick else 5_000
     objects, function = range(count), workloads.nothing

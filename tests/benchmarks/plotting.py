@@ -8,7 +8,7 @@ BARS = [
     "users_postgres", "users_sqlite", "users_sqlite_default",
     "hashing", "waiting", "waiting_one_row",
     "table", "single_no_ops", "no_ops",
-    "start_up",
+    "no_op_rows", "start_up",
 ]  # fmt: skip
 COLOURS = {True: "#0c7c59", False: "#b8bec4"}
 """poolsave and the others."""
