@@ -208,7 +208,7 @@ class Edge:
     and of what DEBUG has logged."""
 
     def __init__(self) -> None:
-        self._known = connections.all(initialized_only=True)
+        self._known: Any = connections.all(initialized_only=True)
         self._looked = 0.0
 
     def reached(self, *, troubled: bool) -> None:
@@ -216,13 +216,19 @@ class Edge:
         time to: to find them takes as long as several objects that do nothing."""
         for connection in self._known:
             connection.queries_log.clear()
-            troubled = troubled or connection.errors_occurred
+            connection.health_check_done = False
+            troubled = troubled or connection.errors_occurred or _autocommit_was_changed(connection)
         now = time.perf_counter()
         if troubled or now - self._looked > BETWEEN_LOOKS:
             self._looked = now
             self._look()
 
     def _look(self) -> None:
-        for connection in connections.all(initialized_only=True):
+        self._known = connections.all(initialized_only=True)  # somebody may have put another one in a place
+        for connection in self._known:
             connection.queries_log.clear()
             connection.close_if_unusable_or_obsolete()
+
+
+def _autocommit_was_changed(connection: Any) -> bool:
+    return connection.connection is not None and connection.autocommit != connection.settings_dict["AUTOCOMMIT"]

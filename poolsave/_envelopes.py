@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ._plain import PLAIN, are_flat, flat
@@ -14,16 +16,22 @@ from .errors import InvalidOperation
 
 __all__ = [
     "Sealed",
+    "dumper",
     "dumps",
     "pack_function",
     "pack_objects",
     "seal_surely",
     "split",
+    "unpack_objects",
     "unseal",
 ]
 
+SMALL = 4096
+"""Bytes of a value after which a pickler is used again."""
 LONG = 100
 """Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
+STATE = "django.db.migrations.state"
+"""The module that makes historical models."""
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
 
@@ -35,6 +43,15 @@ class Sealed:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+
+
+class Lent:
+    """A flat dictionary of which each try gets a copy."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: dict[Any, Any]) -> None:
+        self.value = value
 
 
 def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> bytes:
@@ -71,30 +88,37 @@ def dumps(value: Any) -> bytes:
         InvalidOperation: if an instance of a historical model is in it.
         Exception: whatever the value's own pickling raises.
     """
+    if STATE not in sys.modules:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     mine = vars(_idle)  # those of this thread
     dump = mine.pop("dump", None) or dumper()  # taken away, since the value's own pickling may come by here again
-    try:
-        return dump(value)
-    finally:
+    data = dump(value)
+    if len(data) <= SMALL:
         mine["dump"] = dump
+    return data
 
 
 _idle = threading.local()
 
 
 def dumper() -> Callable[[Any], bytes]:
-    """Make what pickles one value after the other, each by itself: to make a pickler takes as long as to use it."""
+    """What pickles one value after the other, each by itself: to make a pickler takes as long as to use it.
+
+    Use it no more after an exception, which may have come (from a signal's handler) between any two lines, nor after a
+    value of more than SMALL bytes: its memory of what it has seen would stay as large as that.
+    """
+    if STATE not in sys.modules:  # nobody has made a historical model in this process
+        return partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
     buffer = io.BytesIO()
     pickler = _Present(buffer, pickle.HIGHEST_PROTOCOL)
 
     def dump(value: Any) -> bytes:
-        try:
-            pickler.dump(value)
-            return buffer.getvalue()
-        finally:  # nothing of the value stays: the memo would keep it alive, and the buffer its bytes
-            pickler.clear_memo()
-            buffer.seek(0)
-            buffer.truncate()
+        pickler.dump(value)
+        data = buffer.getvalue()
+        pickler.clear_memo()  # or it would keep the value alive
+        buffer.seek(0)
+        buffer.truncate()
+        return data
 
     return dump
 
@@ -132,12 +156,15 @@ def seal_surely(value: Any) -> Any:
 
 
 def unseal(value: Any) -> Any:
-    """Undo `seal_surely`.
+    """Undo `seal_surely`, and give the next try what it may change.
 
     Raises:
         Exception: whatever the value's own unpickling raises.
     """
-    return pickle.loads(value.data) if type(value) is Sealed else value
+    kind = type(value)
+    if kind is Sealed:
+        return pickle.loads(value.data)
+    return value.value.copy() if kind is Lent else value
 
 
 def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
@@ -149,27 +176,41 @@ def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException
     """
     if isinstance(objects, range) and len(objects) < LONG:
         objects = [*objects]
-    errors: dict[int, BaseException] = {}
     if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)) or are_flat(objects):
-        column, alone = objects, False
-    else:
-        column, alone = _pickled_alone(objects, errors), True
-    return pickle.dumps((column, alone), pickle.HIGHEST_PROTOCOL), errors
+        return pickle.dumps((objects, False), pickle.HIGHEST_PROTOCOL), {}
+    column, errors = _pickled_alone(objects)
+    return pickle.dumps((column, True), pickle.HIGHEST_PROTOCOL), errors
 
 
-def _pickled_alone(objects: Sequence[Any], errors: dict[int, BaseException]) -> list[bytes]:
+def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseException]]:
+    column: list[bytes] = []
+    errors: dict[int, BaseException] = {}
     dump = dumper()
-    try:
-        return [dump(item) for item in objects]
-    except Exception:  # of one of them at least; which ones is found out below
-        column = []
     for offset, item in enumerate(objects):
         try:
-            column.append(dump(item))
+            data = dump(item)
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
             error.add_note("poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
-    return column
+            dump = dumper()
+            continue
+        column.append(data)
+        if len(data) > SMALL:
+            dump = dumper()
+    return column, errors
+
+
+def unpack_objects(payload: Any, *, lent: bool) -> tuple[list[Any], bool]:
+    """Undo `pack_objects`; gives a column and whether each object of it was pickled by itself.
+
+    With `lent` each object is for `unseal`, which gives every try one of its own; else they are bytes if so.
+    """
+    column, alone = pickle.loads(payload)
+    if lent and alone:
+        column = [*map(Sealed, column)]
+    elif lent and dict in map(type, column):
+        column = [*map(Lent, column)]
+    return column, alone
 
 
 def split(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _connections
 from ._deadlines import Deadline
-from ._envelopes import Sealed, dumps, seal_surely, unseal
+from ._envelopes import seal_surely, unpack_objects, unseal
 from ._mysql import to_be_watched, watched
 from ._replies import Collector
 from ._rows import Rows
@@ -93,13 +93,11 @@ class WorkerSession:
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         waited = time.perf_counter() - self._idle_since
-        objects, pickled = pickle.loads(payload) if self._job.crosses else (payload, False)
+        objects, pickled = payload, False
+        if self._job.crosses:
+            objects, pickled = unpack_objects(payload, lent=not self._straight)
         collector = self._new_collector(waited)
         if not self._straight:
-            if not pickled and dict in map(type, objects):
-                objects, pickled = [*map(dumps, objects)], True
-            if pickled:  # each try gets a copy of its own
-                objects = [*map(Sealed, objects)]
             self._run_guarded(objects, marks, reply, collector)
         else:
             call = self._call_with_pickled if pickled else self._function

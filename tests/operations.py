@@ -262,6 +262,13 @@ def outlives_its_session(_item, *, alias="postgres"):
 
 
 @pure
+def leaves_autocommit_off(name, *, alias="postgres"):
+    """Leaves it to nobody to commit what it has saved."""
+    connections[alias].set_autocommit(False)
+    Person(name=name).save(using=alias)
+
+
+@pure
 def greeting(_item):
     from django.conf import settings
 

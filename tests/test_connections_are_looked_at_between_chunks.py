@@ -7,6 +7,7 @@ from django.db import connections
 
 from poolsave._connections import Edge
 from tests import operations
+from tests.models import Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -38,3 +39,33 @@ def test_trouble_is_reason_enough_to_look(server):
     connection.close_at = time.monotonic() - 1
     edge.reached(troubled=True)
     assert connection.connection is None
+
+
+def test_a_connection_is_asked_again_whether_it_lives_after_every_chunk(server):
+    connection = connections[server]
+    edge = Edge()
+    edge._looked = time.perf_counter() + 1000
+    connection.ensure_connection()
+    connection.health_check_done = True
+    edge.reached(troubled=False)
+    assert not connection.health_check_done
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_what_was_left_in_a_transaction_of_a_function_s_own_is_rolled_back(server, executor):
+    operation = operations.leaves_autocommit_off.using(executor=executor, workers=1, chunksize=1)
+    assert operation.bind(alias=server).map(["a", "b", "c"]).ok
+    assert Person.objects.using(server).count() == 0
+
+
+def test_a_connection_that_was_put_in_the_place_of_another_is_looked_at(server):
+    edge = Edge()
+    before = connections[server]
+    connections[server] = before.copy()
+    try:
+        edge._looked = 0.0
+        edge.reached(troubled=False)
+        assert connections[server] in edge._known
+        assert before not in edge._known
+    finally:
+        connections[server] = before

@@ -1,14 +1,19 @@
 """What people see when objects that can change are pickled together: one finds what another one has done to it."""
 
+import contextlib
 import pickle
+import sys
+import threading
 import weakref
 
+import django.db.migrations.state  # noqa: F401 - with it loaded there is more to be done
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import pooled_operation
+from poolsave import _envelopes, pooled_operation
 from poolsave._envelopes import Sealed, dumps, pack_objects, seal_surely, unseal
+from tests import operations
 
 plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)
 flat_values = st.tuples(plain_values, plain_values) | st.dictionaries(plain_values, plain_values, max_size=3)
@@ -138,7 +143,7 @@ class Unpicklable:
 def test_a_pickler_is_as_good_as_new_after_each_value():
     """It keeps nothing alive, and what fails half-way leaves nothing behind."""
     for inner in ("good", "bad", "good"):
-        value = [Unpicklable(inner), Unpicklable(inner)]
+        value = [Unpicklable("good"), "x" * 200_000, Unpicklable(inner)]
         if inner == "bad":
             with pytest.raises(ValueError, match="bad"):
                 dumps(value)
@@ -147,6 +152,56 @@ def test_a_pickler_is_as_good_as_new_after_each_value():
         watched = weakref.ref(value[0])
         del value
         assert watched() is None
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_at(number):
+    """Raises at a line of the functions that pickle, as a signal's handler may."""
+    left = [number]
+
+    def trace(frame, event, _argument):
+        if frame.f_code.co_name not in ("dump", "dumps", "_pickled_alone"):
+            return None
+        if event == "line":
+            left[0] -= 1
+            if not left[0]:
+                raise Interrupted
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("number", range(1, 16))
+def test_a_pickler_that_was_interrupted_is_used_no_more(number):
+    dumps(["before"])
+    sys.settrace(interrupted_at(number))
+    try:
+        with contextlib.suppress(Interrupted):
+            dumps(["interrupted"] * 3)
+    finally:
+        sys.settrace(None)
+    assert pickle.loads(dumps(["after"])) == ["after"]
+    sys.settrace(interrupted_at(number))
+    try:
+        payload, errors = pack_objects([[number] for number in range(3)])
+    except Interrupted:
+        return
+    finally:
+        sys.settrace(None)
+    column, _alone = pickle.loads(payload)
+    left = [[number] for number in range(3) if number not in errors]
+    assert [pickle.loads(one) for one in column] == left
+
+
+def test_a_pickler_that_has_seen_much_is_used_no_more():
+    """Its memo would stay as large as that, and be cleared after each small value."""
+    dumps([str(number) for number in range(10_000)])
+    assert "dump" not in vars(_envelopes._idle)
+    dumps([1])
+    assert "dump" in vars(_envelopes._idle)
 
 
 def test_of_many_objects_only_what_cannot_be_pickled_fails():
@@ -160,3 +215,32 @@ def test_of_many_objects_only_what_cannot_be_pickled_fails():
 def test_what_was_pickled_before_does_not_go_along():
     dumps(["x" * 100_000])
     assert dumps([1]) == pickle.dumps([1], pickle.HIGHEST_PROTOCOL)
+
+
+ROWS = {
+    "dictionaries": [{"a": 1}, {"a": 2}, {"a": 3}],
+    "tuples": [(1, "a"), (2, "b")],
+    "lists": [[1], [2]],
+    "nested": [{"a": [1]}, {"a": [2]}],
+    "mixed": [1, {"a": 1}, (2,), None],
+}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("transaction", ["object", "chunk", None])
+@pytest.mark.parametrize("executor", ["process", "thread", "serial", "auto", "process-pool"])
+def test_a_function_gets_what_was_fed_in(executor, transaction):
+    operation = operations.echoes.using(executor=executor, transaction=transaction, chunksize=2)
+    for rows in ROWS.values():
+        assert operation.map(rows).values == rows
+        assert (operation | operation).map(rows).values == rows
+    assert operations.adds.using(executor=executor, transaction=transaction).starmap(
+        [{"first": 1, "second": 2}, (3, 4)]
+    ).values == [3, 7]
+
+
+@pytest.mark.parametrize("executor", ["thread", "serial"])
+def test_what_cannot_be_pickled_stays_itself_where_nothing_crosses(executor):
+    row = {"lock": threading.Lock()}
+    (value,) = operations.echoes.using(executor=executor).map([row]).values
+    assert value is row

@@ -23,6 +23,11 @@ def nothing(number):
     """The smallest object: what it takes is the pool's own cost."""
 
 
+def give_back(row):
+    """The same, there and back."""
+    return row
+
+
 def create_user(number):
     """A row of its own, one that a receiver writes, and one of a many-to-many relation."""
     user = User(username=f"user{number}", email=f"user{number}@example.org")
