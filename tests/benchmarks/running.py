@@ -14,6 +14,7 @@ def run(arguments):
     chosen = [name for name in arguments.only.split(",") if name] or list(catalogue.PARTS)
     if unknown := set(chosen) - set(catalogue.PARTS):
         sys.exit(f"there is no part {min(unknown)!r}, only {', '.join(catalogue.PARTS)}")
+    load = os.getloadavg()[0]  # that of others: what comes now is this run's own
     workloads.calibrate()
     for kind in ("sqlite", "sqlite_default", "postgres"):
         cell = measuring.Cell(contender="nobody", run=None, database=kind, before=databases.make_tables)
@@ -21,7 +22,7 @@ def run(arguments):
     measuring.load_what_they_need(catalogue.tried_first())
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     return {
-        "measured_on": measured_on(rounds),
+        "measured_on": measured_on(rounds, load),
         "parts": [measured(catalogue.PARTS[name](arguments.quick), rounds) for name in chosen],
     }
 
@@ -36,12 +37,12 @@ def measured(part, rounds):
     return {**about, "rounds": rounds, "cells": [cell.figures() for cell in part.cells]}
 
 
-def measured_on(rounds):
+def measured_on(rounds, load):
     versions = measuring.must(lambda _cell: databases.versions(), measuring.Cell(contender="nobody", run=None))
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "CPUs": f"{parts.CPUS} x {cpu_model()}",
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load before": f"{load:.1f}",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "Django": django.__version__,
