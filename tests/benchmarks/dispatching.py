@@ -63,8 +63,8 @@ def no_op_rows(quick):
     return Part(
         key="no_op_rows",
         title=f"Rows there and back ({count:,})",
-        about="The same for dictionaries of two strings, which the function gives back. mpire is left out, since it takes "
-        "dictionaries for keyword arguments.",
+        about="The same for dictionaries of two strings, which the function gives back. mpire is left out, since it "
+        "takes dictionaries for keyword arguments.",
         cells=cells,
         unit="µs per object",
         per=count,
