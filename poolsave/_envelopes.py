@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SMALL = 4096
-"""Bytes of a value after which a pickler is used again."""
+"""Bytes of a value up to which what has pickled it is used again."""
 LONG = 100
 """Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
 STATE = "django.db.migrations.state"
