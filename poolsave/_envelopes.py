@@ -16,7 +16,6 @@ from .errors import InvalidOperation
 
 __all__ = [
     "Sealed",
-    "dumper",
     "dumps",
     "pack_function",
     "pack_objects",

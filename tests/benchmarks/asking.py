@@ -140,29 +140,15 @@ QUESTIONS = [
     ),
     ("users_sqlite", "serial, chunk: times as fast as the loop", "", times_as_fast(CHUNK, contender="poolsave serial")),
     ("hashing", "default options: times as fast as the loop", ">= 1.9", times_as_fast(OBJECT)),
-    (
-        "waiting",
-        "16 threads, object: times as fast as the loop",
-        ">= 8",
-        times_as_fast(OBJECT, contender="poolsave thread"),
-    ),
-    (
-        "waiting_one_row",
-        "16 threads, object: times as fast as the loop",
-        ">= 8",
-        times_as_fast(OBJECT, contender="poolsave thread"),
-    ),
-    (
-        "waiting_one_row",
-        "16 threads, chunk: times as fast as the loop",
-        ">= 8",
-        times_as_fast(CHUNK, contender="poolsave thread"),
-    ),
-    (
-        "waiting",
-        "16 threads, chunk: times as fast as the loop",
-        ">= 8",
-        times_as_fast(CHUNK, contender="poolsave thread"),
+    *(
+        (
+            part,
+            f"16 threads, {transaction}: times as fast as the loop",
+            ">= 8",
+            times_as_fast(f"transaction={transaction}", contender="poolsave thread"),
+        )
+        for part in ("waiting", "waiting_one_row")
+        for transaction in ("object", "chunk")
     ),
     (
         "waiting",
