@@ -21,8 +21,8 @@ database connection of its own and one transaction per object, and reports what 
 
 from __future__ import annotations
 
-from ._carry import Carrier
 from ._drop import DROP
+from ._worker.context import Carrier
 from .errors import (
     ClusterUnusable,
     InsideTransaction,

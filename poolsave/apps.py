@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core.checks import Tags, register
 
-from ._checks import check_databases, check_settings
+from ._runs.checks import check_databases, check_settings
 
 __all__ = ["PoolsaveConfig"]
 

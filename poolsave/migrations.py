@@ -15,7 +15,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 from django.dispatch import receiver
 
 from ._inline import INLINE
-from ._jobs import call_with_object
+from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
 from .options import Options, check

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVa
 
 from django.core.checks import CheckMessage
 
-from ._checks import look_ahead, refusal
 from ._drop import DROP
-from ._functions import find, name_of, refuse_arguments, refuse_unsuitable_function
-from ._jobs import call_spread, call_with_object
-from ._preparation import Call, Work
-from ._querysets import rows_of
-from ._runs import Run
-from ._stages import Stage
+from ._pipelines.planning import Stage
+from ._runs.checks import look_ahead, refusal
+from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
+from ._runs.preparation import Call, Work
+from ._runs.querysets import rows_of
+from ._runs.run import Run
+from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import Outcome

@@ -15,10 +15,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ._carry import Carrier, can_carry
-from ._defaults import from_environment, from_settings, imported
-from ._hooks import Hook
+from ._environment.project_settings import from_environment, from_settings, imported
 from ._inline import overrides
+from ._worker.context import Carrier, can_carry
+from ._worker.hooks import Hook
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, is_known
 

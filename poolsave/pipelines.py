@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from django.core.checks import CheckMessage
 from django.db import connections, transaction
 
-from ._checks import look_ahead, refusal
+from ._db.transactions import refuse_doomed
 from ._drop import DROP
-from ._functions import takes
-from ._jobs import call_spread, call_with_object
-from ._pipeline_runs import PipelineRun
-from ._preparation import Call
-from ._querysets import rows_of
-from ._stage_reports import PipelineReport
-from ._stages import Stage, fuse, options_of_the_run
-from ._transactions import refuse_doomed
+from ._pipelines.planning import Stage, fuse, options_of_the_run
+from ._pipelines.report import PipelineReport
+from ._pipelines.run import PipelineRun
+from ._runs.checks import look_ahead, refusal
+from ._runs.functions import takes
+from ._runs.preparation import Call
+from ._runs.querysets import rows_of
+from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .outcomes import Outcome

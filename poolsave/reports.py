@@ -8,11 +8,11 @@ from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
-from ._batches import Batch
-from ._causes import cause_line, cause_name, cause_of, located
-from ._exports import write_csv, write_json
-from ._statistics import Statistics
-from ._trials import Trial, in_one_line, summary
+from ._reports.batches import Batch
+from ._reports.causes import cause_line, cause_name, cause_of, located
+from ._reports.export import write_csv, write_json
+from ._reports.statistics import Statistics
+from ._reports.trials import Trial, in_one_line, summary
 from .errors import OperationsFailed
 from .outcomes import Outcome, Status
 

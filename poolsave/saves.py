@@ -11,19 +11,19 @@ from typing import Any, ParamSpec, TypeVar
 from django.db import router
 from django.db.models import Model, QuerySet
 
-from ._batches import Batch
-from ._calls import Call, FunctionCall, ModelSave, Request, RowCall, run_request
-from ._carry import Carried
-from ._choosing import begin_block, untried
-from ._connections import existing
-from ._driver import Driver
-from ._envelopes import pack_function
-from ._interrupts import Interrupts
-from ._preparation import Work
-from ._progress import open_progress
-from ._querysets import Keys, refuse_unsuitable, rows_of
-from ._refusals import refuse_open_transactions
-from ._rows import Rows
+from ._db.connections import existing
+from ._pickling.values import pack_function
+from ._reports.batches import Batch
+from ._runs.block import Driver
+from ._runs.executor_choice import begin_block, untried
+from ._runs.preflight import refuse_open_transactions
+from ._runs.preparation import Work
+from ._runs.progress import open_progress
+from ._runs.querysets import Keys, refuse_unsuitable, rows_of
+from ._runs.signals import Interrupts
+from ._worker.context import Carried
+from ._worker.requests import Call, FunctionCall, ModelSave, Request, RowCall, run_request
+from ._worker.rows import Rows
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .pipelines import Pipeline

@@ -61,7 +61,7 @@ _true = {}
 
 def pretend(what, value):
     """In a worker: let it say something else of itself, or the truth again."""
-    from poolsave._versions import Versions
+    from poolsave._environment.versions import Versions
 
     true = _true.setdefault("here", Versions.__dict__["here"])
     if what is None:
@@ -76,7 +76,7 @@ def keys_of_tasks(dask_scheduler):
 
 
 def desks():
-    from poolsave.executors import _dask_worker
+    from poolsave.executors.dask import worker as _dask_worker
 
     return len(_dask_worker._desks)
 

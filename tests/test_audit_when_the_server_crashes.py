@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError
 from django.db.utils import load_backend
 
-from poolsave._sqlstates import contact_lost, is_transient
+from poolsave._db.error_codes import contact_lost, is_transient
 from tests.chaos import End, audit, lines_of, names_signed
 from tests.crashing import Run
 from tests.postgres import settings_from_url

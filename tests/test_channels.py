@@ -6,7 +6,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave.executors import _channels, _states
+from poolsave.executors.processes import pipes as _channels
+from poolsave.executors.processes import shared_marks as _states
 
 
 @given(st.lists(st.integers(0, 300_000), max_size=6), st.integers(1, 100_000))

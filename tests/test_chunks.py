@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._chunks import LARGEST, SHORTEST, TARGET, Pace, Pacing, ahead_of, next_size
-from poolsave._envelopes import pack_objects
-from poolsave._querysets import source_of
-from poolsave._sources import IterableSource, QueueSource
+from poolsave._engine.chunking import LARGEST, SHORTEST, TARGET, Pace, Pacing, ahead_of, next_size
+from poolsave._engine.sources import IterableSource, QueueSource
+from poolsave._pickling.values import pack_objects
+from poolsave._runs.querysets import source_of
 
 counts = st.integers(1, 100_000)
 seconds = st.floats(1e-7, 100, allow_nan=False)

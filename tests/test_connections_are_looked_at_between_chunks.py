@@ -5,7 +5,7 @@ import time
 import pytest
 from django.db import connections
 
-from poolsave._connections import Edge
+from poolsave._db.connections import Edge
 from tests import operations
 from tests.models import Person
 

@@ -10,8 +10,8 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOperation, InvalidOption, Status, concurrent_saves, pooled_operation
-from poolsave._jobs import call_with_object
-from poolsave._preparation import Work, prepare
+from poolsave._runs.preparation import Work, prepare
+from poolsave._worker.job import call_with_object
 from tests import carriers, pools
 from tests.carriers import Tenant, colour, depth
 from tests.models import AuditEntry, Tag, actor

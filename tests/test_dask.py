@@ -19,10 +19,12 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
-from poolsave import ClusterUnusable, InvalidOption, Status, _waiting, executors, pooled_operation
-from poolsave._bootstrap import _overridden
-from poolsave._versions import Versions
-from poolsave.executors import _dask_cluster, _dask_worker
+from poolsave import ClusterUnusable, InvalidOption, Status, executors, pooled_operation
+from poolsave._environment.django_setup import _overridden
+from poolsave._environment.versions import Versions
+from poolsave._pipelines import selector as _waiting
+from poolsave.executors.dask import cluster as _dask_cluster
+from poolsave.executors.dask import worker as _dask_worker
 from tests import operations, stages
 from tests.chaos import End, audit, found_in, lines_of, names_until
 from tests.conformance import cases

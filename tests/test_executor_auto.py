@@ -12,17 +12,11 @@ from django.db import connections, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolsave import (
-    InvalidOption,
-    OperationsFailed,
-    Report,
-    _auto_engine,
-    concurrent_saves,
-    pooled_operation,
-)
-from poolsave._bootstrap import Surroundings
-from poolsave._preparation import describe, executor_for
-from poolsave._trials import Trial
+from poolsave import InvalidOption, OperationsFailed, Report, concurrent_saves, pooled_operation
+from poolsave._auto import engine as _auto_engine
+from poolsave._environment.django_setup import Surroundings
+from poolsave._reports.trials import Trial
+from poolsave._runs.preparation import describe, executor_for
 from poolsave.testing import serial_saves
 from tests import carriers, hooks, operations
 from tests.models import Badge, Person, Thing

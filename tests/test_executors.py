@@ -98,7 +98,7 @@ def test_a_forked_process_pool_of_the_caller_shares_no_connection(alias):
 
 
 def test_fork_is_chosen_only_while_one_thread_is_alive():
-    from poolsave.executors._starting import choose_start_method
+    from poolsave.executors.processes.start_methods import choose_start_method
 
     assert choose_start_method(None) == "fork"
     assert choose_start_method("spawn") == "spawn"

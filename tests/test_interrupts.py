@@ -92,7 +92,7 @@ def test_the_second_signal_ends_what_runs(start, options):
 
 
 def test_a_handler_of_the_program_is_left_in_place():
-    from poolsave._interrupts import Interrupts
+    from poolsave._runs.signals import Interrupts
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -111,7 +111,7 @@ class Alarm(Exception):
 @pytest.fixture(params=["while they are set", "while they are taken away", "before they are"])
 def left_behind(request, monkeypatch):
     """Handlers of a run that has ended."""
-    from poolsave import _interrupts
+    from poolsave._runs import signals as _interrupts
 
     class Unleavable(_interrupts.Interrupts):
         def __exit__(self, *_exc_info):
@@ -142,7 +142,7 @@ def left_behind(request, monkeypatch):
 
 @pytest.mark.usefixtures("left_behind")
 def test_handlers_that_were_left_behind_are_as_good_as_none():
-    from poolsave._interrupts import Interrupts
+    from poolsave._runs.signals import Interrupts
 
     with Interrupts(lambda: None, at_once=lambda _count: False) as interrupts:
         signal.raise_signal(signal.SIGINT)

@@ -11,7 +11,8 @@ import pytest
 from django.core.cache import caches
 from django.db import connections, transaction
 
-from poolsave import InsideTransaction, InvalidOperation, _inherited, concurrent_saves
+from poolsave import InsideTransaction, InvalidOperation, concurrent_saves
+from poolsave._db import fork_safety as _inherited
 from tests import mariadb, operations
 from tests.conftest import needs_mariadb
 from tests.models import Person

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import _envelopes, pooled_operation
-from poolsave._envelopes import Sealed, dumps, pack_objects, seal_surely, unseal
+from poolsave import pooled_operation
+from poolsave._pickling import values as _envelopes
+from poolsave._pickling.values import Sealed, dumps, pack_objects, seal_surely, unseal
 from tests import operations
 
 plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)

@@ -5,9 +5,9 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status
-from poolsave._chunks import Pacing
-from poolsave._together import Undone, commit_together
-from poolsave._transactions import PENDING
+from poolsave._db.transactions import PENDING
+from poolsave._engine.chunking import Pacing
+from poolsave._worker.per_chunk import Undone, commit_together
 from poolsave.executors.serial import Flag
 from tests import operations, pools, postgres
 from tests.models import Badge, Person, Tag

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from poolsave._pilot import Measured, Ride, bound_on_speedup, look_after_start, look_before_start
+from poolsave._auto.policy import Measured, Ride, bound_on_speedup, look_after_start, look_before_start
 
 seconds = st.floats(1e-6, 10)
 shares = st.floats(0, 1)

@@ -30,7 +30,7 @@ from poolsave import (
     executors,
     pooled_operation,
 )
-from poolsave._waiting import Bell
+from poolsave._pipelines.selector import Bell
 from poolsave.executors.protocol import UNKNOWN, Died
 from poolsave.testing import serial_saves
 from tests import operations, stages

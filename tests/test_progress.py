@@ -7,7 +7,7 @@ import threading
 import pytest
 import tqdm
 
-from poolsave import _progress
+from poolsave._runs import progress as _progress
 from tests import operations
 
 

@@ -12,17 +12,10 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolsave import (
-    InsideTransaction,
-    InvalidOperation,
-    OperationsFailed,
-    RowGone,
-    Status,
-    _estimates,
-    concurrent_saves,
-)
-from poolsave import _querysets as querysets
-from poolsave._rows import Rows
+from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
+from poolsave._db import row_estimates as _estimates
+from poolsave._runs import querysets
+from poolsave._worker.rows import Rows
 from tests import operations, pools
 from tests.models import (
     Person,

@@ -3,7 +3,7 @@
 import pytest
 from django.db import IntegrityError, OperationalError
 
-from poolsave import _sqlstates
+from poolsave._db import error_codes as _sqlstates
 from tests import operations
 from tests.models import Badge, Person, Tag
 

@@ -340,7 +340,7 @@ def test_the_caller_s_own_connections_are_as_they_were(start_method):
     import psycopg2.extensions
 
     ours = operations.kind_of_connection.using(databases=("postgres",), transaction="chunk", start_method=start_method)
-    assert set(ours.map(range(3)).values) == {"poolsave._psycopg2"}
+    assert set(ours.map(range(3)).values) == {"poolsave._db.psycopg2"}
     assert ours.using(executor="serial").map(range(3)).ok
     assert type(raw()) is psycopg2.extensions.connection
     assert not {"connection_factory", "cursor_factory"} & set(connections["postgres"].settings_dict["OPTIONS"])

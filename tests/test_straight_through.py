@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import Status, _straight, executors, pooled_operation
-from poolsave._jobs import call_with_object
-from poolsave._replies import Collector, Reply
-from poolsave._straight import StraightRun
+from poolsave import Status, executors, pooled_operation
+from poolsave._worker import fast_loop as _straight
+from poolsave._worker.fast_loop import StraightRun
+from poolsave._worker.job import call_with_object
+from poolsave._worker.replies import Collector, Reply
 from poolsave.executors.serial import Flag
 
 from . import operations

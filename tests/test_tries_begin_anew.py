@@ -69,7 +69,7 @@ AUTO = {"executor": "auto", "workers": 2, "progress": False, "transaction": None
 @pytest.fixture
 def leaving(monkeypatch):
     """Go over to the pool at the first opportunity, and stay."""
-    from poolsave import _auto_engine
+    from poolsave._auto import engine as _auto_engine
 
     monkeypatch.setattr(_auto_engine, "ENOUGH", 0.0)
     monkeypatch.setattr(_auto_engine, "look_before_start", lambda *_figures: (True, "for a test"))

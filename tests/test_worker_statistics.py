@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import concurrent_saves, pooled_operation
-from poolsave._batches import Batch, Laps
-from poolsave._replies import Spent
-from poolsave._statistics import BUSY, SLOW, SLOWEST, Statistics
+from poolsave._reports.batches import Batch, Laps
+from poolsave._reports.statistics import BUSY, SLOW, SLOWEST, Statistics
+from poolsave._worker.replies import Spent
 
 from . import operations
 from .models import Person

@@ -7,9 +7,9 @@ it runs in its workers does. To plug one in, pass an instance as `executor=`, or
     mine = "my_package:MyExecutor"
 """
 
-from .dask import DaskExecutor
+from .dask.executor import DaskExecutor
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
-from .processes import ProcessExecutor
+from .processes.executor import ProcessExecutor
 from .protocol import (
     EXECUTOR_METHODS,
     UNKNOWN,

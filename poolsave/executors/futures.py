@@ -10,7 +10,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._error_records import ErrorRecord, pack_error, unpack_error
+from .._pickling.exceptions import ErrorRecord, pack_error, unpack_error
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import Flag
 

@@ -127,7 +127,7 @@ class Job(Protocol):
 
     @property
     def preload(self) -> bytes:
-        """What `poolsave._preload` needs to know in a fork server."""
+        """What `poolsave._environment.preload` needs to know in a fork server."""
         ...
 
     @property

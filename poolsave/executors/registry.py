@@ -10,9 +10,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ..errors import InvalidOption
-from .dask import DaskExecutor
+from .dask.executor import DaskExecutor
 from .futures import FuturesExecutor, ProcessPoolExecutor, ThreadFuturesExecutor
-from .processes import ProcessExecutor
+from .processes.executor import ProcessExecutor
 from .protocol import Executor
 from .serial import SerialExecutor
 from .threads import ThreadExecutor

@@ -15,7 +15,7 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOption, OperationsFailed, Status, TimedOut, ValueLost, WorkerDied, concurrent_saves
-from poolsave._sqlstates import is_transient
+from poolsave._db.error_codes import is_transient
 from poolsave.executors import DaskExecutor
 from tests import operations
 from tests.chaos import End, audit, found_in

@@ -1,0 +1,1 @@
+"""executor="auto": in the caller's thread first, in processes when that pays."""

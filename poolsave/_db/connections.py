@@ -1,0 +1,234 @@
+"""Every rule about database connections, threads and forks.
+
+1. No connection, pool or cache client of the parent is used or closed in a forked child. An explicit close sends a
+   Terminate on the socket that the parent still uses: psycopg compares process ids only when garbage is collected,
+   and mysqlclient not even then. The child forgets the old objects but keeps them referenced for ever.
+2. Workers have connections of their own, made from the caller's real `settings_dict`, so that under a test runner
+   they write to the test database. They do not pool, and on SQLite they begin transactions IMMEDIATE.
+3. Workers close what they opened.
+4. No open SQLite file crosses a fork. SQLite keeps its locks per process and in memory: a child that inherits them
+   believes to hold a lock that it does not, and rows that it commits vanish. The parent closes idle ones before the
+   fork; it opens them again by itself. Source: "How To Corrupt An SQLite Database File", section 2.6.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
+
+from ..errors import InsideTransaction
+
+__all__ = [
+    "DUMMY",
+    "Edge",
+    "SettingsByAlias",
+    "close_sqlite_files",
+    "existing",
+    "load_backends",
+    "open_sqlite_files",
+    "own_connections",
+    "refuse_open_sqlite_transactions",
+    "worker_settings",
+]
+
+SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
+
+DUMMY = "django.db.backends.dummy"
+BETWEEN_LOOKS = 0.01
+"""Seconds that chunks without any trouble may follow one another until all connections are looked at again."""
+
+
+def existing(aliases: Iterable[str]) -> tuple[str, ...]:
+    """Those of the aliases that have a database behind them."""
+    return tuple(alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY) != DUMMY)
+
+
+def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
+    """The caller's real database settings, as workers use them."""
+    return {
+        alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
+        for alias in existing(connections)
+    }
+
+
+def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> dict[str, Any]:
+    settings = copy.deepcopy({**connection.settings_dict, "OPTIONS": {}})
+    options = {**connection.settings_dict["OPTIONS"]}
+    options.pop("pool", None)
+    if connection.vendor == "sqlite":
+        # A deferred transaction that reads and then writes fails with "database is locked" at once.
+        options.setdefault("transaction_mode", "IMMEDIATE")
+    settings["OPTIONS"] = options
+    if settings.get("CONN_MAX_AGE") == 0:
+        settings["CONN_MAX_AGE"] = None  # 0 would mean to connect anew for every chunk
+    if own_transactions:
+        settings["AUTOCOMMIT"] = True  # or atomic() would leave the commit to somebody else
+    return settings
+
+
+def open_sqlite_files() -> list[Any]:
+    """Wrappers of this thread that have a SQLite file open."""
+    handler: Any = connections
+    found = handler.all(initialized_only=True)
+    return [one for one in found if one.vendor == "sqlite" and one.connection is not None and not one.is_in_memory_db()]
+
+
+def close_sqlite_files() -> None:
+    """Before a fork: close the SQLite files of this thread.
+
+    Raises:
+        InsideTransaction: if one of them is inside a transaction, and so cannot be closed.
+    """
+    refuse_open_sqlite_transactions()
+    for wrapper in open_sqlite_files():
+        (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
+        wrapper.close()
+        if not enforced:
+            _reopen_unenforced(wrapper)
+
+
+def _reopen_unenforced(wrapper: Any) -> None:
+    """Keep foreign keys from being enforced, as a schema editor has asked for: it remakes tables by dropping them, and
+    a cascade would take along what points to their rows."""
+
+    def begin() -> None:
+        del wrapper.init_connection_state  # this instance's own; the next time it is the class's
+        wrapper.init_connection_state()
+        wrapper.connection.execute("PRAGMA foreign_keys = OFF")
+
+    wrapper.init_connection_state = begin
+
+
+def refuse_open_sqlite_transactions() -> None:
+    """Refuse to fork while a SQLite file is inside a transaction of this thread.
+
+    Raises:
+        InsideTransaction: naming the alias.
+    """
+    for wrapper in open_sqlite_files():
+        if wrapper.in_atomic_block:
+            raise InsideTransaction(wrapper.alias)
+
+
+def load_backends() -> None:
+    """In a fork server: import the backends and drivers of all databases, without connecting to any."""
+    for alias in existing(connections):
+        load_backend(connections.settings[alias]["ENGINE"])
+
+
+@contextmanager
+def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
+    """Have connections of one's own in this thread, and leave none open.
+
+    With `whole_process` threads that are started here get the same settings. That is for a process that does nothing
+    else, and is not undone.
+    """
+    before = {alias: connections[alias] for alias in _initialised()}
+    if whole_process:
+        _adopt(settings)
+    for alias, values in settings.items():
+        connections[alias] = _wrapper(alias, values)
+    try:
+        yield
+    finally:
+        for alias in settings:
+            # The class's own close() keeps a SQLite database in memory open, for the sake of what is in it; here the
+            # caller's connection does that.
+            BaseDatabaseWrapper.close(connections[alias])
+            if alias in before:
+                connections[alias] = before[alias]
+            else:
+                del connections[alias]
+
+
+def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
+    backend = load_backend(settings["ENGINE"]).DatabaseWrapper
+    if backend.vendor == "postgresql":
+        settings = {**settings, "OPTIONS": {**_to_send_ahead(settings["OPTIONS"]), **settings["OPTIONS"]}}
+    wrapper = backend(settings, alias)
+    if wrapper.vendor == "sqlite":
+        _begin_with_first_query(wrapper)
+    return wrapper
+
+
+def _to_send_ahead(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes connections of psycopg2 take savepoints along with other statements, if nobody has other wishes."""
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3  # drivers are there if their backend is used
+
+    if is_psycopg3 or "connection_factory" in options or "cursor_factory" in options:
+        return {}
+    from .psycopg2 import Connection, Cursor
+
+    return {"connection_factory": Connection, "cursor_factory": Cursor}
+
+
+def _begin_with_first_query(wrapper: Any) -> None:
+    """Let atomic() on SQLite take the lock when the first query comes.
+
+    There is one writer at a time, and BEGIN IMMEDIATE makes this transaction the one: what an object computes before
+    it asks the database anything would keep all other workers waiting.
+    """
+    begin = wrapper._start_transaction_under_autocommit
+    wrapper.begin_is_due = False
+
+    def begin_later() -> None:
+        wrapper.begin_is_due = True
+
+    def begin_first(execute: Callable[..., Any], *query: Any) -> Any:
+        if wrapper.begin_is_due:
+            wrapper.begin_is_due = False
+            # Not if the transaction has ended without any query, and this one comes after it.
+            if wrapper.in_atomic_block:
+                begin()
+        return execute(*query)
+
+    wrapper._start_transaction_under_autocommit = begin_later
+    wrapper.execute_wrappers.append(begin_first)
+
+
+def _adopt(settings: SettingsByAlias) -> None:
+    # Also for threads that the user's code starts in this process, and for code that reads settings.DATABASES.
+    for alias, values in settings.items():
+        connections.settings[alias] = values
+
+
+def _initialised() -> list[str]:
+    return [connection.alias for connection in connections.all(initialized_only=True)]
+
+
+class Edge:
+    """What comes between two chunks of a worker, in its thread: letting go of connections that are broken or too old,
+    and of what DEBUG has logged."""
+
+    def __init__(self) -> None:
+        self._known: Any = connections.all(initialized_only=True)
+        self._looked = 0.0
+
+    def reached(self, *, troubled: bool) -> None:
+        """Look at all connections if anything went wrong, as poolsave (`troubled`) or Django has noticed, or if it is
+        time to: to find them takes as long as several objects that do nothing."""
+        for connection in self._known:
+            connection.queries_log.clear()
+            connection.health_check_done = False
+            troubled = troubled or connection.errors_occurred or _autocommit_was_changed(connection)
+        now = time.perf_counter()
+        if troubled or now - self._looked > BETWEEN_LOOKS:
+            self._looked = now
+            self._look()
+
+    def _look(self) -> None:
+        self._known = connections.all(initialized_only=True)  # somebody may have put another one in a place
+        for connection in self._known:
+            connection.queries_log.clear()
+            connection.close_if_unusable_or_obsolete()
+
+
+def _autocommit_was_changed(connection: Any) -> bool:
+    return connection.connection is not None and connection.autocommit != connection.settings_dict["AUTOCOMMIT"]

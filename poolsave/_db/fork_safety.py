@@ -1,0 +1,68 @@
+"""What a forked child has of its parent, and must not touch: rule 1 of `_connections`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from asgiref.local import Local
+from django.core.cache import caches
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..errors import InvalidOperation
+from .connections import open_sqlite_files
+
+__all__ = ["forget_inherited", "hold_wrappers"]
+
+_left_behind: list[object] = []
+_nothing_inherited = {os.getpid()}
+"""Processes that have forgotten what they inherited, and the one that has imported this, which inherited nothing."""
+
+
+def hold_wrappers() -> tuple[object, ...]:
+    """Right before a fork: give every wrapper that is alive, in whichever thread, and every connection of mysqlclient.
+
+    CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
+    may close the socket that the parent uses. Who holds them keeps them from being finalised there. mysqlclient does
+    so whoever opened the connection, also the user's own code, past Django.
+    """
+    drivers = sys.modules.get("MySQLdb._mysql")
+    held = BaseDatabaseWrapper if drivers is None else (BaseDatabaseWrapper, drivers.connection)
+    # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
+    # Through a list: a tuple that grows is spoilt if another thread, doing the same, finds it among the objects.
+    return tuple([found for found in gc.get_objects() if issubclass(type(found), held)])
+
+
+def forget_inherited(held: Iterable[object] = ()) -> None:
+    """In a forked child: let go of the parent's connections, pools and cache clients without touching them.
+
+    Once, and not in a process that nobody has forked: other threads of it may be in the middle of something.
+    """
+    if os.getpid() in _nothing_inherited:
+        return
+    _nothing_inherited.add(os.getpid())
+    _left_behind.extend(held)
+    sqlite = open_sqlite_files()
+    handlers: tuple[Any, ...] = (connections, caches)
+    for handler in handlers:
+        local: Any = handler._connections
+        _left_behind.extend((local, *handler.all(initialized_only=True)))
+        handler._connections = Local(handler.thread_critical)
+    _forget_pools()
+    if sqlite:
+        raise InvalidOperation(
+            f"this process was forked while the SQLite database {sqlite[0].alias!r} was open, so that neither can rely "
+            "on its locks: close it before the executor starts its processes, or have them started by spawn"
+        )
+
+
+def _forget_pools() -> None:
+    backend = sys.modules.get("django.db.backends.postgresql.base")
+    if backend is not None:
+        pools: dict[str, object] = backend.DatabaseWrapper._connection_pools
+        _left_behind.append(dict(pools))
+        pools.clear()

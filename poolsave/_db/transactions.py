@@ -1,0 +1,240 @@
+"""What surrounds one call of the user's function, and what can be said about the database afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from django.db import Error, connections, transaction
+from django.db.transaction import TransactionManagementError
+
+from ..executors.protocol import UNKNOWN, Marks
+from ..outcomes import Status
+from .error_codes import contact_lost, is_transient
+
+__all__ = [
+    "COMMITTED",
+    "COMMITTING",
+    "ID_BITS",
+    "NOTHING_WRITTEN",
+    "PENDING",
+    "RUNNING",
+    "Attempt",
+    "Entered",
+    "commit",
+    "commit_alone",
+    "enter",
+    "leave_to_function",
+    "note_transaction",
+    "refuse_doomed",
+    "roll_back",
+    "run_callbacks",
+    "take_callbacks",
+]
+
+RUNNING = 1
+COMMITTING = UNKNOWN
+COMMITTED = 3
+PENDING = 4
+"""How far an object is, as its worker notes it where its own death cannot take it. 0 is not begun; PENDING has ended
+inside a transaction that is still open, so that nothing of it is left if the worker dies."""
+
+NOTHING_WRITTEN = 1
+"""Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
+ID_BITS = 64
+"""The lower part of a note is the transaction's id, the upper part when it was noted."""
+
+
+class Attempt(NamedTuple):
+    """What one call came to."""
+
+    status: Status
+    value: Any = None
+    error: BaseException | None = None
+    retry: bool = False
+    """The database says that the same may succeed if it is tried again, and nothing of this attempt is left."""
+    note: int = 0
+    """For what was lost: the transaction's id, if it was noted."""
+    committing: float = 0.0
+    """Seconds that its COMMIT took."""
+
+
+def leave_to_function(call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
+    """`transaction=None`: the function manages its own transactions, if any."""
+    marks.put(offset, RUNNING)
+    try:
+        value = call()
+    except BaseException as error:  # whatever a user's function raises is that object's failure
+        return Attempt(Status.FAILED, error=error)
+    marks.put(offset, COMMITTED)
+    return Attempt(Status.SUCCEEDED, value)
+
+
+def commit_alone(
+    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, noted: bool = False
+) -> Attempt:
+    """`transaction="object"`: one transaction around the call, on every alias."""
+    marks.put(offset, RUNNING)
+    entered = enter(aliases)
+    note, value, error = 0, None, entered.error
+    if error is None:
+        try:
+            value = call()
+            refuse_doomed(entered.connections)
+            note = note_transaction(aliases, marks) if noted else 0
+        except BaseException as caught:  # whatever a user's function raises is that object's failure
+            error = caught
+    if error is not None:
+        roll_back(entered.blocks, error)
+        return Attempt(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
+    callbacks = take_callbacks(entered.owned)
+    marks.put(offset, COMMITTING)
+    began = time.perf_counter()
+    failed = commit(entered.blocks)
+    committing = time.perf_counter() - began
+    if failed is not None:
+        return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
+    marks.put(offset, COMMITTED)
+    return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks), committing=committing)
+
+
+class Entered(NamedTuple):
+    """The atomic blocks that were opened, one per alias."""
+
+    blocks: list[transaction.Atomic]
+    connections: list[Any]
+    """Those of the blocks."""
+    owned: list[Any]
+    """Connections whose transaction began with the block. The others are inside a transaction of the caller's, whose
+    commit is the caller's affair, and so are its callbacks."""
+    error: BaseException | None = None
+    """What went wrong on the way."""
+
+    @property
+    def outermost(self) -> bool:
+        """Whether every transaction is the block's own, so that nothing is left when it is rolled back."""
+        return len(self.owned) == len(self.blocks)
+
+
+def enter(aliases: Sequence[str]) -> Entered:
+    """Open an atomic block on every alias, as far as that is possible."""
+    blocks: list[transaction.Atomic] = []
+    used: list[Any] = []
+    owned: list[Any] = []
+    try:
+        for alias in aliases:
+            connection = connections[alias]
+            is_outermost = not connection.in_atomic_block and connection.get_autocommit()
+            block = transaction.atomic(using=alias)
+            block.__enter__()
+            blocks.append(block)
+            used.append(connection)
+            if is_outermost:
+                owned.append(connection)
+    except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
+        return Entered(blocks, used, owned, error)
+    return Entered(blocks, used, owned)
+
+
+def refuse_doomed(used: Iterable[Any]) -> None:
+    """Refuse to call something saved that the end of its block would roll back without a word.
+
+    Raises:
+        TransactionManagementError: saying what to do.
+    """
+    # atomic() does so when needs_rollback is set, and PostgreSQL answers COMMIT with ROLLBACK.
+    for connection in used:
+        if connection.needs_rollback or _server_has_aborted(connection):
+            raise TransactionManagementError(
+                f"the function returned, but its transaction on {connection.alias!r} can only be rolled back: a "
+                "database error was caught inside it, or set_rollback(True) was called; put atomic() around what may "
+                "fail"
+            )
+
+
+def _server_has_aborted(connection: Any) -> bool:
+    if connection.connection is None:
+        return False
+    if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end its transaction
+        begun = connection.commit_on_exit and not getattr(connection, "begin_is_due", False)
+        return begun and not connection.connection.in_transaction
+    if connection.vendor != "postgresql":
+        return False
+    # libpq's PQTRANS_INERROR, under the same name and number in psycopg2 and psycopg 3.
+    return int(connection.connection.info.transaction_status) == 3
+
+
+def roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
+    """Leave the blocks with an error."""
+    for block in reversed(entered):
+        try:
+            block.__exit__(type(error), error, error.__traceback__)
+        except Error as secondary:  # the connection is gone, and with it the transaction
+            connections[block.using or "default"].close()
+            error.add_note(f"rolling back on {block.using!r} failed, too: {secondary}")
+
+
+def note_transaction(aliases: Sequence[str], marks: Marks) -> int:
+    """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot.
+
+    With it goes the server's time in microseconds, since after a crash the id may be given to another transaction.
+    """
+    if len(aliases) != 1 or connections[aliases[0]].vendor != "postgresql":
+        return 0
+    with connections[aliases[0]].cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        )
+        found, moment = cursor.fetchone()
+    note = NOTHING_WRITTEN if found is None else (moment << ID_BITS) + int(found)
+    marks.note(note)
+    return note
+
+
+def commit(entered: list[transaction.Atomic]) -> Attempt | None:
+    """Commit on all aliases; gives what went wrong, or None."""
+    committed: list[str | None] = []
+    for block in reversed(entered):
+        try:
+            block.__exit__(None, None, None)
+        except BaseException as error:
+            roll_back(entered[: len(entered) - len(committed) - 1], error)
+            return _failed_commit(error, block.using, committed)
+        committed.append(block.using)
+    return None
+
+
+def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> Attempt:
+    if committed:
+        error.add_note(f"committed on {committed!r} before the commit on {alias!r} failed")
+        return Attempt(Status.LOST, error=error)
+    if contact_lost(error) or not isinstance(error, Error):
+        connections[alias or "default"].close()
+        error.add_note("the answer to COMMIT did not arrive, so the object may have been saved or not")
+        return Attempt(Status.LOST, error=error)
+    return Attempt(Status.FAILED, error=error, retry=is_transient(error))
+
+
+def take_callbacks(used: Iterable[Any]) -> list[Callable[[], object]]:
+    """Take the `on_commit` callbacks away from Django, which would run them inside the block's exit, where an error
+    of theirs looks like one of COMMIT."""
+    taken: list[Callable[[], object]] = []
+    for connection in used:
+        if connection.run_on_commit:
+            taken += [entry[1] for entry in connection.run_on_commit]
+            connection.run_on_commit = []
+    return taken
+
+
+def run_callbacks(callbacks: list[Callable[[], object]]) -> BaseException | None:
+    """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
+    errors: list[BaseException] = []
+    for callback in callbacks:
+        try:
+            callback()
+        except BaseException as error:  # told in the outcome of the object
+            errors.append(error)
+    if len(errors) > 1:
+        return BaseExceptionGroup("several on_commit callbacks raised", errors)
+    return errors[0] if errors else None

@@ -1,0 +1,1 @@
+"""Feeds chunks to an executor and turns its events into outcomes. Knows no Django."""

@@ -1,0 +1,219 @@
+"""Django up in a fresh process, before anything of the user's is unpickled there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import process, spawn
+from typing import Any
+
+from django.apps import apps
+from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
+
+from ..errors import InvalidOperation
+
+__all__ = ["Surroundings", "settings_by_origin"]
+
+NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
+"""Of settings that were overridden at run time: databases go separately, and apps are populated once per process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What Django knows in the caller and a worker must know too; it can always be pickled."""
+
+    settings_module: str | None
+    configured: bytes
+    """Settings of `settings.configure()`, if there is no module."""
+    overridden: bytes
+    """What tests override."""
+    unsendable: tuple[str, ...]
+    apps_ready: bool
+    main: tuple[str | None, str | None]
+    """Name and path of the script, as multiprocessing would import it in a fresh process."""
+    language: str | None
+    time_zone: Any
+
+    @staticmethod
+    def known() -> bool:
+        """Whether Django's settings are configured, or named."""
+        return settings.configured or bool(os.environ.get(ENVIRONMENT_VARIABLE))
+
+    @classmethod
+    def capture(cls) -> Surroundings | None:
+        """Describe the caller; None if Django's settings are neither configured nor named."""
+        if not cls.known():
+            return None
+        from django.utils import timezone, translation
+
+        language = translation.get_language() if settings.USE_I18N else None
+        module, configured, overridden = settings_by_origin()
+        packed, unsendable = _pack_each(configured)
+        return cls(
+            settings_module=module,
+            configured=packed,
+            overridden=_pack_each(overridden)[0],
+            unsendable=unsendable,
+            apps_ready=apps.ready,
+            main=_main_module(),
+            language=language,
+            time_zone=timezone.get_current_timezone() if settings.USE_TZ else None,
+        )
+
+    def preload(self) -> None:
+        """Set up a fork server: the script first, which may configure Django itself, then whatever is missing."""
+        name, path = self.main
+        # The mark that multiprocessing sets too, so that a script without a __main__ guard fails clearly.
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        try:
+            if name is not None:
+                spawn._fixup_main_from_name(name)  # type: ignore[attr-defined]
+            elif path is not None:
+                spawn._fixup_main_from_path(path)  # type: ignore[attr-defined]
+        finally:
+            del process.current_process()._inheriting  # type: ignore[attr-defined]
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Configure Django and populate its apps, as far as that has not happened in this process."""
+        if not settings.configured:
+            self._configure()
+        if self.apps_ready and not apps.ready:
+            import django
+
+            django.setup()
+
+    def _configure(self) -> None:
+        if self.settings_module is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = self.settings_module
+            return
+        if self.unsendable:
+            raise InvalidOperation(
+                f"the settings {', '.join(self.unsendable)} cannot be pickled for a fresh process: call "
+                'settings.configure() where the script is imported, or use start_method="fork"'
+            )
+        values = pickle.loads(self.configured)
+        settings.configure(**values)
+        _configured_here.update(values)
+
+    def refuse_other_settings(self) -> None:
+        """Refuse to run in a process that an earlier run has configured in another way.
+
+        Raises:
+            InvalidOperation: naming the settings.
+        """
+        values = pickle.loads(self.configured) if _configured_here else {}
+        if different := [name for name in {**_configured_here, **values} if _differ(name, values)]:
+            raise InvalidOperation(
+                f"this worker process was configured by an earlier run, for which {', '.join(sorted(different))} had "
+                "another value: restart it, or have the settings in a module"
+            )
+
+    @contextmanager
+    def active(self, *, fresh: bool) -> Iterator[None]:
+        """Have the caller's language and time zone, and in a fresh process the settings that its tests override."""
+        from django.utils import timezone, translation
+
+        with ExitStack() as stack:
+            if fresh:
+                stack.enter_context(_overridden(self.overridden))
+            # A forked child has the language already; activating it would load the catalogues once more.
+            if self.language not in (None, translation.get_language()):
+                stack.enter_context(translation.override(self.language))
+            if self.time_zone is not None:
+                stack.enter_context(timezone.override(self.time_zone))
+            yield
+
+
+_configured_here: dict[str, Any] = {}
+"""By what values poolsave has configured Django in this process."""
+
+
+def _differ(name: str, values: dict[str, Any]) -> bool:
+    missing = object()
+    # Databases come with each run.
+    return name != "DATABASES" and bool(values.get(name, missing) != _configured_here.get(name, missing))
+
+
+def settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """The settings module, or what `settings.configure()` was given, and what has been overridden since."""
+    layers: list[dict[str, Any]] = []
+    wrapped: Any = settings._wrapped  # type: ignore[misc]
+    while isinstance(wrapped, UserSettingsHolder):
+        layers.append({name: value for name, value in vars(wrapped).items() if name.isupper()})
+        wrapped = wrapped.default_settings
+    module: str | None = getattr(wrapped, "SETTINGS_MODULE", None)
+    configured = {} if module is not None else layers.pop()
+    overridden: dict[str, Any] = {}
+    for layer in reversed(layers):
+        overridden.update(layer)
+    return module, configured, {name: value for name, value in overridden.items() if name not in NOT_SENT}
+
+
+def _pack_each(values: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+    good: dict[str, Any] = {}
+    bad: list[str] = []
+    for name, value in values.items():
+        try:
+            pickle.dumps(value)
+        except Exception:  # whatever a setting's own pickling raises: it is named if it turns out to be needed
+            bad.append(name)
+        else:
+            good[name] = value
+    return pickle.dumps(good), tuple(bad)
+
+
+def _main_module() -> tuple[str | None, str | None]:
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    path = getattr(main, "__file__", None)
+    return name, None if path is None else os.path.abspath(path)
+
+
+@dataclass
+class _InForce:
+    """What is overridden in this process at the moment, for how many of its threads."""
+
+    packed: bytes = b""
+    users: int = 0
+    override: Any = None
+
+
+_in_force = _InForce()
+_changed = threading.Condition()
+
+
+@contextmanager
+def _overridden(packed: bytes) -> Iterator[None]:
+    """Settings are those of the process: of its threads the first puts them in force, and the last puts them back.
+    Threads that want others, since they are at work for another caller, wait until then."""
+    with _changed:
+        _changed.wait_for(lambda: not _in_force.users or _in_force.packed == packed)
+        if not _in_force.users:
+            _in_force.override = _override(pickle.loads(packed))
+            _in_force.packed = packed
+        _in_force.users += 1
+    try:
+        yield
+    finally:
+        with _changed:
+            _in_force.users -= 1
+            if not _in_force.users:
+                if _in_force.override is not None:
+                    _in_force.override.disable()
+                _changed.notify_all()
+
+
+def _override(values: dict[str, Any]) -> Any:
+    if not values:
+        return None
+    from django.test import override_settings  # slow to import, and only tests have something to override
+
+    override = override_settings(**values)
+    override.enable()
+    return override

@@ -1,0 +1,1 @@
+"""What crosses between processes: values, exceptions and models as bytes."""

@@ -1,0 +1,100 @@
+"""Exceptions as data: no exception, whatever its own methods do, can break the way from a worker to the caller."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import traceback
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from .._db.error_codes import sqlstate_of
+from ..errors import RemoteError, WorkerTraceback, text_of
+
+__all__ = ["ErrorRecord", "format_traceback", "pack_error", "unpack_error"]
+
+
+class ErrorRecord(NamedTuple):
+    """An exception as data that can always be pickled."""
+
+    class_path: str
+    message: str
+    arguments: str
+    traceback: str
+    sqlstate: str | None
+    pickled: bytes | None
+    """The exception itself, if a round trip in the worker gave the same class."""
+
+
+def pack_error(error: BaseException) -> ErrorRecord:
+    """Describe an exception for the way to another process. Never raises."""
+    return ErrorRecord(
+        class_path=f"{type(error).__module__}.{type(error).__qualname__}",
+        message=text_of(error),
+        arguments=_arguments(error),
+        traceback=format_traceback(error),
+        sqlstate=sqlstate_of(error),
+        pickled=_pickled(error),
+    )
+
+
+def unpack_error(record: ErrorRecord) -> BaseException:
+    """Give the exception with its own class if possible, else a RemoteError, caused by the worker's traceback."""
+    error = _restored(record.pickled)
+    if error is None:
+        error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
+    error.__cause__ = WorkerTraceback(record.traceback, record.sqlstate)
+    return error
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as text, from the first frame that is not poolsave's own."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
+    except Exception as secondary:  # an exception whose own methods are broken is still an exception
+        return f"{type(error).__qualname__} (its traceback cannot be formatted: {type(secondary).__qualname__})"
+
+
+def _users_part(frames: TracebackType | None) -> TracebackType | None:
+    part = frames
+    while part is not None and part.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "poolsave":
+        part = part.tb_next
+    return part or frames
+
+
+def _arguments(error: BaseException) -> str:
+    try:
+        return repr(error.args)
+    except Exception as secondary:  # an argument whose repr is broken must not hide the error
+        return f"<{type(secondary).__qualname__} in the repr of its arguments>"
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    buffer = io.BytesIO()
+    try:
+        _AsTheyAre(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
+        data = buffer.getvalue()
+        copy = pickle.loads(data)
+    except Exception:  # whatever the exception's own pickling raises: the record stands in for it
+        return None
+    return data if type(copy) is type(error) else None
+
+
+class _AsTheyAre(pickle.Pickler):
+    """Has exceptions reduce themselves: what tblib, which Dask installs, registers for them forgets the code of a
+    SystemExit."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (
+            value.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if issubclass(type(value), BaseException) else NotImplemented
+        )
+
+
+def _restored(data: bytes | None) -> BaseException | None:
+    if data is None:
+        return None
+    try:
+        found = pickle.loads(data)
+    except Exception:  # possible in the parent though it worked in the worker: the record stands in for it
+        return None
+    return found if isinstance(found, BaseException) else None

@@ -1,0 +1,1 @@
+"""Several operations, one after the other."""

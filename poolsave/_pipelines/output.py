@@ -1,0 +1,70 @@
+"""What has come out of a pipeline, gathered into batches, and the names that its errors are given."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from .._reports.batches import Batch
+from .._reports.causes import and_its_causes
+from ..errors import TimedOut, ValueLost, WorkerDied
+from ..outcomes import Outcome
+from .segment import Traveller
+
+__all__ = ["Finals", "name_origin"]
+
+
+class Finals:
+    """Ends of travellers, of which those that stand side by side in the input share a batch."""
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def take(self) -> list[Batch]:
+        """Give what has been gathered."""
+        batches, self._batches = self._batches, []
+        return batches
+
+    def add(self, traveller: Traveller, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
+        """One has ended."""
+        batch = self._open_batch(traveller, worker)
+        place = len(batch.values)
+        if outcome is not None:
+            batch.notable[place] = outcome
+        batch.values.append(value)  # type: ignore[attr-defined]
+        batch.objects.append(traveller.origin.item)  # type: ignore[attr-defined]
+        batch.seconds.append(traveller.seconds)  # type: ignore[union-attr]
+
+    def _open_batch(self, traveller: Traveller, worker: int | str | None) -> Batch:
+        index = traveller.origin.index
+        if self._batches and not traveller.path:
+            last = self._batches[-1]
+            if not last.path and last.first + len(last.values) == index and last.worker == worker:
+                return last
+        batch = Batch(index, [], array("d"), [], worker, {}, traveller.path)
+        self._batches.append(batch)
+        return batch
+
+
+def name_origin(
+    error: BaseException, traveller: Traveller, stages: Sequence[str], *, never_began: bool = False
+) -> None:
+    """Let an error that was made for a value on its way tell of the object that it came from, and of its stage, which
+    may be any of several, or one that never began it."""
+    origin = traveller.origin
+    where = f"the stage {stages[0]!r}" if len(stages) == 1 else f"one of the stages {', '.join(map(repr, stages))}"
+    note = f"poolsave: in {where}, with what came of object {origin.index} of the input"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    if traveller.flaw is not None:
+        error.add_note(f"poolsave: on the way there an on_commit callback raised {traveller.flaw!r}")
+    for found in and_its_causes(error):
+        if isinstance(found, WorkerDied | TimedOut) and found.item is not None:
+            found.item = origin.item
+        elif isinstance(found, ValueLost):
+            found.index = origin.index
+            found.stage = stages[0] if never_began else None

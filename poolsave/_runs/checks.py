@@ -1,0 +1,227 @@
+"""What would go wrong or be slow, said before anything runs, in the form of Django's system checks.
+
+Errors are what `map` would refuse, told by the same code that refuses it; warnings are hazards.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import ERROR, CheckMessage, Error, Info
+from django.core.checks import Warning as Hazard
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from .._db import connections as _connections
+from .._db.inspection import Server, ask_server
+from .._environment.django_setup import Surroundings
+from .._worker.job import WorkerJob
+from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
+from ..executors import Executor, ProcessExecutor
+from ..options import AUTO, Options, wrong_settings
+from .executor_choice import obstacle
+from .preflight import refuse_missing
+from .preparation import Work, describe, executor_for, refusals, refuse_unsendable
+
+__all__ = ["check_databases", "check_settings", "look_ahead", "refusal"]
+
+TRIED = 3
+"""Objects of a list that are pickled to see whether it can be done."""
+IDS = (
+    (InvalidOption, "poolsave.E001"),
+    (InvalidOperation, "poolsave.E002"),
+    (InsideTransaction, "poolsave.E003"),
+    (SharedMemoryDatabase, "poolsave.E004"),
+    (ImproperlyConfigured, "poolsave.E005"),
+)
+
+
+def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+    """Everything that can be said of a run without running it."""
+    if options.executor == AUTO:
+        return _of_either(work, options, objects, name)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            executor = executor_for(options)
+        except InvalidOption as error:  # it has no address, or is not installed
+            return [refusal(error)]
+        surroundings = Surroundings.capture()
+        messages = _refused(refusals(work, executor, options, surroundings))
+    messages += [Hazard(str(one.message), id="poolsave.W001") for one in told]
+    job = describe(work, executor, options, surroundings)
+    messages += _of_the_start(executor, job, options)
+    if not executor.shares_memory:
+        messages += _of_objects(objects)
+    if surroundings is not None and not executor.inline:
+        messages += _of_databases(options.databases, job.settings, options)
+    messages += _of_debug()
+    for message in messages:
+        message.obj = name
+    return list({(message.id, message.msg): message for message in messages}.values())
+
+
+def _of_either(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+    """Of `executor="auto"`: what keeps it from processes is no error, unless there is a timeout for them to enforce."""
+    pooled = look_ahead(work, options.using(executor="process"), objects, name)
+    if options.timeout is not None:
+        return pooled
+    alone = look_ahead(work, options.using(executor="serial"), objects, name)
+    why = obstacle(work, options)
+    known = {(message.id, message.msg) for message in alone}
+    lasting = [one for one in pooled if (one.id, one.msg) in known or (one.level < ERROR and why is None)]
+    hindrances = [why] if why else [one.msg for one in pooled if one.level >= ERROR and one not in lasting]
+    stays = [Info(f"the run would stay in the caller's thread: {told}", id="poolsave.I002") for told in hindrances]
+    for message in stays:
+        message.obj = name
+    return [*lasting, *stays]
+
+
+def refusal(error: Exception) -> CheckMessage:
+    """An error that `map` would raise; its text says what to do, too."""
+    return Error(str(error), id=next(known for kind, known in IDS if isinstance(error, kind)))
+
+
+def _refused(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
+    found = []
+    for guard in guards:
+        try:
+            guard()
+        except (PoolsaveError, ImproperlyConfigured) as error:
+            found.append(refusal(error))
+    return found
+
+
+def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Iterator[CheckMessage]:
+    if executor.shares_memory:
+        return
+    method = executor.method_for(job) if isinstance(executor, ProcessExecutor) else "its own"
+    if method != "fork":
+        yield from _refused([partial(refuse_unsendable, executor, job)])
+    else:
+        yield from _refused([_connections.refuse_open_sqlite_transactions])
+    others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())
+    if others and method == "fork":
+        yield Hazard(
+            f"workers would be forked while other threads are alive ({', '.join(others)}), whose locks stay held in "
+            "them for ever",
+            hint='End the threads before, by before_fork if need be, or use start_method="forkserver".',
+            id="poolsave.W002",
+        )
+    elif others and options.start_method is None and isinstance(executor, ProcessExecutor):
+        yield Info(
+            f"workers would be started by {method} and not by a fork, which is not safe while other threads are alive "
+            f"({', '.join(others)})",
+            hint="Functions and objects have to be picklable. End the threads by before_fork to have workers forked.",
+            id="poolsave.I001",
+        )
+
+
+def _of_objects(objects: Iterable[Any] | None) -> Iterator[CheckMessage]:
+    # Looking into anything else would consume it, or query the database.
+    for place, item in enumerate(objects[:TRIED] if isinstance(objects, list | tuple) else ()):
+        try:
+            pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # whatever the object's own pickling raises
+            yield Hazard(
+                f"the object at index {place} cannot be pickled for workers that do not share memory, so it would "
+                f"fail: {type(error).__name__}: {error}",
+                hint="Feed plain data or keys, and build the rest in the function.",
+                id="poolsave.W003",
+            )
+
+
+def _of_databases(
+    aliases: Iterable[str], worker_settings: _connections.SettingsByAlias, options: Options
+) -> Iterator[CheckMessage]:
+    if options.transaction is None:
+        return
+    found: dict[str, Server] = {}
+    for alias in _connections.existing(aliases):
+        try:
+            found[alias] = ask_server(alias, worker_settings[alias])
+        except Exception as error:  # whatever the driver raises: workers would meet it as well
+            yield Hazard(
+                f"the database {alias!r} cannot be asked: {type(error).__name__}: {str(error).strip()}",
+                hint="Workers will fail in the same way, unless it is up by then.",
+                id="poolsave.W004",
+            )
+    yield from _of_journals(found, options)
+    yield from _of_poolers(found)
+    yield from _of_slots({alias: one for alias, one in found.items() if not one.pooler}, worker_settings, options)
+
+
+def _of_journals(found: Mapping[str, Server], options: Options) -> Iterator[CheckMessage]:
+    for alias, server in found.items():
+        if server.journal_mode not in (None, "wal") and options.workers > 1:
+            yield Hazard(
+                f"the SQLite database {alias!r} is not in WAL mode but in {server.journal_mode!r}, where everybody who "
+                "reads waits for everybody who writes",
+                hint='Set OPTIONS = {"init_command": "PRAGMA journal_mode=WAL"} for it in settings.DATABASES.',
+                id="poolsave.W005",
+            )
+
+
+def _of_poolers(found: Mapping[str, Server]) -> Iterator[CheckMessage]:
+    for alias, server in found.items():
+        if server.pooler:
+            yield Hazard(
+                f"the database {alias!r} looks as if it is reached through a pooler such as PgBouncer: "
+                f"{', and '.join(server.pooler)}",
+                hint="Its own limit of connections counts. With transaction pooling, what belongs to a session (SET, "
+                "advisory locks, LISTEN, prepared statements) does not stay with a worker: use SET LOCAL, and "
+                "DISABLE_SERVER_SIDE_CURSORS = True for the database.",
+                id="poolsave.W006",
+            )
+
+
+def _of_slots(
+    found: Mapping[str, Server], worker_settings: _connections.SettingsByAlias, options: Options
+) -> Iterator[CheckMessage]:
+    addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in found}
+    aliases_at = Counter(addresses.values())
+    for alias, server in found.items():
+        needed = options.workers * aliases_at[addresses[alias]]
+        if server.free is not None and needed > server.free:
+            yield Hazard(
+                f"{options.workers} workers would need {needed} connections of the server of {alias!r}, which has "
+                f"{server.free} to give",
+                hint="Lower workers, or raise the server's limit (max_connections, or that of the role or database).",
+                id="poolsave.W007",
+            )
+
+
+def _of_debug() -> Iterator[CheckMessage]:
+    if settings.configured and settings.DEBUG:
+        yield Hazard(
+            "DEBUG is on, so that Django keeps the text of every query",
+            hint="Set DEBUG = False for long runs, and before you measure anything.",
+            id="poolsave.W008",
+        )
+
+
+def check_settings(**_kwargs: Any) -> Sequence[CheckMessage]:
+    """For `manage.py check`: what `settings.POOLSAVE` and the environment say."""
+    messages = [refusal(error) for error in wrong_settings()]
+    if not messages and "databases" in getattr(settings, "POOLSAVE", {}):
+        messages += _refused([lambda: refuse_missing(Options.resolve({}).databases)])
+    return messages
+
+
+def check_databases(databases: Sequence[str] | None = None, **_kwargs: Any) -> Sequence[CheckMessage]:
+    """For `manage.py check --database`: how the databases that it names are set up for workers."""
+    if any(True for _error in wrong_settings()):
+        return []
+    options = Options.resolve({})
+    if options.executor == "serial":
+        return []
+    covered = _connections.existing(alias for alias in databases or () if alias in options.databases)
+    files = [alias for alias in covered if connections[alias].vendor == "sqlite"]
+    return list(_of_databases(files, _connections.worker_settings(own_transactions=files), options))

@@ -1,0 +1,72 @@
+"""What is asked of a function that is to be an operation: its name, and where it is found."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InvalidOperation
+
+__all__ = ["find", "name_of", "refuse_arguments", "refuse_unsuitable_function", "takes"]
+
+
+def name_of(func: Any) -> str:
+    """The name by which people know it."""
+    name: str = getattr(func, "__qualname__", None) or repr(func)
+    return name
+
+
+def find(module: str, qualname: str) -> Any:
+    """What a module has under a name; None if it has nothing."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def refuse_arguments(func: Any, owner: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that a function does not take.
+
+    Raises:
+        InvalidOperation: naming them.
+    """
+    try:
+        inspect.signature(func).bind_partial(*owner, **constants)
+    except TypeError as error:
+        raise InvalidOperation(f"{name_of(func)} cannot be called with {sorted(constants)}: {error}") from error
+
+
+def takes(func: Any, keyword: str) -> bool:
+    """Whether a function takes a keyword argument besides the object, which is its first one."""
+    parameters = list(inspect.signature(func).parameters.values())
+    if parameters and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        del parameters[0]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        one.kind is inspect.Parameter.VAR_KEYWORD or (one.name == keyword and one.kind in kinds) for one in parameters
+    )
+
+
+def refuse_unsuitable_function(func: Any, *, expands: bool) -> None:
+    """Refuse what a pool cannot run.
+
+    Raises:
+        InvalidOperation: saying what to do.
+    """
+    if not callable(func):
+        raise InvalidOperation(f"{func!r} is not a function: decorate a function that takes one object")
+    name = name_of(func)
+    if inspect.isasyncgenfunction(func) or (inspect.isgeneratorfunction(func) and not expands):
+        raise InvalidOperation(
+            f"{name} is a generator function, which does nothing when it is called: return a list, or declare it by "
+            "@pooled_operation(expand=True), by which each of its values goes on by itself in a pipeline"
+        )
+    if inspect.iscoroutinefunction(func):
+        raise InvalidOperation(
+            f"{name} is an async function, which no worker would await: wrap it in asgiref.sync.async_to_sync"
+        )

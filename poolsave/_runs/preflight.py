@@ -1,0 +1,71 @@
+"""What is refused in the caller before any worker starts: databases that workers could not see, or would wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from .._db.connections import DUMMY
+from ..errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
+
+__all__ = ["refuse_missing", "refuse_open_transactions", "refuse_shared_memory", "shares_one_memory"]
+
+
+def refuse_missing(aliases: Iterable[str]) -> None:
+    """Refuse aliases that settings.DATABASES does not have.
+
+    Raises:
+        InvalidOption: naming the alias.
+        ImproperlyConfigured: if there is no database at all.
+    """
+    for alias in aliases:
+        if alias not in connections.settings:
+            known = ", ".join(map(repr, connections.settings))
+            raise InvalidOption("databases", alias, f"settings.DATABASES has only {known}")
+        if connections.settings[alias]["ENGINE"] == DUMMY:
+            raise ImproperlyConfigured(
+                f"settings.DATABASES has no {alias!r} database for a transaction per object: "
+                "configure it, or set transaction=None for functions that need no database"
+            )
+
+
+def refuse_open_transactions(aliases: Iterable[str]) -> None:
+    """Refuse to go on while the caller is inside a transaction on one of the aliases.
+
+    Raises:
+        InsideTransaction: naming the alias and what to do.
+    """
+    for alias in aliases:
+        connection = connections[alias]
+        if connection.in_atomic_block or (connection.connection is not None and not connection.get_autocommit()):
+            raise InsideTransaction(alias)
+
+
+def refuse_shared_memory(aliases: Iterable[str], *, shares_memory: bool) -> None:
+    """Refuse in-memory SQLite databases that the workers would not see.
+
+    Raises:
+        SharedMemoryDatabase: naming the alias and the executors that work.
+    """
+    for alias in aliases:
+        name = str(connections[alias].settings_dict["NAME"])
+        if not _in_memory(alias):
+            continue
+        shared_cache = name != ":memory:"
+        if not shares_memory or not shared_cache:
+            ways_out = 'executor="thread" or executor="serial"' if shared_cache else 'executor="serial"'
+            raise SharedMemoryDatabase(alias, name, ways_out)
+
+
+def shares_one_memory(aliases: Iterable[str]) -> bool:
+    """Whether an alias is SQLite in memory, where threads lock each other out without any waiting: SQLite answers
+    SQLITE_LOCKED at once there, whatever the time-out, so they have to take turns."""
+    return any(_in_memory(alias) for alias in aliases)
+
+
+def _in_memory(alias: str) -> bool:
+    connection: Any = connections[alias]
+    return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())

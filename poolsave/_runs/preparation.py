@@ -1,0 +1,147 @@
+"""What is checked before anything starts, and what each worker needs to know."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from django.db.models import QuerySet
+
+from .._db import connections as _connections
+from .._environment.django_setup import Surroundings
+from .._environment.warnings import warn
+from .._worker.context import Carried
+from .._worker.hooks import Hooks
+from .._worker.job import WorkerJob
+from ..errors import InvalidOption
+from ..executors import Executor, ProcessExecutor, create
+from ..options import Options
+from .preflight import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
+from .querysets import refuse_unsuitable
+
+__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals", "refuse_unsendable"]
+
+Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
+
+
+class Work(NamedTuple):
+    """What is done with every object."""
+
+    function: Any
+    call: Call
+    constants: Mapping[str, Any]
+    queryset: QuerySet[Any] | None = None
+    """Where the objects come from if they are primary keys."""
+
+
+def prepare(work: Work, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
+    """Check everything that can be checked before any worker starts, and say what each worker needs. The executor is
+    that of the options, if none is given.
+
+    Raises:
+        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
+        InvalidOperation: if a queryset cannot be fetched range by range.
+        InsideTransaction: if a covered alias is inside a transaction.
+        SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
+    """
+    executor = executor or executor_for(options)
+    # Whoever stays in the caller's thread finds everything as it is there.
+    surroundings = None if executor.inline else Surroundings.capture()
+    for refuse in refusals(work, executor, options, surroundings):
+        refuse()
+    return executor, describe(work, executor, options, surroundings)
+
+
+def refuse_unsendable(executor: Executor, job: WorkerJob) -> None:
+    """Refuse now what the start of the workers would refuse: who is not forked needs a job that can be pickled.
+
+    Raises:
+        InvalidOperation: naming the function.
+        InvalidOption: naming what is carried.
+    """
+    forks = isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
+    if not (forks or executor.shares_memory):
+        pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+def executor_for(options: Options, wish: Any = None) -> Executor:
+    """The executor of a run, which has not started: that of the options, if there is no other wish."""
+    return create(_possible(wish or options.executor), start_method=options.start_method)
+
+
+def refusals(
+    work: Work, executor: Executor, options: Options, surroundings: Surroundings | None
+) -> Iterator[Callable[[], None]]:
+    """What is checked, in this order; each raises what it refuses."""
+    present = _present(work, options, surroundings)
+    if work.queryset is not None:
+        transaction, databases = options.transaction, options.databases
+        yield partial(refuse_unsuitable, work.queryset, transaction=transaction, databases=databases)
+    yield partial(refuse_missing, _covered(options))
+    if not executor.inline:
+        yield partial(refuse_open_transactions, present)  # first: the way out of this one is that of tests
+        yield partial(refuse_shared_memory, present, shares_memory=executor.shares_memory)
+    yield partial(_refuse_timeout, executor, options.timeout)
+
+
+def _covered(options: Options) -> tuple[str, ...]:
+    return options.databases if options.transaction is not None else ()
+
+
+def _present(work: Work, options: Options, surroundings: Surroundings | None) -> tuple[str, ...]:
+    read = () if work.queryset is None or work.queryset.db in options.databases else (work.queryset.db,)
+    return _connections.existing((*options.databases, *read)) if surroundings is not None else ()
+
+
+def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
+    if timeout is not None and not executor.enforces_timeout:
+        raise InvalidOption(
+            "timeout",
+            timeout,
+            f"{type(executor).__name__} cannot end an object from outside, "
+            'use executor="process", or a time-out of the database or of the client that waits',
+        )
+
+
+def describe(work: Work, executor: Executor, options: Options, surroundings: Surroundings | None) -> WorkerJob:
+    """Say what each worker needs."""
+    apart = surroundings is not None and not executor.inline
+    in_turn = apart and shares_one_memory(_present(work, options, surroundings))
+    return WorkerJob(
+        function=work.function,
+        queryset=work.queryset,
+        call=work.call,
+        constants=work.constants,
+        transaction=options.transaction,
+        databases=options.databases,
+        retries=options.retries,
+        timeout=options.timeout,
+        noted=_is_noted(options) and apart,
+        inline=executor.inline,
+        crosses=not executor.shares_memory,
+        surroundings=surroundings,
+        settings=_connections.worker_settings(own_transactions=_covered(options)) if apart else {},
+        turn=threading.Lock() if in_turn else None,
+        carried=Carried(options.carry) if options.carry else None,
+        hooks=Hooks(options.before_fork, options.after_fork),
+    )
+
+
+def _is_noted(options: Options) -> bool:
+    if options.transaction is None or len(options.databases) != 1:
+        return False
+    return options.transaction == "chunk" if options.resolve_lost is None else options.resolve_lost
+
+
+def _possible(executor: Any) -> Any:
+    if executor in ("process", "process-pool") and multiprocessing.current_process().daemon:
+        warn(
+            "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
+            f'using executor="thread" instead of {executor!r}'
+        )
+        return "thread"
+    return executor

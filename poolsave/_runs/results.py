@@ -1,0 +1,80 @@
+"""What the ends of calls mean for those who wait for them: values for the report, results for the futures."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from dataclasses import replace
+from typing import Any
+
+from .._reports.batches import Batch
+from .._reports.causes import and_its_causes
+from .._worker.requests import Call
+from ..errors import RemoteError, TimedOut, ValueLost, WorkerDied, text_of
+from ..outcomes import Outcome, Status
+
+__all__ = ["opened", "resolve"]
+
+
+def opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
+    """The batch as the caller knows it, and what the futures are to give."""
+    values = list(batch.values)
+    results: list[Any] = [None] * len(calls)
+    notable: dict[int, Outcome[Any]] = {}
+    for place, call in enumerate(calls):
+        outcome = batch.notable.get(place)
+        if call.cancelled:
+            index = batch.first + place
+            outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
+        elif outcome is None or _has_value(outcome):
+            try:
+                values[place], results[place] = call.request.arrive(values[place])
+            except Exception as error:  # a model whose attributes refuse the key; the row is saved all the same
+                outcome = _not_taken(batch.first + place, error)
+        if outcome is not None:
+            _name_item(outcome.error, call)
+            value = values[place] if _has_value(outcome) else None
+            notable[place] = replace(outcome, item=call.request.item, value=value)
+    return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
+
+
+def _not_taken(index: int, cause: Exception) -> Outcome[Any]:
+    error = ValueLost(index)
+    error.__cause__ = cause
+    return Outcome(index=index, status=Status.SUCCEEDED, error=error)
+
+
+def _name_item(error: BaseException | None, call: Call) -> None:
+    # The engine knows calls only; the user knows what is in them.
+    for one in and_its_causes(error):
+        if isinstance(one, WorkerDied | TimedOut) and one.item is call:
+            one.item = call.request.item
+
+
+def _has_value(outcome: Outcome[Any]) -> bool:
+    return outcome.ok and not isinstance(outcome.error, ValueLost)
+
+
+def resolve(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
+    """Give a future what its call came to."""
+    if outcome is None or _has_value(outcome):
+        future.set_result(result)
+    elif outcome.status is Status.SKIPPED:
+        future.set_exception(outcome.error or concurrent.futures.CancelledError("it was never started"))
+    else:
+        future.set_exception(_truthy(outcome.error))
+
+
+def _truthy(error: BaseException | None) -> BaseException | None:
+    """Futures take a falsy exception for none, and give None as their result (CPython issue 132063)."""
+    if error is None or _is_true(error):
+        return error
+    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", text_of(error))
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def _is_true(error: BaseException) -> bool:
+    try:
+        return bool(error)
+    except Exception:  # a broken __bool__ would break the future, too
+        return False

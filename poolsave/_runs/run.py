@@ -1,0 +1,232 @@
+"""One run in the caller's thread: checks first, then the engine, with Ctrl-C kept in order."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
+
+from .._auto.engine import AutoEngine
+from .._auto.sampling import TimedSerial
+from .._engine.engine import Engine
+from .._engine.sources import IterableSource
+from .._reports.batches import Batch
+from .._worker.context import Carried
+from .._worker.job import call_spread
+from ..options import Options
+from ..outcomes import Outcome, Status
+from ..reports import Report
+from .executor_choice import begin, untried
+from .ordering import in_input_order
+from .preparation import Call, Work
+from .progress import Progress, open_progress
+from .querysets import rows_of, source_of
+from .signals import Interrupts
+
+__all__ = ["Parts", "Run", "tell"]
+
+_open_runs: WeakSet[Run] = WeakSet()
+
+
+@atexit.register
+def _abandon_open_runs() -> None:
+    for run in list(_open_runs):
+        run.abandon()
+
+
+class Crew(Protocol):
+    """What a run asks of its workers; every Executor can do it."""
+
+    @property
+    def inline(self) -> bool: ...
+    def wake(self) -> None: ...
+    def halt(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a run does with an engine."""
+
+    stopped: str | None
+    held_back: int
+
+    @property
+    def fatal(self) -> BaseException | None: ...
+    @property
+    def finished(self) -> bool: ...
+    def start(self) -> None: ...
+    def step(self) -> list[Batch]: ...
+    def halt(self, reason: str) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Present:
+    """The executor of an engine, whichever it is at the moment."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def inline(self) -> bool:
+        return self._engine._executor.inline
+
+    def wake(self) -> None:
+        self._engine._executor.wake()
+
+    def halt(self) -> None:
+        self._engine._executor.halt()
+
+
+class Parts(NamedTuple):
+    """What a run is put together from."""
+
+    options: Options
+    description: str
+    source: IterableSource
+    executor: Crew
+    engine: Loop
+    report: Report[Any]
+
+
+class Run:
+    """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
+    with the first batch."""
+
+    _told: str | None = None
+    """Why it was decided without a trial what `executor="auto"` means."""
+
+    def __init__(
+        self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
+    ) -> None:
+        queryset = None if call is call_spread else rows_of(objects)
+        work = Work(function, call, constants, queryset)
+        executor, job, told = begin(work, options)
+        if isinstance(job.carried, Carried):
+            job.carried = job.carried.captured()
+        source = source_of(objects, queryset)
+        if isinstance(executor, TimedSerial):
+            engine: Engine = AutoEngine(work, executor, job, options, source)
+        else:
+            engine = Engine(executor, job, options, source)
+        report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=engine.statistics)
+        self._told = told
+        self._assemble(Parts(options, getattr(function, "__name__", ""), source, Present(engine), engine, report))
+
+    def _assemble(self, parts: Parts) -> None:
+        self._options = parts.options
+        self._description = parts.description
+        self._source = parts.source
+        self._executor = parts.executor
+        self._engine = parts.engine
+        self._interrupts = Interrupts(parts.executor.wake, at_once=self._in_users_code)
+        self._abandoned = False
+        self.report = parts.report
+
+    def _in_users_code(self, count: int) -> bool:
+        # In the input's own code an exception is the only way to be heard. In a function that runs right here the
+        # first signal lets the object finish, and the second ends it.
+        return self._source.pulling or (self._executor.inline and count > 1)
+
+    def complete(self) -> Report[Any]:
+        """Run everything, with no moment in which a signal could get past the report."""
+        with self._interrupts:
+            for _batch in self._batches():
+                pass
+        return self.report
+
+    def batches(self, *, ordered: bool = False) -> Generator[Batch, None, None]:
+        """Run everything; gives what has ended, in the order of its ending or of the input.
+
+        Closing the iterator feeds no more, finishes what runs, and stops the workers.
+        """
+        with self._interrupts, closing(self._batches()) as batches:
+            for batch in self._in_order(batches) if ordered else batches:
+                with self._interrupts.suspended():
+                    yield batch
+
+    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
+        """The same, outcome by outcome."""
+        with closing(self.batches(ordered=ordered)) as batches:
+            for batch in batches:
+                yield from batch.outcomes(with_items=True)
+
+    def _in_order(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return in_input_order(batches, self._engine)
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        progress = open_progress(self._options.progress, self._total, self._description)
+        with closing(progress):
+            try:
+                _open_runs.add(self)
+                self._engine.start()
+                while not self._engine.finished:
+                    batches = self._step()
+                    tell(progress, batches)
+                    yield from batches
+            except BaseException as error:
+                self._wind_up(f"{type(error).__name__} in the caller")
+                raise
+            finally:
+                self._close()
+        self._raise_what_ended_it()
+
+    def _total(self) -> int | None:
+        return self._source.total
+
+    def _step(self) -> list[Batch]:
+        batches = self._engine.step()
+        for batch in batches:
+            self.report._add(batch)
+        self._obey()
+        return batches
+
+    def _obey(self) -> None:
+        interrupted = isinstance(self._source.error, KeyboardInterrupt | SystemExit)
+        if self._interrupts.count or interrupted:
+            self._engine.halt("interrupted")
+        if self._interrupts.count > 1:
+            self._engine.kill()
+
+    def abandon(self) -> None:
+        """The interpreter exits with an iterator still open, which will be closed when threads no longer run and
+        nothing can be waited for. Worker processes end with their parent, and what they were at is rolled back."""
+        self._abandoned = True
+        self._executor.halt()
+
+    def _wind_up(self, reason: str) -> None:
+        if self._abandoned:
+            return
+        self._engine.halt(reason)
+        while not self._engine.finished:
+            self._step()
+
+    def _close(self) -> None:
+        if self._abandoned:
+            return
+        _open_runs.discard(self)
+        self._engine.close()
+        self.report.stopped = self._engine.stopped
+        self.report._finish()
+        if isinstance(self._engine, AutoEngine):
+            self.report.tried = self._engine.trials()
+        elif self._told is not None:
+            self.report.tried = (untried(inline=self._executor.inline, report=self.report, why=self._told),)
+
+    def _raise_what_ended_it(self) -> None:
+        error = self._engine.fatal or self._source.error
+        if error is None and self._interrupts.count:
+            error = self._interrupts.as_exception()
+        if error is not None:
+            error.report = self.report  # type: ignore[attr-defined]
+            raise error
+        if self._options.on_failure == "raise":
+            self.report.raise_if_failed()
+
+
+def tell(progress: Progress, batches: list[Batch]) -> None:
+    """Tell how many objects have ended."""
+    for batch in batches:
+        failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+        progress.advance(len(batch.values), failed)

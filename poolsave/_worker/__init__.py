@@ -1,0 +1,1 @@
+"""What runs where the objects run: in a process, a thread, or the caller."""

@@ -1,0 +1,170 @@
+"""What every worker of a run needs to know, and how a worker is set up from it, in whichever thread or process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from .._db import connections as _connections
+from .._db.commit_status import what_became_of
+from .._db.fork_safety import forget_inherited, hold_wrappers
+from .._environment.django_setup import Surroundings
+from .._pickling.values import Sealed, pack_function, unseal
+from ..outcomes import Status
+from .context import Carried, SealedCarried
+from .hooks import Hooks
+from .rows import Rows, pack_queryset, unpack_queryset
+from .session import WorkerSession
+
+__all__ = ["Home", "WorkerJob", "call_spread", "call_with_object"]
+
+PROCESS_TOKEN = secrets.token_hex(8)
+"""Inherited by forks, different in every process that was started afresh, also on another machine."""
+
+
+class Home(NamedTuple):
+    """Which process the caller is."""
+
+    token: str
+    pid: int
+
+    @classmethod
+    def here(cls) -> Home:
+        return cls(PROCESS_TOKEN, os.getpid())
+
+
+def call_with_object(function: Callable[..., Any], constants: Mapping[str, Any], item: Any) -> Any:
+    """`map`: the object is the only positional argument."""
+    return function(item, **constants)
+
+
+def call_spread(function: Callable[..., Any], constants: Mapping[str, Any], item: Any) -> Any:
+    """`starmap`: a tuple gives positional arguments, a mapping gives keyword arguments."""
+    if isinstance(item, Mapping):
+        return function(**{**constants, **item})
+    if isinstance(item, tuple | list):
+        return function(*item, **constants)
+    raise TypeError(f"starmap takes tuples and mappings, not {item!r}: use map() for single objects")
+
+
+def direct(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The call with one object, by the shortest way: an operation says what it comes to in the end."""
+    function = getattr(function, "__poolsave_call__", function)
+    if call is call_with_object and not constants:
+        return function  # type: ignore[no-any-return]
+    return partial(call, function, constants)
+
+
+@dataclass(kw_only=True)
+class WorkerJob:
+    """What every worker of a run needs to know. Pickled, it holds bytes and plain data, so that a fresh process can
+    bring Django up before anything of the user's is restored."""
+
+    function: Any
+    call: Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
+    constants: Mapping[str, Any]
+    transaction: str | None
+    databases: tuple[str, ...]
+    retries: int
+    timeout: float | None
+    noted: bool
+    inline: bool
+    crosses: bool
+    surroundings: Surroundings | None
+    settings: _connections.SettingsByAlias
+    queryset: Any = None
+    """Where the objects come from if they are primary keys."""
+    home: Home = field(default_factory=Home.here)
+    turn: threading.Lock | None = None
+    held: tuple[object, ...] = ()
+    carried: Carried | SealedCarried | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = pack_function(self.function, self.constants)
+        queryset = None if self.queryset is None else Sealed(pack_queryset(self.queryset))
+        changed = {"function": Sealed(packed), "constants": {}, "queryset": queryset, "turn": None, "held": ()}
+        return {**self.__dict__, **changed}
+
+    def settle(self, note: int) -> Status:
+        """In the caller: ask the database what became of a transaction by what its worker noted."""
+        (alias,) = self.databases
+        return what_became_of(note, alias, self.settings[alias])
+
+    @property
+    def fork_is_possible(self) -> bool:
+        """Whether no SQLite file is inside a transaction of the caller's."""
+        return self.surroundings is None or not any(one.in_atomic_block for one in _connections.open_sqlite_files())
+
+    @property
+    def fork_changes_nothing(self) -> bool:
+        """Whether there is nothing that the caller would have to close, also in the middle of a run."""
+        return self.surroundings is None or not _connections.open_sqlite_files()
+
+    def before_start(self) -> None:
+        """Call the caller's hooks."""
+        self.hooks.run_before()
+
+    def before_fork(self) -> None:
+        """Close SQLite files, and hold every connection wrapper, of all threads, so that none is finalised there."""
+        if self.surroundings is not None:
+            _connections.close_sqlite_files()
+        if threading.active_count() > 1:
+            self.held = hold_wrappers()
+
+    @property
+    def preload(self) -> bytes:
+        """What a fork server needs to know to set up Django and import the function's module before it forks."""
+        return pickle.dumps((self.surroundings, getattr(self.function, "__module__", None)))
+
+    def open(self, *, alone: bool = True) -> WorkerSession:
+        """Set up a worker in this thread."""
+        fresh = self.home.token != PROCESS_TOKEN
+        forked = not fresh and self.home.pid != os.getpid()
+        stack = ExitStack()
+        with stack:  # closed again if anything below raises
+            if self.surroundings is not None and not self.inline:
+                self._surround(stack, fresh=fresh, forked=forked, alone=alone)
+            if fresh or forked:
+                self.hooks.run_after()
+            return self.session(stack, own_process=fresh or forked)
+
+    def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
+        """Restore what is the user's, now that everything is there that it may need."""
+        function, constants = self._restored()
+        carried = None if self.carried is None else self.carried.opened()
+        call = direct(self.call, function, constants)
+        session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
+        if carried is not None:
+            session.carry_along(carried)
+        return session
+
+    def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
+        assert self.surroundings is not None
+        if fresh:
+            self.surroundings.bring_up()
+            if not alone:
+                self.surroundings.refuse_other_settings()
+        if fresh or forked:
+            forget_inherited(self.held)
+        stack.enter_context(self.surroundings.active(fresh=fresh))
+        whole_process = alone and (fresh or forked)
+        stack.enter_context(_connections.own_connections(self.settings, whole_process=whole_process))
+
+    def _restored(self) -> tuple[Any, Mapping[str, Any]]:
+        if isinstance(self.function, Sealed):
+            function, constants = unseal(self.function)
+            return function, constants
+        return self.function, self.constants
+
+    def _rows(self) -> Rows | None:
+        if self.queryset is None:
+            return None
+        return Rows(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Sealed) else self.queryset)

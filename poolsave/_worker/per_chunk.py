@@ -1,0 +1,134 @@
+"""`transaction="chunk"`: one transaction for all objects of a chunk, with a savepoint for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .._db.error_codes import is_transient, ran_out_of_time
+from .._db.savepoints import Savepoints
+from .._db.transactions import (
+    COMMITTED,
+    COMMITTING,
+    PENDING,
+    RUNNING,
+    Attempt,
+    Entered,
+    commit,
+    enter,
+    note_transaction,
+    refuse_doomed,
+    roll_back,
+    run_callbacks,
+    take_callbacks,
+)
+from ..executors.protocol import Marks
+from ..outcomes import Status
+
+__all__ = ["End", "Undone", "commit_together"]
+
+
+class End(NamedTuple):
+    """What became of one object of the chunk, and how long it took."""
+
+    attempt: Attempt
+    seconds: float
+
+
+class Undone(NamedTuple):
+    """The transaction was rolled back as a whole, so that every object of it can be run again."""
+
+    halve: bool
+    """It ran into a time limit of the server, so that a smaller one may pass."""
+
+
+class _Undo(Exception):  # no error, but a way out of the loop
+    def __init__(self, *, halve: bool) -> None:
+        self.halve = halve
+
+
+def commit_together(
+    calls: Iterable[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
+) -> list[End] | Undone:
+    """Run the calls in one transaction, in which they are also made; gives their ends once it is committed.
+
+    An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
+    impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.
+    """
+    entered = enter(aliases)
+    if entered.error is not None:
+        roll_back(entered.blocks, entered.error)
+        return Undone(halve=False)
+    ran: list[tuple[End, list[Callable[[], object]]]] = []
+    savepoints = Savepoints(entered.connections)
+    try:
+        ran += [_one(call, marks, first + place, savepoints, entered) for place, call in enumerate(calls)]
+        refuse_doomed(savepoints.connections)
+        savepoints.release()
+        note = note_transaction(aliases, marks) if noted else 0
+    except BaseException as error:  # nothing is committed yet, so that every object can be run again
+        roll_back(entered.blocks, error)
+        return Undone(halve=isinstance(error, _Undo) and error.halve)
+    saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]
+    for place in saved:
+        marks.put(first + place, COMMITTING)
+    began = time.perf_counter()
+    failed = commit(entered.blocks)
+    committing = time.perf_counter() - began
+    if failed is not None and failed.status is Status.FAILED:
+        return Undone(halve=False)
+    ends = [end for end, _ in ran]
+    for place in saved:
+        if failed is not None:
+            ends[place] = _lost(ends[place], failed, note)
+            continue
+        marks.put(first + place, COMMITTED)
+        ends[place] = _called_back(*ran[place])
+    return _told(ends, committing)
+
+
+def _told(ends: list[End], committing: float) -> list[End]:
+    if ends:  # with the first of them, since there is one COMMIT for all
+        ends[0] = ends[0]._replace(attempt=ends[0].attempt._replace(committing=committing))
+    return ends
+
+
+def _one(
+    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, entered: Entered
+) -> tuple[End, list[Callable[[], object]]]:
+    if marks.halted:
+        return End(Attempt(Status.SKIPPED), 0.0), []
+    began = time.perf_counter()
+    marks.put(offset, RUNNING)
+    attempt = _at_savepoint(call, savepoints)
+    if attempt.error is not None and entered.outermost:
+        _refuse_to_go_on(attempt.error, savepoints.connections)
+    marks.put(offset, PENDING)
+    taken = take_callbacks(entered.owned) if attempt.error is None else []
+    return End(attempt, time.perf_counter() - began), taken
+
+
+def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
+    try:
+        value = savepoints.around(call)
+    except BaseException as error:  # whatever a user's function raises is that object's failure
+        return Attempt(Status.FAILED, error=error)
+    return Attempt(Status.SUCCEEDED, value)
+
+
+def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
+    if ran_out_of_time(error):
+        raise _Undo(halve=True) from error
+    if is_transient(error) or any(connection.needs_rollback for connection in used):
+        raise _Undo(halve=False) from error
+
+
+def _called_back(end: End, callbacks: list[Callable[[], object]]) -> End:
+    if not callbacks:
+        return end
+    return end._replace(attempt=end.attempt._replace(error=run_callbacks(callbacks)))
+
+
+def _lost(end: End, failed: Attempt, note: int) -> End:
+    return end._replace(attempt=failed._replace(value=end.attempt.value, note=note))

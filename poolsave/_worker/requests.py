@@ -1,0 +1,171 @@
+"""What a block sends to its workers: calls that each know their own function, and the futures that wait for them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from django.db.models import Model
+
+from .._pickling.values import dumps
+from .._reports.batches import Batch
+from .context import Carried, States
+from .rows import Rows
+
+__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "Sink", "run_request"]
+
+
+class Request(Protocol):
+    """Something to do in a worker."""
+
+    @property
+    def item(self) -> Any:
+        """What to show for it in an Outcome."""
+        ...
+
+    def perform(self) -> Any:
+        """Do it, in the worker."""
+        ...
+
+    def arrive(self, value: Any) -> tuple[Any, Any]:
+        """In the caller: take what `perform` gave; gives the values for the Outcome and for the future."""
+        ...
+
+
+class FunctionCall:
+    """`fn(*args, **kwargs)`."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    @property
+    def item(self) -> Any:
+        if len(self.args) == 1 and not self.kwargs:
+            return self.args[0]
+        return self.args, self.kwargs
+
+    def perform(self) -> Any:
+        return self.function(*self.args, **self.kwargs)
+
+    def arrive(self, value: Any) -> tuple[Any, Any]:
+        return value, value
+
+
+class ModelSave:
+    """`obj.save(**kwargs)`, with the keys written back to the caller's own instance."""
+
+    def __init__(self, item: Model, kwargs: Mapping[str, Any]) -> None:
+        self.item = item
+        self.kwargs = kwargs
+
+    def perform(self) -> Any:
+        self.item.save(**self.kwargs)
+        return {name: getattr(self.item, name) for name in _key_names(self.item)}, self.item._state.db
+
+    def arrive(self, value: Any) -> tuple[Any, Any]:
+        keys, alias = value
+        for name, key in keys.items():
+            setattr(self.item, name, key)
+        self.item._state.db = alias
+        self.item._state.adding = False
+        return self.item.pk, self.item
+
+
+def _key_names(item: Model) -> set[str]:
+    # Multi-table inheritance: every parent has a key of its own, and the child carries them all.
+    meta: Any = item._meta
+    keys = [field for one in (meta, *(parent._meta for parent in meta.get_parent_list())) for field in one.pk_fields]
+    return {field.attname for field in keys}
+
+
+class RowCall(FunctionCall):
+    """`fn(row)`, with the row of a primary key, which is fetched inside the call's own transaction."""
+
+    def __init__(self, function: Callable[..., Any], rows: Rows, key: Any) -> None:
+        super().__init__(function, (key,), {})
+        self.rows = rows
+
+    def perform(self) -> Any:
+        return self.function(self.rows.take(self.item))
+
+
+class Call:
+    """A request on its way; where it crosses to another process only the request goes, as it was when submitted."""
+
+    def __init__(self, request: Request, sink: Sink | None = None, place: int = 0) -> None:
+        self.request = request
+        self.sink = sink
+        self.place = place
+        self.future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.cancelled = False
+        self.counted = False
+        self.states: States | None = None
+        self._packed_states: bytes | None = None
+        self._frozen: bytes | Exception = b""
+
+    def take_along(self, carried: Carried, *, crosses: bool) -> None:
+        """Capture the context of now."""
+        self.states = carried.capture()
+        if crosses:
+            self._packed_states = carried.pack(self.states)
+
+    def freeze(self) -> None:
+        """Pickle the request now, in the caller's thread, as it is at this moment."""
+        try:
+            self._frozen = dumps(self.request)
+        except Exception as error:  # whatever its arguments' pickling raises: told when the call's turn comes
+            self._frozen = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._frozen, Exception):
+            raise self._frozen
+        if self._packed_states is None:
+            return pickle.loads, (self._frozen,)
+        return LadenRequest, (self._frozen, self._packed_states)
+
+    def begin(self) -> None:
+        """The call leaves the queue: from here on its future can no longer be cancelled."""
+        self.cancelled = not self.future.set_running_or_notify_cancel()
+        if self.cancelled:
+            self.request = FunctionCall(_do_nothing, (self.request.item,), {})
+            self.states = self._packed_states = None
+            self.freeze()
+
+    def perform(self) -> Any:
+        """In a worker that shares memory."""
+        return self.request.perform()
+
+
+class LadenRequest(NamedTuple):
+    """A request in another process, with its context: the one is restored when the other is in force."""
+
+    request: bytes
+    packed_states: bytes
+
+    @property
+    def states(self) -> States:
+        return pickle.loads(self.packed_states)  # type: ignore[no-any-return]
+
+    def perform(self) -> Any:
+        request: Request = pickle.loads(self.request)
+        return request.perform()
+
+
+class Sink(Protocol):
+    """Takes the ends of calls that belong together."""
+
+    def take(self, batch: Batch) -> None:
+        """One of the calls has ended."""
+
+
+def run_request(_function: Any, _constants: Mapping[str, Any], item: Any) -> Any:
+    """What the workers of a block run: the request itself, or the call around it where memory is shared."""
+    return item.perform()
+
+
+def _do_nothing(_item: Any) -> None:
+    return None

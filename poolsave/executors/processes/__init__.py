@@ -1,0 +1,5 @@
+"""Worker processes with a private pair of pipes each."""
+
+from .executor import ProcessExecutor
+
+__all__ = ["ProcessExecutor"]

@@ -1,0 +1,260 @@
+"""Worker processes with one private pair of pipes each, driven by the caller's thread alone.
+
+There is no shared queue, so there is no lock that a killed worker could leave held; and there is no thread in the
+parent, so that it can fork, also to replace a worker that has died.
+"""
+
+from __future__ import annotations
+
+import atexit
+import pickle
+import selectors
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
+
+from ..._pickling.exceptions import unpack_error
+from ...errors import InvalidOperation, InvalidOption
+from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
+from .pipes import Waker
+from .start_methods import choose_start_method, ensure_forkserver, is_alone
+from .worker_handle import WorkerProcess
+from .worker_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
+
+__all__ = ["ProcessExecutor"]
+
+HEARTBEAT = 0.5
+"""Seconds between looks at workers whose end nobody told, since a child of theirs keeps their pipes open."""
+HEARTBEAT_OF_TIMEOUTS = 0.1
+"""Seconds between looks at the clocks of objects that have a time-out."""
+PATIENCE = 5.0
+"""Seconds that a worker gets to close its connections and leave, before it is killed."""
+STILLBORN_LIMIT = 3
+"""Workers in a row that may die before they are set up, until the run is given up."""
+
+
+_started: WeakSet[ProcessExecutor] = WeakSet()
+
+
+@atexit.register
+def _replace_no_more() -> None:
+    # multiprocessing ends all workers at exit and then waits for those that are left. The driver thread of a block that
+    # is still open sees its workers end, and would start others in between, for which the exit then waits for ever.
+    # Runs before, since what was registered later goes first, and multiprocessing is imported above.
+    for executor in list(_started):
+        executor.halt()
+
+
+class ProcessExecutor:
+    """Runs tasks in processes of its own and knows exactly what each of them was at when it died."""
+
+    shares_memory = False
+    inline = False
+    enforces_timeout = True
+    blames_exactly = True
+    can_kill = True
+    at_most_once = True
+
+    def __init__(self, *, start_method: str | None = None) -> None:
+        self._wish = start_method
+        self._workers: list[WorkerProcess] = []
+        self._wanted = 0
+        self._stillborn = 0
+        self._halted = False
+
+    @property
+    def running(self) -> bool:
+        return self in _started
+
+    @property
+    def workers(self) -> int:
+        return self._wanted
+
+    def method_for(self, job: Job) -> str:
+        """The start method that would be used now."""
+        return choose_start_method(self._wish, fork_is_possible=job.fork_is_possible)
+
+    def start(self, job: Job, *, workers: int, longest: int) -> None:
+        self._method = self.method_for(job)
+        self._parcels: dict[str, Any] = {"fork": job}
+        self._job = job
+        self._longest = longest
+        self._halted = False
+        self._stillborn = 0
+        self._prepare(self._method)
+        self._waker = Waker()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
+        _started.add(self)
+        self._wanted = workers
+        for _ in range(workers):
+            self._start_worker()
+
+    def _prepare(self, method: str) -> None:
+        if method == "fork":
+            self._job.before_fork()
+            return
+        if method not in self._parcels:
+            self._parcels[method] = pickle.dumps(self._job, pickle.HIGHEST_PROTOCOL)
+        if method == "forkserver":
+            ensure_forkserver(self._job.preload)
+
+    def _start_worker(self) -> None:
+        worker = WorkerProcess(self._longest)
+        try:
+            worker.start(self._method, self._parcels[self._method], self._close_copies)
+        except BaseException:
+            worker.close()
+            raise
+        self._workers.append(worker)
+        self._selector.register(worker.inbox.fd, selectors.EVENT_READ, worker)
+        self._selector.register(worker.sentinel, selectors.EVENT_READ, worker)
+
+    def _replace_worker(self) -> None:
+        """Start another one. By now there may be threads, with locks, and open SQLite files, so that it is forked by
+        the fork server if the job can be sent there."""
+        self._job.before_start()
+        if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
+            with suppress(InvalidOperation, InvalidOption):  # a closure: then a fork is the only way
+                self._prepare("forkserver")
+                self._method = "forkserver"
+        if self._method == "fork":
+            self._prepare("fork")
+        self._start_worker()
+
+    def _close_copies(self) -> None:
+        """In a forked child: close what it inherited, or other workers, of any pool, would not notice our end."""
+        for executor in list(_started):
+            for worker in executor._workers:
+                worker.close_pipes()
+            executor._selector.close()
+            executor._waker.close()
+
+    def submit(self, task: Task) -> None:
+        worker = min(self._workers, key=lambda worker: len(worker.tasks))
+        worker.tasks.append(task)
+        worker.outbox.post(TASK_HEADER.pack(task.id, task.size) + task.payload)
+        if worker.outbox.pending:
+            self._watch_outbox(worker)
+
+    def _watch_outbox(self, worker: WorkerProcess) -> None:
+        if worker.outbox.fd not in self._selector.get_map():
+            self._selector.register(worker.outbox.fd, selectors.EVENT_WRITE, worker)
+
+    def wait(self, timeout: float | None) -> Sequence[Event]:
+        heartbeat = HEARTBEAT if self._job.timeout is None else HEARTBEAT_OF_TIMEOUTS
+        ready = self._selector.select(heartbeat if timeout is None else min(timeout, heartbeat))
+        if self._job.timeout is not None:
+            for worker in self._workers:
+                worker.check_time(self._job.timeout)
+        events: list[Event] = []
+        dead = [] if ready else [worker for worker in self._workers if not worker.alive()]
+        for key, mask in ready:
+            if key.data is None:
+                self._waker.clear()
+            elif mask & selectors.EVENT_WRITE:
+                self._write(key.data)
+            elif key.fd == key.data.inbox.fd:
+                self._read(key.data, events)
+            else:
+                dead.append(key.data)
+        for worker in dead:
+            self._bury(worker, events)
+        return events
+
+    def _write(self, worker: WorkerProcess) -> None:
+        worker.outbox.flush()
+        if not worker.outbox.pending:
+            self._selector.unregister(worker.outbox.fd)
+
+    def _read(self, worker: WorkerProcess, events: list[Event]) -> None:
+        for message in worker.inbox.messages():
+            self._take(worker, message, events)
+        if worker.inbox.ended:
+            self._selector.unregister(worker.inbox.fd)
+
+    def _take(self, worker: WorkerProcess, message: bytes, events: list[Event]) -> None:
+        kind, body = message[:1], message[1:]
+        if kind == READY:
+            self._stillborn = 0
+            worker.settled = True
+            events.append(Ready(worker.pid, time.perf_counter() - worker.born))
+        elif kind == SETUP_FAILED:
+            events.append(SetupFailed(unpack_error(pickle.loads(body))))
+        elif kind in (PARTIAL, FINAL):
+            task = worker.tasks[0].id
+            if kind == FINAL:
+                worker.tasks.popleft()
+            events.append(Replied(task, body, kind == FINAL))
+
+    def _bury(self, worker: WorkerProcess, events: list[Event]) -> None:
+        self._read_rest(worker, events)
+        self._forget(worker)
+        failed_setup = any(isinstance(event, SetupFailed) for event in events)
+        event = worker.death_certificate()
+        worker.close()
+        if event.running is not None or event.queued:
+            events.append(event)
+        if self._halted or failed_setup:
+            self._wanted = max(self._wanted - 1, 0)
+            return
+        self._stillborn += not worker.settled
+        if self._stillborn >= STILLBORN_LIMIT:
+            events.append(SetupFailed(event.error))
+        else:
+            try:
+                self._replace_worker()
+            except BaseException as error:  # a hook's, or there is no memory for another process: told to the caller
+                events.append(SetupFailed(error))
+                self._wanted -= 1
+
+    def _read_rest(self, worker: WorkerProcess, events: list[Event]) -> None:
+        if not worker.inbox.ended:
+            for message in worker.inbox.messages():
+                self._take(worker, message, events)
+
+    def _forget(self, worker: WorkerProcess) -> None:
+        self._workers.remove(worker)
+        for fd in (worker.inbox.fd, worker.outbox.fd, worker.sentinel):
+            if fd in self._selector.get_map():
+                self._selector.unregister(fd)
+
+    def fileno(self) -> int:
+        """What is readable when `wait` has something to do."""
+        found: int = getattr(self._selector, "fileno", lambda: -1)()  # epoll and kqueue have one
+        return found
+
+    def wake(self) -> None:
+        if self in _started:
+            self._waker.wake()
+
+    def halt(self) -> None:
+        self._halted = True
+        for worker in self._workers:
+            worker.state.halt()
+
+    def kill(self) -> None:
+        self._halted = True
+        for worker in self._workers:
+            worker.kill()
+
+    def stop(self) -> None:
+        """Let idle workers leave by themselves, and kill those that still have something to do."""
+        if self not in _started:
+            return
+        self._halted = True
+        for worker in self._workers:
+            if worker.tasks:
+                worker.kill()
+            else:
+                worker.outbox.post(STOP)
+        deadline = time.monotonic() + PATIENCE
+        for worker in self._workers:
+            worker.join(deadline)
+            worker.close()
+        self._workers = []
+        _started.discard(self)
+        self._selector.close()
+        self._waker.close()
