@@ -41,3 +41,4 @@ def types(session):
     session.install("-e", ".[dev]")
     session.run("mypy")
     session.run("pyright")
+    session.run("lint-imports")

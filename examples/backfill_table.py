@@ -38,10 +38,7 @@ from django.core.management import call_command  # noqa: E402
 from django.db.models import QuerySet  # noqa: E402
 from documents.models import Change, Document  # noqa: E402
 
-from poolsave import (
-    Report,  # noqa: E402
-    pooled_operation,  # noqa: E402
-)
+from poolsave import Report, pooled_operation  # noqa: E402
 
 UNREADABLE = 5
 """Rows, spread over the table, whose text no fingerprint can be made of."""

@@ -42,10 +42,7 @@ from django.db import Error, connection, connections, models  # noqa: E402
 from django.db.models.signals import post_save  # noqa: E402
 from django.dispatch import receiver  # noqa: E402
 
-from poolsave import (
-    Report,  # noqa: E402
-    pooled_operation,  # noqa: E402
-)
+from poolsave import Report, pooled_operation  # noqa: E402
 
 GROUP_NAME = "customers"
 TAKEN = 5

@@ -41,11 +41,7 @@ from django.db import connection, models  # noqa: E402
 from django.db.models.signals import post_save  # noqa: E402
 from django.dispatch import receiver  # noqa: E402
 
-from poolsave import (
-    DROP,  # noqa: E402
-    Pipeline,  # noqa: E402
-    pooled_operation,  # noqa: E402
-)
+from poolsave import DROP, Pipeline, pooled_operation  # noqa: E402
 
 FIELDS = ("name", "email", "city")
 LATENCY = 0.02

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-__all__ = ["DROP"]
-
 
 class _Drop(enum.Enum):  # an enumeration, so that there is one of it in every process
     DROP = "drop"

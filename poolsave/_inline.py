@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["INLINE", "overrides", "switch"]
-
 INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None}
 """Options by which everything runs in the caller's own thread, where nothing could enforce a timeout."""
 _wishes: list[None] = []

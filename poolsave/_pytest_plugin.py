@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-__all__ = ["serial_saves"]
-
 
 @pytest.fixture
 def serial_saves() -> Iterator[None]:

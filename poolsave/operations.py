@@ -10,10 +10,10 @@ from django.core.checks import CheckMessage
 
 from ._drop import DROP
 from ._pipelines.planning import Stage
-from ._runs.checks import look_ahead, refusal
+from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
-from ._runs.preparation import Call, Work
-from ._runs.querysets import rows_of
+from ._runs.preparation import Call, WorkSpec
+from ._runs.querysets import as_queryset
 from ._runs.run import Run
 from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOption
@@ -131,9 +131,9 @@ class PooledOperation(Generic[P, R]):
         try:
             options = self.options
         except InvalidOption as error:
-            return [refusal(error)]
-        work = Work(self._bound_function, call_with_object, self._constants, rows_of(objects))
-        return look_ahead(work, options, objects, f"{self._func.__module__}.{name_of(self._func)}")
+            return [as_check_error(error)]
+        work = WorkSpec(self._bound_function, call_with_object, self._constants, as_queryset(objects))
+        return check_operation(work, options, objects, f"{self._func.__module__}.{name_of(self._func)}")
 
     def _run(self, call: Call, objects: Iterable[Any]) -> Run:
         return Run(self._bound_function, call, self._constants, objects, self.options)
@@ -166,7 +166,7 @@ class PooledOperation(Generic[P, R]):
 
     def _as_stage(self, call: Call = call_with_object) -> Stage:
         name = name_of(self._func).rpartition("<locals>.")[2]
-        work = Work(self._bound_function, call, self._constants)
+        work = WorkSpec(self._bound_function, call, self._constants)
         return Stage(name, work, self.options, self._explicit, self._expands)
 
     if TYPE_CHECKING:

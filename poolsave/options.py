@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ._environment.project_settings import from_environment, from_settings, imported
 from ._inline import overrides
-from ._worker.context import Carrier, can_carry
+from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, is_known
@@ -196,7 +196,7 @@ def _are_hooks(value: object) -> bool:
 
 
 def _are_carriers(value: object) -> bool:
-    return isinstance(value, tuple | list) and all(can_carry(one) for one in value)
+    return isinstance(value, tuple | list) and all(is_carrier(one) for one in value)
 
 
 def _is_limit(value: object) -> bool:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from django.core.checks import CheckMessage
 from django.db import connections, transaction
 
-from ._db.transactions import refuse_doomed
+from ._db.transactions import check_can_commit
 from ._drop import DROP
-from ._pipelines.planning import Stage, fuse, options_of_the_run
+from ._pipelines.planning import Stage, options_of_the_run, plan_segments
 from ._pipelines.report import PipelineReport
 from ._pipelines.run import PipelineRun
-from ._runs.checks import look_ahead, refusal
+from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.preparation import Call
-from ._runs.querysets import rows_of
+from ._runs.querysets import as_queryset
 from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
@@ -122,12 +122,12 @@ class Pipeline(Generic[A, C]):
             stages = self._named()
             options_of_the_run(stages)
         except InvalidOption as error:
-            return [refusal(error)]
+            return [as_check_error(error)]
         messages: list[CheckMessage] = []
         for number, stage in enumerate(stages):
             given = objects if number == 0 else None
-            work = stage.work._replace(queryset=rows_of(given))
-            messages += look_ahead(work, stage.options, given, stage.name)
+            work = stage.work._replace(queryset=as_queryset(given))
+            messages += check_operation(work, stage.options, given, stage.name)
         return messages
 
     def _run(self, call: Call, objects: Iterable[Any]) -> PipelineRun:
@@ -176,7 +176,7 @@ class Pipeline(Generic[A, C]):
         return Pipeline, (self._stages,)
 
     def __repr__(self) -> str:
-        hops = [" + ".join(stage.name for stage in hop) for hop in fuse(self._named())]
+        hops = [" + ".join(stage.name for stage in hop) for hop in plan_segments(self._named())]
         return f"<Pipeline {' | '.join(hops)}>"
 
     def _in_block(self, options: Options) -> StagesOfACall:
@@ -230,7 +230,7 @@ def _values_of(
                 stack.enter_context(transaction.atomic(using=alias))
         given = operation(*args, **kwargs)
         if options is not None and options.transaction is not None:
-            refuse_doomed(connections[alias] for alias in options.databases)
+            check_can_commit(connections[alias] for alias in options.databases)
     if operation._expands:
         return list(given)
     return [] if given is DROP else [given]

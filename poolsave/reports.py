@@ -8,11 +8,11 @@ from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
-from ._reports.batches import Batch
-from ._reports.causes import cause_line, cause_name, cause_of, located
+from ._reports.batches import OutcomeBatch
+from ._reports.causes import error_key, format_cause, format_error_key, with_location_note
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
-from ._reports.trials import Trial, in_one_line, summary
+from ._reports.trials import Trial, trial_lines, trial_summary
 from .errors import OperationsFailed
 from .outcomes import Outcome, Status
 
@@ -34,7 +34,7 @@ class Report(Generic[R]):
     def __init__(self, *, keep: str = "values", queryset: Any = None, statistics: Statistics | None = None) -> None:
         self._keep = keep
         self._queryset = queryset
-        self._batches: list[Batch] = []
+        self._batches: list[OutcomeBatch] = []
         self._sorted = True
         self._counts = dict.fromkeys(Status, 0)
         self._began = time.perf_counter()
@@ -51,7 +51,7 @@ class Report(Generic[R]):
         """The executor that a run with `executor="auto"` ended with, "serial" or "process"; else None."""
         return self.tried[-1].executor if self.tried else None
 
-    def _add(self, batch: Batch) -> None:
+    def _add(self, batch: OutcomeBatch) -> None:
         for outcome in batch.notable.values():
             self._counts[outcome.status] += 1
         self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
@@ -60,7 +60,7 @@ class Report(Generic[R]):
             self._sorted = self._sorted and (not self._batches or self._batches[-1].order < kept.order)
             self._batches.append(kept)
 
-    def _kept(self, batch: Batch) -> Batch | None:
+    def _kept(self, batch: OutcomeBatch) -> OutcomeBatch | None:
         if self._keep == "all":
             return batch
         if self._keep == "values":
@@ -77,7 +77,7 @@ class Report(Generic[R]):
         self._ended = time.perf_counter()
         self.statistics.finish()
 
-    def _in_order(self) -> list[Batch]:
+    def _in_order(self) -> list[OutcomeBatch]:
         if not self._sorted:
             self._batches.sort(key=attrgetter("order"))
             self._sorted = True
@@ -175,7 +175,7 @@ class Report(Generic[R]):
         """Group the failures by the class of their error and its SQLSTATE, the largest group first."""
         groups: dict[tuple[str, str | None], list[Outcome[R]]] = {}
         for outcome in self.failures:
-            groups.setdefault(cause_of(outcome.error), []).append(outcome)
+            groups.setdefault(error_key(outcome.error), []).append(outcome)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
     def failed_items(self) -> Any:
@@ -196,7 +196,13 @@ class Report(Generic[R]):
 
     def _summary(self) -> dict[str, Any]:
         counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
-        return {**counts, "elapsed": self.elapsed, "rate": self.rate, "stopped": self.stopped, **summary(self.tried)}
+        return {
+            **counts,
+            "elapsed": self.elapsed,
+            "rate": self.rate,
+            "stopped": self.stopped,
+            **trial_summary(self.tried),
+        }
 
     def _of_workers(self) -> dict[str, Any]:
         return self.statistics.as_dict()
@@ -213,13 +219,13 @@ class Report(Generic[R]):
         """
         failures = self.failures
         if failures:
-            errors = [located(outcome, of_rows=self._queryset is not None) for outcome in failures]
+            errors = [with_location_note(outcome, of_rows=self._queryset is not None) for outcome in failures]
             raise OperationsFailed(
                 f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
             )
 
     def _causes(self) -> str:
-        return ", ".join(f"{len(outcomes)} x {cause_name(cause)}" for cause, outcomes in self.by_cause().items())
+        return ", ".join(f"{len(outcomes)} x {format_error_key(cause)}" for cause, outcomes in self.by_cause().items())
 
     def __str__(self) -> str:
         lines = [
@@ -227,12 +233,12 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        lines += [cause_line(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
+        lines += [format_cause(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
         if len(causes) > SHOWN:
             lines.append(f"  and {len(causes) - SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
-        lines += in_one_line(self.tried)
+        lines += trial_lines(self.tried)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.statistics.workers:

@@ -11,19 +11,19 @@ from typing import Any, ParamSpec, TypeVar
 from django.db import router
 from django.db.models import Model, QuerySet
 
-from ._db.connections import existing
-from ._pickling.values import pack_function
-from ._reports.batches import Batch
-from ._runs.block import Driver
-from ._runs.executor_choice import begin_block, untried
-from ._runs.preflight import refuse_open_transactions
-from ._runs.preparation import Work
+from ._db.connections import configured_aliases
+from ._pickling.values import pickle_function
+from ._reports.batches import OutcomeBatch
+from ._runs.block import BlockDriver
+from ._runs.executor_choice import prepare_early, untested_trial
+from ._runs.preflight import check_no_open_transaction
+from ._runs.preparation import WorkSpec
 from ._runs.progress import open_progress
-from ._runs.querysets import Keys, refuse_unsuitable, rows_of
-from ._runs.signals import Interrupts
-from ._worker.context import Carried
-from ._worker.requests import Call, FunctionCall, ModelSave, Request, RowCall, run_request
-from ._worker.rows import Rows
+from ._runs.querysets import KeysetPages, as_queryset, check_queryset
+from ._runs.signals import InterruptGuard
+from ._worker.context import CapturedContext
+from ._worker.requests import FunctionCall, ModelSave, PendingCall, Request, RowCall, run_request
+from ._worker.rows import RowLoader
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .pipelines import Pipeline
@@ -78,16 +78,16 @@ class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options) -> None:
-        executor, job, self._told = begin_block(Work(None, run_request, {}), options)
+        executor, job, self._told = prepare_early(WorkSpec(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
         self._inline = executor.inline
-        self._carried = job.carried if isinstance(job.carried, Carried) else None
-        self._covered = () if job.surroundings is None else existing(options.databases)
+        self._carried = job.carried if isinstance(job.carried, CapturedContext) else None
+        self._covered = () if job.surroundings is None else configured_aliases(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
-        self._driver = Driver(executor, job, options, self._report, progress)
+        self._driver = BlockDriver(executor, job, options, self._report, progress)
         self._driver.start()
 
     @property
@@ -110,7 +110,7 @@ class Saves:
         if not isinstance(obj, Model):
             raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
         self._refuse_uncovered(obj, save_kwargs.get("using"))
-        return self._send(Call(ModelSave(obj, save_kwargs))).future
+        return self._send(PendingCall(ModelSave(obj, save_kwargs))).future
 
     def _refuse_uncovered(self, obj: Model, using: str | None) -> None:
         alias = using or router.db_for_write(type(obj), instance=obj)
@@ -137,7 +137,7 @@ class Saves:
             raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
         fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
-        return self._send(Call(FunctionCall(fn, args, kwargs))).future
+        return self._send(PendingCall(FunctionCall(fn, args, kwargs))).future
 
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
         """Call `fn` once per object on the block's own workers, and give a Report of just these, when all have ended.
@@ -152,12 +152,12 @@ class Saves:
         """
         fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
-        queryset = rows_of(objects)
-        tally = Tally(self._options.keep, queryset)
+        queryset = as_queryset(objects)
+        tally = MapResults(self._options.keep, queryset)
         place = 0
         try:
             for request in _calls(fn, objects) if queryset is None else self._row_calls(fn, queryset):
-                self._send(Call(request, tally, place))
+                self._send(PendingCall(request, tally, place))
                 place += 1
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
             tally.wait(place)
@@ -167,11 +167,11 @@ class Saves:
         return tally.report
 
     def _row_calls(self, fn: Callable[[Any], Any], queryset: QuerySet[Any]) -> Iterator[Request]:
-        refuse_unsuitable(queryset, transaction=self._options.transaction, databases=self._options.databases)
+        check_queryset(queryset, transaction=self._options.transaction, databases=self._options.databases)
         if not self._inline:
-            refuse_open_transactions(existing((queryset.db,)))
-        rows = Rows(queryset)
-        for key in Keys(queryset):
+            check_no_open_transaction(configured_aliases((queryset.db,)))
+        rows = RowLoader(queryset)
+        for key in KeysetPages(queryset):
             yield RowCall(fn, rows, key)
 
     def _as_one_call(self, fn: Callable[P, R]) -> Callable[P, R]:
@@ -182,15 +182,15 @@ class Saves:
             return
         if isinstance(fn, FunctionType):  # most calls are to the same few of them
             if fn not in self._named:
-                pack_function(fn)
+                pickle_function(fn)
                 self._named.add(fn)
         else:
-            pack_function(fn)
+            pickle_function(fn)
 
-    def _send(self, call: Call) -> Call:
+    def _send(self, call: PendingCall) -> PendingCall:
         if not self._inline:
             # Not only when the block is entered: an atomic() inside it would wait for its own workers just as well.
-            refuse_open_transactions(self._covered)
+            check_no_open_transaction(self._covered)
         if self._carried is not None:
             call.take_along(self._carried, crosses=self._crosses)
         if self._crosses:
@@ -199,10 +199,10 @@ class Saves:
         return call
 
     def _leave(self, error: BaseException | None) -> None:
-        with Interrupts(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
+        with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
         if self._told is not None:
-            self._report.tried = (untried(inline=self._inline, report=self._report, why=self._told),)
+            self._report.tried = (untested_trial(inline=self._inline, report=self._report, why=self._told),)
         if error is not None:
             return
         if interrupts.count:
@@ -220,14 +220,14 @@ def _calls(fn: Callable[[Any], Any], objects: Iterable[Any]) -> Iterator[Request
         yield FunctionCall(fn, (item,), {})
 
 
-class Tally:
+class MapResults:
     """Gathers the ends of the calls of one `map` into a Report of their own."""
 
     def __init__(self, keep: str, queryset: QuerySet[Any] | None = None) -> None:
         self.report: Report[Any] = Report(keep=keep, queryset=queryset)
         self._changed = threading.Condition()
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: OutcomeBatch) -> None:
         with self._changed:
             self.report._add(batch)
             self._changed.notify_all()

@@ -78,7 +78,7 @@ def keys_of_tasks(dask_scheduler):
 def desks():
     from poolsave.executors.dask import worker as _dask_worker
 
-    return len(_dask_worker._desks)
+    return len(_dask_worker._runs)
 
 
 def transactions_of(begun, go_on):

@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError
 from django.db.utils import load_backend
 
-from poolsave._db.error_codes import contact_lost, is_transient
+from poolsave._db.error_codes import connection_lost, is_transient
 from tests.chaos import End, audit, lines_of, names_signed
 from tests.crashing import Run
 from tests.postgres import settings_from_url
@@ -90,5 +90,5 @@ def test_a_server_that_crashes_between_two_statements_is_a_lost_contact(private_
     finally:
         private_server.start()
         connection.close()
-    assert contact_lost(caught.value)
+    assert connection_lost(caught.value)
     assert is_transient(caught.value)

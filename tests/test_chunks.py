@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._engine.chunking import LARGEST, SHORTEST, TARGET, Pace, Pacing, ahead_of, next_size
+from poolsave._engine.chunking import LARGEST, SHORTEST, TARGET, AdaptiveSize, FlowControl, max_lead, next_size
 from poolsave._engine.sources import IterableSource, QueueSource
-from poolsave._pickling.values import pack_objects
+from poolsave._pickling.values import pickle_chunk
 from poolsave._runs.querysets import source_of
 
 counts = st.integers(1, 100_000)
@@ -18,7 +18,7 @@ histories = st.lists(st.tuples(counts, seconds, st.booleans()), max_size=20)
 
 @given(histories)
 def test_sizes_at_most_double_and_stay_within_bounds(history):
-    pace = Pace()
+    pace = AdaptiveSize()
     for count, spent, timed_out in history:
         grown = pace.after(count, spent, timed_out=timed_out)
         assert 1 <= grown.size <= min(LARGEST, 2 * max(pace.size, count))
@@ -27,7 +27,7 @@ def test_sizes_at_most_double_and_stay_within_bounds(history):
 
 @given(st.floats(1e-6, 10))
 def test_a_steady_pace_ends_at_the_target(per_object):
-    pace = Pace()
+    pace = AdaptiveSize()
     for _ in range(40):
         pace = pace.after(pace.size, pace.size * per_object)
     wanted = max(1, min(LARGEST, int(TARGET / per_object)))
@@ -36,7 +36,7 @@ def test_a_steady_pace_ends_at_the_target(per_object):
 
 @given(histories, st.integers(2, 10_000), st.floats(1e-6, 1e-3))
 def test_a_time_out_of_the_server_halves_the_chunk_and_the_size_comes_back_step_by_step(history, count, per_object):
-    pace = Pace()
+    pace = AdaptiveSize()
     for size, spent, timed_out in history:
         pace = pace.after(size, spent, timed_out=timed_out)
     pace = pace.after(count, count * per_object, timed_out=True)
@@ -50,7 +50,7 @@ def test_a_time_out_of_the_server_halves_the_chunk_and_the_size_comes_back_step_
 
 @given(histories, st.integers(1, 8), st.integers(0, 10_000))
 def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, workers, remaining):
-    pace = Pace()
+    pace = AdaptiveSize()
     for size, spent, timed_out in history:
         pace = pace.after(size, spent, timed_out=timed_out)
     size = next_size(pace.size, remaining=remaining, workers=workers, room=LARGEST, least=pace.least)
@@ -66,14 +66,14 @@ def test_the_tail_is_shared_among_the_workers(remaining, least, size):
 
 
 def test_fixed_sizes_stay_whatever_happens():
-    pacing = Pacing(7, None)
+    pacing = FlowControl(7, None)
     pacing.learn(7, 100.0, timed_out=True, inline=False)
     assert pacing.next_size(in_flight=0, remaining=3, workers=2) == 7
 
 
 @given(st.integers(1, 50) | st.just("auto"), st.none() | st.integers(1, 100), st.integers(0, 500), st.integers(1, 9))
 def test_no_chunk_is_larger_than_the_window_has_room(chunksize, window, in_flight, workers):
-    pacing = Pacing(chunksize, window)
+    pacing = FlowControl(chunksize, window)
     size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers)
     if window is not None:
         assert in_flight + size <= max(window, in_flight)
@@ -84,10 +84,10 @@ def test_no_chunk_is_larger_than_the_window_has_room(chunksize, window, in_fligh
 def test_what_the_next_stage_has_use_for_is_never_exceeded_and_always_within_reach(
     history, capacity, in_flight, workers
 ):
-    pacing = Pacing("auto", None)
+    pacing = FlowControl("auto", None)
     for size, spent, timed_out in history:
         pacing.learn(size, spent, timed_out=timed_out, inline=False)
-    bound = ahead_of(capacity, workers=workers)
+    bound = max_lead(capacity, workers=workers)
     assert bound >= workers
     size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers, bound=bound)
     assert not size or in_flight + size <= bound
@@ -97,13 +97,13 @@ def test_what_the_next_stage_has_use_for_is_never_exceeded_and_always_within_rea
 
 @pytest.mark.parametrize(("chunksize", "window", "size"), [(500, None, 500), ("auto", 40, 1), (30, 40, 20)])
 def test_what_somebody_has_set_is_not_bounded_by_the_next_stage(chunksize, window, size):
-    pacing = Pacing(chunksize, window)
+    pacing = FlowControl(chunksize, window)
     assert pacing.next_size(in_flight=10, remaining=None, workers=2, bound=8) == size
 
 
 @pytest.mark.parametrize(("seconds", "depth"), [(0.0001, 4), (0.01, 2), (0.05, 1)])
 def test_brisk_chunks_are_sent_in_advance(seconds, depth):
-    pacing = Pacing("auto", None)
+    pacing = FlowControl("auto", None)
     pacing.learn(1, seconds, timed_out=False, inline=False)
     assert pacing.depth == depth
     pacing.learn(1, seconds, timed_out=False, inline=True)
@@ -111,7 +111,7 @@ def test_brisk_chunks_are_sent_in_advance(seconds, depth):
 
 
 def test_objects_without_any_measurable_time_do_not_divide_by_zero():
-    assert Pace().after(5, 0.0).size == 10
+    assert AdaptiveSize().after(5, 0.0).size == 10
 
 
 @given(
@@ -149,9 +149,9 @@ def test_a_range_is_sent_without_its_numbers_being_written_out():
     source.gather(5, idle=True)
     chunk = source.gather(100_000, idle=True)
     assert chunk == range(15, 300_015, 3)
-    assert len(pack_objects(chunk)[0]) < 100
-    assert pickle.loads(pack_objects(chunk)[0]) == (chunk, False)
-    assert pickle.loads(pack_objects(chunk[:7])[0]) == ([*chunk[:7]], False)  # where naming the class would take longer
+    assert len(pickle_chunk(chunk)[0]) < 100
+    assert pickle.loads(pickle_chunk(chunk)[0]) == (chunk, False)
+    assert pickle.loads(pickle_chunk(chunk[:7])[0]) == ([*chunk[:7]], False)  # where naming the class would take longer
     assert source.give_up() == []
     assert source.exhausted
     assert source.gather(5, idle=True) is None

@@ -5,7 +5,7 @@ import time
 import pytest
 from django.db import connections
 
-from poolsave._db.connections import Edge
+from poolsave._db.connections import ConnectionMaintenance
 from tests import operations
 from tests.models import Person
 
@@ -22,7 +22,7 @@ def test_a_session_that_was_lost_unseen_is_not_handed_to_the_next_chunk(server, 
 
 def test_a_connection_that_is_too_old_is_closed_sooner_or_later_and_without_a_look_at_every_chunk(server):
     connection = connections[server]
-    edge = Edge()
+    edge = ConnectionMaintenance()
     for due in (True, False, True):
         connection.ensure_connection()
         connection.close_at = time.monotonic() - 1
@@ -33,7 +33,7 @@ def test_a_connection_that_is_too_old_is_closed_sooner_or_later_and_without_a_lo
 
 def test_trouble_is_reason_enough_to_look(server):
     connection = connections[server]
-    edge = Edge()
+    edge = ConnectionMaintenance()
     edge._looked = time.perf_counter() + 1000  # not because it is time to
     connection.ensure_connection()
     connection.close_at = time.monotonic() - 1
@@ -43,7 +43,7 @@ def test_trouble_is_reason_enough_to_look(server):
 
 def test_a_connection_is_asked_again_whether_it_lives_after_every_chunk(server):
     connection = connections[server]
-    edge = Edge()
+    edge = ConnectionMaintenance()
     edge._looked = time.perf_counter() + 1000
     connection.ensure_connection()
     connection.health_check_done = True
@@ -59,7 +59,7 @@ def test_what_was_left_in_a_transaction_of_a_function_s_own_is_rolled_back(serve
 
 
 def test_a_connection_that_was_put_in_the_place_of_another_is_looked_at(server):
-    edge = Edge()
+    edge = ConnectionMaintenance()
     before = connections[server]
     connections[server] = before.copy()
     try:

@@ -65,10 +65,10 @@ class TestDesk:
 
     @pytest.fixture
     def desk(self, monkeypatch):
-        monkeypatch.setattr(_dask_worker, "_desks", {})
+        monkeypatch.setattr(_dask_worker, "_runs", {})
         ours = Versions.here()
-        assert _dask_worker.greet("token", b"parcel", ours) == ours
-        return _dask_worker._desks["token"]
+        assert _dask_worker.register_run("token", b"parcel", ours) == ours
+        return _dask_worker._runs["token"]
 
     def test_a_task_begins_once(self, desk):
         assert desk.begin(1, 1)
@@ -86,10 +86,10 @@ class TestDesk:
         assert _dask_worker.run_task("another token", 1, 1, b"") is None
 
     def test_workers_with_other_code_get_no_desk(self, monkeypatch):
-        monkeypatch.setattr(_dask_worker, "_desks", {})
+        monkeypatch.setattr(_dask_worker, "_runs", {})
         theirs = Versions.here()._replace(django="1.0")
-        assert _dask_worker.greet("token", b"", theirs) == Versions.here()
-        assert _dask_worker._desks == {}
+        assert _dask_worker.register_run("token", b"", theirs) == Versions.here()
+        assert _dask_worker._runs == {}
 
 
 def test_the_scheduler_runs_the_tasks_of_dead_workers_again_and_the_worker_refuses(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_the_scheduler_runs_the_tasks_of_dead_workers_again_and_the_worker_refus
 
 def test_the_scheduler_need_not_have_poolsave():
     """It restores the function of every task."""
-    order = pickle.dumps(_dask_worker.Order(os.getpid))
+    order = pickle.dumps(_dask_worker.RemoteCall(os.getpid))
     assert b"poolsave" not in order
     assert pickle.loads(order) == os.getpid()
 
@@ -148,7 +148,7 @@ def test_a_worker_with_other_code_that_joins_later_is_not_used(monkeypatch):
 
 
 def test_a_cluster_without_workers_ends_the_run_after_a_while(monkeypatch):
-    monkeypatch.setattr(_dask_cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(_dask_cluster, "WORKER_TIMEOUT", 0.5)
     cluster = subprocess.Popen(
         [sys.executable, "-m", "tests.dask_cluster", "0", "1"],
         stdin=subprocess.PIPE,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from poolsave import InvalidOption, OperationsFailed, Report, concurrent_saves, pooled_operation
 from poolsave._auto import engine as _auto_engine
-from poolsave._environment.django_setup import Surroundings
+from poolsave._environment.django_setup import DjangoEnvironment
 from poolsave._reports.trials import Trial
-from poolsave._runs.preparation import describe, executor_for
+from poolsave._runs.preparation import build_job, executor_for
 from poolsave.testing import serial_saves
 from tests import carriers, hooks, operations
 from tests.models import Badge, Person, Thing
@@ -31,9 +31,9 @@ AUTO = {"executor": "auto", "start_method": "fork"}
 def flapping(monkeypatch):
     """Go over at every opportunity, there and back."""
     monkeypatch.setattr(_auto_engine, "LONGEST", 0.0)  # on SQLite one worker may keep the lock from the other
-    monkeypatch.setattr(_auto_engine, "ENOUGH", 0.0)
-    monkeypatch.setattr(_auto_engine, "look_before_start", lambda *_figures: (True, "for a test"))
-    monkeypatch.setattr(_auto_engine, "look_after_start", lambda *_figures, **_more: (False, "for a test"))
+    monkeypatch.setattr(_auto_engine, "MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(_auto_engine, "should_start_pool", lambda *_figures: (True, "for a test"))
+    monkeypatch.setattr(_auto_engine, "should_keep_pool", lambda *_figures, **_more: (False, "for a test"))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def quick_pools(monkeypatch):
 
     def in_threads(work, options):
         executor = executor_for(options, "thread")
-        return executor, describe(work, executor, options, Surroundings.capture())
+        return executor, build_job(work, executor, options, DjangoEnvironment.capture())
 
     monkeypatch.setattr(_auto_engine, "make_pool", in_threads)
 
@@ -50,9 +50,9 @@ def quick_pools(monkeypatch):
 @pytest.fixture
 def leaving(monkeypatch):
     """Go over to the pool at the first opportunity, and stay there."""
-    monkeypatch.setattr(_auto_engine, "ENOUGH", 0.0)
-    monkeypatch.setattr(_auto_engine, "look_before_start", lambda *_figures: (True, "for a test"))
-    monkeypatch.setattr(_auto_engine, "look_after_start", lambda *_figures, **_more: (True, "for a test"))
+    monkeypatch.setattr(_auto_engine, "MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(_auto_engine, "should_start_pool", lambda *_figures: (True, "for a test"))
+    monkeypatch.setattr(_auto_engine, "should_keep_pool", lambda *_figures, **_more: (True, "for a test"))
 
 
 def executors(report):
@@ -213,7 +213,7 @@ def test_after_a_worker_has_died_nothing_comes_back_to_the_caller(monkeypatch, f
             os._exit(3)
         return os.getpid()
 
-    monkeypatch.setattr(_auto_engine, "look_after_start", lambda *_figures, **_more: (None, "not yet"))
+    monkeypatch.setattr(_auto_engine, "should_keep_pool", lambda *_figures, **_more: (None, "not yet"))
     report = dies_elsewhere.using(**AUTO, chunksize=1).map(range(40))
     assert (report.succeeded + report.lost, report.lost) == (40, 1)
     assert executors(report) == ["serial", "process"]
@@ -337,7 +337,7 @@ def test_ctrl_c_on_the_way_back_keeps_the_report(flapping, monkeypatch):
         interrupt_me()
         return False, "for a test"
 
-    monkeypatch.setattr(_auto_engine, "look_after_start", give_up)
+    monkeypatch.setattr(_auto_engine, "should_keep_pool", give_up)
     with pytest.raises(KeyboardInterrupt) as caught:
         operations.doubles.using(**AUTO, chunksize=1).map(count())
     report = caught.value.report

@@ -92,11 +92,11 @@ def test_the_second_signal_ends_what_runs(start, options):
 
 
 def test_a_handler_of_the_program_is_left_in_place():
-    from poolsave._runs.signals import Interrupts
+    from poolsave._runs.signals import InterruptGuard
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interrupts(lambda: None, at_once=lambda _count: False):
+        with InterruptGuard(lambda: None, at_once=lambda _count: False):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -113,7 +113,7 @@ def left_behind(request, monkeypatch):
     """Handlers of a run that has ended."""
     from poolsave._runs import signals as _interrupts
 
-    class Unleavable(_interrupts.Interrupts):
+    class Unleavable(_interrupts.InterruptGuard):
         def __exit__(self, *_exc_info):
             if request.param == "before they are":
                 raise Alarm
@@ -142,9 +142,9 @@ def left_behind(request, monkeypatch):
 
 @pytest.mark.usefixtures("left_behind")
 def test_handlers_that_were_left_behind_are_as_good_as_none():
-    from poolsave._runs.signals import Interrupts
+    from poolsave._runs.signals import InterruptGuard
 
-    with Interrupts(lambda: None, at_once=lambda _count: False) as interrupts:
+    with InterruptGuard(lambda: None, at_once=lambda _count: False) as interrupts:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert interrupts.count == 2

@@ -151,7 +151,7 @@ def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
     raw = wrapper.connection
 
     def check():
-        _inherited.forget_inherited()
+        _inherited.discard_inherited_connections()
         gc.collect()
         anew = connections[server]
         return anew is not wrapper and anew.connection is None and wrapper.connection is raw
@@ -162,7 +162,7 @@ def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
 
 def test_a_child_forgets_cache_clients():
     client = caches["default"]
-    assert in_a_forked_child(lambda: _inherited.forget_inherited() or caches["default"] is not client) == 0
+    assert in_a_forked_child(lambda: _inherited.discard_inherited_connections() or caches["default"] is not client) == 0
     assert caches["default"] is client
 
 
@@ -180,7 +180,7 @@ def test_wrappers_of_other_threads_are_held_before_a_fork():
     thread.start()
     entered.wait(30)
     try:
-        assert any(held is theirs[0] for held in _inherited.hold_wrappers())
+        assert any(held is theirs[0] for held in _inherited.pin_connections())
     finally:
         leave.set()
         thread.join()
@@ -300,5 +300,5 @@ def test_workers_forget_the_caller_s_pool():
 def test_two_threads_can_look_for_what_must_not_cross_at_once():
     """Each finds what the other is gathering at that moment among all objects."""
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
-        found = [executor.submit(_inherited.hold_wrappers) for _ in range(20)]
+        found = [executor.submit(_inherited.pin_connections) for _ in range(20)]
     assert all(isinstance(one.result(), tuple) for one in found)

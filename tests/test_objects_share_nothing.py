@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from poolsave import pooled_operation
 from poolsave._pickling import values as _envelopes
-from poolsave._pickling.values import Sealed, dumps, pack_objects, seal_surely, unseal
+from poolsave._pickling.values import Pickled, dumps, from_wire, pickle_chunk, to_wire
 from tests import operations
 
 plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)
@@ -48,7 +48,7 @@ def told(value):
 
 @given(columns())
 def test_objects_arrive_as_they_were_and_share_nothing_that_can_change(objects):
-    payload, errors = pack_objects(objects)
+    payload, errors = pickle_chunk(objects)
     assert not errors
     column, alone = pickle.loads(payload)
     arrived = [pickle.loads(one) for one in column] if alone else [*column]
@@ -63,11 +63,11 @@ def test_objects_arrive_as_they_were_and_share_nothing_that_can_change(objects):
 @given(plain_values | flat_values | nested_values)
 def test_a_value_is_as_it_was_returned_whatever_becomes_of_it(value):
     before = told(value)
-    sealed = seal_surely(value)
-    assert isinstance(sealed, Sealed) or not set(changeable(sealed)) & set(changeable(value))
+    sealed = to_wire(value)
+    assert isinstance(sealed, Pickled) or not set(changeable(sealed)) & set(changeable(value))
     if isinstance(value, dict | list):
         value.clear()
-    assert told(unseal(sealed)) == before
+    assert told(from_wire(sealed)) == before
 
 
 @pytest.mark.parametrize("row", [{"name": "ann"}, {"name": "ann", "tags": ["new"]}, ["ann"]])
@@ -122,7 +122,7 @@ def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_ti
 
 def test_tuples_and_dictionaries_of_plain_values_are_pickled_together():
     for objects in ([(1, "a"), (2, "b")], [{"name": "a"}, {"name": "b"}]):
-        assert pickle.loads(pack_objects(objects)[0]) == (objects, False)
+        assert pickle.loads(pickle_chunk(objects)[0]) == (objects, False)
 
 
 class Unpicklable:
@@ -187,7 +187,7 @@ def test_a_pickler_that_was_interrupted_is_used_no_more(number):
     assert pickle.loads(dumps(["after"])) == ["after"]
     sys.settrace(interrupted_at(number))
     try:
-        payload, errors = pack_objects([[number] for number in range(3)])
+        payload, errors = pickle_chunk([[number] for number in range(3)])
     except Interrupted:
         return
     finally:
@@ -206,7 +206,7 @@ def test_a_pickler_that_has_seen_much_is_used_no_more():
 
 
 def test_of_many_objects_only_what_cannot_be_pickled_fails():
-    payload, errors = pack_objects([Unpicklable("good"), Unpicklable("bad"), Unpicklable("good")])
+    payload, errors = pickle_chunk([Unpicklable("good"), Unpicklable("bad"), Unpicklable("good")])
     assert list(errors) == [1]
     column, alone = pickle.loads(payload)
     assert alone

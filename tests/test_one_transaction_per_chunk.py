@@ -6,9 +6,9 @@ from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status
 from poolsave._db.transactions import PENDING
-from poolsave._engine.chunking import Pacing
-from poolsave._worker.per_chunk import Undone, commit_together
-from poolsave.executors.serial import Flag
+from poolsave._engine.chunking import FlowControl
+from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from poolsave.executors.serial import LocalMarks
 from tests import operations, pools, postgres
 from tests.models import Badge, Person, Tag
 
@@ -131,9 +131,9 @@ def test_a_driver_that_prepares_statements_is_given_one_at_a_time(monkeypatch):
 
 def test_the_next_chunks_are_told_of_a_time_limit(server, monkeypatch):
     told = []
-    learn = Pacing.learn
+    learn = FlowControl.learn
     monkeypatch.setattr(
-        Pacing, "learn", lambda pacing, *of, **more: (told.append(more["timed_out"]), learn(pacing, *of, **more))
+        FlowControl, "learn", lambda pacing, *of, **more: (told.append(more["timed_out"]), learn(pacing, *of, **more))
     )
     operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
     operation.bind(alias=server).using(chunksize=2, workers=1).map(["a", "slow", "b", "c"])
@@ -193,7 +193,7 @@ def test_a_session_that_dies_during_commit_is_settled(mode):
 
 @pytest.mark.parametrize("noted", [True, False])
 def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothing(noted):
-    class EndsTheSession(Flag):
+    class EndsTheSession(LocalMarks):
         def put(self, offset, mark):
             if (offset, mark) == (1, PENDING):
                 watcher = postgres.connect()
@@ -206,5 +206,7 @@ def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothin
         session = cursor.fetchone()[0]
     calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
     # The last savepoint cannot be released any more, so that nobody has to ask what became of a COMMIT.
-    assert commit_together(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == Undone(halve=False)
+    assert run_chunk_in_transaction(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == ChunkRolledBack(
+        halve=False
+    )
     assert names("postgres") == []

@@ -30,7 +30,7 @@ from poolsave import (
     executors,
     pooled_operation,
 )
-from poolsave._pipelines.selector import Bell
+from poolsave._pipelines.selector import ExecutorSelector
 from poolsave.executors.protocol import UNKNOWN, Died
 from poolsave.testing import serial_saves
 from tests import operations, stages
@@ -372,8 +372,8 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
 
 def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
     waits = []
-    wait = Bell.wait
-    monkeypatch.setattr(Bell, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
+    wait = ExecutorSelector.wait
+    monkeypatch.setattr(ExecutorSelector, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
 
     @pooled_operation(transaction=None, progress=False, **THREAD)
     def outlives(trail):

@@ -109,4 +109,4 @@ def test_a_callable_that_raises_ends_the_run_after_what_runs(pool):
 
 
 def test_progress_that_is_not_wanted_is_silence():
-    assert isinstance(_progress.open_progress(False, lambda: None, ""), _progress.Silence)
+    assert isinstance(_progress.open_progress(False, lambda: None, ""), _progress.NullProgress)

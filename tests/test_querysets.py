@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
 from poolsave._db import row_estimates as _estimates
 from poolsave._runs import querysets
-from poolsave._worker.rows import Rows
+from poolsave._worker.rows import RowLoader
 from tests import operations, pools
 from tests.models import (
     Person,
@@ -405,7 +405,7 @@ def test_the_tail_of_a_table_is_known_exactly_whatever_was_estimated(monkeypatch
     monkeypatch.setattr(querysets, "PAGE", 10)
     monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)
     make(Thing, "default", 25)
-    source = querysets.RowSource(Thing.objects.all())
+    source = querysets.QuerySetSource(Thing.objects.all())
     assert (source.total, source.remaining()) == (5, None)
     left = []
     while not source.exhausted:
@@ -431,7 +431,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
     order, due = sorted(keys), dict(deletions)
     before, querysets.PAGE = querysets.PAGE, page
     try:
-        source = querysets.RowSource(Thing.objects.all())
+        source = querysets.QuerySetSource(Thing.objects.all())
         seen = []
         while not source.exhausted:
             chunk = source.gather(size, idle=True)
@@ -440,7 +440,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
             moment = due.get(len(seen))
             if moment is not None and moment < len(order):
                 Thing.objects.filter(pk=order[moment]).delete()
-            rows = Rows(Thing.objects.all())
+            rows = RowLoader(Thing.objects.all())
             rows.load(chunk)
             seen += _taken(rows, chunk)
     finally:

@@ -82,7 +82,7 @@ class Made(Exception):
 def test_what_the_database_says_decides(facts, transient, lost):
     error = Made(**facts)
     assert _sqlstates.is_transient(error) is transient
-    assert _sqlstates.contact_lost(error) is lost
+    assert _sqlstates.connection_lost(error) is lost
     wrapped = OperationalError("wrapped")
     wrapped.__cause__ = error
     assert _sqlstates.is_transient(wrapped) is transient
@@ -106,4 +106,4 @@ def test_what_the_database_says_decides(facts, transient, lost):
 def test_mysql_has_numbers_of_its_own(code, transient, lost):
     error = type("OperationalError", (Exception,), {"__module__": "pymysql.err"})(code, "text")
     assert _sqlstates.is_transient(error) is transient
-    assert _sqlstates.contact_lost(error) is lost
+    assert _sqlstates.connection_lost(error) is lost

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from poolsave import Status, executors, pooled_operation
 from poolsave._worker import fast_loop as _straight
-from poolsave._worker.fast_loop import StraightRun
+from poolsave._worker.fast_loop import FastLoop
 from poolsave._worker.job import call_with_object
-from poolsave._worker.replies import Collector, Reply
-from poolsave.executors.serial import Flag
+from poolsave._worker.replies import Reply, ReplyBuilder
+from poolsave.executors.serial import LocalMarks
 
 from . import operations
 
@@ -33,7 +33,7 @@ def every_object_tiny(*, wanted=True):
     with pytest.MonkeyPatch.context() as patch:
         if wanted:
             patch.setattr(_straight, "TINY", 3600.0)
-            patch.setattr(_straight, "FIRST_GLANCE", -1.0)
+            patch.setattr(_straight, "FIRST_CHECK", -1.0)
         yield
 
 
@@ -47,9 +47,9 @@ def act(kind):
 def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
     replies = []
     began = time.perf_counter()
-    collector = Collector("w", 0.0, crosses=crosses)
+    collector = ReplyBuilder("w", 0.0, crosses=crosses)
     with every_object_tiny(wanted=tiny):
-        begun = StraightRun(act, Flag(), collector, lambda body, final: replies.append((body, final))).run(objects)
+        begun = FastLoop(act, LocalMarks(), collector, lambda body, final: replies.append((body, final))).run(objects)
     took = time.perf_counter() - began
     assert begun == len(objects)
     answers = [Reply.from_bytes(body) if crosses else body for body, _final in replies]
@@ -67,30 +67,30 @@ def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
 
 
 def test_a_failure_is_told_before_its_mark_says_that_it_returned():
-    marks = Flag()
+    marks = LocalMarks()
     times = []
     marks.stamps = lambda size, **_marks: times.append(array("d", [0.0] * size)) or times[0]
     seen = []
-    collector = Collector("w", 0.0, crosses=True)
-    StraightRun(act, marks, collector, lambda body, final: seen.append(list(times[0]))).run(["value", "error"])
+    collector = ReplyBuilder("w", 0.0, crosses=True)
+    FastLoop(act, marks, collector, lambda body, final: seen.append(list(times[0]))).run(["value", "error"])
     assert seen[0][0] > 0
     assert seen[0][1] == 0.0
 
 
 def test_nothing_is_begun_after_the_word_to_stop():
-    marks = Flag()
+    marks = LocalMarks()
 
     def stops(number):
         marks.halted = number == 3
         threading.Event().wait(0.002)
         return number
 
-    begun = StraightRun(stops, marks, Collector("w", 0.0, crosses=False), lambda body, final: None).run(range(10))
+    begun = FastLoop(stops, marks, ReplyBuilder("w", 0.0, crosses=False), lambda body, final: None).run(range(10))
     assert begun == 4
 
 
 def test_at_most_seven_objects_that_were_to_be_tiny_and_are_slow_are_begun_after_the_word_to_stop():
-    marks = Flag()
+    marks = LocalMarks()
 
     def stops(number):
         if number >= 30:
@@ -98,7 +98,7 @@ def test_at_most_seven_objects_that_were_to_be_tiny_and_are_slow_are_begun_after
             threading.Event().wait(0.002)
 
     with every_object_tiny():
-        begun = StraightRun(stops, marks, Collector("w", 0.0, crosses=False), lambda body, final: None).run(range(100))
+        begun = FastLoop(stops, marks, ReplyBuilder("w", 0.0, crosses=False), lambda body, final: None).run(range(100))
     assert 31 <= begun <= 38
 
 
@@ -127,14 +127,14 @@ def pause_at_100(number):
 def test_tiny_objects_are_timed_together_and_nothing_of_their_time_is_lost():
     replies = []
     with every_object_tiny():
-        run = StraightRun(
-            pause_at_100, Flag(), Collector("w", 0.0, crosses=False), lambda body, _: replies.append(body)
+        run = FastLoop(
+            pause_at_100, LocalMarks(), ReplyBuilder("w", 0.0, crosses=False), lambda body, _: replies.append(body)
         )
         run.run(range(200))
     laps = [lap for reply in replies for lap in reply.seconds]
     slow = [place for place, lap in enumerate(laps) if lap >= 0.05]
     assert len(slow) == 1
-    assert 100 <= slow[0] < 100 + _straight.MANY
+    assert 100 <= slow[0] < 100 + _straight.CALLS_PER_CHECK
     assert laps.count(0.0) > 100
 
 
@@ -148,11 +148,11 @@ def pauses_and_fails_now_and_then(number):
 @pytest.mark.parametrize("before", range(1000, 1008))
 def test_objects_that_get_slow_and_fail_are_timed_one_by_one(before):
     replies = []
-    collector = Collector("w", 0.0, crosses=False)
-    run = StraightRun(pauses_and_fails_now_and_then, Flag(), collector, lambda body, _: replies.append(body))
+    collector = ReplyBuilder("w", 0.0, crosses=False)
+    run = FastLoop(pauses_and_fails_now_and_then, LocalMarks(), collector, lambda body, _: replies.append(body))
     run.run(range(100 - before, 140))
     laps = [lap for reply in replies for lap in reply.seconds]
-    assert sum(lap < 0.003 for lap in laps[before:]) < _straight.MANY
+    assert sum(lap < 0.003 for lap in laps[before:]) < _straight.CALLS_PER_CHECK
 
 
 grown = []
@@ -205,8 +205,8 @@ class Alarm(Exception):
 @given(st.integers(0, 40), st.sampled_from(["before the object is taken", "after it has returned", "inside"]))
 def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
     size = 40
-    run = StraightRun(
-        lambda item: item, Flag(), Collector("w", 0.0, crosses=False), lambda body, final: got.append(body)
+    run = FastLoop(
+        lambda item: item, LocalMarks(), ReplyBuilder("w", 0.0, crosses=False), lambda body, final: got.append(body)
     )
     got, go_on = [], run._run_on
 

@@ -71,9 +71,9 @@ def leaving(monkeypatch):
     """Go over to the pool at the first opportunity, and stay."""
     from poolsave._auto import engine as _auto_engine
 
-    monkeypatch.setattr(_auto_engine, "ENOUGH", 0.0)
-    monkeypatch.setattr(_auto_engine, "look_before_start", lambda *_figures: (True, "for a test"))
-    monkeypatch.setattr(_auto_engine, "look_after_start", lambda *_figures, **_more: (None, "for a test"))
+    monkeypatch.setattr(_auto_engine, "MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(_auto_engine, "should_start_pool", lambda *_figures: (True, "for a test"))
+    monkeypatch.setattr(_auto_engine, "should_keep_pool", lambda *_figures, **_more: (None, "for a test"))
 
 
 @pytest.mark.parametrize("plain", [20, 23, 31])

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import concurrent_saves, pooled_operation
-from poolsave._reports.batches import Batch, Laps
+from poolsave._reports.batches import EndTimes, OutcomeBatch
 from poolsave._reports.statistics import BUSY, SLOW, SLOWEST, Statistics
-from poolsave._worker.replies import Spent
+from poolsave._worker.replies import WorkerTime
 
 from . import operations
 from .models import Person
@@ -22,11 +22,11 @@ times = st.floats(0, 10, allow_nan=False)
 
 
 def batch(first, seconds, worker="w"):
-    return Batch(first, [None] * len(seconds), array("d", seconds), list(range(len(seconds))), worker, {})
+    return OutcomeBatch(first, [None] * len(seconds), array("d", seconds), list(range(len(seconds))), worker, {})
 
 
 def answered(statistics, worker, *seconds, first=0, waited=0.0, committed=0.0):
-    spent = Spent(waited, sum(seconds), committed, longest=max(seconds))
+    spent = WorkerTime(waited, sum(seconds), committed, longest=max(seconds))
     statistics.answered(worker, spent, batch(first, seconds, worker))
 
 
@@ -53,7 +53,7 @@ def test_laps_are_the_differences_of_the_times_and_cross_as_they_are(began, leng
     for length in lengths:
         now += length
         ends.append(now)
-    laps = pickle.loads(pickle.dumps(Laps(began, ends)))
+    laps = pickle.loads(pickle.dumps(EndTimes(began, ends)))
     assert list(laps) == [laps[place] for place in range(len(laps))]
     assert len(laps) == len(lengths)
     assert sum(laps) == pytest.approx(now - began, abs=1e-6)

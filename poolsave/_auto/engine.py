@@ -12,18 +12,23 @@ from functools import cache
 from .._engine.crashes import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
-from .._reports.batches import Batch
+from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
-from .._runs.executor_choice import cannot_cross, expected_start_method, make_pool, obstacle
-from .._runs.preparation import Work
+from .._runs.executor_choice import expected_start_method, make_pool, why_no_processes, why_not_picklable
+from .._runs.preparation import WorkSpec
 from .._worker.job import WorkerJob
 from ..errors import PoolsaveError
 from ..executors import Died, Executor, Job
 from ..options import Options, available_cpus
-from .policy import ENOUGH, FIRST_START, LONGEST, Ride, look_after_start, look_before_start
-from .sampling import Slices, TimedSerial
-
-__all__ = ["AutoEngine"]
+from .policy import (
+    DEFAULT_START_SECONDS,
+    LONGEST,
+    MIN_SAMPLE_SECONDS,
+    PoolEstimate,
+    should_keep_pool,
+    should_start_pool,
+)
+from .sampling import LocalSamples, SamplingSerialExecutor
 
 _starts: dict[str, float] = {}
 """Seconds until pools of this process worked, by start method; the last ones count most."""
@@ -32,11 +37,13 @@ _starts: dict[str, float] = {}
 class AutoEngine(Engine):
     """Decides before each step where the next objects are run."""
 
-    def __init__(self, work: Work, executor: TimedSerial, job: WorkerJob, options: Options, source: Source) -> None:
+    def __init__(
+        self, work: WorkSpec, executor: SamplingSerialExecutor, job: WorkerJob, options: Options, source: Source
+    ) -> None:
         super().__init__(executor, job, options, source)
         self._work = work
         self._home = executor, job
-        self._slices = Slices()
+        self._slices = LocalSamples()
         self._stays = "one worker would be no faster than the caller" if options.workers == 1 else None
         """Why there is no use in looking any further, until the end of the run."""
         self._trials: list[Trial] = []
@@ -70,7 +77,7 @@ class AutoEngine(Engine):
     def _at_home(self) -> bool:
         return self._executor is self._home[0]
 
-    def step(self) -> list[Batch]:
+    def step(self) -> list[OutcomeBatch]:
         """As the engine does, but where it seems best."""
         if self.stopped is None and (self._leaving or not self._source.exhausted):
             # Not after the step: what has ended is with the caller by now, whatever a start may raise.
@@ -99,29 +106,29 @@ class AutoEngine(Engine):
                 self._look_at_pool(*self._since)
 
     def _look_at_home(self) -> None:
-        if not self._slices.fresh or self._slices.seconds < ENOUGH:
+        if not self._slices.fresh or self._slices.seconds < MIN_SAMPLE_SECONDS:
             return
         left = self._source.remaining()
         if left == 0:
             return
         work = self._slices.measured(self._ended if left is None else left)
-        go, self._verdict = look_before_start(work, self._ride())
+        go, self._verdict = should_start_pool(work, self._ride())
         if go:
             self._go_over_to_pool()
 
-    def _ride(self) -> Ride:
+    def _ride(self) -> PoolEstimate:
         if self._method is None:
             self._method = expected_start_method(self._options)
-        return Ride(
+        return PoolEstimate(
             workers=self._options.workers,
             cpus=available_cpus(),
-            start=_starts.get(self._method, FIRST_START[self._method]),
+            start=_starts.get(self._method, DEFAULT_START_SECONDS[self._method]),
             given_up=self._given_up,
             since=time.perf_counter() - self._given_up_at,
         )
 
     def _go_over_to_pool(self) -> None:
-        why = obstacle(self._work, self._options) or cannot_cross(self._slices.sample)
+        why = why_no_processes(self._work, self._options) or why_not_picklable(self._slices.sample)
         if why is None:
             executor, job = make_pool(self._work, self._options)
             job.carried = self._home[1].carried
@@ -157,19 +164,19 @@ class AutoEngine(Engine):
         before[0].stop()
         self.statistics.left()
 
-    def _answered(self, batches: Sequence[Batch]) -> None:
+    def _answered(self, batches: Sequence[OutcomeBatch]) -> None:
         """Begin to measure when every worker has answered, or enough time has gone by: they start and connect first."""
         assert self._method is not None
         if not self._seen:
             took = max(0.0, time.perf_counter() - self._started_at - sum(batches[0].seconds))
             # Half of each: one start at a bad moment must not keep all later runs from a pool.
-            _starts[self._method] = (took + _starts.get(self._method, FIRST_START[self._method])) / 2
+            _starts[self._method] = (took + _starts.get(self._method, DEFAULT_START_SECONDS[self._method])) / 2
         self._seen.update(batch.worker for batch in batches if batch.worker is not None)
         if len(self._seen) >= self._executor.workers or self._seconds > LONGEST:
             self._since = self._objects, self._seconds
 
     def _look_at_pool(self, objects: int, seconds: float) -> None:
-        keep, self._verdict = look_after_start(
+        keep, self._verdict = should_keep_pool(
             self._slices.per_object,
             self._objects - objects,
             self._seconds - seconds,
@@ -185,7 +192,7 @@ class AutoEngine(Engine):
         self._leaving = True
         self._given_up += 1
         self._given_up_at = time.perf_counter()
-        self._slices = Slices()
+        self._slices = LocalSamples()
         self._executor.wake()  # there may be nothing on its way, and then nothing else would end the next wait
 
     def _has_slot(self) -> bool:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FIRST_START", "Measured", "Ride", "bound_on_speedup", "look_after_start", "look_before_start"]
-
-FIRST_START = {"fork": 0.04, "forkserver": 0.8, "spawn": 1.5}
+DEFAULT_START_SECONDS = {"fork": 0.04, "forkserver": 0.8, "spawn": 1.5}
 """Seconds until workers work, by start method, before any has been measured in this process."""
-ENOUGH = 0.04
+MIN_SAMPLE_SECONDS = 0.04
 """Seconds of work, without the first slice, after which its speed is known well enough."""
-RISK = 0.03
+MAX_TRIAL_SHARE = 0.03
 """Share of the time that the run takes at least, which may be spent on what may turn out to be a mistake."""
 DISPATCH = 0.00002
 """Seconds that the caller has to do with each object of a pool."""
@@ -29,17 +27,17 @@ SHORT = 0.001
 """Seconds; see above."""
 SHORTEST, LONGEST = 0.15, 0.6
 """Seconds for which a pool is watched until it is judged: if its speed is clearly another, and at most."""
-CLEARLY, HOPELESSLY = 1.3, 0.5
+CLEARLY_FASTER, CLEARLY_SLOWER = 1.3, 0.5
 """How many times as fast is clear after a short look. To give up a pool that is only slow to get going costs more than
 to watch it for longer."""
-WORTH_IT = 1.05
+MIN_SPEEDUP = 1.05
 """How many times as fast as the caller alone a pool has to be to be kept."""
-PAUSE = 5.0
+RETRY_AFTER = 5.0
 """Seconds after which a pool that was given up may be tried again; twice as long after every further time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class LocalMeasurement:
     """What is known of the work after some slices of it have run in the caller's thread."""
 
     slices: int
@@ -58,7 +56,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ride:
+class PoolEstimate:
     """What a pool would be."""
 
     workers: int
@@ -71,7 +69,7 @@ class Ride:
     """Seconds since it was given up last."""
 
 
-def bound_on_speedup(work: Measured, ride: Ride) -> float:
+def max_speedup(work: LocalMeasurement, ride: PoolEstimate) -> float:
     """How many times as fast a pool can be at most: as there are workers, CPUs for what computes, and one at a time
     for what is locked."""
     by_cpus = ride.cpus / work.computing if work.computing > 0 else ride.workers
@@ -79,13 +77,13 @@ def bound_on_speedup(work: Measured, ride: Ride) -> float:
     return max(1.0, min(ride.workers, by_cpus, by_lock))
 
 
-def look_before_start(work: Measured, ride: Ride) -> tuple[bool, str]:
+def should_start_pool(work: LocalMeasurement, ride: PoolEstimate) -> tuple[bool, str]:
     """Say whether to go over to a pool now, and why."""
     rest = work.left * work.per_object
-    if work.evidence < ENOUGH and (work.slices != 1 or ride.start > RISK * work.seconds):
+    if work.evidence < MIN_SAMPLE_SECONDS and (work.slices != 1 or ride.start > MAX_TRIAL_SHARE * work.seconds):
         return False, "too little has run to say anything"
     locked = work.locked >= (LOCKED_IF_SHORT if work.per_object < SHORT else LOCKED)
-    if not locked and bound_on_speedup(work, ride) <= WORTH_IT:
+    if not locked and max_speedup(work, ride) <= MIN_SPEEDUP:
         return False, f"each object computes for {work.computing:.0%} of its time, and there is one CPU"
     if ride.given_up or locked:
         return _on_trial(rest, work, ride)
@@ -97,25 +95,25 @@ def look_before_start(work: Measured, ride: Ride) -> tuple[bool, str]:
     return True, f"{work.left} objects left at {_time(work.per_object)} each are worth a pool"
 
 
-def _on_trial(rest: float, work: Measured, ride: Ride) -> tuple[bool, str]:
+def _on_trial(rest: float, work: LocalMeasurement, ride: PoolEstimate) -> tuple[bool, str]:
     """It is not to be expected that a pool is faster; a trial that costs little beside what is left may tell."""
     if ride.given_up:
         why = "a pool was no faster than the caller alone"
     else:
         why = f"{work.locked:.0%} of each object's time goes by inside SQLite's one write lock"
-    waited = not ride.given_up or ride.since >= PAUSE * 2 ** (ride.given_up - 1)
-    if waited and ride.start + LONGEST < RISK * rest:
+    waited = not ride.given_up or ride.since >= RETRY_AFTER * 2 ** (ride.given_up - 1)
+    if waited and ride.start + LONGEST < MAX_TRIAL_SHARE * rest:
         return True, f"{why}, but so much is left that a trial of a pool costs little"
     return False, why
 
 
-def _in_pool(work: Measured, ride: Ride) -> float:
-    speedup = 1 + SHARE_OF_BOUND * (bound_on_speedup(work, ride) - 1)
+def _in_pool(work: LocalMeasurement, ride: PoolEstimate) -> float:
+    speedup = 1 + SHARE_OF_BOUND * (max_speedup(work, ride) - 1)
     return work.left * max(DISPATCH, work.per_object / speedup)
 
 
-def look_after_start(
-    alone: float, objects: int, seconds: float, *, left: int | None, ride: Ride
+def should_keep_pool(
+    alone: float, objects: int, seconds: float, *, left: int | None, ride: PoolEstimate
 ) -> tuple[bool | None, str]:
     """Say whether to keep a pool that has ended `objects` in `seconds`, where the caller alone takes `alone` seconds
     for each; None: not yet."""
@@ -123,9 +121,9 @@ def look_after_start(
         return None, "the pool is being measured"
     speedup = alone * objects / seconds
     told = f"a pool of {ride.workers} workers is {speedup:.2f} times as fast as the caller alone"
-    if seconds < LONGEST and HOPELESSLY < speedup < CLEARLY:
+    if seconds < LONGEST and CLEARLY_SLOWER < speedup < CLEARLY_FASTER:
         return None, told
-    if speedup >= WORTH_IT:
+    if speedup >= MIN_SPEEDUP:
         return True, told
     if left is not None and left * (seconds / objects - alone) < ride.start:
         return True, f"{told}, and little is left"

@@ -7,22 +7,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._db.sqlite_lock_clock import LockClock
-from .._reports.batches import Batch
+from .._db.sqlite_lock_clock import WriteLockTimer
+from .._reports.batches import OutcomeBatch
 from ..executors import Event, SerialExecutor
-from .policy import ENOUGH, Measured
-
-__all__ = ["Slices", "TimedSerial"]
+from .policy import MIN_SAMPLE_SECONDS, LocalMeasurement
 
 REMEMBERED = 8
 """Slices whose average says how fast the caller is now."""
 
 
-class TimedSerial(SerialExecutor):
+class SamplingSerialExecutor(SerialExecutor):
     """Notes how long the objects of the last task took, and how much of it this process computed."""
 
     ran = computed = 0.0
-    locks: LockClock | None = None
+    locks: WriteLockTimer | None = None
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
         computed, began = time.process_time(), time.perf_counter()
@@ -36,7 +34,7 @@ class TimedSerial(SerialExecutor):
             self.computed += time.process_time() - computed
 
 
-class Slice(NamedTuple):
+class Sample(NamedTuple):
     """Some objects that ran in the caller's thread."""
 
     objects: int
@@ -46,7 +44,7 @@ class Slice(NamedTuple):
     computed: float
 
 
-class Slices:
+class LocalSamples:
     """The last slices of work. What locks it holds is measured once, after the first slice, which connects."""
 
     def __init__(self) -> None:
@@ -54,22 +52,24 @@ class Slices:
         self.seconds = 0.0
         """How long all of them took."""
         self._took = 0.0
-        self._recent: deque[Slice] = deque(maxlen=REMEMBERED)
-        self._locks = LockClock()
+        self._recent: deque[Sample] = deque(maxlen=REMEMBERED)
+        self._locks = WriteLockTimer()
         self._locked: float | None = None
         self.fresh = False
         """Whether one has been added since the last look."""
-        self.sample: Batch | None = None
+        self.sample: OutcomeBatch | None = None
         """Objects and what came of them."""
 
-    def take(self, batches: Sequence[Batch], objects: int, took: float, executor: TimedSerial) -> None:
+    def take(
+        self, batches: Sequence[OutcomeBatch], objects: int, took: float, executor: SamplingSerialExecutor
+    ) -> None:
         """Add what a step of the engine has done."""
         self._took += took
         if not objects:  # it has pulled a slow input
             return
         if self._all == 1:
             self._recent.clear()
-        self._recent.append(Slice(objects, self._took, executor.ran, executor.computed))
+        self._recent.append(Sample(objects, self._took, executor.ran, executor.computed))
         self._all += 1
         self.seconds += self._took
         self._took = executor.ran = executor.computed = 0.0
@@ -77,8 +77,8 @@ class Slices:
         self.sample = batches[-1]
         self.fresh = True
 
-    def _watch_locks(self, executor: TimedSerial) -> None:
-        if self._locked is None and self._all > 1 and self._sum("took") >= ENOUGH:
+    def _watch_locks(self, executor: SamplingSerialExecutor) -> None:
+        if self._locked is None and self._all > 1 and self._sum("took") >= MIN_SAMPLE_SECONDS:
             self._locked = self._locks.held / max(self._sum("ran"), 1e-9)
         executor.locks = self._locks if self._locked is None else None
 
@@ -90,11 +90,11 @@ class Slices:
         """Seconds that the caller takes for one object, with everything."""
         return self._sum("took") / self._sum("objects")
 
-    def measured(self, left: int) -> Measured:
+    def measured(self, left: int) -> LocalMeasurement:
         """What is known now."""
         self.fresh = False
         ran = self._sum("ran")
-        return Measured(
+        return LocalMeasurement(
             slices=self._all,
             seconds=self.seconds,
             evidence=self._sum("took") if self._all > 1 else 0.0,

@@ -15,15 +15,13 @@ from django.db.utils import load_backend
 
 from ..outcomes import Status
 from .error_codes import sqlstate_of
-from .transactions import ID_BITS, NOTHING_WRITTEN
+from .transactions import NO_XID, XID_BITS
 
-__all__ = ["what_became_of"]
-
-PATIENCE = 30.0
+MAX_WAIT = 30.0
 """Seconds that a server gets to end the transaction, or to come back after a crash."""
-PAUSE = 0.05
+POLL_INTERVAL = 0.05
 ANSWERS = {"committed": Status.SUCCEEDED, "aborted": Status.FAILED}
-NEVER_GIVEN = "22023"
+UNKNOWN_XID = "22023"
 """The SQLSTATE for an id that is "in the future": the crash left nothing of the transaction."""
 WAS_RESET = "SELECT extract(epoch FROM stats_reset) * 1000000 > %s FROM pg_stat_bgwriter"
 """A crash resets the statistics. So can their owner, with pg_stat_reset_shared()."""
@@ -35,21 +33,21 @@ RECOVERED = """
 """Whether recovery came across the id. No row, if the last checkpoint is not the one that a recovery ends with."""
 
 
-def what_became_of(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
+def commit_status(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
     """SUCCEEDED, FAILED, or LOST if the server cannot say. On a connection of its own, which is closed again.
 
     Source: pg_xact_status() in PostgreSQL's "System Information Functions".
     """
-    if note == NOTHING_WRITTEN:
+    if note == NO_XID:
         return Status.SUCCEEDED  # whether it was committed or not, there was nothing to save
     connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_WAIT
     try:
         while time.monotonic() < deadline:
-            answer = _ask(connection, *divmod(note, 1 << ID_BITS))
+            answer = _ask(connection, *divmod(note, 1 << XID_BITS))
             if answer != "in progress":
                 return ANSWERS.get(answer or "", Status.LOST)
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
     finally:
         connection.close()
     return Status.LOST
@@ -63,7 +61,7 @@ def _ask(connection: Any, moment: int, number: int) -> str | None:
                 answer = _after_crash(answer, _one(cursor, RECOVERED, number))
     except Error as error:
         connection.close()  # the server is not up again yet
-        return "aborted" if sqlstate_of(error) == NEVER_GIVEN else "in progress"
+        return "aborted" if sqlstate_of(error) == UNKNOWN_XID else "in progress"
     return answer
 
 

@@ -25,36 +25,25 @@ from django.db.utils import load_backend
 
 from ..errors import InsideTransaction
 
-__all__ = [
-    "DUMMY",
-    "Edge",
-    "SettingsByAlias",
-    "close_sqlite_files",
-    "existing",
-    "load_backends",
-    "open_sqlite_files",
-    "own_connections",
-    "refuse_open_sqlite_transactions",
-    "worker_settings",
-]
-
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
-DUMMY = "django.db.backends.dummy"
-BETWEEN_LOOKS = 0.01
+DUMMY_ENGINE = "django.db.backends.dummy"
+CHECK_INTERVAL = 0.01
 """Seconds that chunks without any trouble may follow one another until all connections are looked at again."""
 
 
-def existing(aliases: Iterable[str]) -> tuple[str, ...]:
+def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     """Those of the aliases that have a database behind them."""
-    return tuple(alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY) != DUMMY)
+    return tuple(
+        alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY_ENGINE) != DUMMY_ENGINE
+    )
 
 
 def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
     """The caller's real database settings, as workers use them."""
     return {
         alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
-        for alias in existing(connections)
+        for alias in configured_aliases(connections)
     }
 
 
@@ -119,12 +108,12 @@ def refuse_open_sqlite_transactions() -> None:
 
 def load_backends() -> None:
     """In a fork server: import the backends and drivers of all databases, without connecting to any."""
-    for alias in existing(connections):
+    for alias in configured_aliases(connections):
         load_backend(connections.settings[alias]["ENGINE"])
 
 
 @contextmanager
-def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
+def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
     """Have connections of one's own in this thread, and leave none open.
 
     With `whole_process` threads that are started here get the same settings. That is for a process that does nothing
@@ -132,7 +121,7 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
     """
     before = {alias: connections[alias] for alias in _initialised()}
     if whole_process:
-        _adopt(settings)
+        _apply_to_process(settings)
     for alias, values in settings.items():
         connections[alias] = _wrapper(alias, values)
     try:
@@ -151,25 +140,25 @@ def own_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterat
 def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
     backend = load_backend(settings["ENGINE"]).DatabaseWrapper
     if backend.vendor == "postgresql":
-        settings = {**settings, "OPTIONS": {**_to_send_ahead(settings["OPTIONS"]), **settings["OPTIONS"]}}
+        settings = {**settings, "OPTIONS": {**_prefixing_options(settings["OPTIONS"]), **settings["OPTIONS"]}}
     wrapper = backend(settings, alias)
     if wrapper.vendor == "sqlite":
-        _begin_with_first_query(wrapper)
+        _delay_begin_until_first_query(wrapper)
     return wrapper
 
 
-def _to_send_ahead(options: Mapping[str, Any]) -> dict[str, Any]:
+def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What makes connections of psycopg2 take savepoints along with other statements, if nobody has other wishes."""
     from django.db.backends.postgresql.psycopg_any import is_psycopg3  # drivers are there if their backend is used
 
     if is_psycopg3 or "connection_factory" in options or "cursor_factory" in options:
         return {}
-    from .psycopg2 import Connection, Cursor
+    from .psycopg2 import PrefixingConnection, PrefixingCursor
 
-    return {"connection_factory": Connection, "cursor_factory": Cursor}
+    return {"connection_factory": PrefixingConnection, "cursor_factory": PrefixingCursor}
 
 
-def _begin_with_first_query(wrapper: Any) -> None:
+def _delay_begin_until_first_query(wrapper: Any) -> None:
     """Let atomic() on SQLite take the lock when the first query comes.
 
     There is one writer at a time, and BEGIN IMMEDIATE makes this transaction the one: what an object computes before
@@ -193,7 +182,7 @@ def _begin_with_first_query(wrapper: Any) -> None:
     wrapper.execute_wrappers.append(begin_first)
 
 
-def _adopt(settings: SettingsByAlias) -> None:
+def _apply_to_process(settings: SettingsByAlias) -> None:
     # Also for threads that the user's code starts in this process, and for code that reads settings.DATABASES.
     for alias, values in settings.items():
         connections.settings[alias] = values
@@ -203,7 +192,7 @@ def _initialised() -> list[str]:
     return [connection.alias for connection in connections.all(initialized_only=True)]
 
 
-class Edge:
+class ConnectionMaintenance:
     """What comes between two chunks of a worker, in its thread: letting go of connections that are broken or too old,
     and of what DEBUG has logged."""
 
@@ -219,7 +208,7 @@ class Edge:
             connection.health_check_done = False
             troubled = troubled or connection.errors_occurred or _autocommit_was_changed(connection)
         now = time.perf_counter()
-        if troubled or now - self._looked > BETWEEN_LOOKS:
+        if troubled or now - self._looked > CHECK_INTERVAL:
             self._looked = now
             self._look()
 

@@ -6,20 +6,18 @@ sqlite3's result codes.
 
 from __future__ import annotations
 
-__all__ = ["contact_lost", "is_transient", "ran_out_of_time", "sqlstate_of", "undoes_transaction", "waited_for_lock"]
-
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 # Connection exceptions, and the server shutting down or having crashed.
-CONTACT_CLASSES = ("08", "57P0")
+CONNECTION_CLASSES = ("08", "57P0")
 LOCK_WAIT_MYSQL = 1205
 # Closed (PyMySQL), shutdown, connection killed (MariaDB); no connection; gone away, lost during query and elsewhere;
 # idle for too long (MySQL).
-CONTACT_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+CONNECTION_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
 # Changed since it was read (MariaDB's innodb_snapshot_isolation), lock table full, deadlock.
-UNDOING_MYSQL = frozenset({1020, 1206, 1213})
+ROLLBACK_MYSQL = frozenset({1020, 1206, 1213})
 # And: too many connections, lock not available (MySQL's NOWAIT).
-TRANSIENT_MYSQL = CONTACT_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
+TRANSIENT_MYSQL = CONNECTION_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
 # Query cancelled (statement_timeout), lock not available (lock_timeout).
 TIME_LIMITS = frozenset({"57014", "55P03"})
 # Lock wait, MariaDB's max_statement_time, MySQL's max_execution_time.
@@ -41,34 +39,34 @@ def is_transient(error: BaseException) -> bool:
     """Whether the database says that the same transaction may succeed if it is tried again."""
     state = sqlstate_of(error)
     if state is not None:
-        return state in TRANSIENT_SQLSTATES or state.startswith(CONTACT_CLASSES)
+        return state in TRANSIENT_SQLSTATES or state.startswith(CONNECTION_CLASSES)
     if _mysql_code(error) in TRANSIENT_MYSQL:
         return True
-    return _sqlite_name(error).startswith(SQLITE_BUSY) or contact_lost(error)
+    return _sqlite_name(error).startswith(SQLITE_BUSY) or connection_lost(error)
 
 
-def ran_out_of_time(error: BaseException) -> bool:
+def hit_time_limit(error: BaseException) -> bool:
     """Whether a limit of the server was hit (statement, lock), so that a smaller transaction may pass."""
     return sqlstate_of(error) in TIME_LIMITS or _mysql_code(error) in TIME_LIMITS_MYSQL
 
 
-def undoes_transaction(error: BaseException) -> bool:
+def rolls_back_transaction(error: BaseException) -> bool:
     """Whether MySQL or MariaDB has rolled back the whole transaction, its savepoints too, and not just a statement."""
-    return _mysql_code(error) in UNDOING_MYSQL | CONTACT_MYSQL
+    return _mysql_code(error) in ROLLBACK_MYSQL | CONNECTION_MYSQL
 
 
-def waited_for_lock(error: BaseException) -> bool:
+def is_lock_timeout(error: BaseException) -> bool:
     """Whether MySQL or MariaDB has waited for a lock in vain. By default that undoes the statement only."""
     return _mysql_code(error) == LOCK_WAIT_MYSQL
 
 
-def contact_lost(error: BaseException) -> bool:
+def connection_lost(error: BaseException) -> bool:
     """Whether the error says that nobody heard the server's answer, which after a COMMIT means not to know."""
     state = sqlstate_of(error)
     if state is not None:
-        return state.startswith(CONTACT_CLASSES) or state == "40003"
+        return state.startswith(CONNECTION_CLASSES) or state == "40003"
     if _mysql_code(error) is not None:
-        return _mysql_code(error) in CONTACT_MYSQL
+        return _mysql_code(error) in CONNECTION_MYSQL
     # PostgreSQL's drivers make such errors themselves, without a SQLSTATE: no server was there to send one.
     return any(_is_driver_error(candidate) for candidate in _with_cause(error))
 

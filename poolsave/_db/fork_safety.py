@@ -16,14 +16,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import InvalidOperation
 from .connections import open_sqlite_files
 
-__all__ = ["forget_inherited", "hold_wrappers"]
-
-_left_behind: list[object] = []
-_nothing_inherited = {os.getpid()}
+_kept_alive: list[object] = []
+_clean_pids = {os.getpid()}
 """Processes that have forgotten what they inherited, and the one that has imported this, which inherited nothing."""
 
 
-def hold_wrappers() -> tuple[object, ...]:
+def pin_connections() -> tuple[object, ...]:
     """Right before a fork: give every wrapper that is alive, in whichever thread, and every connection of mysqlclient.
 
     CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
@@ -37,20 +35,20 @@ def hold_wrappers() -> tuple[object, ...]:
     return tuple([found for found in gc.get_objects() if issubclass(type(found), held)])
 
 
-def forget_inherited(held: Iterable[object] = ()) -> None:
+def discard_inherited_connections(held: Iterable[object] = ()) -> None:
     """In a forked child: let go of the parent's connections, pools and cache clients without touching them.
 
     Once, and not in a process that nobody has forked: other threads of it may be in the middle of something.
     """
-    if os.getpid() in _nothing_inherited:
+    if os.getpid() in _clean_pids:
         return
-    _nothing_inherited.add(os.getpid())
-    _left_behind.extend(held)
+    _clean_pids.add(os.getpid())
+    _kept_alive.extend(held)
     sqlite = open_sqlite_files()
     handlers: tuple[Any, ...] = (connections, caches)
     for handler in handlers:
         local: Any = handler._connections
-        _left_behind.extend((local, *handler.all(initialized_only=True)))
+        _kept_alive.extend((local, *handler.all(initialized_only=True)))
         handler._connections = Local(handler.thread_critical)
     _forget_pools()
     if sqlite:
@@ -64,5 +62,5 @@ def _forget_pools() -> None:
     backend = sys.modules.get("django.db.backends.postgresql.base")
     if backend is not None:
         pools: dict[str, object] = backend.DatabaseWrapper._connection_pools
-        _left_behind.append(dict(pools))
+        _kept_alive.append(dict(pools))
         pools.clear()

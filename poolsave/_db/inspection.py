@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from django.db.utils import load_backend
 
-__all__ = ["Server", "ask_server"]
-
 POSTGRESQL = """
     SELECT pg_backend_pid(), LEAST(
         current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -27,7 +25,7 @@ they are there."""
 PGBOUNCER_PORT = "6432"
 
 
-class Server(NamedTuple):
+class DatabaseInfo(NamedTuple):
     """What a database said."""
 
     free: int | None = None
@@ -38,16 +36,16 @@ class Server(NamedTuple):
     """Of a SQLite file."""
 
 
-def ask_server(alias: str, settings: Mapping[str, Any]) -> Server:
+def inspect_database(alias: str, settings: Mapping[str, Any]) -> DatabaseInfo:
     """Ask the database with the settings of a worker.
 
     Raises:
         Exception: what the driver raises if it cannot be reached.
     """
     connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
-    ask = ASK.get(connection.vendor)
+    ask = INSPECTORS.get(connection.vendor)
     if ask is None or (connection.vendor == "sqlite" and not _is_file(connection)):
-        return Server()
+        return DatabaseInfo()
     try:
         return ask(connection)
     finally:
@@ -59,12 +57,12 @@ def _is_file(connection: Any) -> bool:
     return not connection.is_in_memory_db() and Path(connection.settings_dict["NAME"]).is_file()
 
 
-def _ask_sqlite(connection: Any) -> Server:
+def _ask_sqlite(connection: Any) -> DatabaseInfo:
     (mode,) = _row(connection, "PRAGMA journal_mode")
-    return Server(journal_mode=mode)
+    return DatabaseInfo(journal_mode=mode)
 
 
-def _ask_postgresql(connection: Any) -> Server:
+def _ask_postgresql(connection: Any) -> DatabaseInfo:
     answering, free = _row(connection, POSTGRESQL)
     signs = []
     # A pooler makes up the key by which queries are cancelled, with a process id in it, for each of its clients.
@@ -74,13 +72,13 @@ def _ask_postgresql(connection: Any) -> Server:
         signs.append(f"the port is {PGBOUNCER_PORT}")
     if connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
         signs.append("DISABLE_SERVER_SIDE_CURSORS is set")
-    return Server(free=int(free), pooler=tuple(signs))
+    return DatabaseInfo(free=int(free), pooler=tuple(signs))
 
 
-def _ask_mysql(connection: Any) -> Server:
+def _ask_mysql(connection: Any) -> DatabaseInfo:
     (limit,) = _row(connection, "SELECT @@max_connections")
     _name, used = _row(connection, "SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-    return Server(free=int(limit) - int(used) + 1)
+    return DatabaseInfo(free=int(limit) - int(used) + 1)
 
 
 def _row(connection: Any, query: str) -> tuple[Any, ...]:
@@ -90,7 +88,7 @@ def _row(connection: Any, query: str) -> tuple[Any, ...]:
     return row
 
 
-ASK: Mapping[str, Callable[[Any], Server]] = {
+INSPECTORS: Mapping[str, Callable[[Any], DatabaseInfo]] = {
     "sqlite": _ask_sqlite,
     "postgresql": _ask_postgresql,
     "mysql": _ask_mysql,

@@ -15,9 +15,7 @@ from typing import Any
 from django.db import DatabaseError, connections
 from django.db.transaction import TransactionManagementError
 
-from .error_codes import undoes_transaction, waited_for_lock
-
-__all__ = ["to_be_watched", "watched"]
+from .error_codes import is_lock_timeout, rolls_back_transaction
 
 COMMITS_BEFORE = re.compile(
     r"(?:\s|/\*(?!!).*?\*/|--\s.*?\n|#.*?\n)*"
@@ -28,23 +26,23 @@ COMMITS_BEFORE = re.compile(
 """Not complete, and blind for what a stored procedure does: for those that people put into per-object functions."""
 
 
-def to_be_watched(aliases: Sequence[str]) -> list[str]:
+def mysql_aliases(aliases: Sequence[str]) -> list[str]:
     """Those of the aliases that are MySQL or MariaDB."""
     return [alias for alias in aliases if connections[alias].vendor == "mysql"]
 
 
-def watched(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
+def call_guarded(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
     """Call the function, and have Django know when a server has ended its transaction.
 
     Costs the databases nothing: a server is asked after a lock wait time-out, and only then.
     """
     with ExitStack() as stack:
         for alias in aliases:
-            stack.enter_context(connections[alias].execute_wrapper(_Watch(connections[alias])))
+            stack.enter_context(connections[alias].execute_wrapper(_StatementGuard(connections[alias])))
         return call()
 
 
-class _Watch:
+class _StatementGuard:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
@@ -53,7 +51,7 @@ class _Watch:
         try:
             return execute(sql, *rest)
         except DatabaseError as error:
-            if undoes_transaction(error) or (waited_for_lock(error) and self._undoes_after_lock_waits()):
+            if rolls_back_transaction(error) or (is_lock_timeout(error) and self._undoes_after_lock_waits()):
                 # What Django itself does where a savepoint turns out to be gone. A function that catches the error
                 # can go on in no new transaction, and is not called a success.
                 self._connection.needs_rollback = True

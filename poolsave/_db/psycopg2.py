@@ -15,14 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import psycopg2.extensions
 
-__all__ = ["Connection", "Cursor", "Due"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(slots=True)
-class Due:
+class PendingPrefix:
     """What has to reach the server before anything else does."""
 
     text: bytes
@@ -30,20 +28,22 @@ class Due:
     """Whether it may have reached the server. False says that nothing has been sent since it became due."""
 
 
-class Connection(psycopg2.extensions.connection):
+class PrefixingConnection(psycopg2.extensions.connection):
     """Holds what is due, until it was sent or is forgotten."""
 
-    due: Due | None = None
+    due: PendingPrefix | None = None
     _sees_all = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.turn = RLock()  # an object's own threads may share this connection; the first one takes along what is due
 
-    def send_ahead(self, text: str) -> Due | None:
+    def send_ahead(self, text: str) -> PendingPrefix | None:
         """Have the statements sent before anything else; None if somebody has what can send something unseen."""
         if self._sees_all:
-            self.due = Due(text.encode() + b";\n")  # a line of its own, or the server's messages would quote it
+            self.due = PendingPrefix(
+                text.encode() + b";\n"
+            )  # a line of its own, or the server's messages would quote it
             return self.due
         return None
 
@@ -59,7 +59,7 @@ class Connection(psycopg2.extensions.connection):
             if self.due is not None:  # no other thread has sent it in the meantime
                 self.send_due(self.due, cursor.execute, b"")
 
-    def send_due(self, due: Due, execute: Callable[[bytes], None], statement: bytes) -> None:
+    def send_due(self, due: PendingPrefix, execute: Callable[[bytes], None], statement: bytes) -> None:
         """Send what is due and the statement. If this fails it stays due.
 
         Somebody may catch the error and go on, although the transaction is no longer the one that he believes in.
@@ -70,7 +70,7 @@ class Connection(psycopg2.extensions.connection):
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         factory = cursor_factory or self.cursor_factory
-        if factory is not Cursor:
+        if factory is not PrefixingCursor:
             self._see_no_more()
         elif name is not None:
             factory = NamedCursor
@@ -86,7 +86,7 @@ class Connection(psycopg2.extensions.connection):
         self._sees_all = False
 
 
-def _after_what_is_due(method: Callable[P, R]) -> Callable[P, R]:
+def _after_flush(method: Callable[P, R]) -> Callable[P, R]:
     def after(*args: P.args, **kwargs: P.kwargs) -> R:
         cursor: Any = args[0]
         cursor.connection.catch_up()
@@ -95,7 +95,7 @@ def _after_what_is_due(method: Callable[P, R]) -> Callable[P, R]:
     return after
 
 
-class Cursor(psycopg2.extensions.cursor):
+class PrefixingCursor(psycopg2.extensions.cursor):
     """Takes along what is due on its connection."""
 
     _ahead = b""
@@ -108,7 +108,7 @@ class Cursor(psycopg2.extensions.cursor):
         statement = self.mogrify(query, vars)  # an error of this one comes before anything is sent
         with connection.turn:
             due = connection.due
-            if due is not None and self.name is None and _goes_along(statement):
+            if due is not None and self.name is None and _can_be_prefixed(statement):
                 self._ahead = due.text
                 connection.send_due(due, super().execute, statement)
                 return
@@ -121,23 +121,23 @@ class Cursor(psycopg2.extensions.cursor):
         sent = super().query
         return None if sent is None else sent.removeprefix(self._ahead)
 
-    callproc = _after_what_is_due(psycopg2.extensions.cursor.callproc)
-    copy_expert = _after_what_is_due(psycopg2.extensions.cursor.copy_expert)
-    copy_from = _after_what_is_due(psycopg2.extensions.cursor.copy_from)
-    copy_to = _after_what_is_due(psycopg2.extensions.cursor.copy_to)
-    executemany = _after_what_is_due(psycopg2.extensions.cursor.executemany)
+    callproc = _after_flush(psycopg2.extensions.cursor.callproc)
+    copy_expert = _after_flush(psycopg2.extensions.cursor.copy_expert)
+    copy_from = _after_flush(psycopg2.extensions.cursor.copy_from)
+    copy_to = _after_flush(psycopg2.extensions.cursor.copy_to)
+    executemany = _after_flush(psycopg2.extensions.cursor.executemany)
 
 
-def _goes_along(statement: bytes) -> bool:
+def _can_be_prefixed(statement: bytes) -> bool:
     # Not if a comment comes first, since it may be a hint to the planner, or that is all and psycopg2 would complain.
     return statement[:80].lstrip()[:1].isalpha()
 
 
-class NamedCursor(Cursor):
+class NamedCursor(PrefixingCursor):
     """One on the server, where fetching rows runs the functions of its query."""
 
-    fetchone = _after_what_is_due(psycopg2.extensions.cursor.fetchone)
-    fetchmany = _after_what_is_due(psycopg2.extensions.cursor.fetchmany)
-    fetchall = _after_what_is_due(psycopg2.extensions.cursor.fetchall)
-    scroll = _after_what_is_due(psycopg2.extensions.cursor.scroll)
-    __next__ = _after_what_is_due(psycopg2.extensions.cursor.__next__)
+    fetchone = _after_flush(psycopg2.extensions.cursor.fetchone)
+    fetchmany = _after_flush(psycopg2.extensions.cursor.fetchmany)
+    fetchall = _after_flush(psycopg2.extensions.cursor.fetchall)
+    scroll = _after_flush(psycopg2.extensions.cursor.scroll)
+    __next__ = _after_flush(psycopg2.extensions.cursor.__next__)

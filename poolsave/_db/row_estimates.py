@@ -8,8 +8,6 @@ from typing import Any
 from django.db import connections
 from django.db.models import QuerySet
 
-__all__ = ["count_or_estimate"]
-
 COUNTED = 100_000
 """Rows up to which they are counted, which takes some 0.02 s."""
 

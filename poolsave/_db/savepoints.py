@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 
 from django.db import Error
 
-from .transactions import refuse_doomed
-
-__all__ = ["Savepoints"]
+from .transactions import check_can_commit
 
 R = TypeVar("R")
 
@@ -29,7 +27,7 @@ class Savepoints:
     def __init__(self, used: Sequence[Any]) -> None:
         """`used`: the connections that the transaction is on."""
         self.connections = used
-        self._last = [_Last(connection) for connection in used]
+        self._last = [_ConnectionSavepoint(connection) for connection in used]
 
     def around(self, call: Callable[[], R]) -> R:
         """Call it, and undo what it did if it raises or could only be rolled back, on every alias.
@@ -43,7 +41,7 @@ class Savepoints:
                 last.begin(mark)
                 begun += 1
             value = call()
-            refuse_doomed(self.connections)
+            check_can_commit(self.connections)
             return value
         except BaseException:
             for last in self._last[:begun]:
@@ -64,7 +62,7 @@ class Savepoints:
             last.release()
 
 
-class _Last:
+class _ConnectionSavepoint:
     """The last savepoint that was set on one connection."""
 
     def __init__(self, connection: Any) -> None:

@@ -14,13 +14,11 @@ from typing import Any
 
 from .connections import open_sqlite_files
 
-__all__ = ["LockClock"]
-
 ENDS = ("_commit", "_rollback")
 """How Django ends a transaction."""
 
 
-class LockClock:
+class WriteLockTimer:
     """Adds up the seconds inside transactions, and statements outside of them that write."""
 
     def __init__(self) -> None:

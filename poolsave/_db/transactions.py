@@ -11,27 +11,7 @@ from django.db.transaction import TransactionManagementError
 
 from ..executors.protocol import UNKNOWN, Marks
 from ..outcomes import Status
-from .error_codes import contact_lost, is_transient
-
-__all__ = [
-    "COMMITTED",
-    "COMMITTING",
-    "ID_BITS",
-    "NOTHING_WRITTEN",
-    "PENDING",
-    "RUNNING",
-    "Attempt",
-    "Entered",
-    "commit",
-    "commit_alone",
-    "enter",
-    "leave_to_function",
-    "note_transaction",
-    "refuse_doomed",
-    "roll_back",
-    "run_callbacks",
-    "take_callbacks",
-]
+from .error_codes import connection_lost, is_transient
 
 RUNNING = 1
 COMMITTING = UNKNOWN
@@ -40,13 +20,13 @@ PENDING = 4
 """How far an object is, as its worker notes it where its own death cannot take it. 0 is not begun; PENDING has ended
 inside a transaction that is still open, so that nothing of it is left if the worker dies."""
 
-NOTHING_WRITTEN = 1
+NO_XID = 1
 """Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
-ID_BITS = 64
+XID_BITS = 64
 """The lower part of a note is the transaction's id, the upper part when it was noted."""
 
 
-class Attempt(NamedTuple):
+class AttemptResult(NamedTuple):
     """What one call came to."""
 
     status: Status
@@ -60,46 +40,46 @@ class Attempt(NamedTuple):
     """Seconds that its COMMIT took."""
 
 
-def leave_to_function(call: Callable[[], Any], marks: Marks, offset: int) -> Attempt:
+def run_without_transaction(call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
     """`transaction=None`: the function manages its own transactions, if any."""
     marks.put(offset, RUNNING)
     try:
         value = call()
     except BaseException as error:  # whatever a user's function raises is that object's failure
-        return Attempt(Status.FAILED, error=error)
+        return AttemptResult(Status.FAILED, error=error)
     marks.put(offset, COMMITTED)
-    return Attempt(Status.SUCCEEDED, value)
+    return AttemptResult(Status.SUCCEEDED, value)
 
 
-def commit_alone(
+def run_in_transaction(
     call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, noted: bool = False
-) -> Attempt:
+) -> AttemptResult:
     """`transaction="object"`: one transaction around the call, on every alias."""
     marks.put(offset, RUNNING)
-    entered = enter(aliases)
+    entered = begin_on(aliases)
     note, value, error = 0, None, entered.error
     if error is None:
         try:
             value = call()
-            refuse_doomed(entered.connections)
-            note = note_transaction(aliases, marks) if noted else 0
+            check_can_commit(entered.connections)
+            note = record_xid(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
     if error is not None:
-        roll_back(entered.blocks, error)
-        return Attempt(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
-    callbacks = take_callbacks(entered.owned)
+        rollback_on(entered.blocks, error)
+        return AttemptResult(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
+    callbacks = detach_on_commit(entered.owned)
     marks.put(offset, COMMITTING)
     began = time.perf_counter()
-    failed = commit(entered.blocks)
+    failed = commit_on(entered.blocks)
     committing = time.perf_counter() - began
     if failed is not None:
         return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
     marks.put(offset, COMMITTED)
-    return Attempt(Status.SUCCEEDED, value, run_callbacks(callbacks), committing=committing)
+    return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks), committing=committing)
 
 
-class Entered(NamedTuple):
+class OpenTransactions(NamedTuple):
     """The atomic blocks that were opened, one per alias."""
 
     blocks: list[transaction.Atomic]
@@ -117,7 +97,7 @@ class Entered(NamedTuple):
         return len(self.owned) == len(self.blocks)
 
 
-def enter(aliases: Sequence[str]) -> Entered:
+def begin_on(aliases: Sequence[str]) -> OpenTransactions:
     """Open an atomic block on every alias, as far as that is possible."""
     blocks: list[transaction.Atomic] = []
     used: list[Any] = []
@@ -133,11 +113,11 @@ def enter(aliases: Sequence[str]) -> Entered:
             if is_outermost:
                 owned.append(connection)
     except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
-        return Entered(blocks, used, owned, error)
-    return Entered(blocks, used, owned)
+        return OpenTransactions(blocks, used, owned, error)
+    return OpenTransactions(blocks, used, owned)
 
 
-def refuse_doomed(used: Iterable[Any]) -> None:
+def check_can_commit(used: Iterable[Any]) -> None:
     """Refuse to call something saved that the end of its block would roll back without a word.
 
     Raises:
@@ -165,7 +145,7 @@ def _server_has_aborted(connection: Any) -> bool:
     return int(connection.connection.info.transaction_status) == 3
 
 
-def roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
+def rollback_on(entered: list[transaction.Atomic], error: BaseException) -> None:
     """Leave the blocks with an error."""
     for block in reversed(entered):
         try:
@@ -175,7 +155,7 @@ def roll_back(entered: list[transaction.Atomic], error: BaseException) -> None:
             error.add_note(f"rolling back on {block.using!r} failed, too: {secondary}")
 
 
-def note_transaction(aliases: Sequence[str], marks: Marks) -> int:
+def record_xid(aliases: Sequence[str], marks: Marks) -> int:
     """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot.
 
     With it goes the server's time in microseconds, since after a crash the id may be given to another transaction.
@@ -187,36 +167,36 @@ def note_transaction(aliases: Sequence[str], marks: Marks) -> int:
             "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         )
         found, moment = cursor.fetchone()
-    note = NOTHING_WRITTEN if found is None else (moment << ID_BITS) + int(found)
+    note = NO_XID if found is None else (moment << XID_BITS) + int(found)
     marks.note(note)
     return note
 
 
-def commit(entered: list[transaction.Atomic]) -> Attempt | None:
+def commit_on(entered: list[transaction.Atomic]) -> AttemptResult | None:
     """Commit on all aliases; gives what went wrong, or None."""
     committed: list[str | None] = []
     for block in reversed(entered):
         try:
             block.__exit__(None, None, None)
         except BaseException as error:
-            roll_back(entered[: len(entered) - len(committed) - 1], error)
+            rollback_on(entered[: len(entered) - len(committed) - 1], error)
             return _failed_commit(error, block.using, committed)
         committed.append(block.using)
     return None
 
 
-def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> Attempt:
+def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> AttemptResult:
     if committed:
         error.add_note(f"committed on {committed!r} before the commit on {alias!r} failed")
-        return Attempt(Status.LOST, error=error)
-    if contact_lost(error) or not isinstance(error, Error):
+        return AttemptResult(Status.LOST, error=error)
+    if connection_lost(error) or not isinstance(error, Error):
         connections[alias or "default"].close()
         error.add_note("the answer to COMMIT did not arrive, so the object may have been saved or not")
-        return Attempt(Status.LOST, error=error)
-    return Attempt(Status.FAILED, error=error, retry=is_transient(error))
+        return AttemptResult(Status.LOST, error=error)
+    return AttemptResult(Status.FAILED, error=error, retry=is_transient(error))
 
 
-def take_callbacks(used: Iterable[Any]) -> list[Callable[[], object]]:
+def detach_on_commit(used: Iterable[Any]) -> list[Callable[[], object]]:
     """Take the `on_commit` callbacks away from Django, which would run them inside the block's exit, where an error
     of theirs looks like one of COMMIT."""
     taken: list[Callable[[], object]] = []
@@ -227,7 +207,7 @@ def take_callbacks(used: Iterable[Any]) -> list[Callable[[], object]]:
     return taken
 
 
-def run_callbacks(callbacks: list[Callable[[], object]]) -> BaseException | None:
+def run_on_commit(callbacks: list[Callable[[], object]]) -> BaseException | None:
     """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
     errors: list[BaseException] = []
     for callback in callbacks:

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CHUNKS_PER_WORKER", "LARGEST", "Pace", "Pacing", "ahead_of", "next_size"]
-
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long beside the cost of a dispatch (about 0.1 ms), short enough
 that a progress bar and Ctrl-C stay alive."""
@@ -21,17 +19,17 @@ RECOVERY = 8
 """After a time-out of the server the limit grows by this part of itself with every chunk that passes."""
 CHUNKS_PER_WORKER = 4
 """Chunks in flight per worker, at most, if no window is set."""
-AHEAD = 2
+LEAD_FACTOR = 2
 """How many times what the next stage can have in flight a stage may have in flight and waiting for it."""
-FEW = 4
+MIN_LEAD_PER_WORKER = 4
 """Objects per worker that are never too many."""
-BRISK, BRISKEST = 0.02, 0.001
+SHORT_CHUNK, SHORTEST_CHUNK = 0.02, 0.001
 """Seconds: a worker that is done with a chunk sooner gets one, or three, in advance. A longer chunk must not hold up
 another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class AdaptiveSize:
     """The size of automatic chunks, and the smoothed seconds that one object takes in a worker (None: unknown)."""
 
     size: int = 1
@@ -39,14 +37,14 @@ class Pace:
     limit: int = LARGEST
     """The most objects, by what the server's time limits have let pass."""
 
-    def after(self, count: int, seconds: float, *, timed_out: bool = False) -> Pace:
+    def after(self, count: int, seconds: float, *, timed_out: bool = False) -> AdaptiveSize:
         """Learn from a chunk of `count` objects that took `seconds` in the worker, and of which the server may have
         ended a statement or a wait for a lock because it took too long."""
         now = seconds / count
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
         wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(TARGET / smooth)))
         limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
-        return Pace(size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
+        return AdaptiveSize(size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
 
     @property
     def least(self) -> int:
@@ -61,18 +59,18 @@ def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, le
     return max(1, min(wanted, room))
 
 
-def ahead_of(capacity: int, *, workers: int) -> int:
+def max_lead(capacity: int, *, workers: int) -> int:
     """The most objects that so many workers should be ahead of a stage that can have `capacity` objects in flight."""
-    return max(AHEAD * capacity, FEW * workers)
+    return max(LEAD_FACTOR * capacity, MIN_LEAD_PER_WORKER * workers)
 
 
-class Pacing:
+class FlowControl:
     """Keeps the pace of a run."""
 
     def __init__(self, chunksize: int | Literal["auto"], window: int | None) -> None:
         self._fixed = None if chunksize == "auto" else chunksize
         self._window = window
-        self._pace = Pace()
+        self._pace = AdaptiveSize()
         self.depth = 1
         """Chunks that a worker has at a time."""
 
@@ -84,7 +82,7 @@ class Pacing:
 
     def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool) -> None:
         """Take note of a chunk that has ended; there is no sending in advance to workers that are the caller itself."""
-        self.depth = 1 if inline or seconds >= BRISK else 2 if seconds >= BRISKEST else CHUNKS_PER_WORKER
+        self.depth = 1 if inline or seconds >= SHORT_CHUNK else 2 if seconds >= SHORTEST_CHUNK else CHUNKS_PER_WORKER
         if self._fixed is None:
             self._pace = self._pace.after(count, seconds, timed_out=timed_out)
 

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .._db.transactions import COMMITTED, PENDING, RUNNING
-from .._reports.batches import Batch, without_run
-from .._worker.replies import Reply, Trouble
+from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._worker.replies import ObjectDetail, Reply
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..executors import Died
 from ..outcomes import Outcome, Status
 
-__all__ = ["NEW", "Chunk", "answered", "around", "judged", "parts_at", "reason", "strike", "too_many", "value_lost"]
-
 NEW = 0
 SHARE_FROM = 50
 """Objects that must have ended before `max_failures` counts as a share."""
-STRIKES = 3
+MAX_CRASHES_BEFORE_START = 3
 """Workers that may die of a chunk, with none of its objects begun, until it is given up."""
 
 
@@ -42,33 +40,33 @@ Settle: TypeAlias = Callable[[int], Status]
 """Asks the database what became of a transaction, by what its worker noted of it."""
 
 
-def judged(
+def outcomes_after_crash(
     chunk: Chunk, event: Died, *, own_transactions: bool, timeout: float | None, settle: Settle
-) -> tuple[list[Batch], list[Chunk]]:
+) -> tuple[list[OutcomeBatch], list[Chunk]]:
     """Say what its worker's death means for each object of a chunk, going by the marks that the worker left.
 
     Gives what is known, and what is known to have left nothing behind and can be run by another worker. The object
     that was running is never among the latter.
     """
-    known: list[Batch] = []
+    known: list[OutcomeBatch] = []
     again: list[int] = []
     for offset in range(chunk.answered, len(chunk.objects)):
         index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
         if mark in (NEW, PENDING):
             again.append(offset)
             continue
-        status = _verdict(mark, own_transactions=own_transactions)
+        status = _status_of_mark(mark, own_transactions=own_transactions)
         if status is Status.LOST and event.note:
             status = settle(event.note)
-        error = reason(event, item, timeout)
+        error = crash_error(event, item, timeout)
         if status is Status.SUCCEEDED:
-            error = value_lost(index, error)
-        known.append(without_run(index, [item], status, error, attempts=1))
-    parts = parts_at(chunk, again)
-    return (known, parts) if known else strike(chunk, parts, event)
+            error = value_lost_error(index, error)
+        known.append(unanswered_batch(index, [item], status, error, attempts=1))
+    parts = subchunks(chunk, again)
+    return (known, parts) if known else retry_or_give_up(chunk, parts, event)
 
 
-def parts_at(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
+def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
     """The parts of a chunk at these offsets: those that stand side by side stay together."""
     spans: list[tuple[int, int]] = []
     for offset in offsets:
@@ -77,16 +75,16 @@ def parts_at(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
     return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]
 
 
-def strike(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[Batch], list[Chunk]]:
+def retry_or_give_up(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[OutcomeBatch], list[Chunk]]:
     """A chunk that lets worker after worker die before any object has begun is given up."""
     for one in again:
         one.strikes = chunk.strikes + 1
-    if chunk.strikes + 1 < STRIKES:
+    if chunk.strikes + 1 < MAX_CRASHES_BEFORE_START:
         return [], again
-    return [without_run(one.index, one.objects, Status.FAILED, event.error, attempts=1) for one in again], []
+    return [unanswered_batch(one.index, one.objects, Status.FAILED, event.error, attempts=1) for one in again], []
 
 
-def _verdict(mark: int, *, own_transactions: bool) -> Status:
+def _status_of_mark(mark: int, *, own_transactions: bool) -> Status:
     if mark == COMMITTED:
         return Status.SUCCEEDED
     if mark == RUNNING and own_transactions:
@@ -94,7 +92,7 @@ def _verdict(mark: int, *, own_transactions: bool) -> Status:
     return Status.LOST
 
 
-def reason(event: Died, item: Any, timeout: float | None) -> BaseException:
+def crash_error(event: Died, item: Any, timeout: float | None) -> BaseException:
     died = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
     if not event.overdue or timeout is None:
         return died
@@ -103,13 +101,13 @@ def reason(event: Died, item: Any, timeout: float | None) -> BaseException:
     return error
 
 
-def value_lost(index: int, cause: BaseException) -> ValueLost:
+def value_lost_error(index: int, cause: BaseException) -> ValueLost:
     error = ValueLost(index)
     error.__cause__ = cause
     return error
 
 
-def around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
+def split_around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
     """The parts of a chunk between the objects that cannot be sent, the last one first."""
     parts = []
     begin = 0
@@ -120,7 +118,7 @@ def around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
     return parts[::-1]
 
 
-def answered(chunk: Chunk, reply: Reply, settle: Settle) -> Batch:
+def batch_from_reply(chunk: Chunk, reply: Reply, settle: Settle) -> OutcomeBatch:
     """What a worker answered for objects of a chunk, as the caller will know it."""
     begin = reply.offset
     index = chunk.index + begin
@@ -130,19 +128,19 @@ def answered(chunk: Chunk, reply: Reply, settle: Settle) -> Batch:
         place: _outcome(index + place, objects[place], _settled(trouble, settle), reply, place)
         for place, trouble in reply.troubles.items()
     }
-    return Batch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+    return OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
 
 
-def _settled(trouble: Trouble, settle: Settle) -> Trouble:
+def _settled(trouble: ObjectDetail, settle: Settle) -> ObjectDetail:
     if trouble.status is not Status.LOST or not trouble.note:
         return trouble
     return trouble._replace(status=settle(trouble.note))
 
 
-def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) -> Outcome[Any]:
+def _outcome(index: int, item: Any, trouble: ObjectDetail, reply: Reply, place: int) -> Outcome[Any]:
     error = trouble.error if isinstance(trouble.error, BaseException) else None
     if error is not None and trouble.unreadable:
-        error = value_lost(index, error)
+        error = value_lost_error(index, error)
     return Outcome(
         index=index,
         status=trouble.status,
@@ -156,7 +154,7 @@ def _outcome(index: int, item: Any, trouble: Trouble, reply: Reply, place: int) 
     )
 
 
-def too_many(limit: float | None, failed: int, ended: int) -> bool:
+def max_failures_reached(limit: float | None, failed: int, ended: int) -> bool:
     """Whether more objects have failed than `max_failures` allows."""
     if limit is None or not failed:
         return False

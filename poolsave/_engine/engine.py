@@ -11,18 +11,16 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from .._pickling.values import pack_objects
-from .._reports.batches import Batch, without_run
+from .._pickling.values import pickle_chunk
+from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.statistics import Statistics
 from .._worker.replies import Reply
 from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
 from ..options import Options
 from ..outcomes import Status
-from .chunking import Pacing
-from .crashes import Chunk, answered, around, judged, too_many
+from .chunking import FlowControl
+from .crashes import Chunk, batch_from_reply, max_failures_reached, outcomes_after_crash, split_around
 from .sources import Source
-
-__all__ = ["Engine"]
 
 
 class Engine:
@@ -36,8 +34,8 @@ class Engine:
         self._settle = cache(job.settle)
         self._tasks: dict[int, Chunk] = {}
         self._again: deque[Chunk] = deque()
-        self._aside: list[Batch] = []
-        self._pacing = Pacing(options.chunksize, options.window)
+        self._aside: list[OutcomeBatch] = []
+        self._pacing = FlowControl(options.chunksize, options.window)
         self._fed = 0
         self._ended = 0
         self._failed = 0
@@ -74,7 +72,7 @@ class Engine:
         """Whether every object that was fed has ended and no more will be fed."""
         return self._source.exhausted and not (self._tasks or self._again or self._aside)
 
-    def step(self) -> list[Batch]:
+    def step(self) -> list[OutcomeBatch]:
         """Feed what there is room for, and give what has ended, waiting for it if there is nothing else to do."""
         if self.stopped is not None:
             self._skip(self._source.give_up())
@@ -92,7 +90,7 @@ class Engine:
             self._abandon()
         return self._take_aside()
 
-    def _take_aside(self) -> list[Batch]:
+    def _take_aside(self) -> list[OutcomeBatch]:
         batches, self._aside = self._aside, []
         return batches
 
@@ -105,7 +103,7 @@ class Engine:
         self._skip(self._source.give_up())
         while self._again:
             chunk = self._again.popleft()
-            self._end(without_run(chunk.index, chunk.objects, Status.SKIPPED))
+            self._end(unanswered_batch(chunk.index, chunk.objects, Status.SKIPPED))
 
     def kill(self) -> None:
         """End what runs, at once where that is possible."""
@@ -118,7 +116,7 @@ class Engine:
 
     def _skip(self, objects: Sequence[Any]) -> None:
         if objects:
-            self._end(without_run(self._fed, objects, Status.SKIPPED))
+            self._end(unanswered_batch(self._fed, objects, Status.SKIPPED))
             self._fed += len(objects)
 
     def _has_room(self) -> bool:
@@ -159,17 +157,17 @@ class Engine:
         if self._executor.shares_memory:
             self._submit(chunk, chunk.objects)
             return
-        payload, errors = pack_objects(chunk.objects)
+        payload, errors = pickle_chunk(chunk.objects)
         if errors:
             self._cannot_send(chunk, errors)
         else:
             self._submit(chunk, payload)
 
     def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
-        for part in around(chunk, errors):
+        for part in split_around(chunk, errors):
             self._again.appendleft(part)
         for offset, error in errors.items():
-            self._end(without_run(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
+            self._end(unanswered_batch(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
 
     def _submit(self, chunk: Chunk, payload: Any) -> None:
         self._tickets += 1
@@ -201,7 +199,7 @@ class Engine:
             del self._tasks[event.task]
             self._learn(chunk)
         if reply.values:
-            batch = answered(chunk, reply, self._settle)
+            batch = batch_from_reply(chunk, reply, self._settle)
             self.statistics.answered(reply.worker, reply.spent, batch)
             self._end(batch)
 
@@ -220,7 +218,7 @@ class Engine:
             self.halt(self.stopped)
 
     def _judge(self, chunk: Chunk, event: Died) -> None:
-        known, again = judged(
+        known, again = outcomes_after_crash(
             chunk,
             event,
             own_transactions=self._options.transaction is not None,
@@ -236,13 +234,13 @@ class Engine:
         status = Status.LOST if event.begun else Status.SKIPPED
         if self.stopped is None:
             self.fatal = self.fatal or event.error
-        self._end(without_run(chunk.index + chunk.answered, chunk.rest(), status, event.error))
+        self._end(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), status, event.error))
         self.halt(f"the executor lost a chunk: {event.error!r}")
 
     def _abandon(self) -> None:
         """No worker is left: nothing that is still here was started."""
         for chunk in self._tasks.values():
-            self._end(without_run(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
+            self._end(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
         self._tasks.clear()
         self.halt("no worker is left")
 
@@ -251,10 +249,10 @@ class Engine:
         for task in [*self._tasks]:
             self._broken(Broken(task, RuntimeError("an exception from elsewhere came before its outcome"), begun=True))
 
-    def _end(self, batch: Batch) -> None:
+    def _end(self, batch: OutcomeBatch) -> None:
         self._aside.append(batch)
         self._ended += len(batch.values)
         if batch.notable:
             self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        if self.stopped is None and too_many(self._options.max_failures, self._failed, self._ended):
+        if self.stopped is None and max_failures_reached(self._options.max_failures, self._failed, self._ended):
             self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")

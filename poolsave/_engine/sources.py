@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-__all__ = ["IterableSource", "QueueSource", "RangeSource", "Source"]
-
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
 SLOW = 0.002

@@ -8,21 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from .._db.transactions import COMMITTED, COMMITTING, PENDING, RUNNING
-from .._reports.batches import Batch, without_run
-from .._worker.staged import HAD_FAILED, MARKS_PER_STAGE, FusedJob
+from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._worker.staged import HAD_FAILED, MARKS_PER_STAGE, StagedJob
 from ..errors import WorkerDied
 from ..executors import Died
 from ..outcomes import Status
-from .crashes import NEW, Chunk, parts_at, reason, strike, value_lost
-
-__all__ = ["Inquest"]
+from .crashes import NEW, Chunk, crash_error, retry_or_give_up, subchunks, value_lost_error
 
 
-class Inquest:
+class StagedCrash:
     """Goes by the marks that the worker left. Only the object that it was at is blamed."""
 
     def __init__(
-        self, job: FusedJob, event: Died, *, timeout: float | None, settle: Callable[[int], Status], exact: bool
+        self, job: StagedJob, event: Died, *, timeout: float | None, settle: Callable[[int], Status], exact: bool
     ) -> None:
         self._job = job
         self._event = event
@@ -33,13 +31,13 @@ class Inquest:
         places = [divmod(code, MARKS_PER_STAGE) for code in event.marks]
         self._at = max((stage for stage, mark in places if mark in (RUNNING, COMMITTING)), default=None)
 
-    def judged(self, chunk: Chunk) -> tuple[list[Batch], list[Chunk]]:
+    def judged(self, chunk: Chunk) -> tuple[list[OutcomeBatch], list[Chunk]]:
         """As with one stage, but what has left its first stage cannot be run again: the value is gone, and to compute
         it once more would be to run the first stage twice.
 
         The value of each outcome is the stage that it ended in, or None if nobody knows.
         """
-        known: list[Batch] = []
+        known: list[OutcomeBatch] = []
         again: list[int] = []
         for offset in range(chunk.answered, len(chunk.objects)):
             index, item, code = chunk.index + offset, chunk.objects[offset], self._event.marks[offset]
@@ -50,12 +48,12 @@ class Inquest:
             status, ended = self._verdict(stage, mark)
             error = self._error(item, stage, mark, status)
             if mark == COMMITTED or status is Status.SUCCEEDED or ended != stage:
-                error = value_lost(index, error)
-            batch = without_run(index, [item], status, error, attempts=1)
+                error = value_lost_error(index, error)
+            batch = unanswered_batch(index, [item], status, error, attempts=1)
             told = replace(batch.notable[0], value=ended if self._exact else None)
             known.append(batch._replace(notable={0: told}))
-        parts = parts_at(chunk, again)
-        return (known, parts) if known else strike(chunk, parts, self._event)
+        parts = subchunks(chunk, again)
+        return (known, parts) if known else retry_or_give_up(chunk, parts, self._event)
 
     def _is_rolled_back(self, mark: int) -> bool:
         return mark == PENDING or (mark == HAD_FAILED and self._job.stages[0].transaction == "chunk")
@@ -72,7 +70,7 @@ class Inquest:
 
     def _error(self, item: Any, stage: int, mark: int, status: Status) -> BaseException:
         if mark in (RUNNING, COMMITTING):
-            return reason(self._event, item, self._timeout)
+            return crash_error(self._event, item, self._timeout)
         died = self._event.error
         error = WorkerDied(died.exitcode, died.signal, None, died.details, afterwards=True)
         if mark == PENDING and (self._at is None or self._at <= stage):

@@ -17,14 +17,12 @@ from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 
 from ..errors import InvalidOperation
 
-__all__ = ["Surroundings", "settings_by_origin"]
-
 NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
 """Of settings that were overridden at run time: databases go separately, and apps are populated once per process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class DjangoEnvironment:
     """What Django knows in the caller and a worker must know too; it can always be pickled."""
 
     settings_module: str | None
@@ -45,7 +43,7 @@ class Surroundings:
         return settings.configured or bool(os.environ.get(ENVIRONMENT_VARIABLE))
 
     @classmethod
-    def capture(cls) -> Surroundings | None:
+    def capture(cls) -> DjangoEnvironment | None:
         """Describe the caller; None if Django's settings are neither configured nor named."""
         if not cls.known():
             return None
@@ -176,7 +174,7 @@ def _main_module() -> tuple[str | None, str | None]:
 
 
 @dataclass
-class _InForce:
+class _ActiveOverride:
     """What is overridden in this process at the moment, for how many of its threads."""
 
     packed: bytes = b""
@@ -184,7 +182,7 @@ class _InForce:
     override: Any = None
 
 
-_in_force = _InForce()
+_in_force = _ActiveOverride()
 _changed = threading.Condition()
 
 

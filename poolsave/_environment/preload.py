@@ -14,7 +14,7 @@ import sys
 
 from .._db.connections import load_backends
 from ..executors.processes.start_methods import PRELOAD_NOTE
-from .django_setup import Surroundings
+from .django_setup import DjangoEnvironment
 
 
 def _preload() -> None:
@@ -28,7 +28,7 @@ def _preload() -> None:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = python_path
-    surroundings: Surroundings | None
+    surroundings: DjangoEnvironment | None
     surroundings, module = pickle.loads(preload)
     if surroundings is not None:
         surroundings.preload()

@@ -10,8 +10,6 @@ from django.utils.module_loading import import_string
 
 from ..errors import InvalidOption
 
-__all__ = ["from_environment", "from_settings", "imported", "of_executor"]
-
 ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
 IMPORTED = ("carry", "before_fork", "after_fork")
 """Options that settings may give by dotted paths."""

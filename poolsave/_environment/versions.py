@@ -12,8 +12,6 @@ from django.conf import ENVIRONMENT_VARIABLE, settings
 
 from .django_setup import settings_by_origin
 
-__all__ = ["Versions"]
-
 
 class Versions(NamedTuple):
     """Which code a process runs, and by which settings."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 
-__all__ = ["warn"]
-
 
 def warn(message: str) -> None:
     """Warn, as of the nearest caller that is not poolsave itself."""

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 from .._db.error_codes import sqlstate_of
 from ..errors import RemoteError, WorkerTraceback, text_of
 
-__all__ = ["ErrorRecord", "format_traceback", "pack_error", "unpack_error"]
 
-
-class ErrorRecord(NamedTuple):
+class ExceptionRecord(NamedTuple):
     """An exception as data that can always be pickled."""
 
     class_path: str
@@ -26,9 +24,9 @@ class ErrorRecord(NamedTuple):
     """The exception itself, if a round trip in the worker gave the same class."""
 
 
-def pack_error(error: BaseException) -> ErrorRecord:
+def record_exception(error: BaseException) -> ExceptionRecord:
     """Describe an exception for the way to another process. Never raises."""
-    return ErrorRecord(
+    return ExceptionRecord(
         class_path=f"{type(error).__module__}.{type(error).__qualname__}",
         message=text_of(error),
         arguments=_arguments(error),
@@ -38,7 +36,7 @@ def pack_error(error: BaseException) -> ErrorRecord:
     )
 
 
-def unpack_error(record: ErrorRecord) -> BaseException:
+def restore_exception(record: ExceptionRecord) -> BaseException:
     """Give the exception with its own class if possible, else a RemoteError, caused by the worker's traceback."""
     error = _restored(record.pickled)
     if error is None:
@@ -72,7 +70,7 @@ def _arguments(error: BaseException) -> str:
 def _pickled(error: BaseException) -> bytes | None:
     buffer = io.BytesIO()
     try:
-        _AsTheyAre(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
+        _ExceptionPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
         data = buffer.getvalue()
         copy = pickle.loads(data)
     except Exception:  # whatever the exception's own pickling raises: the record stands in for it
@@ -80,7 +78,7 @@ def _pickled(error: BaseException) -> bytes | None:
     return data if type(copy) is type(error) else None
 
 
-class _AsTheyAre(pickle.Pickler):
+class _ExceptionPickler(pickle.Pickler):
     """Has exceptions reduce themselves: what tblib, which Dask installs, registers for them forgets the code of a
     SystemExit."""
 

@@ -16,8 +16,6 @@ from django.apps import apps as current
 from django.conf import SettingsReference
 from django.db.models import SET, Field, ForeignObjectRel, Model
 
-__all__ = ["apps_of", "dumps", "is_historical", "loads"]
-
 
 def is_historical(model: type[Model]) -> bool:
     """Whether a model class belongs to a migration's state."""

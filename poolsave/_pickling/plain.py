@@ -7,30 +7,32 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-__all__ = ["PLAIN", "are_flat", "flat"]
-
-PLAIN = frozenset({int, str, bytes, float, bool, complex, type(None)})
+IMMUTABLE_TYPES = frozenset({int, str, bytes, float, bool, complex, type(None)})
 """Their types."""
 
 
-def are_flat(objects: Sequence[Any]) -> bool:
+def all_flat(objects: Sequence[Any]) -> bool:
     """Whether these are all tuples, or all dictionaries, of plain values, none of them twice, so that what is pickled
     together shares nothing that could change."""
     kinds = {*map(type, objects)}
     if kinds == {tuple}:
-        return PLAIN.issuperset(map(type, chain.from_iterable(objects)))
+        return IMMUTABLE_TYPES.issuperset(map(type, chain.from_iterable(objects)))
     return (
         kinds == {dict}
         and len({*map(id, objects)}) == len(objects)
-        and PLAIN.issuperset(map(type, chain.from_iterable(objects)))
-        and PLAIN.issuperset(map(type, chain.from_iterable(map(dict.values, objects))))
+        and IMMUTABLE_TYPES.issuperset(map(type, chain.from_iterable(objects)))
+        and IMMUTABLE_TYPES.issuperset(map(type, chain.from_iterable(map(dict.values, objects))))
     )
 
 
-def flat(value: Any) -> Any:
+def copy_if_flat(value: Any) -> Any:
     """A flat value as nobody can change it any more; None if it is not one."""
-    if type(value) is tuple and PLAIN.issuperset(map(type, value)):
+    if type(value) is tuple and IMMUTABLE_TYPES.issuperset(map(type, value)):
         return value
-    if type(value) is dict and PLAIN.issuperset(map(type, value)) and PLAIN.issuperset(map(type, value.values())):
+    if (
+        type(value) is dict
+        and IMMUTABLE_TYPES.issuperset(map(type, value))
+        and IMMUTABLE_TYPES.issuperset(map(type, value.values()))
+    ):
         return value.copy()
     return None

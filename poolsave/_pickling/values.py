@@ -12,22 +12,11 @@ from functools import partial
 from typing import Any
 
 from ..errors import InvalidOperation
-from .plain import PLAIN, are_flat, flat
+from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
 
-__all__ = [
-    "Sealed",
-    "dumps",
-    "pack_function",
-    "pack_objects",
-    "seal_surely",
-    "split",
-    "unpack_objects",
-    "unseal",
-]
-
-SMALL = 4096
+MAX_REUSED_BYTES = 4096
 """Bytes of a value up to which what has pickled it is used again."""
-LONG = 100
+MIN_RANGE_LENGTH = 100
 """Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
 STATE = "django.db.migrations.state"
 """The module that makes historical models."""
@@ -35,7 +24,7 @@ HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
 
 
-class Sealed:
+class Pickled:
     """A value as bytes, pickled by itself so that only its own object fails if it cannot be restored."""
 
     __slots__ = ("data",)
@@ -44,7 +33,7 @@ class Sealed:
         self.data = data
 
 
-class Lent:
+class CopyOnUse:
     """A flat dictionary of which each try gets a copy."""
 
     __slots__ = ("value",)
@@ -53,7 +42,7 @@ class Lent:
         self.value = value
 
 
-def pack_function(function: Any, constants: Mapping[str, Any] | None = None) -> bytes:
+def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -> bytes:
     """Pickle a function, and what is bound to it, for workers that do not share the caller's memory.
 
     Raises:
@@ -90,9 +79,9 @@ def dumps(value: Any) -> bytes:
     if STATE not in sys.modules:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     mine = vars(_idle)  # those of this thread
-    dump = mine.pop("dump", None) or dumper()  # taken away, since the value's own pickling may come by here again
+    dump = mine.pop("dump", None) or make_pickler()  # taken away, since the value's own pickling may come by here again
     data = dump(value)
-    if len(data) <= SMALL:
+    if len(data) <= MAX_REUSED_BYTES:
         mine["dump"] = dump
     return data
 
@@ -100,7 +89,7 @@ def dumps(value: Any) -> bytes:
 _idle = threading.local()
 
 
-def dumper() -> Callable[[Any], bytes]:
+def make_pickler() -> Callable[[Any], bytes]:
     """What pickles one value after the other, each by itself: to make a pickler takes as long as to use it.
 
     Use it no more after an exception, which may have come (from a signal's handler) between any two lines, nor after a
@@ -109,7 +98,7 @@ def dumper() -> Callable[[Any], bytes]:
     if STATE not in sys.modules:  # nobody has made a historical model in this process
         return partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
     buffer = io.BytesIO()
-    pickler = _Present(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler = _HistoricalModelGuard(buffer, pickle.HIGHEST_PROTOCOL)
 
     def dump(value: Any) -> bytes:
         pickler.dump(value)
@@ -122,7 +111,7 @@ def dumper() -> Callable[[Any], bytes]:
     return dump
 
 
-class _Present(pickle.Pickler):
+class _HistoricalModelGuard(pickle.Pickler):
     """Refuses instances of historical models, which pickle knows by name only, and would restore as today's."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -134,48 +123,48 @@ class _Present(pickle.Pickler):
         return NotImplemented
 
 
-def seal_surely(value: Any) -> Any:
+def to_wire(value: Any) -> Any:
     """Prepare a value for the way to another process, and try that it can be restored there.
 
     Raises:
         InvalidOperation: if an instance of a historical model is in it.
         Exception: whatever the value's own pickling or unpickling raises.
     """
-    if type(value) in PLAIN:
+    if type(value) in IMMUTABLE_TYPES:
         return value
     try:
-        if (copy := flat(value)) is not None:
+        if (copy := copy_if_flat(value)) is not None:
             return copy
         data = dumps(value)
         pickle.loads(data)
     except Exception as error:
         error.add_note("poolsave: this is about the return value, which cannot come back from the worker")
         raise
-    return Sealed(data)
+    return Pickled(data)
 
 
-def unseal(value: Any) -> Any:
+def from_wire(value: Any) -> Any:
     """Undo `seal_surely`, and give the next try what it may change.
 
     Raises:
         Exception: whatever the value's own unpickling raises.
     """
     kind = type(value)
-    if kind is Sealed:
+    if kind is Pickled:
         return pickle.loads(value.data)
-    return value.value.copy() if kind is Lent else value
+    return value.value.copy() if kind is CopyOnUse else value
 
 
-def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
+def pickle_chunk(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled.
 
     The bytes are those of a column, and whether each object in it was pickled by itself, as it is unless all of them
     are plain or flat: what can change must not be shared by several objects of a chunk, and what cannot be restored
     must fail alone.
     """
-    if isinstance(objects, range) and len(objects) < LONG:
+    if isinstance(objects, range) and len(objects) < MIN_RANGE_LENGTH:
         objects = [*objects]
-    if isinstance(objects, range) or PLAIN.issuperset(map(type, objects)) or are_flat(objects):
+    if isinstance(objects, range) or IMMUTABLE_TYPES.issuperset(map(type, objects)) or all_flat(objects):
         return pickle.dumps((objects, False), pickle.HIGHEST_PROTOCOL), {}
     column, errors = _pickled_alone(objects)
     return pickle.dumps((column, True), pickle.HIGHEST_PROTOCOL), errors
@@ -184,37 +173,37 @@ def pack_objects(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException
 def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseException]]:
     column: list[bytes] = []
     errors: dict[int, BaseException] = {}
-    dump = dumper()
+    dump = make_pickler()
     for offset, item in enumerate(objects):
         try:
             data = dump(item)
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
             error.add_note("poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
-            dump = dumper()
+            dump = make_pickler()
             continue
         column.append(data)
-        if len(data) > SMALL:
-            dump = dumper()
+        if len(data) > MAX_REUSED_BYTES:
+            dump = make_pickler()
     return column, errors
 
 
-def unpack_objects(payload: Any, *, lent: bool) -> tuple[list[Any], bool]:
+def unpickle_chunk(payload: Any, *, lent: bool) -> tuple[list[Any], bool]:
     """Undo `pack_objects`; gives a column and whether each object of it was pickled by itself.
 
     With `lent` each object is for `unseal`, which gives every try one of its own; else they are bytes if so.
     """
     column, alone = pickle.loads(payload)
     if lent and alone:
-        column = [*map(Sealed, column)]
+        column = [*map(Pickled, column)]
     elif lent and dict in map(type, column):
-        column = [*map(Lent, column)]
+        column = [*map(CopyOnUse, column)]
     return column, alone
 
 
-def split(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
+def split_pickled(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
     """Part a column into what can be pickled together and, by offset, what is bytes already."""
-    sealed = {offset: value.data for offset, value in enumerate(column) if type(value) is Sealed}
+    sealed = {offset: value.data for offset, value in enumerate(column) if type(value) is Pickled}
     if sealed:
         column = [None if offset in sealed else value for offset, value in enumerate(column)]
     return column, sealed

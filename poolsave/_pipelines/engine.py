@@ -11,38 +11,38 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from .._engine.crashes import too_many
+from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
-from .._reports.batches import Batch
+from .._reports.batches import OutcomeBatch
 from ..errors import ValueLost
 from ..options import Options
 from ..outcomes import Outcome, Status
-from .output import Finals, name_origin
-from .planning import Fused
-from .report import Tally
-from .segment import Belt, End, Hop, Origin, Traveller
-from .selector import Bell
-
-__all__ = ["Line"]
+from .output import OutputBatches, annotate_origin
+from .planning import SegmentPlan
+from .report import StageCounter
+from .segment import InputObject, Record, Segment, SegmentBuffer, SegmentResult
+from .selector import ExecutorSelector
 
 
-class Line:
+class PipelineEngine:
     """Has the methods of an Engine. Call `start`, then `step` until `finished`, then `close`."""
 
-    def __init__(self, fused: Sequence[Fused], options: Options, source: Source, tallies: Sequence[Tally]) -> None:
+    def __init__(
+        self, fused: Sequence[SegmentPlan], options: Options, source: Source, tallies: Sequence[StageCounter]
+    ) -> None:
         self._options = options
-        self._hops: list[Hop] = []
-        self._belts: list[Belt] = []
-        self._tallies: list[list[Tally]] = []
+        self._hops: list[Segment] = []
+        self._belts: list[SegmentBuffer] = []
+        self._tallies: list[list[StageCounter]] = []
         names = iter(tallies)
         for one in fused:
             if self._hops:
-                source = Belt(self._hops[-1].expected)
+                source = SegmentBuffer(self._hops[-1].expected)
                 self._belts.append(source)
-            self._hops.append(Hop(one, source))
+            self._hops.append(Segment(one, source))
             self._tallies.append([next(names) for _ in one.stages])
-        self._finals = Finals()
-        self._bell: Bell | None = None
+        self._finals = OutputBatches()
+        self._bell: ExecutorSelector | None = None
         self._ended = 0
         self._failed = 0
         self.held_back = 0
@@ -75,11 +75,11 @@ class Line:
         started = [hop for hop in self._hops if not hop.finished]  # none if there is no input
         for hop in sorted(started, key=lambda hop: (not hop.may_fork, hop.executor.shares_memory)):
             hop.start()
-        self._bell = Bell()
+        self._bell = ExecutorSelector()
         for hop in started:
             self._bell.listen_to(hop.executor)
 
-    def step(self) -> list[Batch]:
+    def step(self) -> list[OutcomeBatch]:
         """Do what can be done now, and give what has ended, waiting if there is nothing to do."""
         before = self._progress()
         for place in reversed(range(len(self._hops))):
@@ -120,7 +120,7 @@ class Line:
             self.halt(f"{self._failed} of {self._ended} outcomes are failures (max_failures={limit!r})")
 
     def _too_many(self) -> bool:
-        return too_many(self._options.max_failures, self._failed, self._ended)
+        return max_failures_reached(self._options.max_failures, self._failed, self._ended)
 
     def halt(self, reason: str) -> None:
         """Feed no more: what runs is finished, what a stage has not begun is skipped there."""
@@ -153,7 +153,7 @@ class Line:
         for hop in self._hops:
             hop.polled.halt()
 
-    def _deliver(self, place: int, batch: Batch) -> None:
+    def _deliver(self, place: int, batch: OutcomeBatch) -> None:
         hop, tallies = self._hops[place], self._tallies[place]
         for tally, seconds in zip(tallies, hop.times(batch), strict=True):
             tally.seconds += seconds
@@ -162,7 +162,7 @@ class Line:
                 tallies[number].pass_on()
             self._take(place, end)
 
-    def _take(self, place: int, end: End) -> None:
+    def _take(self, place: int, end: SegmentResult) -> None:
         hop, outcome, origin = self._hops[place], end.outcome, end.traveller.origin
         # Before its own stage it has passed all others of the hop, and that may have committed, too.
         if hop.saves[end.stage] or (hop.saves[end.stage + 1] and _may_be_saved(outcome)):
@@ -184,22 +184,22 @@ class Line:
     def _is_last(self, place: int) -> bool:
         return place == len(self._hops) - 1
 
-    def _finish_badly(self, place: int, end: End, outcome: Outcome[Any], status: Status) -> None:
+    def _finish_badly(self, place: int, end: SegmentResult, outcome: Outcome[Any], status: Status) -> None:
         self._tallies[place][end.stage].end(status)
         names = self._hops[place].names(end)
         if outcome.error is not None:
-            name_origin(outcome.error, end.traveller, names, never_began=isinstance(outcome.error, ValueLost))
+            annotate_origin(outcome.error, end.traveller, names, never_began=isinstance(outcome.error, ValueLost))
         told = replace(outcome, status=status, value=None, stage=" + ".join(names))
         self._finish(end.traveller, None, end.worker, told)
 
-    def _drop(self, place: int, end: End) -> None:
+    def _drop(self, place: int, end: SegmentResult) -> None:
         self._tallies[place][end.stage].end(Status.DROPPED)
         told: Outcome[Any] = Outcome(index=0, status=Status.DROPPED, stage=self._hops[place].stages[end.stage].name)
         if end.outcome is not None:
             told = replace(end.outcome, status=told.status, value=None, stage=told.stage)
         self._finish(end.traveller, None, end.worker, replace(told, worker=end.worker))
 
-    def _expand(self, place: int, end: End) -> None:
+    def _expand(self, place: int, end: SegmentResult) -> None:
         traveller, tally = end.traveller, self._tallies[place][end.stage]
         if not end.value:
             self._drop(place, end)
@@ -213,7 +213,7 @@ class Line:
             tally.out += 1
             self._go_on(place, end, child, value)
 
-    def _go_on(self, place: int, end: End, traveller: Traveller, value: Any) -> None:
+    def _go_on(self, place: int, end: SegmentResult, traveller: Record, value: Any) -> None:
         outcome = end.outcome
         flaw = traveller.flaw or (None if outcome is None else outcome.error)
         if not self._is_last(place):
@@ -225,10 +225,10 @@ class Line:
             told = replace(told, value=value, error=flaw)
             if isinstance(flaw, ValueLost):
                 told = replace(told, value=None)
-                name_origin(flaw, traveller, self._hops[place].names(end))
+                annotate_origin(flaw, traveller, self._hops[place].names(end))
         self._finish(traveller, value, end.worker, told)
 
-    def _finish(self, traveller: Traveller, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
+    def _finish(self, traveller: Record, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
         origin = traveller.origin
         status = Status.SUCCEEDED if outcome is None else outcome.status
         if outcome is not None:
@@ -241,7 +241,7 @@ class Line:
         origin.saved = origin.saved or status in (Status.SUCCEEDED, Status.LOST)
         self._settle(origin)
 
-    def _settle(self, origin: Origin) -> None:
+    def _settle(self, origin: InputObject) -> None:
         origin.ended += 1
         origin.open -= 1
         if origin.open:

@@ -6,30 +6,28 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from .._reports.batches import Batch
-from .._reports.causes import and_its_causes
+from .._reports.batches import OutcomeBatch
+from .._reports.causes import exception_chain
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..outcomes import Outcome
-from .segment import Traveller
-
-__all__ = ["Finals", "name_origin"]
+from .segment import Record
 
 
-class Finals:
+class OutputBatches:
     """Ends of travellers, of which those that stand side by side in the input share a batch."""
 
     def __init__(self) -> None:
-        self._batches: list[Batch] = []
+        self._batches: list[OutcomeBatch] = []
 
     def __bool__(self) -> bool:
         return bool(self._batches)
 
-    def take(self) -> list[Batch]:
+    def take(self) -> list[OutcomeBatch]:
         """Give what has been gathered."""
         batches, self._batches = self._batches, []
         return batches
 
-    def add(self, traveller: Traveller, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
+    def add(self, traveller: Record, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
         """One has ended."""
         batch = self._open_batch(traveller, worker)
         place = len(batch.values)
@@ -39,19 +37,19 @@ class Finals:
         batch.objects.append(traveller.origin.item)  # type: ignore[attr-defined]
         batch.seconds.append(traveller.seconds)  # type: ignore[union-attr]
 
-    def _open_batch(self, traveller: Traveller, worker: int | str | None) -> Batch:
+    def _open_batch(self, traveller: Record, worker: int | str | None) -> OutcomeBatch:
         index = traveller.origin.index
         if self._batches and not traveller.path:
             last = self._batches[-1]
             if not last.path and last.first + len(last.values) == index and last.worker == worker:
                 return last
-        batch = Batch(index, [], array("d"), [], worker, {}, traveller.path)
+        batch = OutcomeBatch(index, [], array("d"), [], worker, {}, traveller.path)
         self._batches.append(batch)
         return batch
 
 
-def name_origin(
-    error: BaseException, traveller: Traveller, stages: Sequence[str], *, never_began: bool = False
+def annotate_origin(
+    error: BaseException, traveller: Record, stages: Sequence[str], *, never_began: bool = False
 ) -> None:
     """Let an error that was made for a value on its way tell of the object that it came from, and of its stage, which
     may be any of several, or one that never began it."""
@@ -62,7 +60,7 @@ def name_origin(
         error.add_note(note)
     if traveller.flaw is not None:
         error.add_note(f"poolsave: on the way there an on_commit callback raised {traveller.flaw!r}")
-    for found in and_its_causes(error):
+    for found in exception_chain(error):
         if isinstance(found, WorkerDied | TimedOut) and found.item is not None:
             found.item = origin.item
         elif isinstance(found, ValueLost):

@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._db.connections import worker_settings
-from .._runs.executor_choice import begin_block
-from .._runs.preparation import Work, prepare
+from .._runs.executor_choice import prepare_early
+from .._runs.preparation import WorkSpec, prepare
 from .._worker.job import WorkerJob
-from .._worker.staged import FusedJob
+from .._worker.staged import StagedJob
 from ..errors import InvalidOption
 from ..executors import Executor, SerialExecutor
 from ..options import Options
 
-__all__ = ["OF_THE_RUN", "Fused", "Stage", "fuse", "options_of_the_run", "prepare_hop"]
-
-OF_THE_RUN = ("keep", "max_failures", "on_failure", "progress")
+RUN_OPTIONS = ("keep", "max_failures", "on_failure", "progress")
 """Options of a whole run, which no stage can have for itself."""
-OF_A_HOP = (
+SEGMENT_OPTIONS = (
     "executor", "workers", "start_method", "chunksize", "window", "timeout", "carry", "before_fork", "after_fork",
 )  # fmt: skip
 """Options that are one for all stages that a worker runs."""
-LONGEST = 16
+MAX_STAGES = 16
 """Stages in a hop, whose number has to go into a mark of one byte."""
 
 
@@ -30,14 +28,14 @@ class Stage(NamedTuple):
     """One operation of a pipeline."""
 
     name: str
-    work: Work
+    work: WorkSpec
     options: Options
     explicit: Mapping[str, Any]
     expands: bool
     """Whether each of its values is a list whose elements go on by themselves."""
 
 
-class Fused(NamedTuple):
+class SegmentPlan(NamedTuple):
     """Stages side by side that run in the same workers."""
 
     stages: Sequence[Stage]
@@ -45,7 +43,7 @@ class Fused(NamedTuple):
     job: WorkerJob
 
 
-def fuse(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
+def plan_segments(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
     """Part the stages into hops: neighbours with the same executor set-up are run by the same workers.
 
     A stage that gives several values is the last one of its hop: what becomes of them is fed by the window.
@@ -61,9 +59,9 @@ def fuse(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
 
 def _goes_with(hop: list[Stage], stage: Stage) -> bool:
     before = hop[-1]
-    if before.expands or len(hop) == LONGEST:
+    if before.expands or len(hop) == MAX_STAGES:
         return False
-    if any(_differ(getattr(before.options, name), getattr(stage.options, name)) for name in OF_A_HOP):
+    if any(_differ(getattr(before.options, name), getattr(stage.options, name)) for name in SEGMENT_OPTIONS):
         return False
     # A worker's note of a transaction, which settles what a crash left open, does not say on which database it was.
     return len({one.options.databases for one in (*hop, stage) if one.options.transaction is not None}) <= 1
@@ -73,23 +71,23 @@ def _differ(one: Any, other: Any) -> bool:
     return one is not other and (type(one) is not type(other) or one != other)
 
 
-def prepare_hop(stages: Sequence[Stage]) -> Fused:
+def prepare_segment(stages: Sequence[Stage]) -> SegmentPlan:
     """Check everything that can be checked before any worker starts. `executor="auto"` is decided now, as for a block,
     since what comes to a stage is not there yet to be tried.
 
     Raises:
         PoolsaveError: what `prepare` raises for any of the stages.
     """
-    prepared = [begin_block(stage.work, stage.options)[:2] for stage in stages]
+    prepared = [prepare_early(stage.work, stage.options)[:2] for stage in stages]
     if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto", for one of them there is no pool
         prepared = [prepare(stage.work, stage.options, SerialExecutor()) for stage in stages]
     executor = prepared[0][0]
     jobs = [job for _executor, job in prepared]
     if len(jobs) == 1:
-        return Fused(stages, executor, jobs[0])
+        return SegmentPlan(stages, executor, jobs[0])
     covered = {alias for one in stages if one.options.transaction is not None for alias in one.options.databases}
     settings = worker_settings(own_transactions=covered) if jobs[0].settings else {}
-    return Fused(stages, executor, FusedJob.of(jobs, [stage.name for stage in stages], settings))
+    return SegmentPlan(stages, executor, StagedJob.of(jobs, [stage.name for stage in stages], settings))
 
 
 def options_of_the_run(stages: Sequence[Stage]) -> Options:
@@ -101,7 +99,7 @@ def options_of_the_run(stages: Sequence[Stage]) -> Options:
     found: dict[str, Any] = {}
     by: dict[str, str] = {}
     for stage in stages:
-        for name in OF_THE_RUN:
+        for name in RUN_OPTIONS:
             if name not in stage.explicit:
                 continue
             value = stage.explicit[name]

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from .._reports.batches import Batch
+from .._reports.batches import OutcomeBatch
 from ..outcomes import Status
 from ..reports import Report
-
-__all__ = ["PipelineReport", "StageReport", "Tally"]
 
 R = TypeVar("R")
 
@@ -42,7 +40,7 @@ class StageReport:
     """That time as a share of what its workers had: near 1.0 it is what the others wait for."""
 
 
-class Tally:
+class StageCounter:
     """Counts for one stage while the pipeline runs."""
 
     def __init__(self, name: str, workers: int) -> None:
@@ -87,7 +85,7 @@ class PipelineReport(Report[R]):
     stay empty, there are `stages`, also in the file of `to_json`.
     """
 
-    def __init__(self, tallies: Sequence[Tally], *, keep: str, queryset: Any = None) -> None:
+    def __init__(self, tallies: Sequence[StageCounter], *, keep: str, queryset: Any = None) -> None:
         super().__init__(keep=keep, queryset=queryset)
         self._tallies = tallies
         self._unsafe: set[int] = set()
@@ -116,7 +114,7 @@ class PipelineReport(Report[R]):
     def _of_workers(self) -> dict[str, Any]:
         return {"stages": [asdict(row) for row in self.stages]}
 
-    def _kept(self, batch: Batch) -> Batch | None:
+    def _kept(self, batch: OutcomeBatch) -> OutcomeBatch | None:
         kept = super()._kept(batch)
         if kept is None or self._keep != "values":
             return kept

@@ -6,19 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from .._reports.batches import Batch
-from .._runs.preparation import refuse_unsendable
-from .._runs.querysets import rows_of, source_of
+from .._reports.batches import OutcomeBatch
+from .._runs.preparation import check_job_picklable
+from .._runs.querysets import as_queryset, source_of
 from .._runs.run import Parts, Run
-from .._worker.context import Carried
+from .._worker.context import CapturedContext
 from .._worker.job import call_spread
-from .._worker.staged import FusedJob
+from .._worker.staged import StagedJob
 from ..errors import InvalidOption
-from .engine import Line
-from .planning import Fused, Stage, fuse, options_of_the_run, prepare_hop
-from .report import PipelineReport, Tally
-
-__all__ = ["PipelineRun"]
+from .engine import PipelineEngine
+from .planning import SegmentPlan, Stage, options_of_the_run, plan_segments, prepare_segment
+from .report import PipelineReport, StageCounter
 
 
 class PipelineRun(Run):
@@ -27,18 +25,18 @@ class PipelineRun(Run):
     def __init__(self, stages: Sequence[Stage], objects: Iterable[Any], name: str) -> None:
         options = options_of_the_run(stages)
         first = stages[0]
-        queryset = None if first.work.call is call_spread else rows_of(objects)
+        queryset = None if first.work.call is call_spread else as_queryset(objects)
         stages = [first._replace(work=first.work._replace(queryset=queryset)), *stages[1:]]
-        hops = [prepare_hop(hop) for hop in fuse(stages)]
+        hops = [prepare_segment(hop) for hop in plan_segments(stages)]
         _refuse_shared_executors(hops)
         _take_turns(hops)
         for hop in hops:
             _carry_along(hop)
-            refuse_unsendable(hop.executor, hop.job)  # before others have been started
+            check_job_picklable(hop.executor, hop.job)  # before others have been started
         source = source_of(objects, queryset)
-        tallies = [Tally(stage.name, stage.options.workers) for stage in stages]
+        tallies = [StageCounter(stage.name, stage.options.workers) for stage in stages]
         report = PipelineReport[Any](tallies, keep=options.keep, queryset=queryset)
-        self._line = Line(hops, options, source, tallies)
+        self._line = PipelineEngine(hops, options, source, tallies)
         self._expands = any(stage.expands for stage in stages)
         report._unsafe = self._line.unsafe
         self._assemble(Parts(options, name, source, Workers(self._line), self._line, report))
@@ -46,11 +44,11 @@ class PipelineRun(Run):
     def _total(self) -> int | None:
         return None if self._expands else self._source.total
 
-    def _in_order(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _in_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
         """Hold outcomes back until all of the objects before them have gone."""
         line, due = self._line, 0
         complete = line.complete = {}
-        waiting: dict[int, list[Batch]] = {}
+        waiting: dict[int, list[OutcomeBatch]] = {}
         for batch in batches:
             line.held_back += len(batch.values)
             for place in range(len(batch.values)):
@@ -67,7 +65,7 @@ class PipelineRun(Run):
 class Workers:
     """All executors of a line, as far as a run speaks to them."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: PipelineEngine) -> None:
         self._line = line
 
     @property
@@ -81,7 +79,7 @@ class Workers:
         self._line.halt_executors()
 
 
-def _refuse_shared_executors(hops: Sequence[Fused]) -> None:
+def _refuse_shared_executors(hops: Sequence[SegmentPlan]) -> None:
     for _identity, same in groupby(sorted(hops, key=lambda hop: id(hop.executor)), key=lambda hop: id(hop.executor)):
         first, *others = same
         if others:
@@ -93,7 +91,7 @@ def _refuse_shared_executors(hops: Sequence[Fused]) -> None:
             )
 
 
-def _take_turns(hops: Sequence[Fused]) -> None:
+def _take_turns(hops: Sequence[SegmentPlan]) -> None:
     """A SQLite database in memory that threads share has one user at a time, whatever hop that belongs to."""
     jobs = [job for hop in hops for job in (hop.job, *_fused(hop))]
     turn = next((job.turn for job in jobs if job.turn is not None), None)
@@ -101,12 +99,12 @@ def _take_turns(hops: Sequence[Fused]) -> None:
         job.turn = turn if job.turn is not None else None
 
 
-def _fused(hop: Fused) -> Sequence[Any]:
-    return hop.job.stages if isinstance(hop.job, FusedJob) else ()
+def _fused(hop: SegmentPlan) -> Sequence[Any]:
+    return hop.job.stages if isinstance(hop.job, StagedJob) else ()
 
 
-def _carry_along(hop: Fused) -> None:
-    if isinstance(hop.job.carried, Carried):
+def _carry_along(hop: SegmentPlan) -> None:
+    if isinstance(hop.job.carried, CapturedContext):
         captured = hop.job.carried.captured()
         for job in (hop.job, *_fused(hop)):
             job.carried = captured

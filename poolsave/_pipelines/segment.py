@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 from .._drop import DROP
-from .._engine.chunking import ahead_of
+from .._engine.chunking import max_lead
 from .._engine.crashes import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
-from .._engine.staged_crashes import Inquest
-from .._reports.batches import Batch
-from .._worker.staged import Dropped, FusedJob
+from .._engine.staged_crashes import StagedCrash
+from .._reports.batches import OutcomeBatch
+from .._worker.staged import Dropped, StagedJob
 from ..executors import Died, Executor, ProcessExecutor
 from ..outcomes import Outcome, Status
-from .planning import Fused
-
-__all__ = ["Belt", "End", "Hop", "Origin", "Traveller"]
+from .planning import SegmentPlan
 
 
-class Origin:
+class InputObject:
     """One object of the input, and what is known of all that it became."""
 
     __slots__ = ("ended", "failed", "index", "item", "open", "saved")
@@ -38,10 +36,10 @@ class Origin:
         self.failed = False
 
 
-class Traveller(NamedTuple):
+class Record(NamedTuple):
     """A value on its way from one hop to the next."""
 
-    origin: Origin
+    origin: InputObject
     value: Any
     path: tuple[int, ...] = ()
     """Its places among the several values that the object, and these values in turn, became."""
@@ -50,10 +48,10 @@ class Traveller(NamedTuple):
     """What an `on_commit` callback raised on the way."""
 
 
-class End(NamedTuple):
+class SegmentResult(NamedTuple):
     """What a hop did to one traveller: it goes on, or it has ended in one of the hop's stages."""
 
-    traveller: Traveller
+    traveller: Record
     stage: int
     value: Any
     outcome: Outcome[Any] | None
@@ -64,15 +62,15 @@ class End(NamedTuple):
     """Nobody knows which of the hop's stages it was."""
 
 
-class Belt:
+class SegmentBuffer:
     """The source of a hop behind another one: takes travellers, and hands out their values."""
 
     ready = False
 
     def __init__(self, expected: Callable[[], int | None]) -> None:
         self._expected = expected
-        self._waiting: deque[Traveller] = deque()
-        self._handed: dict[int, Traveller] = {}
+        self._waiting: deque[Record] = deque()
+        self._handed: dict[int, Record] = {}
         self._fed = 0
         self._closed = False
 
@@ -80,14 +78,14 @@ class Belt:
         """How many wait."""
         return len(self._waiting)
 
-    def put(self, traveller: Traveller) -> None:
+    def put(self, traveller: Record) -> None:
         self._waiting.append(traveller)
 
     def close(self) -> None:
         """Nothing more will be put in."""
         self._closed = True
 
-    def claim(self, index: int) -> Traveller:
+    def claim(self, index: int) -> Record:
         """Take back what was handed out as the object of this index."""
         return self._handed.pop(index)
 
@@ -117,7 +115,7 @@ class Belt:
         return values
 
 
-class Polled:
+class NonBlockingExecutor:
     """An executor that never waits, so that one thread can look after several."""
 
     def __init__(self, executor: Executor) -> None:
@@ -137,11 +135,11 @@ class Polled:
         return getattr(self._executor, name)
 
 
-class Hop(Engine):
+class Segment(Engine):
     """Runs the fused stages of one hop."""
 
-    def __init__(self, fused: Fused, source: Source) -> None:
-        self.polled = Polled(fused.executor)
+    def __init__(self, fused: SegmentPlan, source: Source) -> None:
+        self.polled = NonBlockingExecutor(fused.executor)
         self.stages = fused.stages
         self.executor = fused.executor
         transactions = [stage.options.transaction is not None for stage in fused.stages]
@@ -177,12 +175,12 @@ class Hop(Engine):
         """Whether its start may fork this process."""
         return isinstance(self.executor, ProcessExecutor)
 
-    def stay_ahead_of(self, other: Hop) -> None:
+    def stay_ahead_of(self, other: Segment) -> None:
         """Take no more than the next hop has use for at its present speed."""
         capacity = other._pacing.capacity(max(1, other.executor.workers), other.bound)
-        self.bound = ahead_of(capacity, workers=max(1, self.executor.workers))
+        self.bound = max_lead(capacity, workers=max(1, self.executor.workers))
 
-    def names(self, end: End) -> list[str]:
+    def names(self, end: SegmentResult) -> list[str]:
         """The stage that an end was in, or all that it may have been in."""
         return [stage.name for stage in (self.stages if end.unsure else [self.stages[end.stage]])]
 
@@ -191,31 +189,33 @@ class Hop(Engine):
         coming = None if self.stages[-1].expands else self._source.remaining()
         return None if coming is None else coming + self.under_way
 
-    def ends(self, batch: Batch) -> Iterator[End]:
+    def ends(self, batch: OutcomeBatch) -> Iterator[SegmentResult]:
         """What became of each traveller of a batch."""
         last = len(self.stages) - 1
         columns = [*batch.seconds] if len(batch.seconds) > len(batch.values) else []
         for place, value in enumerate(batch.values):
             seconds = sum(columns[place :: len(batch.values)]) if columns else batch.seconds[place]
             origin, _value, path, before, flaw = self._claim(batch, place)
-            traveller = Traveller(origin, None, path, before + seconds, flaw)
+            traveller = Record(origin, None, path, before + seconds, flaw)
             outcome = batch.notable.get(place)
             if outcome is not None and outcome.status is not Status.SUCCEEDED:
                 told = outcome.value if last and isinstance(outcome.value, int) else None
                 # What has not begun has ended in the first one.
                 unsure = told is None and last > 0 and outcome.status is Status.LOST
-                yield End(traveller, told or 0, None, outcome, dropped=False, worker=batch.worker, unsure=unsure)
+                yield SegmentResult(
+                    traveller, told or 0, None, outcome, dropped=False, worker=batch.worker, unsure=unsure
+                )
             elif last and isinstance(value, Dropped):
-                yield End(traveller, value.stage, None, outcome, dropped=True, worker=batch.worker)
+                yield SegmentResult(traveller, value.stage, None, outcome, dropped=True, worker=batch.worker)
             else:
-                yield End(traveller, last, value, outcome, dropped=value is DROP, worker=batch.worker)
+                yield SegmentResult(traveller, last, value, outcome, dropped=value is DROP, worker=batch.worker)
 
-    def _claim(self, batch: Batch, place: int) -> Traveller:
-        if isinstance(self._source, Belt):
+    def _claim(self, batch: OutcomeBatch, place: int) -> Record:
+        if isinstance(self._source, SegmentBuffer):
             return self._source.claim(batch.first + place)
-        return Traveller(Origin(batch.first + place, batch.objects[place]), None)
+        return Record(InputObject(batch.first + place, batch.objects[place]), None)
 
-    def times(self, batch: Batch) -> list[float]:
+    def times(self, batch: OutcomeBatch) -> list[float]:
         """The seconds of each stage."""
         size = len(batch.values)
         if len(batch.seconds) == size:
@@ -224,10 +224,10 @@ class Hop(Engine):
         return [sum(columns[start : start + size]) for start in range(0, len(columns), size)]
 
     def _judge(self, chunk: Chunk, event: Died) -> None:
-        if not isinstance(self._job, FusedJob):
+        if not isinstance(self._job, StagedJob):
             super()._judge(chunk, event)
             return
-        inquest = Inquest(
+        inquest = StagedCrash(
             self._job, event, timeout=self._options.timeout, settle=self._settle, exact=self.executor.blames_exactly
         )
         known, again = inquest.judged(chunk)

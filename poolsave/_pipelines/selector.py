@@ -11,15 +11,13 @@ from typing import Any
 
 from ..executors import Executor
 
-__all__ = ["Bell"]
-
 HEARTBEAT = 0.1
 """Seconds after which executors are looked at in any case: for time-outs, and for workers whose end nobody told."""
-PATROL = 0.005
+POLL_INTERVAL = 0.005
 """Seconds between looks at an executor that cannot say when it has something to tell."""
 
 
-class Bell:
+class ExecutorSelector:
     """Rings when one of the executors has something to tell, or somebody calls `ring`."""
 
     def __init__(self) -> None:
@@ -68,7 +66,7 @@ class Bell:
     def wait(self, busy: Iterable[Executor]) -> None:
         """Wait for something to happen."""
         patrol = any(one is executor for executor in self._silent for one in busy)
-        ready = self._selector.select(PATROL if patrol else HEARTBEAT)
+        ready = self._selector.select(POLL_INTERVAL if patrol else HEARTBEAT)
         if any(key.fileobj is self._reader for key, _mask in ready):
             self._reader.recv(4096)
 

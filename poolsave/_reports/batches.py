@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 from ..outcomes import Outcome, Status
 
-__all__ = ["Batch", "Laps", "without_run"]
 
-
-class Laps:
+class EndTimes:
     """Seconds that objects took one after the other, as the times at which each of them ended: a subtraction for each
     would cost more than a brisk object itself, and is made when somebody asks."""
 
@@ -34,12 +32,12 @@ class Laps:
         return map(operator.sub, self.ends, chain((self.began,), self.ends))
 
 
-class Batch(NamedTuple):
+class OutcomeBatch(NamedTuple):
     """`notable` holds, by place in the batch, every outcome that is more than a value and a time."""
 
     first: int
     values: Sequence[Any]
-    seconds: array[float] | Laps
+    seconds: array[float] | EndTimes
     objects: Sequence[Any]
     worker: int | str | None
     notable: dict[int, Outcome[Any]]
@@ -51,9 +49,9 @@ class Batch(NamedTuple):
         """By this, batches stand in the order of the input."""
         return self.first, self.path
 
-    def without_objects(self) -> Batch:
+    def without_objects(self) -> OutcomeBatch:
         """The same without what was fed in. Not by `_replace`, since this is done for every chunk of a run."""
-        return Batch(self.first, self.values, self.seconds, (), self.worker, self.notable, self.path)
+        return OutcomeBatch(self.first, self.values, self.seconds, (), self.worker, self.notable, self.path)
 
     def outcomes(self, *, with_items: bool) -> Iterator[Outcome[Any]]:
         """Write out every outcome, in input order."""
@@ -70,10 +68,10 @@ class Batch(NamedTuple):
             worker=self.worker,
         )
 
-    def alone(self, place: int, index: int) -> Batch:
+    def alone(self, place: int, index: int) -> OutcomeBatch:
         """One of the outcomes as a batch of its own, at another index."""
         outcome = self.notable.get(place)
-        return Batch(
+        return OutcomeBatch(
             index,
             [self.values[place]],
             array("d", (self.seconds[place],)),
@@ -84,12 +82,12 @@ class Batch(NamedTuple):
         )
 
 
-def without_run(
+def unanswered_batch(
     index: int, objects: Sequence[Any], status: Status, error: BaseException | None = None, attempts: int = 0
-) -> Batch:
+) -> OutcomeBatch:
     """A batch of objects that no worker has answered for."""
     notable: dict[int, Outcome[Any]] = {
         place: Outcome(index=index + place, status=status, error=error, item=item, attempts=attempts)
         for place, item in enumerate(objects)
     }
-    return Batch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)
+    return OutcomeBatch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)

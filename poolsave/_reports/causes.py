@@ -9,13 +9,11 @@ from .._db.error_codes import sqlstate_of
 from ..errors import RemoteError, text_of
 from ..outcomes import Outcome
 
-__all__ = ["and_its_causes", "cause_line", "cause_name", "cause_of", "located"]
-
 WIDTH = 300
 """Characters of an error's first line that are shown."""
 
 
-def and_its_causes(error: BaseException | None) -> Iterator[BaseException]:
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, the one that it was raised from, and so on, each of them once."""
     seen: list[BaseException] = []  # `raise error from error` is allowed, and errors may lack a hash
     while error is not None and not any(error is one for one in seen):
@@ -24,22 +22,22 @@ def and_its_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def cause_of(error: BaseException | None) -> tuple[str, str | None]:
+def error_key(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, RemoteError):
         return error.class_path.rpartition(".")[2], error.sqlstate
     return type(error).__name__, None if error is None else sqlstate_of(error)
 
 
-def cause_line(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
+def format_cause(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
     first = outcomes[0]
     lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
     text = lines[0] if lines else ""
     text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
     key = _key(first.item, of_rows=of_rows)
-    return f"  {len(outcomes):>8} x {cause_name(cause)}, first at index {first.index}{key}: {text}"
+    return f"  {len(outcomes):>8} x {format_error_key(cause)}, first at index {first.index}{key}: {text}"
 
 
-def cause_name(cause: tuple[str, str | None]) -> str:
+def format_error_key(cause: tuple[str, str | None]) -> str:
     name, state = cause
     return f"{name} [{state}]" if state else name
 
@@ -48,7 +46,7 @@ def _key(item: Any, *, of_rows: bool) -> str:
     return f" (pk {item!r})" if of_rows else ""
 
 
-def located(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
+def with_location_note(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
     error = outcome.error
     assert error is not None  # failed and lost outcomes always have one
     note = f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}"

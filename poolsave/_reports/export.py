@@ -12,8 +12,6 @@ from .._db.error_codes import sqlstate_of
 from ..errors import text_of
 from ..outcomes import Outcome
 
-__all__ = ["write_csv", "write_json"]
-
 FIELDS: tuple[str, ...] = (
     "index", "status", "value", "error_type", "error", "sqlstate", "item", "attempts", "seconds", "worker", "traceback",
     "stage",

@@ -9,10 +9,8 @@ from heapq import nlargest
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from .._worker.replies import Spent
-from .batches import Batch, Laps
-
-__all__ = ["SlowObject", "Statistics", "WorkerTimes"]
+from .._worker.replies import WorkerTime
+from .batches import EndTimes, OutcomeBatch
 
 SLOWEST = 5
 """Objects that are listed as the slowest."""
@@ -127,7 +125,7 @@ class Statistics:
                 one.wait += now - one.last
                 one.ended = True
 
-    def answered(self, worker: int | str, spent: Spent, batch: Batch) -> None:
+    def answered(self, worker: int | str, spent: WorkerTime, batch: OutcomeBatch) -> None:
         """A worker has answered for some objects."""
         times = self._of(worker)
         count = len(batch.values)
@@ -141,7 +139,7 @@ class Statistics:
         if len(self._slowest) < SLOWEST or spent.longest > max(SLOW, self._slowest[0].seconds):
             self._look_for_slow_ones(batch)
 
-    def _look_for_slow_ones(self, batch: Batch) -> None:
+    def _look_for_slow_ones(self, batch: OutcomeBatch) -> None:
         laps = enumerate(_laps(batch.seconds, len(batch.values)))
         found = [
             SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
@@ -193,7 +191,7 @@ class Statistics:
         return "\n".join(lines)
 
 
-def _laps(seconds: Sequence[float] | Laps, count: int) -> Iterable[float]:
+def _laps(seconds: Sequence[float] | EndTimes, count: int) -> Iterable[float]:
     """What each object took; where stages share a worker, there is a column for each of them, one after the other."""
     if len(seconds) == count:
         return seconds

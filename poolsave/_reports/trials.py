@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Trial", "in_one_line", "summary"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -31,12 +29,12 @@ class Trial:
         return f"{self.executor} ({self.objects} objects, {self.rate:.0f} per second)"
 
 
-def in_one_line(trials: Sequence[Trial]) -> list[str]:
+def trial_lines(trials: Sequence[Trial]) -> list[str]:
     """What `str(report)` says of them, if there are any."""
     return [f"  auto: {', then '.join(map(str, trials))}: {trials[-1].verdict}"] if trials else []
 
 
-def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+def trial_summary(trials: Sequence[Trial]) -> dict[str, Any]:
     """What a file says of them, if there are any."""
     if not trials:
         return {}

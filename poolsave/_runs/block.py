@@ -10,25 +10,23 @@ from typing import Any
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
-from .._reports.batches import Batch, without_run
-from .._worker.requests import Call
+from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._worker.requests import PendingCall
 from .._worker.session import in_worker_thread
 from ..executors import Executor, Job
 from ..options import Options
 from ..outcomes import Status
 from ..reports import Report
 from .progress import Progress
-from .results import opened, resolve
-from .run import tell
-from .signals import Interrupts
-
-__all__ = ["Driver"]
+from .results import receive_values, resolve_future
+from .run import advance_progress
+from .signals import InterruptGuard
 
 UNKNOWN_CHUNK = 64
 """Objects per chunk that the window of a block allows for while chunks are automatic."""
 
 
-class Driver:
+class BlockDriver:
     """Owns the engine after `start`; other threads only put calls into the source and set flags."""
 
     def __init__(self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress) -> None:
@@ -42,7 +40,7 @@ class Driver:
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._entrance = threading.RLock()
         self._thread: threading.Thread | None = None
-        self._open: set[Call] = set()
+        self._open: set[PendingCall] = set()
         self._closing = False
         self._woken = False
         self._stepping = False
@@ -62,7 +60,7 @@ class Driver:
             self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
             self._thread.start()
 
-    def send(self, call: Call) -> None:
+    def send(self, call: PendingCall) -> None:
         """Take a call, when there is room for it.
 
         Raises:
@@ -133,7 +131,7 @@ class Driver:
                 self._stepping = False
 
     def _step_while_busy(self) -> None:
-        with Interrupts(lambda: None, at_once=lambda count: count > 1) as interrupts:
+        with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
             while self._open and not interrupts.count:
                 self._step()
         if interrupts.count:
@@ -149,21 +147,21 @@ class Driver:
             self._settle(batch)
         self.fatal = self.fatal or self._engine.fatal
 
-    def _settle(self, batch: Batch) -> None:
-        calls: list[Call] = list(batch.objects)
+    def _settle(self, batch: OutcomeBatch) -> None:
+        calls: list[PendingCall] = list(batch.objects)
         for call in calls:
             self._open.discard(call)
             self._release(call)
-        batch, results = opened(batch, calls)
+        batch, results = receive_values(batch, calls)
         self._report._add(batch)
         for place, call in enumerate(calls):
             with self._halting():
                 if call.sink is not None:
                     call.sink.take(batch.alone(place, call.place))
                 if not call.cancelled:
-                    resolve(call.future, results[place], batch.notable.get(place))
+                    resolve_future(call.future, results[place], batch.notable.get(place))
         with self._halting():
-            tell(self._progress, [batch])
+            advance_progress(self._progress, [batch])
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -174,7 +172,7 @@ class Driver:
             self.fatal = self.fatal or error
             self._halt = self._halt or f"{type(error).__name__} in a callback"
 
-    def _release(self, call: Call) -> None:
+    def _release(self, call: PendingCall) -> None:
         if call.counted:
             self._window.release()
 
@@ -184,7 +182,7 @@ class Driver:
             self._closing = True
             left, self._open = self._open, set()
         for call in left:  # only if the engine itself broke down
-            self._settle(without_run(-1, [call], Status.LOST, self.fatal))
+            self._settle(unanswered_batch(-1, [call], Status.LOST, self.fatal))
         self._report.stopped = self._engine.stopped
         self._report._finish()
         with self._halting():
@@ -196,7 +194,7 @@ def _default_window(options: Options) -> int:
     return CHUNKS_PER_WORKER * options.workers * size
 
 
-def _item_of(call: Call) -> Any:
+def _item_of(call: PendingCall) -> Any:
     return call.request.item
 
 
@@ -204,7 +202,7 @@ class CallSource(QueueSource):
     """A queue of calls, each of which can be cancelled until it is taken out."""
 
     def _take(self, size: int) -> list[Any]:
-        taken: list[Call] = super()._take(size)
+        taken: list[PendingCall] = super()._take(size)
         for call in taken:
             call.begin()
         return taken

@@ -20,17 +20,15 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .._db import connections as _connections
-from .._db.inspection import Server, ask_server
-from .._environment.django_setup import Surroundings
+from .._db.inspection import DatabaseInfo, inspect_database
+from .._environment.django_setup import DjangoEnvironment
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, wrong_settings
-from .executor_choice import obstacle
-from .preflight import refuse_missing
-from .preparation import Work, describe, executor_for, refusals, refuse_unsendable
-
-__all__ = ["check_databases", "check_settings", "look_ahead", "refusal"]
+from .executor_choice import why_no_processes
+from .preflight import check_aliases_exist
+from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, preflight_checks
 
 TRIED = 3
 """Objects of a list that are pickled to see whether it can be done."""
@@ -43,20 +41,20 @@ IDS = (
 )
 
 
-def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+def check_operation(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
     """Everything that can be said of a run without running it."""
     if options.executor == AUTO:
-        return _of_either(work, options, objects, name)
+        return _check_auto(work, options, objects, name)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             executor = executor_for(options)
         except InvalidOption as error:  # it has no address, or is not installed
-            return [refusal(error)]
-        surroundings = Surroundings.capture()
-        messages = _refused(refusals(work, executor, options, surroundings))
+            return [as_check_error(error)]
+        surroundings = DjangoEnvironment.capture()
+        messages = _refused(preflight_checks(work, executor, options, surroundings))
     messages += [Hazard(str(one.message), id="poolsave.W001") for one in told]
-    job = describe(work, executor, options, surroundings)
+    job = build_job(work, executor, options, surroundings)
     messages += _of_the_start(executor, job, options)
     if not executor.shares_memory:
         messages += _of_objects(objects)
@@ -68,13 +66,13 @@ def look_ahead(work: Work, options: Options, objects: Iterable[Any] | None, name
     return list({(message.id, message.msg): message for message in messages}.values())
 
 
-def _of_either(work: Work, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+def _check_auto(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
     """Of `executor="auto"`: what keeps it from processes is no error, unless there is a timeout for them to enforce."""
-    pooled = look_ahead(work, options.using(executor="process"), objects, name)
+    pooled = check_operation(work, options.using(executor="process"), objects, name)
     if options.timeout is not None:
         return pooled
-    alone = look_ahead(work, options.using(executor="serial"), objects, name)
-    why = obstacle(work, options)
+    alone = check_operation(work, options.using(executor="serial"), objects, name)
+    why = why_no_processes(work, options)
     known = {(message.id, message.msg) for message in alone}
     lasting = [one for one in pooled if (one.id, one.msg) in known or (one.level < ERROR and why is None)]
     hindrances = [why] if why else [one.msg for one in pooled if one.level >= ERROR and one not in lasting]
@@ -84,7 +82,7 @@ def _of_either(work: Work, options: Options, objects: Iterable[Any] | None, name
     return [*lasting, *stays]
 
 
-def refusal(error: Exception) -> CheckMessage:
+def as_check_error(error: Exception) -> CheckMessage:
     """An error that `map` would raise; its text says what to do, too."""
     return Error(str(error), id=next(known for kind, known in IDS if isinstance(error, kind)))
 
@@ -95,7 +93,7 @@ def _refused(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
         try:
             guard()
         except (PoolsaveError, ImproperlyConfigured) as error:
-            found.append(refusal(error))
+            found.append(as_check_error(error))
     return found
 
 
@@ -104,7 +102,7 @@ def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Itera
         return
     method = executor.method_for(job) if isinstance(executor, ProcessExecutor) else "its own"
     if method != "fork":
-        yield from _refused([partial(refuse_unsendable, executor, job)])
+        yield from _refused([partial(check_job_picklable, executor, job)])
     else:
         yield from _refused([_connections.refuse_open_sqlite_transactions])
     others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())
@@ -143,10 +141,10 @@ def _of_databases(
 ) -> Iterator[CheckMessage]:
     if options.transaction is None:
         return
-    found: dict[str, Server] = {}
-    for alias in _connections.existing(aliases):
+    found: dict[str, DatabaseInfo] = {}
+    for alias in _connections.configured_aliases(aliases):
         try:
-            found[alias] = ask_server(alias, worker_settings[alias])
+            found[alias] = inspect_database(alias, worker_settings[alias])
         except Exception as error:  # whatever the driver raises: workers would meet it as well
             yield Hazard(
                 f"the database {alias!r} cannot be asked: {type(error).__name__}: {str(error).strip()}",
@@ -158,7 +156,7 @@ def _of_databases(
     yield from _of_slots({alias: one for alias, one in found.items() if not one.pooler}, worker_settings, options)
 
 
-def _of_journals(found: Mapping[str, Server], options: Options) -> Iterator[CheckMessage]:
+def _of_journals(found: Mapping[str, DatabaseInfo], options: Options) -> Iterator[CheckMessage]:
     for alias, server in found.items():
         if server.journal_mode not in (None, "wal") and options.workers > 1:
             yield Hazard(
@@ -169,7 +167,7 @@ def _of_journals(found: Mapping[str, Server], options: Options) -> Iterator[Chec
             )
 
 
-def _of_poolers(found: Mapping[str, Server]) -> Iterator[CheckMessage]:
+def _of_poolers(found: Mapping[str, DatabaseInfo]) -> Iterator[CheckMessage]:
     for alias, server in found.items():
         if server.pooler:
             yield Hazard(
@@ -183,7 +181,7 @@ def _of_poolers(found: Mapping[str, Server]) -> Iterator[CheckMessage]:
 
 
 def _of_slots(
-    found: Mapping[str, Server], worker_settings: _connections.SettingsByAlias, options: Options
+    found: Mapping[str, DatabaseInfo], worker_settings: _connections.SettingsByAlias, options: Options
 ) -> Iterator[CheckMessage]:
     addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in found}
     aliases_at = Counter(addresses.values())
@@ -209,9 +207,9 @@ def _of_debug() -> Iterator[CheckMessage]:
 
 def check_settings(**_kwargs: Any) -> Sequence[CheckMessage]:
     """For `manage.py check`: what `settings.POOLSAVE` and the environment say."""
-    messages = [refusal(error) for error in wrong_settings()]
+    messages = [as_check_error(error) for error in wrong_settings()]
     if not messages and "databases" in getattr(settings, "POOLSAVE", {}):
-        messages += _refused([lambda: refuse_missing(Options.resolve({}).databases)])
+        messages += _refused([lambda: check_aliases_exist(Options.resolve({}).databases)])
     return messages
 
 
@@ -222,6 +220,6 @@ def check_databases(databases: Sequence[str] | None = None, **_kwargs: Any) -> S
     options = Options.resolve({})
     if options.executor == "serial":
         return []
-    covered = _connections.existing(alias for alias in databases or () if alias in options.databases)
+    covered = _connections.configured_aliases(alias for alias in databases or () if alias in options.databases)
     files = [alias for alias in covered if connections[alias].vendor == "sqlite"]
     return list(_of_databases(files, _connections.worker_settings(own_transactions=files), options))

@@ -7,11 +7,11 @@ import pickle
 import sys
 from typing import Any
 
-from .._auto.sampling import TimedSerial
-from .._db.connections import existing
-from .._environment.django_setup import Surroundings
+from .._auto.sampling import SamplingSerialExecutor
+from .._db.connections import configured_aliases
+from .._environment.django_setup import DjangoEnvironment
 from .._pickling.values import dumps
-from .._reports.batches import Batch
+from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
@@ -19,19 +19,17 @@ from ..executors import Executor, SerialExecutor
 from ..executors.processes.start_methods import choose_start_method
 from ..options import AUTO, Options
 from ..reports import Report
-from .preflight import refuse_open_transactions, refuse_shared_memory
-from .preparation import Work, describe, executor_for, prepare, refuse_unsendable
+from .preflight import check_no_open_transaction, check_reachable
+from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, prepare
 
-__all__ = ["begin", "begin_block", "cannot_cross", "expected_start_method", "make_pool", "obstacle", "untried"]
-
-TRIED = 3
+SAMPLE_SIZE = 3
 """Objects, and values that they gave, that are pickled to see whether it can be done."""
 
 
-def make_pool(work: Work, options: Options) -> tuple[Executor, WorkerJob]:
+def make_pool(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob]:
     """A pool of processes that has not started, for what `begin` has checked before."""
     executor = executor_for(options, "process")
-    return executor, describe(work, executor, options, Surroundings.capture())
+    return executor, build_job(work, executor, options, DjangoEnvironment.capture())
 
 
 def expected_start_method(options: Options) -> str:
@@ -39,11 +37,11 @@ def expected_start_method(options: Options) -> str:
     return "spawn" if sys.platform == "win32" else choose_start_method(options.start_method)
 
 
-def cannot_cross(sample: Batch | None) -> str | None:
+def why_not_picklable(sample: OutcomeBatch | None) -> str | None:
     """Why objects, or what the function gave for them, cannot go to other processes and back."""
     if sample is None:
         return None
-    for item, value in zip(sample.objects[:TRIED], sample.values, strict=False):
+    for item, value in zip(sample.objects[:SAMPLE_SIZE], sample.values, strict=False):
         try:
             pickle.loads(dumps(item))
             pickle.loads(dumps(value))
@@ -52,19 +50,19 @@ def cannot_cross(sample: Batch | None) -> str | None:
     return None
 
 
-def obstacle(work: Work, options: Options) -> str | None:
+def why_no_processes(work: WorkSpec, options: Options) -> str | None:
     """Why there can be no pool of processes at present, as far as can be said without trying."""
     if options.workers == 1:
         return "one worker would be no faster than the caller"
     if multiprocessing.current_process().daemon:
         return "this process is daemonic, so it cannot have worker processes of its own"
-    if not Surroundings.known():
+    if not DjangoEnvironment.known():
         return None
     read = () if work.queryset is None else (work.queryset.db,)
     try:
-        aliases = existing(dict.fromkeys((*options.databases, *read)))
-        refuse_open_transactions(aliases)
-        refuse_shared_memory(aliases, shares_memory=False)
+        aliases = configured_aliases(dict.fromkeys((*options.databases, *read)))
+        check_no_open_transaction(aliases)
+        check_reachable(aliases, shares_memory=False)
     except InsideTransaction as error:
         return f"the caller is inside a transaction on {error.alias!r}, which no worker could see"
     except SharedMemoryDatabase as error:
@@ -72,7 +70,7 @@ def obstacle(work: Work, options: Options) -> str | None:
     return None
 
 
-def begin(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None]:
+def prepare_run(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, str | None]:
     """What a run begins with, after all checks, and why, if that is not the caller's wish.
 
     With `executor="auto"` it is the caller's own thread, or processes if there is a `timeout`, which only they enforce.
@@ -81,19 +79,19 @@ def begin(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None
         return *prepare(work, options), None
     if options.timeout is not None:
         return *prepare(work, options, executor_for(options, "process")), "only processes can enforce a timeout"
-    return *prepare(work, options, TimedSerial()), None
+    return *prepare(work, options, SamplingSerialExecutor()), None
 
 
-def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str | None]:
+def prepare_early(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, str | None]:
     """The same for a block, or a stage of a pipeline, which are started before there is anything to try a pool on:
     processes, if nothing speaks against them, else the caller's own thread."""
     if options.executor != AUTO or options.timeout is not None:
-        return begin(work, options)
-    why = obstacle(work, options)
+        return prepare_run(work, options)
+    why = why_no_processes(work, options)
     if why is None:
         executor, job = prepare(work, options, executor_for(options, "process"))
         try:
-            refuse_unsendable(executor, job)
+            check_job_picklable(executor, job)
         except (InvalidOperation, InvalidOption) as error:
             why = str(error)
         else:
@@ -101,7 +99,7 @@ def begin_block(work: Work, options: Options) -> tuple[Executor, WorkerJob, str 
     return *prepare(work, options, SerialExecutor()), why
 
 
-def untried(*, inline: bool, report: Report[Any], why: str) -> Trial:
+def untested_trial(*, inline: bool, report: Report[Any], why: str) -> Trial:
     """For the report of a run that was decided without a trial."""
     name = "serial" if inline else "process"
     return Trial(executor=name, objects=report.total, seconds=report.elapsed, verdict=why)

@@ -9,8 +9,6 @@ from typing import Any
 
 from ..errors import InvalidOperation
 
-__all__ = ["find", "name_of", "refuse_arguments", "refuse_unsuitable_function", "takes"]
-
 
 def name_of(func: Any) -> str:
     """The name by which people know it."""

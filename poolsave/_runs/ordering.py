@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from .._reports.batches import Batch
-
-__all__ = ["in_input_order"]
+from .._reports.batches import OutcomeBatch
 
 
 class Holding(Protocol):
@@ -16,9 +14,9 @@ class Holding(Protocol):
     held_back: int
 
 
-def in_input_order(batches: Iterator[Batch], engine: Holding) -> Iterator[Batch]:
+def in_input_order(batches: Iterator[OutcomeBatch], engine: Holding) -> Iterator[OutcomeBatch]:
     """Hold batches back until all before them have gone."""
-    waiting: dict[int, Batch] = {}
+    waiting: dict[int, OutcomeBatch] = {}
     due = 0
     for arrived in batches:
         waiting[arrived.first] = arrived

@@ -8,13 +8,11 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from .._db.connections import DUMMY
+from .._db.connections import DUMMY_ENGINE
 from ..errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
 
-__all__ = ["refuse_missing", "refuse_open_transactions", "refuse_shared_memory", "shares_one_memory"]
 
-
-def refuse_missing(aliases: Iterable[str]) -> None:
+def check_aliases_exist(aliases: Iterable[str]) -> None:
     """Refuse aliases that settings.DATABASES does not have.
 
     Raises:
@@ -25,14 +23,14 @@ def refuse_missing(aliases: Iterable[str]) -> None:
         if alias not in connections.settings:
             known = ", ".join(map(repr, connections.settings))
             raise InvalidOption("databases", alias, f"settings.DATABASES has only {known}")
-        if connections.settings[alias]["ENGINE"] == DUMMY:
+        if connections.settings[alias]["ENGINE"] == DUMMY_ENGINE:
             raise ImproperlyConfigured(
                 f"settings.DATABASES has no {alias!r} database for a transaction per object: "
                 "configure it, or set transaction=None for functions that need no database"
             )
 
 
-def refuse_open_transactions(aliases: Iterable[str]) -> None:
+def check_no_open_transaction(aliases: Iterable[str]) -> None:
     """Refuse to go on while the caller is inside a transaction on one of the aliases.
 
     Raises:
@@ -44,7 +42,7 @@ def refuse_open_transactions(aliases: Iterable[str]) -> None:
             raise InsideTransaction(alias)
 
 
-def refuse_shared_memory(aliases: Iterable[str], *, shares_memory: bool) -> None:
+def check_reachable(aliases: Iterable[str], *, shares_memory: bool) -> None:
     """Refuse in-memory SQLite databases that the workers would not see.
 
     Raises:
@@ -60,7 +58,7 @@ def refuse_shared_memory(aliases: Iterable[str], *, shares_memory: bool) -> None
             raise SharedMemoryDatabase(alias, name, ways_out)
 
 
-def shares_one_memory(aliases: Iterable[str]) -> bool:
+def any_in_memory(aliases: Iterable[str]) -> bool:
     """Whether an alias is SQLite in memory, where threads lock each other out without any waiting: SQLite answers
     SQLITE_LOCKED at once there, whatever the time-out, so they have to take turns."""
     return any(_in_memory(alias) for alias in aliases)

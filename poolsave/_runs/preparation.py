@@ -12,23 +12,21 @@ from typing import Any, NamedTuple, TypeAlias
 from django.db.models import QuerySet
 
 from .._db import connections as _connections
-from .._environment.django_setup import Surroundings
+from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
-from .._worker.context import Carried
+from .._worker.context import CapturedContext
 from .._worker.hooks import Hooks
 from .._worker.job import WorkerJob
 from ..errors import InvalidOption
 from ..executors import Executor, ProcessExecutor, create
 from ..options import Options
-from .preflight import refuse_missing, refuse_open_transactions, refuse_shared_memory, shares_one_memory
-from .querysets import refuse_unsuitable
-
-__all__ = ["Call", "Work", "describe", "executor_for", "prepare", "refusals", "refuse_unsendable"]
+from .preflight import any_in_memory, check_aliases_exist, check_no_open_transaction, check_reachable
+from .querysets import check_queryset
 
 Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 
 
-class Work(NamedTuple):
+class WorkSpec(NamedTuple):
     """What is done with every object."""
 
     function: Any
@@ -38,7 +36,7 @@ class Work(NamedTuple):
     """Where the objects come from if they are primary keys."""
 
 
-def prepare(work: Work, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
+def prepare(work: WorkSpec, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
     """Check everything that can be checked before any worker starts, and say what each worker needs. The executor is
     that of the options, if none is given.
 
@@ -50,13 +48,13 @@ def prepare(work: Work, options: Options, executor: Executor | None = None) -> t
     """
     executor = executor or executor_for(options)
     # Whoever stays in the caller's thread finds everything as it is there.
-    surroundings = None if executor.inline else Surroundings.capture()
-    for refuse in refusals(work, executor, options, surroundings):
+    surroundings = None if executor.inline else DjangoEnvironment.capture()
+    for refuse in preflight_checks(work, executor, options, surroundings):
         refuse()
-    return executor, describe(work, executor, options, surroundings)
+    return executor, build_job(work, executor, options, surroundings)
 
 
-def refuse_unsendable(executor: Executor, job: WorkerJob) -> None:
+def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
     """Refuse now what the start of the workers would refuse: who is not forked needs a job that can be pickled.
 
     Raises:
@@ -70,21 +68,21 @@ def refuse_unsendable(executor: Executor, job: WorkerJob) -> None:
 
 def executor_for(options: Options, wish: Any = None) -> Executor:
     """The executor of a run, which has not started: that of the options, if there is no other wish."""
-    return create(_possible(wish or options.executor), start_method=options.start_method)
+    return create(_threads_if_daemonic(wish or options.executor), start_method=options.start_method)
 
 
-def refusals(
-    work: Work, executor: Executor, options: Options, surroundings: Surroundings | None
+def preflight_checks(
+    work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
 ) -> Iterator[Callable[[], None]]:
     """What is checked, in this order; each raises what it refuses."""
     present = _present(work, options, surroundings)
     if work.queryset is not None:
         transaction, databases = options.transaction, options.databases
-        yield partial(refuse_unsuitable, work.queryset, transaction=transaction, databases=databases)
-    yield partial(refuse_missing, _covered(options))
+        yield partial(check_queryset, work.queryset, transaction=transaction, databases=databases)
+    yield partial(check_aliases_exist, _covered(options))
     if not executor.inline:
-        yield partial(refuse_open_transactions, present)  # first: the way out of this one is that of tests
-        yield partial(refuse_shared_memory, present, shares_memory=executor.shares_memory)
+        yield partial(check_no_open_transaction, present)  # first: the way out of this one is that of tests
+        yield partial(check_reachable, present, shares_memory=executor.shares_memory)
     yield partial(_refuse_timeout, executor, options.timeout)
 
 
@@ -92,9 +90,9 @@ def _covered(options: Options) -> tuple[str, ...]:
     return options.databases if options.transaction is not None else ()
 
 
-def _present(work: Work, options: Options, surroundings: Surroundings | None) -> tuple[str, ...]:
+def _present(work: WorkSpec, options: Options, surroundings: DjangoEnvironment | None) -> tuple[str, ...]:
     read = () if work.queryset is None or work.queryset.db in options.databases else (work.queryset.db,)
-    return _connections.existing((*options.databases, *read)) if surroundings is not None else ()
+    return _connections.configured_aliases((*options.databases, *read)) if surroundings is not None else ()
 
 
 def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
@@ -107,10 +105,12 @@ def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
         )
 
 
-def describe(work: Work, executor: Executor, options: Options, surroundings: Surroundings | None) -> WorkerJob:
+def build_job(
+    work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
+) -> WorkerJob:
     """Say what each worker needs."""
     apart = surroundings is not None and not executor.inline
-    in_turn = apart and shares_one_memory(_present(work, options, surroundings))
+    in_turn = apart and any_in_memory(_present(work, options, surroundings))
     return WorkerJob(
         function=work.function,
         queryset=work.queryset,
@@ -126,7 +126,7 @@ def describe(work: Work, executor: Executor, options: Options, surroundings: Sur
         surroundings=surroundings,
         settings=_connections.worker_settings(own_transactions=_covered(options)) if apart else {},
         turn=threading.Lock() if in_turn else None,
-        carried=Carried(options.carry) if options.carry else None,
+        carried=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),
     )
 
@@ -137,7 +137,7 @@ def _is_noted(options: Options) -> bool:
     return options.transaction == "chunk" if options.resolve_lost is None else options.resolve_lost
 
 
-def _possible(executor: Any) -> Any:
+def _threads_if_daemonic(executor: Any) -> Any:
     if executor in ("process", "process-pool") and multiprocessing.current_process().daemon:
         warn(
             "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Protocol
 
-__all__ = ["Progress", "open_progress"]
-
 INTERVAL = 0.1
 """Seconds between two updates of a bar: often enough for an eye, rare enough to cost nothing."""
 
@@ -29,7 +27,7 @@ class Progress(Protocol):
         """Nothing more will come."""
 
 
-class Silence:
+class NullProgress:
     """No progress is wanted."""
 
     def advance(self, done: int, failed: int) -> None:
@@ -39,7 +37,7 @@ class Silence:
         """Say nothing."""
 
 
-class Calls:
+class CallbackProgress:
     """A callable, told `(done, total)` after every chunk; `total` is None while it is unknown."""
 
     def __init__(self, tell: Callable[[int, int | None], object], total: int | None) -> None:
@@ -55,7 +53,7 @@ class Calls:
         """Nothing to give back."""
 
 
-class Bar:
+class BarProgress:
     """A tqdm-like bar that counts objects and shows failures."""
 
     def __init__(self, make: Callable[..., Any], total: int | None, description: str) -> None:
@@ -108,11 +106,11 @@ def open_progress(wish: Any, total: Callable[[], int | None], description: str) 
     if wish is None:
         wish = _on_terminal()
     if wish is False:
-        return Silence()
+        return NullProgress()
     if wish is True:
-        return Bar(
+        return BarProgress(
             _quiet_tqdm() if _on_terminal() else partial(_quiet_tqdm(), mininterval=IN_A_LOG), total(), description
         )
     if inspect.isclass(wish) and hasattr(wish, "update"):
-        return Bar(wish, total(), description)
-    return Calls(wish, total())
+        return BarProgress(wish, total(), description)
+    return CallbackProgress(wish, total())

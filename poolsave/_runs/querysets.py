@@ -15,15 +15,13 @@ from .._engine.sources import IterableSource, RangeSource
 from .._environment.warnings import warn
 from ..errors import InvalidOperation
 
-__all__ = ["Keys", "RowSource", "refuse_unsuitable", "rows_of", "source_of"]
-
 PAGE = 5000
 """Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
 LONGEST_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
 
 
-class Keys:
+class KeysetPages:
     """The primary keys of a queryset's rows in ascending order, each once, read page by page.
 
     It is a walk along the index (`pk > last ORDER BY pk LIMIT n`), so that it never skips rows when the work itself
@@ -65,12 +63,12 @@ class Keys:
         return page
 
 
-class RowSource(IterableSource):
+class QuerySetSource(IterableSource):
     """Hands out the primary keys of a queryset."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset
-        self._keys = Keys(queryset)
+        self._keys = KeysetPages(queryset)
         super().__init__(self._keys, instant=True)
         self._ended = not self._keys.read
 
@@ -89,17 +87,17 @@ class RowSource(IterableSource):
 def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
     """The source for what a run was given, which is `queryset` if `rows_of` has found one."""
     if queryset is not None:
-        return RowSource(queryset)
+        return QuerySetSource(queryset)
     return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
 
 
-def rows_of(objects: object) -> QuerySet[Any] | None:
+def as_queryset(objects: object) -> QuerySet[Any] | None:
     """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
     found = objects.all() if isinstance(objects, BaseManager) else objects
     return found.using(found.db) if isinstance(found, QuerySet) else None
 
 
-def refuse_unsuitable(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:
+def check_queryset(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:
     """Refuse querysets whose rows cannot be fetched range by range, and warn of what may be a mistake.
 
     Raises:

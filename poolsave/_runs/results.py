@@ -6,16 +6,14 @@ import concurrent.futures
 from dataclasses import replace
 from typing import Any
 
-from .._reports.batches import Batch
-from .._reports.causes import and_its_causes
-from .._worker.requests import Call
+from .._reports.batches import OutcomeBatch
+from .._reports.causes import exception_chain
+from .._worker.requests import PendingCall
 from ..errors import RemoteError, TimedOut, ValueLost, WorkerDied, text_of
 from ..outcomes import Outcome, Status
 
-__all__ = ["opened", "resolve"]
 
-
-def opened(batch: Batch, calls: list[Call]) -> tuple[Batch, list[Any]]:
+def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[OutcomeBatch, list[Any]]:
     """The batch as the caller knows it, and what the futures are to give."""
     values = list(batch.values)
     results: list[Any] = [None] * len(calls)
@@ -43,9 +41,9 @@ def _not_taken(index: int, cause: Exception) -> Outcome[Any]:
     return Outcome(index=index, status=Status.SUCCEEDED, error=error)
 
 
-def _name_item(error: BaseException | None, call: Call) -> None:
+def _name_item(error: BaseException | None, call: PendingCall) -> None:
     # The engine knows calls only; the user knows what is in them.
-    for one in and_its_causes(error):
+    for one in exception_chain(error):
         if isinstance(one, WorkerDied | TimedOut) and one.item is call:
             one.item = call.request.item
 
@@ -54,7 +52,7 @@ def _has_value(outcome: Outcome[Any]) -> bool:
     return outcome.ok and not isinstance(outcome.error, ValueLost)
 
 
-def resolve(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
+def resolve_future(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
     """Give a future what its call came to."""
     if outcome is None or _has_value(outcome):
         future.set_result(result)

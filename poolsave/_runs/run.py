@@ -9,23 +9,21 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from .._auto.engine import AutoEngine
-from .._auto.sampling import TimedSerial
+from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.sources import IterableSource
-from .._reports.batches import Batch
-from .._worker.context import Carried
+from .._reports.batches import OutcomeBatch
+from .._worker.context import CapturedContext
 from .._worker.job import call_spread
 from ..options import Options
 from ..outcomes import Outcome, Status
 from ..reports import Report
-from .executor_choice import begin, untried
+from .executor_choice import prepare_run, untested_trial
 from .ordering import in_input_order
-from .preparation import Call, Work
+from .preparation import Call, WorkSpec
 from .progress import Progress, open_progress
-from .querysets import rows_of, source_of
-from .signals import Interrupts
-
-__all__ = ["Parts", "Run", "tell"]
+from .querysets import as_queryset, source_of
+from .signals import InterruptGuard
 
 _open_runs: WeakSet[Run] = WeakSet()
 
@@ -56,7 +54,7 @@ class Loop(Protocol):
     @property
     def finished(self) -> bool: ...
     def start(self) -> None: ...
-    def step(self) -> list[Batch]: ...
+    def step(self) -> list[OutcomeBatch]: ...
     def halt(self, reason: str) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
@@ -100,13 +98,13 @@ class Run:
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
     ) -> None:
-        queryset = None if call is call_spread else rows_of(objects)
-        work = Work(function, call, constants, queryset)
-        executor, job, told = begin(work, options)
-        if isinstance(job.carried, Carried):
+        queryset = None if call is call_spread else as_queryset(objects)
+        work = WorkSpec(function, call, constants, queryset)
+        executor, job, told = prepare_run(work, options)
+        if isinstance(job.carried, CapturedContext):
             job.carried = job.carried.captured()
         source = source_of(objects, queryset)
-        if isinstance(executor, TimedSerial):
+        if isinstance(executor, SamplingSerialExecutor):
             engine: Engine = AutoEngine(work, executor, job, options, source)
         else:
             engine = Engine(executor, job, options, source)
@@ -120,7 +118,7 @@ class Run:
         self._source = parts.source
         self._executor = parts.executor
         self._engine = parts.engine
-        self._interrupts = Interrupts(parts.executor.wake, at_once=self._in_users_code)
+        self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._in_users_code)
         self._abandoned = False
         self.report = parts.report
 
@@ -136,7 +134,7 @@ class Run:
                 pass
         return self.report
 
-    def batches(self, *, ordered: bool = False) -> Generator[Batch, None, None]:
+    def batches(self, *, ordered: bool = False) -> Generator[OutcomeBatch, None, None]:
         """Run everything; gives what has ended, in the order of its ending or of the input.
 
         Closing the iterator feeds no more, finishes what runs, and stops the workers.
@@ -152,10 +150,10 @@ class Run:
             for batch in batches:
                 yield from batch.outcomes(with_items=True)
 
-    def _in_order(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _in_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
         return in_input_order(batches, self._engine)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._total, self._description)
         with closing(progress):
             try:
@@ -163,7 +161,7 @@ class Run:
                 self._engine.start()
                 while not self._engine.finished:
                     batches = self._step()
-                    tell(progress, batches)
+                    advance_progress(progress, batches)
                     yield from batches
             except BaseException as error:
                 self._wind_up(f"{type(error).__name__} in the caller")
@@ -175,7 +173,7 @@ class Run:
     def _total(self) -> int | None:
         return self._source.total
 
-    def _step(self) -> list[Batch]:
+    def _step(self) -> list[OutcomeBatch]:
         batches = self._engine.step()
         for batch in batches:
             self.report._add(batch)
@@ -212,7 +210,7 @@ class Run:
         if isinstance(self._engine, AutoEngine):
             self.report.tried = self._engine.trials()
         elif self._told is not None:
-            self.report.tried = (untried(inline=self._executor.inline, report=self.report, why=self._told),)
+            self.report.tried = (untested_trial(inline=self._executor.inline, report=self.report, why=self._told),)
 
     def _raise_what_ended_it(self) -> None:
         error = self._engine.fatal or self._source.error
@@ -225,7 +223,7 @@ class Run:
             self.report.raise_if_failed()
 
 
-def tell(progress: Progress, batches: list[Batch]) -> None:
+def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
     """Tell how many objects have ended."""
     for batch in batches:
         failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())

@@ -11,8 +11,6 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupts"]
-
 _signal: Any = import_module("_signal")
 """What `signal` wraps. It would make an enum of every handler, and find by an exception that it is none, which makes up
 a third of what a run over one object costs."""
@@ -22,7 +20,7 @@ TERMINATED = 128 + signal.SIGTERM
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _signal.SIG_DFL}
 
 
-class Interrupts:
+class InterruptGuard:
     """While entered, counts signals instead of letting them raise in the middle of poolsave's own book-keeping.
 
     A handler that the program has set for a signal itself is left in place. Nothing is done outside the main thread,
@@ -39,7 +37,7 @@ class Interrupts:
         self.count = 0
         self._last = signal.SIGINT
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> InterruptGuard:
         self.enter_for(sys._getframe(1))
         return self
 
@@ -60,9 +58,9 @@ class Interrupts:
             _signal.signal(signum, DEFAULTS[signum])
         self._owner = None  # whose locals would live on
 
-    def suspended(self) -> Suspension:
+    def suspended(self) -> SuspendedGuard:
         """Let signals do what they do elsewhere, while the caller's own code runs."""
-        return Suspension(self)
+        return SuspendedGuard(self)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.is_left_behind(frame):
@@ -92,10 +90,10 @@ class Interrupts:
         return SystemExit(TERMINATED) if self._last is signal.SIGTERM else KeyboardInterrupt()
 
 
-class Suspension:
+class SuspendedGuard:
     """What is entered to leave, and left to enter again."""
 
-    def __init__(self, interrupts: Interrupts) -> None:
+    def __init__(self, interrupts: InterruptGuard) -> None:
         self._interrupts = interrupts
 
     def __enter__(self) -> None:
@@ -108,4 +106,4 @@ class Suspension:
 def _is_free(signum: signal.Signals) -> bool:
     found = _signal.getsignal(signum)
     owner = getattr(found, "__self__", None)
-    return found == DEFAULTS[signum] or (isinstance(owner, Interrupts) and owner.is_left_behind(sys._getframe()))
+    return found == DEFAULTS[signum] or (isinstance(owner, InterruptGuard) and owner.is_left_behind(sys._getframe()))

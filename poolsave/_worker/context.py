@@ -20,10 +20,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from django.conf import settings
 from django.db import connections
 
-from .._pickling.values import unseal
+from .._pickling.values import from_wire
 from ..errors import InvalidOperation, InvalidOption
-
-__all__ = ["Carried", "Carrier", "SealedCarried", "States", "can_carry"]
 
 States: TypeAlias = tuple[Any, ...]
 """What was captured, one for each carrier."""
@@ -86,22 +84,22 @@ class Reference(NamedTuple):
         return found
 
 
-def can_carry(value: object) -> bool:
+def is_carrier(value: object) -> bool:
     """Whether the option `carry` takes it."""
     methods = [getattr(value, name, None) for name in ("capture", "restore")]
     return isinstance(value, ContextVar) or all(callable(method) for method in methods)
 
 
-class Carried:
+class CapturedContext:
     """What a run takes along: the carriers, and the states unless every call of a block brings its own."""
 
     def __init__(self, carriers: Sequence[Any], states: States | None = None) -> None:
         self._carriers = tuple(carriers)
         self._states = states
 
-    def captured(self) -> Carried:
+    def captured(self) -> CapturedContext:
         """In the caller: the same with the states of now."""
-        return Carried(self._carriers, self.capture())
+        return CapturedContext(self._carriers, self.capture())
 
     def capture(self) -> States:
         """In the caller: the states of now."""
@@ -123,9 +121,9 @@ class Carried:
             _refuse_unpicklable(one, one, "it cannot be pickled for workers", "define its class at the top of a module")
         # As bytes, since the worker brings Django up before anything of the user's is restored.
         states = None if self._states is None else self.pack(self._states)
-        return SealedCarried, (pickle.dumps(references, pickle.HIGHEST_PROTOCOL), states)
+        return PickledContext, (pickle.dumps(references, pickle.HIGHEST_PROTOCOL), states)
 
-    def opened(self) -> Carried:
+    def opened(self) -> CapturedContext:
         """In a worker that shares the caller's memory, or was forked."""
         return self
 
@@ -136,17 +134,17 @@ class Carried:
         return partial(_with_own_states, self._carriers, call)
 
 
-class SealedCarried(NamedTuple):
+class PickledContext(NamedTuple):
     """The same on its way to another process."""
 
     references: bytes
     states: bytes | None
 
-    def opened(self) -> Carried:
+    def opened(self) -> CapturedContext:
         """In the worker: the carriers and states themselves."""
         found = pickle.loads(self.references)
         carriers = [one.resolve() if isinstance(one, Reference) else one for one in found]
-        return Carried(carriers, None if self.states is None else pickle.loads(self.states))
+        return CapturedContext(carriers, None if self.states is None else pickle.loads(self.states))
 
 
 def _refuse_unpicklable(carrier: Any, value: Any, problem: str, fix: str) -> None:
@@ -179,7 +177,7 @@ def _reference(variable: ContextVar[Any]) -> Reference:
 
 
 def _with_own_states(carriers: Sequence[Any], call: Callable[[Any], Any], item: Any) -> Any:
-    item = unseal(item)
+    item = from_wire(item)
     states = item.states
     return call(item) if states is None else _with_states(carriers, states, call, item)
 

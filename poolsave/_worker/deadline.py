@@ -7,8 +7,6 @@ from types import FrameType
 
 from ..errors import TimedOut
 
-__all__ = ["Deadline"]
-
 
 class Deadline:
     """While entered, raises TimedOut after so many seconds. For the main thread of a worker process only.

@@ -12,29 +12,27 @@ from operator import length_hint
 from typing import Any
 
 from .._db.transactions import COMMITTED, RUNNING
-from .._pickling.plain import PLAIN
-from .._pickling.values import seal_surely
+from .._pickling.plain import IMMUTABLE_TYPES
+from .._pickling.values import to_wire
 from ..executors.protocol import Marks
-from .replies import Collector
+from .replies import ReplyBuilder
 
-__all__ = ["StraightRun"]
-
-GLANCE = 0.001
+CHECK_INTERVAL = 0.001
 """Seconds between looks at whether an answer is due, or no further object is to be begun, and how brisk objects are."""
-FIRST_GLANCE = 0.00005
+FIRST_CHECK = 0.00005
 """Seconds until the first of these looks, which finds tiny objects."""
 TINY = 0.000001
 """Seconds; where objects take less, a look at the clock after each of them would take a good part of their time."""
-MANY = 8
+CALLS_PER_CHECK = 8
 """How many of those are run between two looks at the clock. Not more, since one of them may be slow after all, and then
 nobody looks whether to stop until the others have run, too."""
 
 
-class StraightRun:
+class FastLoop:
     """One chunk, run like this."""
 
     def __init__(
-        self, call: Callable[[Any], Any], marks: Marks, collector: Collector, reply: Callable[[Any, bool], None]
+        self, call: Callable[[Any], Any], marks: Marks, collector: ReplyBuilder, reply: Callable[[Any, bool], None]
     ) -> None:
         self._call = call
         self._marks = marks
@@ -71,9 +69,9 @@ class StraightRun:
     def _run_on(self, place: int) -> tuple[int, BaseException | None]:
         """Run until one fails, which is at the place that is given back, or it is time for a glance."""
         call, append, ends = self._call, self._values.append, self._ends
-        clock, plain, crosses = time.perf_counter, PLAIN, self._collector.crosses
+        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
         first, began = place, clock()
-        now, glance = began, began + (GLANCE if place else FIRST_GLANCE)
+        now, glance = began, began + (CHECK_INTERVAL if place else FIRST_CHECK)
         try:
             for item in self._items:
                 value = call(item)
@@ -92,12 +90,12 @@ class StraightRun:
     def _run_many(self, place: int, size: int) -> tuple[int, BaseException | None]:
         """The same, where the last of many objects is told to have taken the time of all of them."""
         call, append, ends = self._call, self._values.append, self._ends
-        clock, plain, crosses = time.perf_counter, PLAIN, self._collector.crosses
+        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
         first, began = place, clock()
-        now, glance = began, began + GLANCE
+        now, glance = began, began + CHECK_INTERVAL
         try:
             while place < size and now <= glance:
-                for item in islice(self._items, MANY):
+                for item in islice(self._items, CALLS_PER_CHECK):
                     value = call(item)
                     if crosses and type(value) not in plain:
                         value = self._seal(value)
@@ -112,7 +110,7 @@ class StraightRun:
 
     def _seal(self, value: Any) -> Any:
         self._plain = False
-        return seal_surely(value)
+        return to_wire(value)
 
     def _note_pace(self, took: float, count: int) -> None:
         self._tiny = took < TINY * count

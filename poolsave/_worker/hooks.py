@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 
 from ..errors import InvalidOption
 
-__all__ = ["Hook", "Hooks"]
-
 Hook: TypeAlias = Callable[[], object]
 
 _done: set[tuple[int, bytes]] = set()

@@ -13,30 +13,28 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .._db import connections as _connections
-from .._db.commit_status import what_became_of
-from .._db.fork_safety import forget_inherited, hold_wrappers
-from .._environment.django_setup import Surroundings
-from .._pickling.values import Sealed, pack_function, unseal
+from .._db.commit_status import commit_status
+from .._db.fork_safety import discard_inherited_connections, pin_connections
+from .._environment.django_setup import DjangoEnvironment
+from .._pickling.values import Pickled, from_wire, pickle_function
 from ..outcomes import Status
-from .context import Carried, SealedCarried
+from .context import CapturedContext, PickledContext
 from .hooks import Hooks
-from .rows import Rows, pack_queryset, unpack_queryset
+from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
-
-__all__ = ["Home", "WorkerJob", "call_spread", "call_with_object"]
 
 PROCESS_TOKEN = secrets.token_hex(8)
 """Inherited by forks, different in every process that was started afresh, also on another machine."""
 
 
-class Home(NamedTuple):
+class ProcessIdentity(NamedTuple):
     """Which process the caller is."""
 
     token: str
     pid: int
 
     @classmethod
-    def here(cls) -> Home:
+    def here(cls) -> ProcessIdentity:
         return cls(PROCESS_TOKEN, os.getpid())
 
 
@@ -54,7 +52,7 @@ def call_spread(function: Callable[..., Any], constants: Mapping[str, Any], item
     raise TypeError(f"starmap takes tuples and mappings, not {item!r}: use map() for single objects")
 
 
-def direct(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
+def bind_call(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
     """The call with one object, by the shortest way: an operation says what it comes to in the end."""
     function = getattr(function, "__poolsave_call__", function)
     if call is call_with_object and not constants:
@@ -77,26 +75,26 @@ class WorkerJob:
     noted: bool
     inline: bool
     crosses: bool
-    surroundings: Surroundings | None
+    surroundings: DjangoEnvironment | None
     settings: _connections.SettingsByAlias
     queryset: Any = None
     """Where the objects come from if they are primary keys."""
-    home: Home = field(default_factory=Home.here)
+    home: ProcessIdentity = field(default_factory=ProcessIdentity.here)
     turn: threading.Lock | None = None
     held: tuple[object, ...] = ()
-    carried: Carried | SealedCarried | None = None
+    carried: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
 
     def __getstate__(self) -> dict[str, Any]:
-        packed = pack_function(self.function, self.constants)
-        queryset = None if self.queryset is None else Sealed(pack_queryset(self.queryset))
-        changed = {"function": Sealed(packed), "constants": {}, "queryset": queryset, "turn": None, "held": ()}
+        packed = pickle_function(self.function, self.constants)
+        queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
+        changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset, "turn": None, "held": ()}
         return {**self.__dict__, **changed}
 
     def settle(self, note: int) -> Status:
         """In the caller: ask the database what became of a transaction by what its worker noted."""
         (alias,) = self.databases
-        return what_became_of(note, alias, self.settings[alias])
+        return commit_status(note, alias, self.settings[alias])
 
     @property
     def fork_is_possible(self) -> bool:
@@ -117,7 +115,7 @@ class WorkerJob:
         if self.surroundings is not None:
             _connections.close_sqlite_files()
         if threading.active_count() > 1:
-            self.held = hold_wrappers()
+            self.held = pin_connections()
 
     @property
     def preload(self) -> bytes:
@@ -140,7 +138,7 @@ class WorkerJob:
         """Restore what is the user's, now that everything is there that it may need."""
         function, constants = self._restored()
         carried = None if self.carried is None else self.carried.opened()
-        call = direct(self.call, function, constants)
+        call = bind_call(self.call, function, constants)
         session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
         if carried is not None:
             session.carry_along(carried)
@@ -153,18 +151,18 @@ class WorkerJob:
             if not alone:
                 self.surroundings.refuse_other_settings()
         if fresh or forked:
-            forget_inherited(self.held)
+            discard_inherited_connections(self.held)
         stack.enter_context(self.surroundings.active(fresh=fresh))
         whole_process = alone and (fresh or forked)
-        stack.enter_context(_connections.own_connections(self.settings, whole_process=whole_process))
+        stack.enter_context(_connections.worker_connections(self.settings, whole_process=whole_process))
 
     def _restored(self) -> tuple[Any, Mapping[str, Any]]:
-        if isinstance(self.function, Sealed):
-            function, constants = unseal(self.function)
+        if isinstance(self.function, Pickled):
+            function, constants = from_wire(self.function)
             return function, constants
         return self.function, self.constants
 
-    def _rows(self) -> Rows | None:
+    def _rows(self) -> RowLoader | None:
         if self.queryset is None:
             return None
-        return Rows(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Sealed) else self.queryset)
+        return RowLoader(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Pickled) else self.queryset)

@@ -6,78 +6,76 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .._db.error_codes import is_transient, ran_out_of_time
+from .._db.error_codes import hit_time_limit, is_transient
 from .._db.savepoints import Savepoints
 from .._db.transactions import (
     COMMITTED,
     COMMITTING,
     PENDING,
     RUNNING,
-    Attempt,
-    Entered,
-    commit,
-    enter,
-    note_transaction,
-    refuse_doomed,
-    roll_back,
-    run_callbacks,
-    take_callbacks,
+    AttemptResult,
+    OpenTransactions,
+    begin_on,
+    check_can_commit,
+    commit_on,
+    detach_on_commit,
+    record_xid,
+    rollback_on,
+    run_on_commit,
 )
 from ..executors.protocol import Marks
 from ..outcomes import Status
 
-__all__ = ["End", "Undone", "commit_together"]
 
-
-class End(NamedTuple):
+class ObjectResult(NamedTuple):
     """What became of one object of the chunk, and how long it took."""
 
-    attempt: Attempt
+    attempt: AttemptResult
     seconds: float
 
 
-class Undone(NamedTuple):
+class ChunkRolledBack(NamedTuple):
     """The transaction was rolled back as a whole, so that every object of it can be run again."""
 
     halve: bool
     """It ran into a time limit of the server, so that a smaller one may pass."""
 
 
-class _Undo(Exception):  # no error, but a way out of the loop
+class _RollbackChunk(Exception):  # no error, but a way out of the loop
     def __init__(self, *, halve: bool) -> None:
         self.halve = halve
 
 
-def commit_together(
+def run_chunk_in_transaction(
     calls: Iterable[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
-) -> list[End] | Undone:
+) -> list[ObjectResult] | ChunkRolledBack:
     """Run the calls in one transaction, in which they are also made; gives their ends once it is committed.
 
     An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
     impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.
     """
-    entered = enter(aliases)
+    entered = begin_on(aliases)
     if entered.error is not None:
-        roll_back(entered.blocks, entered.error)
-        return Undone(halve=False)
-    ran: list[tuple[End, list[Callable[[], object]]]] = []
+        rollback_on(entered.blocks, entered.error)
+        return ChunkRolledBack(halve=False)
+    ran: list[tuple[ObjectResult, list[Callable[[], object]]]] = []
     savepoints = Savepoints(entered.connections)
     try:
         ran += [_one(call, marks, first + place, savepoints, entered) for place, call in enumerate(calls)]
-        refuse_doomed(savepoints.connections)
+        check_can_commit(savepoints.connections)
         savepoints.release()
-        note = note_transaction(aliases, marks) if noted else 0
+        note = record_xid(aliases, marks) if noted else 0
     except BaseException as error:  # nothing is committed yet, so that every object can be run again
-        roll_back(entered.blocks, error)
-        return Undone(halve=isinstance(error, _Undo) and error.halve)
+        rollback_on(entered.blocks, error)
+        return ChunkRolledBack(halve=isinstance(error, _RollbackChunk) and error.halve)
     saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)
     began = time.perf_counter()
-    failed = commit(entered.blocks)
+    failed = commit_on(entered.blocks)
     committing = time.perf_counter() - began
     if failed is not None and failed.status is Status.FAILED:
-        return Undone(halve=False)
+        return ChunkRolledBack(halve=False)
     ends = [end for end, _ in ran]
     for place in saved:
         if failed is not None:
@@ -88,47 +86,47 @@ def commit_together(
     return _told(ends, committing)
 
 
-def _told(ends: list[End], committing: float) -> list[End]:
+def _told(ends: list[ObjectResult], committing: float) -> list[ObjectResult]:
     if ends:  # with the first of them, since there is one COMMIT for all
         ends[0] = ends[0]._replace(attempt=ends[0].attempt._replace(committing=committing))
     return ends
 
 
 def _one(
-    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, entered: Entered
-) -> tuple[End, list[Callable[[], object]]]:
+    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, entered: OpenTransactions
+) -> tuple[ObjectResult, list[Callable[[], object]]]:
     if marks.halted:
-        return End(Attempt(Status.SKIPPED), 0.0), []
+        return ObjectResult(AttemptResult(Status.SKIPPED), 0.0), []
     began = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
     if attempt.error is not None and entered.outermost:
         _refuse_to_go_on(attempt.error, savepoints.connections)
     marks.put(offset, PENDING)
-    taken = take_callbacks(entered.owned) if attempt.error is None else []
-    return End(attempt, time.perf_counter() - began), taken
+    taken = detach_on_commit(entered.owned) if attempt.error is None else []
+    return ObjectResult(attempt, time.perf_counter() - began), taken
 
 
-def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> Attempt:
+def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptResult:
     try:
         value = savepoints.around(call)
     except BaseException as error:  # whatever a user's function raises is that object's failure
-        return Attempt(Status.FAILED, error=error)
-    return Attempt(Status.SUCCEEDED, value)
+        return AttemptResult(Status.FAILED, error=error)
+    return AttemptResult(Status.SUCCEEDED, value)
 
 
 def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
-    if ran_out_of_time(error):
-        raise _Undo(halve=True) from error
+    if hit_time_limit(error):
+        raise _RollbackChunk(halve=True) from error
     if is_transient(error) or any(connection.needs_rollback for connection in used):
-        raise _Undo(halve=False) from error
+        raise _RollbackChunk(halve=False) from error
 
 
-def _called_back(end: End, callbacks: list[Callable[[], object]]) -> End:
+def _called_back(end: ObjectResult, callbacks: list[Callable[[], object]]) -> ObjectResult:
     if not callbacks:
         return end
-    return end._replace(attempt=end.attempt._replace(error=run_callbacks(callbacks)))
+    return end._replace(attempt=end.attempt._replace(error=run_on_commit(callbacks)))
 
 
-def _lost(end: End, failed: Attempt, note: int) -> End:
+def _lost(end: ObjectResult, failed: AttemptResult, note: int) -> ObjectResult:
     return end._replace(attempt=failed._replace(value=end.attempt.value, note=note))

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from django.db.models import Model
 
 from .._pickling.values import dumps
-from .._reports.batches import Batch
-from .context import Carried, States
-from .rows import Rows
-
-__all__ = ["Call", "FunctionCall", "ModelSave", "Request", "RowCall", "Sink", "run_request"]
+from .._reports.batches import OutcomeBatch
+from .context import CapturedContext, States
+from .rows import RowLoader
 
 
 class Request(Protocol):
@@ -85,7 +83,7 @@ def _key_names(item: Model) -> set[str]:
 class RowCall(FunctionCall):
     """`fn(row)`, with the row of a primary key, which is fetched inside the call's own transaction."""
 
-    def __init__(self, function: Callable[..., Any], rows: Rows, key: Any) -> None:
+    def __init__(self, function: Callable[..., Any], rows: RowLoader, key: Any) -> None:
         super().__init__(function, (key,), {})
         self.rows = rows
 
@@ -93,10 +91,10 @@ class RowCall(FunctionCall):
         return self.function(self.rows.take(self.item))
 
 
-class Call:
+class PendingCall:
     """A request on its way; where it crosses to another process only the request goes, as it was when submitted."""
 
-    def __init__(self, request: Request, sink: Sink | None = None, place: int = 0) -> None:
+    def __init__(self, request: Request, sink: BatchListener | None = None, place: int = 0) -> None:
         self.request = request
         self.sink = sink
         self.place = place
@@ -107,7 +105,7 @@ class Call:
         self._packed_states: bytes | None = None
         self._frozen: bytes | Exception = b""
 
-    def take_along(self, carried: Carried, *, crosses: bool) -> None:
+    def take_along(self, carried: CapturedContext, *, crosses: bool) -> None:
         """Capture the context of now."""
         self.states = carried.capture()
         if crosses:
@@ -125,7 +123,7 @@ class Call:
             raise self._frozen
         if self._packed_states is None:
             return pickle.loads, (self._frozen,)
-        return LadenRequest, (self._frozen, self._packed_states)
+        return RequestWithContext, (self._frozen, self._packed_states)
 
     def begin(self) -> None:
         """The call leaves the queue: from here on its future can no longer be cancelled."""
@@ -140,7 +138,7 @@ class Call:
         return self.request.perform()
 
 
-class LadenRequest(NamedTuple):
+class RequestWithContext(NamedTuple):
     """A request in another process, with its context: the one is restored when the other is in force."""
 
     request: bytes
@@ -155,10 +153,10 @@ class LadenRequest(NamedTuple):
         return request.perform()
 
 
-class Sink(Protocol):
+class BatchListener(Protocol):
     """Takes the ends of calls that belong together."""
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: OutcomeBatch) -> None:
         """One of the calls has ended."""
 
 

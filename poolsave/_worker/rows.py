@@ -13,10 +13,8 @@ from django.db.models import QuerySet
 from .._pickling.models import dumps, loads
 from ..errors import InvalidOperation, RowGone
 
-__all__ = ["Rows", "pack_queryset", "unpack_queryset"]
 
-
-class Rows:
+class RowLoader:
     """Gives the instances that belong to primary keys, with the queryset's own filters, joins and prefetches."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
@@ -94,6 +92,6 @@ def unpack_queryset(data: bytes) -> QuerySet[Any]:
 
 
 @lru_cache(maxsize=1)
-def _restored(packed: bytes) -> Rows:
+def _restored(packed: bytes) -> RowLoader:
     # The calls of a block bring it one by one, and nearly always the same.
-    return Rows(unpack_queryset(packed))
+    return RowLoader(unpack_queryset(packed))

@@ -14,23 +14,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._db import connections as _connections
-from .._db.mysql import to_be_watched, watched
-from .._db.transactions import Attempt, commit_alone, leave_to_function
-from .._pickling.values import seal_surely, unpack_objects, unseal
+from .._db.mysql import call_guarded, mysql_aliases
+from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
+from .._pickling.values import from_wire, to_wire, unpickle_chunk
 from ..errors import RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .deadline import Deadline
-from .fast_loop import StraightRun
-from .per_chunk import End, Undone, commit_together
-from .replies import Collector
-from .rows import Rows
+from .fast_loop import FastLoop
+from .per_chunk import ChunkRolledBack, ObjectResult, run_chunk_in_transaction
+from .replies import ReplyBuilder
+from .rows import RowLoader
 
 if TYPE_CHECKING:
-    from .context import Carried
+    from .context import CapturedContext
     from .job import WorkerJob
 
-__all__ = ["WorkerSession", "in_worker_thread"]
 
 LONGEST_PAUSE = 1.0
 """Seconds; the pause before a retry grows from 0.02 s and is drawn at random, so that two deadlocked workers part."""
@@ -48,36 +47,36 @@ class WorkerSession:
     """An opened worker. It runs objects one at a time and answers for each of them, whatever happens."""
 
     def __init__(
-        self, job: WorkerJob, call: Callable[[Any], Any], rows: Rows | None, stack: ExitStack, *, own_process: bool
+        self, job: WorkerJob, call: Callable[[Any], Any], rows: RowLoader | None, stack: ExitStack, *, own_process: bool
     ) -> None:
         self._job = job
         self._function = call
         self._rows = rows
         self._by_keys = rows is not None
         self._stack = stack
-        self._carried: Carried | None = None
+        self._carried: CapturedContext | None = None
         self._perform = call if not job.crosses else self._call_across
         if rows is not None:
             self._perform = self._call_with_row
-        self._attempt: Callable[[Callable[[], Any], Marks, int], Attempt] = leave_to_function
+        self._attempt: Callable[[Callable[[], Any], Marks, int], AttemptResult] = run_without_transaction
         if job.transaction is not None:
-            self._attempt = partial(commit_alone, aliases=job.databases, noted=job.noted)
+            self._attempt = partial(run_in_transaction, aliases=job.databases, noted=job.noted)
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
-        self._watched = to_be_watched(job.databases) if job.transaction is not None else []
+        self._watched = mysql_aliases(job.databases) if job.transaction is not None else []
         hindrances = (job.transaction, rows, job.turn, job.timeout)
         self._straight = all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
         self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
-        self._edge: _connections.Edge | None = None
+        self._edge: _connections.ConnectionMaintenance | None = None
         if job.surroundings is not None and not job.inline:
-            self._edge = _connections.Edge()
+            self._edge = _connections.ConnectionMaintenance()
         self._own_process = own_process
         self._timed_out = False
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
-    def carry_along(self, carried: Carried) -> None:
+    def carry_along(self, carried: CapturedContext) -> None:
         """Restore context around every object."""
         self._carried = carried
         self._straight = False
@@ -95,29 +94,29 @@ class WorkerSession:
         waited = time.perf_counter() - self._idle_since
         objects, pickled = payload, False
         if self._job.crosses:
-            objects, pickled = unpack_objects(payload, lent=not self._straight)
+            objects, pickled = unpickle_chunk(payload, lent=not self._straight)
         collector = self._new_collector(waited)
         if not self._straight:
             self._run_guarded(objects, marks, reply, collector)
         else:
             call = self._call_with_pickled if pickled else self._function
-            begun = StraightRun(call, marks, collector, reply).run(objects)
+            begun = FastLoop(call, marks, collector, reply).run(objects)
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
         if self._edge is not None:
             self._edge.reached(troubled=collector.troubled)
         self._idle_since = time.perf_counter()
 
-    def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: Collector) -> None:
+    def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: ReplyBuilder) -> None:
         for _ in range(count):
-            collector.add(Attempt(Status.SKIPPED), 0, 0.0)
+            collector.add(AttemptResult(Status.SKIPPED), 0, 0.0)
         reply(collector.take(), True)
 
     def _run_guarded(
-        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: Collector
+        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: ReplyBuilder
     ) -> None:
         if self._by_keys:
-            objects = [unseal(key) for key in objects]
+            objects = [from_wire(key) for key in objects]
         for place, _end in enumerate(self._collected(objects, marks, collector), 1):
             if place < len(objects) and collector.due(time.perf_counter()):
                 reply(collector.take(), False)
@@ -125,10 +124,10 @@ class WorkerSession:
         collector.timed_out = self.timed_out_since()
         reply(collector.take(), True)
 
-    def _new_collector(self, waited: float) -> Collector:
-        return Collector(self._name, waited, crosses=self._job.crosses)
+    def _new_collector(self, waited: float) -> ReplyBuilder:
+        return ReplyBuilder(self._name, waited, crosses=self._job.crosses)
 
-    def _collected(self, objects: Sequence[Any], marks: Marks, collector: Collector) -> Iterator[None]:
+    def _collected(self, objects: Sequence[Any], marks: Marks, collector: ReplyBuilder) -> Iterator[None]:
         """Run the objects, and give each end to the collector."""
         for end, attempts in self.ends(objects, marks):
             if end.attempt.error is None:
@@ -142,12 +141,12 @@ class WorkerSession:
         found, self._timed_out = self._timed_out, False
         return found
 
-    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[End, int]]:
+    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[ObjectResult, int]]:
         """Run the objects one after the other, and give the end and the attempts of each."""
         run = self._together if self._job.transaction == "chunk" else self._one_by_one
         return run(objects, 0, marks, 1)
 
-    def _add_error(self, collector: Collector, error: BaseException, end: End, attempts: int) -> None:
+    def _add_error(self, collector: ReplyBuilder, error: BaseException, end: ObjectResult, attempts: int) -> None:
         if not self._own_process:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(error.__traceback__)
@@ -156,19 +155,21 @@ class WorkerSession:
         else:
             collector.add(end.attempt, attempts, end.seconds)
 
-    def _one_by_one(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
+    def _one_by_one(
+        self, objects: Sequence[Any], first: int, marks: Marks, tries: int
+    ) -> Iterator[tuple[ObjectResult, int]]:
         # With context, a row is fetched by its own object, where that is in force, and in the object's transaction.
         if self._rows is not None and self._carried is None and not marks.halted:
             self._rows.try_to_load(objects)
         for offset, item in enumerate(objects, first):
             if marks.halted:
-                yield End(Attempt(Status.SKIPPED), 0.0), 0
+                yield ObjectResult(AttemptResult(Status.SKIPPED), 0.0), 0
                 continue
             began = time.perf_counter()
             attempt, attempts = self._try_alone(item, marks, offset, tries)
-            yield End(attempt, time.perf_counter() - began), attempts
+            yield ObjectResult(attempt, time.perf_counter() - began), attempts
 
-    def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[Attempt, int]:
+    def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[AttemptResult, int]:
         call, last = self._call(item, marks), tries + self._job.retries
         while True:
             attempt = self._attempt(call, marks, offset)
@@ -177,16 +178,18 @@ class WorkerSession:
             time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries))
             tries += 1
 
-    def _together(self, objects: Sequence[Any], first: int, marks: Marks, tries: int) -> Iterator[tuple[End, int]]:
+    def _together(
+        self, objects: Sequence[Any], first: int, marks: Marks, tries: int
+    ) -> Iterator[tuple[ObjectResult, int]]:
         if len(objects) == 1:
             yield from self._one_by_one(objects, first, marks, tries)
             return
         with self._turn:
             calls = self._calls(objects, marks)
-            ends = commit_together(calls, marks, first, self._job.databases, noted=self._job.noted)
+            ends = run_chunk_in_transaction(calls, marks, first, self._job.databases, noted=self._job.noted)
         if self._rows is not None:
             self._rows.forget()
-        if not isinstance(ends, Undone):
+        if not isinstance(ends, ChunkRolledBack):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
         elif ends.halve:
             self._timed_out = True
@@ -208,7 +211,7 @@ class WorkerSession:
             call = partial(self._perform, item)
         else:
             call = partial(self._perform_in_time, item, marks)
-        return partial(watched, call, self._watched) if self._watched else call
+        return partial(call_guarded, call, self._watched) if self._watched else call
 
     def _perform_in_time(self, item: Any, marks: Marks) -> Any:
         marks.clock(time.monotonic())
@@ -220,7 +223,7 @@ class WorkerSession:
 
     def _call_across(self, item: Any) -> Any:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
-        return seal_surely(self._function(unseal(item)))
+        return to_wire(self._function(from_wire(item)))
 
     def _call_with_pickled(self, item: bytes) -> Any:
         return self._function(pickle.loads(item))
@@ -228,13 +231,13 @@ class WorkerSession:
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None
         value = self._function(self._rows.take(key))
-        return seal_surely(value) if self._job.crosses else value
+        return to_wire(value) if self._job.crosses else value
 
     def close(self) -> None:
         """Close the connections that this worker opened, and put back what it found."""
         self._stack.close()
 
 
-def _in_turn(turn: threading.Lock, attempt: Callable[..., Attempt], *arguments: Any) -> Attempt:
+def _in_turn(turn: threading.Lock, attempt: Callable[..., AttemptResult], *arguments: Any) -> AttemptResult:
     with turn:
         return attempt(*arguments)

@@ -14,17 +14,15 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from .._db.transactions import Attempt
+from .._db.transactions import AttemptResult
 from .._drop import DROP
-from .._pickling.values import seal_surely, unseal
+from .._pickling.values import from_wire, to_wire
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .job import WorkerJob
-from .per_chunk import End
-from .replies import Collector
+from .per_chunk import ObjectResult
+from .replies import ReplyBuilder
 from .session import WorkerSession
-
-__all__ = ["HAD_FAILED", "MARKS_PER_STAGE", "WAS_LOST", "Dropped", "FusedJob"]
 
 MARKS_PER_STAGE = 8
 """A mark in the worker's shared block is the stage's number times this, plus how far the object is in that stage."""
@@ -43,20 +41,20 @@ class Dropped(NamedTuple):
 def call_across(call: Any, unseals: bool, seals: bool, *told: Any) -> Any:
     """A call whose object may come from another process, and whose value may go there."""
     *before, item = told
-    value = call(*before, unseal(item) if unseals else item)
+    value = call(*before, from_wire(item) if unseals else item)
     # Inside the transaction: what cannot cross is a failure that is rolled back.
-    return seal_surely(value) if seals else value
+    return to_wire(value) if seals else value
 
 
 @dataclass(kw_only=True)
-class FusedJob(WorkerJob):
+class StagedJob(WorkerJob):
     """What a worker needs to know that runs several stages; each of them is a job that crosses nothing itself."""
 
     stages: tuple[WorkerJob, ...] = ()
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, stages: Sequence[WorkerJob], names: Sequence[str], settings: Any) -> FusedJob:
+    def of(cls, stages: Sequence[WorkerJob], names: Sequence[str], settings: Any) -> StagedJob:
         """Make one job of several, with these settings for the databases."""
         first, last = stages[0], len(stages) - 1
         crosses = first.crosses
@@ -76,10 +74,10 @@ class FusedJob(WorkerJob):
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
         """Open every stage in one worker."""
         sessions = [job.session(ExitStack(), own_process=own_process) for job in self.stages]
-        return FusedSession(self, sessions, stack.pop_all(), own_process=own_process)
+        return StagedSession(self, sessions, stack.pop_all(), own_process=own_process)
 
 
-class Passage:
+class StagedItem:
     """One object on its way through the stages of a worker."""
 
     __slots__ = ("attempts", "end", "flaw", "offset", "open", "seconds", "stage", "value")
@@ -89,12 +87,12 @@ class Passage:
         self.value = value
         self.open = True
         self.stage = 0
-        self.end = Attempt(Status.SKIPPED)
+        self.end = AttemptResult(Status.SKIPPED)
         self.attempts = 0
         self.flaw: BaseException | None = None
         self.seconds = [0.0] * stages
 
-    def take(self, stage: int, end: End, attempts: int, name: str) -> None:
+    def take(self, stage: int, end: ObjectResult, attempts: int, name: str) -> None:
         """A stage is done with it."""
         self.stage, self.end, self.attempts = stage, end.attempt, attempts
         self.seconds[stage] = end.seconds
@@ -126,11 +124,11 @@ class StageMarks:
         raise AssertionError("the marks of one stage cannot stand for those of the chunk")
 
 
-class FusedSession(WorkerSession):
+class StagedSession(WorkerSession):
     """A worker with one session per stage."""
 
     def __init__(
-        self, job: FusedJob, sessions: Sequence[WorkerSession], stack: ExitStack, *, own_process: bool
+        self, job: StagedJob, sessions: Sequence[WorkerSession], stack: ExitStack, *, own_process: bool
     ) -> None:
         super().__init__(job, _never, None, stack, own_process=own_process)
         self._names = job.names
@@ -141,11 +139,11 @@ class FusedSession(WorkerSession):
         self._by_keys = job.stages[0].queryset is not None
         self._straight = False
 
-    def _new_collector(self, waited: float) -> Collector:
-        return StageCollector(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
+    def _new_collector(self, waited: float) -> ReplyBuilder:
+        return StagedReplyBuilder(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
 
-    def _collected(self, objects: Sequence[Any], marks: Marks, collector: Collector) -> Iterator[None]:
-        assert isinstance(collector, StageCollector)
+    def _collected(self, objects: Sequence[Any], marks: Marks, collector: ReplyBuilder) -> Iterator[None]:
+        assert isinstance(collector, StagedReplyBuilder)
         for passage in self._through(objects, marks):
             self._collect(collector, passage)
             yield
@@ -154,15 +152,15 @@ class FusedSession(WorkerSession):
         told = [one.timed_out_since() for one in self._stages]
         return any(told)
 
-    def _through(self, objects: Sequence[Any], marks: Marks) -> Iterator[Passage]:
-        passages = iter([Passage(offset, item, len(self._stages)) for offset, item in enumerate(objects)])
+    def _through(self, objects: Sequence[Any], marks: Marks) -> Iterator[StagedItem]:
+        passages = iter([StagedItem(offset, item, len(self._stages)) for offset, item in enumerate(objects)])
         for number in range(len(self._stages)):
             # The first stage takes all at once, too: rows are fetched by their range, and run one by one all the same.
             pass_on = self._all if self._whole[number] or number == 0 else self._each
             passages = pass_on(number, passages, marks)
         return passages
 
-    def _all(self, number: int, incoming: Iterator[Passage], marks: Marks) -> Iterator[Passage]:
+    def _all(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
         passages = list(incoming)
         going = [one for one in passages if one.open]
         stage_marks = StageMarks(marks, number, [one.offset for one in going])
@@ -172,7 +170,7 @@ class FusedSession(WorkerSession):
                 self._take(passage, number, *next(ends), marks)
             yield passage
 
-    def _each(self, number: int, incoming: Iterator[Passage], marks: Marks) -> Iterator[Passage]:
+    def _each(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
         ends, offsets = self._stages[number].ends, [0]
         stage_marks = StageMarks(marks, number, offsets)
         for passage in incoming:
@@ -182,13 +180,13 @@ class FusedSession(WorkerSession):
                 self._take(passage, number, end, attempts, marks)
             yield passage
 
-    def _take(self, passage: Passage, number: int, end: End, attempts: int, marks: Marks) -> None:
+    def _take(self, passage: StagedItem, number: int, end: ObjectResult, attempts: int, marks: Marks) -> None:
         passage.take(number, end, attempts, self._names[number])
         mark = ENDED.get(end.attempt.status)
         if mark is not None:
             marks.put(passage.offset, number * MARKS_PER_STAGE + mark)
 
-    def _collect(self, collector: StageCollector, passage: Passage) -> None:
+    def _collect(self, collector: StagedReplyBuilder, passage: StagedItem) -> None:
         collector.note_seconds(passage.seconds)
         attempt = passage.end
         if passage.open and attempt.error is passage.flaw is None:
@@ -198,16 +196,16 @@ class FusedSession(WorkerSession):
             attempt = attempt._replace(value=passage.stage)  # where it ended
         elif passage.value is DROP and passage.stage < len(self._stages) - 1:
             dropped = Dropped(passage.stage)
-            attempt = attempt._replace(value=seal_surely(dropped) if self._job.crosses else dropped)
+            attempt = attempt._replace(value=to_wire(dropped) if self._job.crosses else dropped)
         if attempt.error is None:
             attempt = attempt._replace(error=passage.flaw if attempt.status is Status.SUCCEEDED else None)
         if attempt.error is None:
             collector.add(attempt, passage.attempts, 0.0)
         else:
-            self._add_error(collector, attempt.error, End(attempt, 0.0), passage.attempts)
+            self._add_error(collector, attempt.error, ObjectResult(attempt, 0.0), passage.attempts)
 
 
-class StageCollector(Collector):
+class StagedReplyBuilder(ReplyBuilder):
     """Times each stage: the column of seconds holds those of all objects in the first stage, then in the next one."""
 
     def __init__(self, worker: int | str, waited: float, *, crosses: bool, stages: int) -> None:

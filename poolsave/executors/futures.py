@@ -10,9 +10,9 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._pickling.exceptions import ErrorRecord, pack_error, unpack_error
+from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
-from .serial import Flag
+from .serial import LocalMarks
 
 __all__ = ["FuturesExecutor", "ProcessPoolExecutor", "ThreadFuturesExecutor"]
 
@@ -41,7 +41,7 @@ class FuturesExecutor:
 
     def _start_over(self) -> None:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._flag = Flag()
+        self._flag = LocalMarks()
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
@@ -70,9 +70,9 @@ class FuturesExecutor:
         else:
             self._answered(task, *future.result())
 
-    def _answered(self, task: int, refusal: ErrorRecord | None, replies: list[Any]) -> None:
+    def _answered(self, task: int, refusal: ExceptionRecord | None, replies: list[Any]) -> None:
         if refusal is not None:
-            error = unpack_error(refusal)
+            error = restore_exception(refusal)
             self._tell(SetupFailed(error))
             self._tell(Broken(task, error, begun=False))
         else:
@@ -152,17 +152,17 @@ class ProcessPoolExecutor(FuturesExecutor):
 
 
 def run_task(
-    parcel: Job | bytes, payload: Any, marks: Flag | None, alone: bool
-) -> tuple[ErrorRecord | None, list[Any]]:
+    parcel: Job | bytes, payload: Any, marks: LocalMarks | None, alone: bool
+) -> tuple[ExceptionRecord | None, list[Any]]:
     """Run one task wherever the foreign executor put it; every reply is held until the end."""
     replies: list[Any] = []
     try:
         job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
         session = job.open(alone=alone)
     except BaseException as error:  # told to the caller, who raises it; the task has not begun
-        return pack_error(error), replies
+        return record_exception(error), replies
     try:
-        session.run(payload, marks or Flag(), lambda body, final: replies.append(body))
+        session.run(payload, marks or LocalMarks(), lambda body, final: replies.append(body))
     finally:
         session.close()
     return None, replies

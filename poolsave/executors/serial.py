@@ -32,7 +32,7 @@ class SerialExecutor:
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._tasks: deque[Task] = deque()
         self._broken: deque[Broken] = deque()
-        self._marks = Flag()
+        self._marks = LocalMarks()
         self._session = job.open()
 
     def submit(self, task: Task) -> None:
@@ -71,7 +71,7 @@ class SerialExecutor:
             self._session = None
 
 
-class Flag:
+class LocalMarks:
     """Marks for workers that share memory with the engine and cannot die by themselves."""
 
     def __init__(self) -> None:

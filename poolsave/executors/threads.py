@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from .protocol import Broken, Event, Job, Ready, Replied, Session, SetupFailed, Task
-from .serial import Flag
+from .serial import LocalMarks
 
 __all__ = ["ThreadExecutor"]
 
@@ -35,7 +35,7 @@ class ThreadExecutor:
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._marks = Flag()
+        self._marks = LocalMarks()
         self._threads = [
             # Daemonic, so that an interpreter that exits with a pool open does not wait for ever.
             threading.Thread(target=self._work, args=(job,), name=f"poolsave-{number}", daemon=True)

@@ -16,18 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..._environment.versions import Versions
-from ..._pickling.exceptions import unpack_error
+from ..._pickling.exceptions import restore_exception
 from ...errors import ClusterUnusable, WorkerDied
-from .messages import Ended, Fate, Gone, Joined, Left, Refused, import_dask
-from .worker import Answer, Order, close_desk, greet, halt, run_task, set_up
-
-__all__ = ["Cluster"]
+from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
+from .worker import RemoteCall, TaskAnswer, forget_run, halt, register_run, run_task, try_setup
 
 HEARTBEAT = 0.5
 """Seconds between looks at who is there, besides what the scheduler tells by itself."""
-PATIENCE = 30.0
+WORKER_TIMEOUT = 30.0
 """Seconds in which some worker has to be there, also after the last one has left: nannies start them anew."""
-STILLBORN_LIMIT = 3
+MAX_FAILED_STARTS = 3
 """Workers in a row that may leave while they are set up, until the run is given up."""
 LARGE = "distributed.admin.large-graph-warning-threshold"
 MUCH = 1_000_000
@@ -39,7 +37,7 @@ IMPORTED = (
 )
 
 
-class Errand(NamedTuple):
+class RunningTask(NamedTuple):
     """A task that is on its way."""
 
     task: int
@@ -47,7 +45,7 @@ class Errand(NamedTuple):
 
 
 @dataclass
-class Colleague:
+class WorkerState:
     """A worker that is there, and from `admitted` on can be sent tasks."""
 
     address: str
@@ -55,7 +53,7 @@ class Colleague:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     admitted: bool = False
     welcome: asyncio.Task[None] | None = None
-    errands: dict[str, Errand] = field(default_factory=dict)
+    errands: dict[str, RunningTask] = field(default_factory=dict)
 
 
 class Cluster:
@@ -66,7 +64,7 @@ class Cluster:
         self._parcel = parcel
         self._tell = tell
         self._versions = Versions.here()
-        self._staff: dict[str, Colleague] = {}
+        self._staff: dict[str, WorkerState] = {}
         self._turned_away: set[str] = set()
         self._stillborn = 0
         self._seen = time.monotonic()
@@ -80,7 +78,7 @@ class Cluster:
                 await self._look()
                 await asyncio.sleep(HEARTBEAT)
         except Exception as error:  # whatever the connection raises: from here on nothing can be known
-            self._tell(Gone(error))
+            self._tell(SchedulerLost(error))
 
     async def _refuse_strangers(self) -> None:
         answers: Any = self._client.run(Versions.here, on_error="return")
@@ -101,14 +99,16 @@ class Cluster:
         answer: Any = self._client.nthreads()
         found: dict[str, int] = dict(await answer)
         for address in found.keys() - self._staff.keys() - self._turned_away:
-            colleague = self._staff[address] = Colleague(address, found[address])
+            colleague = self._staff[address] = WorkerState(address, found[address])
             colleague.welcome = asyncio.create_task(self._welcome(colleague))
         for address in self._staff.keys() - found.keys():
             self._leave(address)
         if self._staff:
             self._seen = time.monotonic()
-        elif time.monotonic() > self._seen + PATIENCE:
-            self._tell(Refused(ClusterUnusable(f"the Dask cluster has had no worker for {PATIENCE:.0f} seconds")))
+        elif time.monotonic() > self._seen + WORKER_TIMEOUT:
+            self._tell(
+                SetupRefused(ClusterUnusable(f"the Dask cluster has had no worker for {WORKER_TIMEOUT:.0f} seconds"))
+            )
 
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         told = event[1]
@@ -124,31 +124,31 @@ class Cluster:
         # the client, forget the end of a task whose result cannot be fetched since its worker is dying.
         errands, colleague.errands = colleague.errands, {}
         for errand in errands.values():
-            self._tell(Ended(address, errand.task, Fate.UNKNOWN))
+            self._tell(TaskEnded(address, errand.task, LostTask.UNKNOWN))
             errand.future.release()
         if colleague.admitted:
-            self._tell(Left(address))
+            self._tell(WorkerLeft(address))
         else:
             self._not_admitted(colleague)
 
-    def _not_admitted(self, colleague: Colleague) -> None:
+    def _not_admitted(self, colleague: WorkerState) -> None:
         if colleague.welcome is not None:
             colleague.welcome.cancel()
         self._stillborn += 1
-        if self._stillborn >= STILLBORN_LIMIT:
+        if self._stillborn >= MAX_FAILED_STARTS:
             details = f"{colleague.address} left the Dask cluster while it was set up"
-            self._tell(Refused(WorkerDied(None, details=details)))
+            self._tell(SetupRefused(WorkerDied(None, details=details)))
 
-    async def _welcome(self, colleague: Colleague) -> None:
+    async def _welcome(self, colleague: WorkerState) -> None:
         try:
             await self._admit(colleague)
         except Exception as error:  # of Dask's, such as a scheduler that has left
-            self._tell(Refused(error))
+            self._tell(SetupRefused(error))
 
-    async def _admit(self, colleague: Colleague) -> None:
+    async def _admit(self, colleague: WorkerState) -> None:
         address, token = colleague.address, colleague.token
         answers: Any = self._client.run(
-            greet, token, self._parcel, self._versions, workers=[address], on_error="return"
+            register_run, token, self._parcel, self._versions, workers=[address], on_error="return"
         )
         if self._objection(address, (await answers).get(address)) is not None:
             self._turned_away.add(address)
@@ -157,10 +157,10 @@ class Cluster:
         if await self._set_up(colleague):
             self._stillborn = 0
             colleague.admitted = True
-            self._tell(Joined(address, colleague.threads))
+            self._tell(WorkerJoined(address, colleague.threads))
 
-    async def _set_up(self, colleague: Colleague) -> bool:
-        future = self._submit(Order(set_up, colleague.token), uuid.uuid4().hex, colleague.address)
+    async def _set_up(self, colleague: WorkerState) -> bool:
+        future = self._submit(RemoteCall(try_setup, colleague.token), uuid.uuid4().hex, colleague.address)
         try:
             refusal = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # it has left, as the scheduler also tells
@@ -168,13 +168,13 @@ class Cluster:
         finally:
             future.release()
         if refusal is not None:
-            error = unpack_error(refusal)
+            error = restore_exception(refusal)
             if isinstance(error, AttributeError | ImportError):
                 error.add_note(IMPORTED)
-            self._tell(Refused(error))
+            self._tell(SetupRefused(error))
         return refusal is None
 
-    def _submit(self, order: Order, key: str, address: str) -> Any:
+    def _submit(self, order: RemoteCall, key: str, address: str) -> Any:
         packed = pickle.dumps(order, pickle.HIGHEST_PROTOCOL)
         # Dask warns of large tasks, which is for those who could have their workers load the data.
         with import_dask("dask").config.set({LARGE: 2 * len(packed)}) if len(packed) > MUCH else nullcontext():
@@ -193,27 +193,27 @@ class Cluster:
         """Have a worker run a task; `oldest` is the first of those that have not ended. Tells how it `Ended`."""
         colleague = self._staff.get(address)
         if colleague is None or not colleague.admitted:
-            self._tell(Ended(address, task, Fate.UNTOUCHED))
+            self._tell(TaskEnded(address, task, LostTask.UNTOUCHED))
             return
-        order = Order(run_task, colleague.token, task, oldest, payload)
+        order = RemoteCall(run_task, colleague.token, task, oldest, payload)
         future = self._submit(order, f"{colleague.token}-{task}", address)
-        colleague.errands[future.key] = Errand(task, future)
+        colleague.errands[future.key] = RunningTask(task, future)
         result = await self._result(future)
         future.release()
         if colleague.errands.pop(future.key, None) is None:
             return  # the worker has left, and what became of its tasks was told then
-        self._tell(Ended(address, task, result or Fate.UNKNOWN))
+        self._tell(TaskEnded(address, task, result or LostTask.UNKNOWN))
         if result is None and self._staff.get(address) is colleague:
             self._leave(address)  # the worker there is not the one that it was; it is welcomed anew
 
-    async def _result(self, future: Any) -> Answer | Fate | BaseException | None:
+    async def _result(self, future: Any) -> TaskAnswer | LostTask | BaseException | None:
         try:
-            answer: Answer | None = await self._client.gather(future, asynchronous=True)
+            answer: TaskAnswer | None = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # the scheduler has been told not to try again
-            return Fate.UNKNOWN
+            return LostTask.UNKNOWN
         except (Exception, asyncio.CancelledError) as error:  # Dask's own, whatever it is
             return error
-        return Fate.UNKNOWN if answer is not None and answer.repeated else answer
+        return LostTask.UNKNOWN if answer is not None and answer.repeated else answer
 
     async def halt(self) -> None:
         """Have no worker begin a further object."""
@@ -223,7 +223,7 @@ class Cluster:
         """Leave nothing in the workers."""
         with suppress(OSError, ValueError):
             self._client.unsubscribe_topic("all")
-        await self._everywhere(close_desk)
+        await self._everywhere(forget_run)
 
     async def _everywhere(self, function: Callable[[str], None]) -> None:
         calls: list[Any] = [

@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._environment.project_settings import of_executor
-from ..._pickling.exceptions import unpack_error
+from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOption, WorkerDied
 from ..protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, Task
 from .cluster import Cluster
-from .messages import Ended, Fate, Gone, Joined, Left, Refused, import_dask
-from .worker import Answer
-
-__all__ = ["DaskExecutor"]
+from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
+from .worker import TaskAnswer
 
 PORTLESS = ("inproc://", "ucx://")
 """Addresses without a port that could be checked."""
-GOODBYE = 10.0
+STOP_TIMEOUT = 10.0
 """Seconds that workers get to forget a run, at its end."""
 
 
@@ -76,7 +74,7 @@ class DaskExecutor:
     def _start_over(self, limit: int) -> None:
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._backlog: deque[Task] = deque()
-        self._seats: dict[str, Seat] = {}
+        self._seats: dict[str, WorkerSlot] = {}
         self._sent: dict[int, int] = {}
         self._limit = limit
 
@@ -131,32 +129,32 @@ class DaskExecutor:
 
     def _learned(self, news: Any) -> Sequence[Event]:
         match news:
-            case Ended():
+            case TaskEnded():
                 return self._ended(news)
-            case Joined():
-                self._seats[news.address] = Seat(news.threads)
-            case Left():
+            case WorkerJoined():
+                self._seats[news.address] = WorkerSlot(news.threads)
+            case WorkerLeft():
                 self._seats.pop(news.address, None)
-            case Refused():
+            case SetupRefused():
                 return [SetupFailed(news.error)]
-            case Gone():
+            case SchedulerLost():
                 return [SetupFailed(news.error), *self._all_lost(news.error)]
             case Broken():
                 return [news]
         return []
 
-    def _ended(self, news: Ended) -> Sequence[Event]:
+    def _ended(self, news: TaskEnded) -> Sequence[Event]:
         size = self._sent.pop(news.task, None)
         if size is None:
             return []  # lost with the scheduler
         if news.address in self._seats:
             self._seats[news.address].tasks.discard(news.task)
-        if isinstance(news.result, Answer):
+        if isinstance(news.result, TaskAnswer):
             return _answered(news.task, news.result)
         if isinstance(news.result, BaseException):
             return [Broken(news.task, news.result, begun=True)]
         gone = WorkerDied(None, details=f"{news.address} left the Dask cluster")
-        if news.result is Fate.UNTOUCHED:
+        if news.result is LostTask.UNTOUCHED:
             return [Died(gone, None, b"", (news.task,))]
         return [Died(gone, news.task, bytes([UNKNOWN]) * size, ())]
 
@@ -189,7 +187,7 @@ class DaskExecutor:
         client = self._client
         try:
             self._watch.cancel()
-            self._in_loop(self._cluster.close()).result(GOODBYE)
+            self._in_loop(self._cluster.close()).result(STOP_TIMEOUT)
         except TimeoutError:
             pass  # a worker that is too busy to answer keeps what it knows of this run until it ends
         finally:
@@ -198,7 +196,7 @@ class DaskExecutor:
 
 
 @dataclass
-class Seat:
+class WorkerSlot:
     """A worker that can be sent tasks, and those that it was sent and has not answered."""
 
     threads: int
@@ -209,10 +207,10 @@ class Seat:
         return self.threads - len(self.tasks)
 
 
-def _answered(task: int, answer: Answer) -> Sequence[Event]:
+def _answered(task: int, answer: TaskAnswer) -> Sequence[Event]:
     if answer.error is None:
         return [Replied(task, body, number == len(answer.replies)) for number, body in enumerate(answer.replies, 1)]
-    error = unpack_error(answer.error)
+    error = restore_exception(answer.error)
     broken = Broken(task, error, begun=answer.begun)
     return [broken] if answer.begun else [SetupFailed(error), broken]
 

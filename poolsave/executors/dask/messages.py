@@ -7,9 +7,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from ...errors import InvalidOption
-from .worker import Answer
-
-__all__ = ["Ended", "Fate", "Gone", "Joined", "Left", "Refused", "import_dask"]
+from .worker import TaskAnswer
 
 
 def import_dask(name: str) -> Any:
@@ -26,42 +24,42 @@ def import_dask(name: str) -> Any:
         raise InvalidOption("executor", "dask", "install it by: pip install 'poolsave[dask]'") from error
 
 
-class Joined(NamedTuple):
+class WorkerJoined(NamedTuple):
     """A worker can be sent tasks, as many at a time as it has threads."""
 
     address: str
     threads: int
 
 
-class Left(NamedTuple):
+class WorkerLeft(NamedTuple):
     """A worker is gone. What has become of its tasks has been told before."""
 
     address: str
 
 
-class Refused(NamedTuple):
+class SetupRefused(NamedTuple):
     """A worker could not be set up, or none can be had, and why."""
 
     error: BaseException
 
 
-class Gone(NamedTuple):
+class SchedulerLost(NamedTuple):
     """The scheduler does not answer any more, and why."""
 
     error: BaseException
 
 
-class Fate(Enum):
+class LostTask(Enum):
     """What has become of a task whose worker has left."""
 
     UNTOUCHED = "it was not sent, since the worker had left before"
     UNKNOWN = "nobody knows how far it came"
 
 
-class Ended(NamedTuple):
+class TaskEnded(NamedTuple):
     """A task is over."""
 
     address: str
     task: int
-    result: Answer | Fate | BaseException
+    result: TaskAnswer | LostTask | BaseException
     """What the worker answered; what became of it without an answer; or an error of Dask's."""

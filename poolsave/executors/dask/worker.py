@@ -14,30 +14,28 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from ..._environment.versions import Versions
-from ..._pickling.exceptions import ErrorRecord, pack_error
+from ..._pickling.exceptions import ExceptionRecord, record_exception
 from ..protocol import Job, Session
-from ..serial import Flag
-
-__all__ = ["Answer", "Order", "close_desk", "greet", "halt", "run_task", "set_up"]
+from ..serial import LocalMarks
 
 
-class Answer(NamedTuple):
+class TaskAnswer(NamedTuple):
     """What a worker says of a task that is meant for it."""
 
     begun: bool
     replies: Sequence[Any] = ()
-    error: ErrorRecord | None = None
+    error: ExceptionRecord | None = None
     """Why it was not begun, or a fault of poolsave's own if it was."""
     repeated: bool = False
     """It was begun before, and whatever that came to is not known any more."""
 
 
-class Desk:
+class RunState:
     """What one worker process knows of one run."""
 
     def __init__(self, parcel: bytes) -> None:
         self.parcel = parcel
-        self.marks = Flag()
+        self.marks = LocalMarks()
         self._lock = threading.Lock()
         self._begun: set[int] = set()
         self._oldest = 0
@@ -52,69 +50,69 @@ class Desk:
             return True
 
 
-_desks: dict[str, Desk] = {}
+_runs: dict[str, RunState] = {}
 _opening = threading.Lock()
 """Django comes up once per process, and a Dask worker has several threads."""
 
 
-def greet(token: str, parcel: bytes, callers: Versions) -> Versions:
+def register_run(token: str, parcel: bytes, callers: Versions) -> Versions:
     """Set a desk up if this worker runs the caller's code. Restores nothing of the user's."""
     mine = Versions.here()
     if mine == callers:
-        _desks[token] = Desk(parcel)
+        _runs[token] = RunState(parcel)
     return mine
 
 
 def halt(token: str) -> None:
     """Begin no further object in this run."""
-    if token in _desks:
-        _desks[token].marks.halted = True
+    if token in _runs:
+        _runs[token].marks.halted = True
 
 
-def close_desk(token: str) -> None:
+def forget_run(token: str) -> None:
     """Keep nothing of this run."""
-    _desks.pop(token, None)
+    _runs.pop(token, None)
 
 
-def set_up(token: str) -> ErrorRecord | None:
+def try_setup(token: str) -> ExceptionRecord | None:
     """Try to set a worker up, so that whatever is wrong with that is known before any task is sent."""
-    desk = _desks.get(token)
+    desk = _runs.get(token)
     if desk is None:
         return None
     try:
         _open(desk).close()
     except BaseException as error:  # told to the caller, who raises it
-        return pack_error(error)
+        return record_exception(error)
     return None
 
 
-def run_task(token: str, task: int, oldest: int, payload: bytes) -> Answer | None:
+def run_task(token: str, task: int, oldest: int, payload: bytes) -> TaskAnswer | None:
     """Run a task, unless it was begun before; None if it is not meant for this process."""
-    desk = _desks.get(token)
+    desk = _runs.get(token)
     if desk is None:
         return None
     if not desk.begin(task, oldest):
-        return Answer(begun=True, repeated=True)
+        return TaskAnswer(begun=True, repeated=True)
     try:
         session = _open(desk)
     except BaseException as error:  # told to the caller, who raises it
-        return Answer(begun=False, error=pack_error(error))
+        return TaskAnswer(begun=False, error=record_exception(error))
     replies: list[Any] = []
     try:
         with closing(session):
             session.run(payload, desk.marks, lambda body, final: replies.append(body))
     except BaseException as error:  # if this were raised, nobody could tell whether the task has begun
-        return Answer(begun=True, error=pack_error(error))
-    return Answer(begun=True, replies=replies)
+        return TaskAnswer(begun=True, error=record_exception(error))
+    return TaskAnswer(begun=True, replies=replies)
 
 
-def _open(desk: Desk) -> Session:
+def _open(desk: RunState) -> Session:
     with _opening:
         job: Job = pickle.loads(desk.parcel)
         return job.open(alone=False)
 
 
-class Order:
+class RemoteCall:
     """A call that is made where it is restored.
 
     The scheduler restores the function of a task, and so would have to have poolsave and Django, if that were anything

@@ -15,23 +15,21 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from ..._pickling.exceptions import unpack_error
+from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOperation, InvalidOption
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
 from .pipes import Waker
 from .start_methods import choose_start_method, ensure_forkserver, is_alone
-from .worker_handle import WorkerProcess
+from .worker_handle import WorkerHandle
 from .worker_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
-
-__all__ = ["ProcessExecutor"]
 
 HEARTBEAT = 0.5
 """Seconds between looks at workers whose end nobody told, since a child of theirs keeps their pipes open."""
 HEARTBEAT_OF_TIMEOUTS = 0.1
 """Seconds between looks at the clocks of objects that have a time-out."""
-PATIENCE = 5.0
+STOP_TIMEOUT = 5.0
 """Seconds that a worker gets to close its connections and leave, before it is killed."""
-STILLBORN_LIMIT = 3
+MAX_FAILED_STARTS = 3
 """Workers in a row that may die before they are set up, until the run is given up."""
 
 
@@ -59,7 +57,7 @@ class ProcessExecutor:
 
     def __init__(self, *, start_method: str | None = None) -> None:
         self._wish = start_method
-        self._workers: list[WorkerProcess] = []
+        self._workers: list[WorkerHandle] = []
         self._wanted = 0
         self._stillborn = 0
         self._halted = False
@@ -102,7 +100,7 @@ class ProcessExecutor:
             ensure_forkserver(self._job.preload)
 
     def _start_worker(self) -> None:
-        worker = WorkerProcess(self._longest)
+        worker = WorkerHandle(self._longest)
         try:
             worker.start(self._method, self._parcels[self._method], self._close_copies)
         except BaseException:
@@ -139,7 +137,7 @@ class ProcessExecutor:
         if worker.outbox.pending:
             self._watch_outbox(worker)
 
-    def _watch_outbox(self, worker: WorkerProcess) -> None:
+    def _watch_outbox(self, worker: WorkerHandle) -> None:
         if worker.outbox.fd not in self._selector.get_map():
             self._selector.register(worker.outbox.fd, selectors.EVENT_WRITE, worker)
 
@@ -164,32 +162,32 @@ class ProcessExecutor:
             self._bury(worker, events)
         return events
 
-    def _write(self, worker: WorkerProcess) -> None:
+    def _write(self, worker: WorkerHandle) -> None:
         worker.outbox.flush()
         if not worker.outbox.pending:
             self._selector.unregister(worker.outbox.fd)
 
-    def _read(self, worker: WorkerProcess, events: list[Event]) -> None:
+    def _read(self, worker: WorkerHandle, events: list[Event]) -> None:
         for message in worker.inbox.messages():
             self._take(worker, message, events)
         if worker.inbox.ended:
             self._selector.unregister(worker.inbox.fd)
 
-    def _take(self, worker: WorkerProcess, message: bytes, events: list[Event]) -> None:
+    def _take(self, worker: WorkerHandle, message: bytes, events: list[Event]) -> None:
         kind, body = message[:1], message[1:]
         if kind == READY:
             self._stillborn = 0
             worker.settled = True
             events.append(Ready(worker.pid, time.perf_counter() - worker.born))
         elif kind == SETUP_FAILED:
-            events.append(SetupFailed(unpack_error(pickle.loads(body))))
+            events.append(SetupFailed(restore_exception(pickle.loads(body))))
         elif kind in (PARTIAL, FINAL):
             task = worker.tasks[0].id
             if kind == FINAL:
                 worker.tasks.popleft()
             events.append(Replied(task, body, kind == FINAL))
 
-    def _bury(self, worker: WorkerProcess, events: list[Event]) -> None:
+    def _bury(self, worker: WorkerHandle, events: list[Event]) -> None:
         self._read_rest(worker, events)
         self._forget(worker)
         failed_setup = any(isinstance(event, SetupFailed) for event in events)
@@ -201,7 +199,7 @@ class ProcessExecutor:
             self._wanted = max(self._wanted - 1, 0)
             return
         self._stillborn += not worker.settled
-        if self._stillborn >= STILLBORN_LIMIT:
+        if self._stillborn >= MAX_FAILED_STARTS:
             events.append(SetupFailed(event.error))
         else:
             try:
@@ -210,12 +208,12 @@ class ProcessExecutor:
                 events.append(SetupFailed(error))
                 self._wanted -= 1
 
-    def _read_rest(self, worker: WorkerProcess, events: list[Event]) -> None:
+    def _read_rest(self, worker: WorkerHandle, events: list[Event]) -> None:
         if not worker.inbox.ended:
             for message in worker.inbox.messages():
                 self._take(worker, message, events)
 
-    def _forget(self, worker: WorkerProcess) -> None:
+    def _forget(self, worker: WorkerHandle) -> None:
         self._workers.remove(worker)
         for fd in (worker.inbox.fd, worker.outbox.fd, worker.sentinel):
             if fd in self._selector.get_map():
@@ -250,7 +248,7 @@ class ProcessExecutor:
                 worker.kill()
             else:
                 worker.outbox.post(STOP)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + STOP_TIMEOUT
         for worker in self._workers:
             worker.join(deadline)
             worker.close()

@@ -12,8 +12,6 @@ import struct
 from collections import deque
 from itertools import islice
 
-__all__ = ["Inbox", "Outbox", "Reader", "Waker", "send"]
-
 HEADER = struct.Struct("!Q")
 PIECE = 1 << 16
 """Bytes that are read at once; a pipe holds no more, and a larger buffer costs more than the reading."""

@@ -13,8 +13,6 @@ import struct
 import tempfile
 from contextlib import suppress
 
-__all__ = ["StateBlock"]
-
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
 CLOCK_AT, HALTED, STAMPED, NOTE_AT, MARKS = 8, 16, 17, 24, 64
@@ -22,7 +20,7 @@ NOTE_SIZE = 16
 IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
 
-class StateBlock:
+class SharedMarks:
     """The block, in the parent by `create` and in the worker by `attach`; both write and read it in place."""
 
     def __init__(self, memory: mmap.mmap) -> None:
@@ -31,7 +29,7 @@ class StateBlock:
         self._stamps: memoryview[float] | None = None
 
     @classmethod
-    def create(cls, longest: int) -> tuple[StateBlock, str]:
+    def create(cls, longest: int) -> tuple[SharedMarks, str]:
         """Make a block for tasks of up to `longest` objects, and give the path by which a worker finds it."""
         folder = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
         fd, path = tempfile.mkstemp(prefix="poolsave-", dir=folder)
@@ -51,7 +49,7 @@ class StateBlock:
                 os.unlink(name)
 
     @classmethod
-    def attach(cls, path: str) -> StateBlock:
+    def attach(cls, path: str) -> SharedMarks:
         """Open the block in a worker."""
         with open(path, "r+b") as file:
             return cls(mmap.mmap(file.fileno(), 0))

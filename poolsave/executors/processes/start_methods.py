@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
 
-__all__ = ["PRELOAD_NOTE", "choose_start_method", "ensure_forkserver", "is_alone"]
-
 PRELOAD_MODULE = "poolsave._environment.preload"
 PRELOAD_NOTE = "POOLSAVE_PRELOAD"
 """The environment variable that tells the preloaded module where its note lies."""

@@ -17,16 +17,14 @@ from typing import Any
 from ...errors import WorkerDied
 from ..protocol import Died, Task
 from .pipes import Inbox, Outbox
-from .shared_marks import StateBlock
-from .worker_main import Line, main
-
-__all__ = ["WorkerProcess"]
+from .shared_marks import SharedMarks
+from .worker_main import WorkerPipes, main
 
 GRACE = 1.0
 """Seconds after its time-out until a worker is terminated, and again until it is killed."""
 
 
-class WorkerProcess:
+class WorkerHandle:
     """The parent's side of one worker process."""
 
     def __init__(self, longest: int) -> None:
@@ -34,7 +32,7 @@ class WorkerProcess:
         self.settled = False
         self._process: Any = None
         self.overdue = False
-        self.state, self._state_path = StateBlock.create(longest)
+        self.state, self._state_path = SharedMarks.create(longest)
         self._fault_file = open(f"{self._state_path}.fault", "x+")  # noqa: SIM115  open while the worker lives
         self._open: list[Connection[Any, Any]] = []
         their_tasks, self._our_tasks = self._pipe()
@@ -50,7 +48,7 @@ class WorkerProcess:
 
     def start(self, method: str, parcel: Any, close_copies: Callable[[], None]) -> None:
         self.born = time.perf_counter()
-        line = Line(*self._theirs, self._state_path)
+        line = WorkerPipes(*self._theirs, self._state_path)
         context: Any = multiprocessing.get_context(method)
         arguments: tuple[Any, ...] = (parcel, line)
         if method == "fork":
@@ -131,7 +129,7 @@ class WorkerProcess:
         self.close_pipes()
         self.state.close()
         self._fault_file.close()
-        StateBlock.remove(self._state_path)  # if the worker did not come so far
+        SharedMarks.remove(self._state_path)  # if the worker did not come so far
         if self._process is not None:
             with suppress(ValueError):  # a host that ignores SIGCHLD makes its children's ends unknown
                 self._process.close()

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from ..._pickling.exceptions import pack_error
+from ..._pickling.exceptions import record_exception
 from ..protocol import Job
 from .pipes import Reader, send
-from .shared_marks import StateBlock
-
-__all__ = ["FINAL", "PARTIAL", "READY", "SETUP_FAILED", "STOP", "TASK_HEADER", "Line", "main"]
+from .shared_marks import SharedMarks
 
 READY, PARTIAL, FINAL, SETUP_FAILED = b"R", b"P", b"F", b"X"
 STOP = b""
@@ -27,7 +25,7 @@ TASK_HEADER = struct.Struct("!QQ")
 """The number and the size of a task; its payload follows."""
 
 
-class Line(NamedTuple):
+class WorkerPipes(NamedTuple):
     """The worker's ends of what joins it to its parent."""
 
     tasks: Connection[Any, Any]
@@ -35,25 +33,25 @@ class Line(NamedTuple):
     state_path: str
 
 
-def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None) -> None:
+def main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
     """Set up, run tasks until told to stop, close everything."""
-    _take_signals()
+    _reset_signals()
     os.setpgid(0, 0)  # so that what an object has started can be ended with it
     if close_copies is not None:
         close_copies()
     gc.freeze()  # what was inherited stays; looking at it would copy its memory
-    state = StateBlock.attach(line.state_path)
+    state = SharedMarks.attach(line.state_path)
     fault_file = open(f"{line.state_path}.fault", "a")  # noqa: SIM115  open while the process lives
     faulthandler.enable(fault_file)
     # Here and not only in the parent, which may be killed at any moment.
-    StateBlock.remove(line.state_path)
-    _leave_with_parent(line.tasks.fileno())
+    SharedMarks.remove(line.state_path)
+    _exit_with_parent(line.tasks.fileno())
     replies = line.replies.fileno()
     try:
         job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
         session = job.open()
     except BaseException as error:  # told to the caller, who raises it
-        send(replies, SETUP_FAILED + pickle.dumps(pack_error(error)))
+        send(replies, SETUP_FAILED + pickle.dumps(record_exception(error)))
         return
     send(replies, READY)
     try:
@@ -70,7 +68,7 @@ def main(parcel: Any, line: Line, close_copies: Callable[[], None] | None = None
         session.close()
 
 
-def _take_signals() -> None:
+def _reset_signals() -> None:
     # Ctrl-C goes to the whole group: the parent decides what it means, workers finish what they are at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -78,7 +76,7 @@ def _take_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
-def _leave_with_parent(fd: int) -> None:
+def _exit_with_parent(fd: int) -> None:
     """End this process as soon as nobody holds the other end of the pipe, also in the middle of an object, whose
     transaction the server then rolls back."""
 
