@@ -24,6 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from ..errors import InsideTransaction
+from .redacted import RedactedDict
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
@@ -48,8 +49,8 @@ def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
 
 
 def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> dict[str, Any]:
-    settings = copy.deepcopy({**connection.settings_dict, "OPTIONS": {}})
-    options = {**connection.settings_dict["OPTIONS"]}
+    settings = copy.deepcopy(RedactedDict(connection.settings_dict, OPTIONS={}))
+    options = RedactedDict(connection.settings_dict["OPTIONS"])
     options.pop("pool", None)
     if connection.vendor == "sqlite":
         # A deferred transaction that reads and then writes fails with "database is locked" at once.
@@ -140,7 +141,8 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
 def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
     backend = load_backend(settings["ENGINE"]).DatabaseWrapper
     if backend.vendor == "postgresql":
-        settings = {**settings, "OPTIONS": {**_prefixing_options(settings["OPTIONS"]), **settings["OPTIONS"]}}
+        options = RedactedDict(_prefixing_options(settings["OPTIONS"]), **settings["OPTIONS"])
+        settings = RedactedDict(settings, OPTIONS=options)
     wrapper = backend(settings, alias)
     if wrapper.vendor == "sqlite":
         _delay_begin_until_first_query(wrapper)

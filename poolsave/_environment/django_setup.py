@@ -15,6 +15,7 @@ from typing import Any
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 
+from .._db.redacted import RedactedBytes, RedactedDict, dumps
 from ..errors import InvalidOperation
 
 NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
@@ -26,9 +27,9 @@ class DjangoEnvironment:
     """What Django knows in the caller and a worker must know too; it can always be pickled."""
 
     settings_module: str | None
-    configured: bytes
+    configured: RedactedBytes
     """Settings of `settings.configure()`, if there is no module."""
-    overridden: bytes
+    overridden: RedactedBytes
     """What tests override."""
     unsendable: tuple[str, ...]
     apps_ready: bool
@@ -138,23 +139,25 @@ def _differ(name: str, values: dict[str, Any]) -> bool:
     return name != "DATABASES" and bool(values.get(name, missing) != _configured_here.get(name, missing))
 
 
-def settings_by_origin() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+def settings_by_origin() -> tuple[str | None, RedactedDict, RedactedDict]:
     """The settings module, or what `settings.configure()` was given, and what has been overridden since."""
-    layers: list[dict[str, Any]] = []
+    layers: list[RedactedDict] = []
     wrapped: Any = settings._wrapped  # type: ignore[misc]
     while isinstance(wrapped, UserSettingsHolder):
-        layers.append({name: value for name, value in vars(wrapped).items() if name.isupper()})
+        layers.append(RedactedDict((name, value) for name, value in vars(wrapped).items() if name.isupper()))
         wrapped = wrapped.default_settings
     module: str | None = getattr(wrapped, "SETTINGS_MODULE", None)
-    configured = {} if module is not None else layers.pop()
-    overridden: dict[str, Any] = {}
+    configured = RedactedDict() if module is not None else layers.pop()
+    overridden = RedactedDict()
     for layer in reversed(layers):
         overridden.update(layer)
-    return module, configured, {name: value for name, value in overridden.items() if name not in NOT_SENT}
+    for name in NOT_SENT:
+        overridden.pop(name, None)
+    return module, configured, overridden
 
 
-def _pack_each(values: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
-    good: dict[str, Any] = {}
+def _pack_each(values: dict[str, Any]) -> tuple[RedactedBytes, tuple[str, ...]]:
+    good = RedactedDict()
     bad: list[str] = []
     for name, value in values.items():
         try:
@@ -163,7 +166,7 @@ def _pack_each(values: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
             bad.append(name)
         else:
             good[name] = value
-    return pickle.dumps(good), tuple(bad)
+    return dumps(good), tuple(bad)
 
 
 def _main_module() -> tuple[str | None, str | None]:

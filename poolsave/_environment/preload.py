@@ -1,29 +1,42 @@
 """Imported by Python's fork server as it starts, so that the workers that it forks have Django up already.
 
-Nothing may escape from here: the fork server would die of it, or swallow it unseen. A worker sets up for itself
-whatever is still missing, and raises what goes wrong there.
+Nothing may escape from here: the fork server would die of it, or swallow it unseen. The caller gets the reason for
+which the server must not be used as it is, and starts it anew without Django.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import pickle
 import sys
+import threading
+from multiprocessing.connection import Client
+
+from django.db import connections
 
 from .._db.connections import load_backends
-from ..executors.processes.start_methods import PRELOAD_NOTE
+from .._db.descriptors import open_sockets
+from ..executors.processes.start_methods import PRELOAD_ADDRESS
 from .django_setup import DjangoEnvironment
 
 
 def _preload() -> None:
-    path = os.environ.pop(PRELOAD_NOTE, None)
-    if path is None:
+    address = os.environ.pop(PRELOAD_ADDRESS, None)
+    if address is None:
         return
-    with open(path, "rb") as file:
-        python_path, sys.path, sys.argv, preload = pickle.load(file)
-    os.unlink(path)
+    with Client(address, "AF_UNIX") as caller:
+        sockets = open_sockets()
+        try:
+            _set_up(caller.recv_bytes())
+            reason = _what_cannot_be_forked(sockets)
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        caller.send_bytes(reason.encode())
+
+
+def _set_up(note: bytes) -> None:
+    python_path, sys.path, sys.argv, preload = pickle.loads(note)
     if python_path is None:
         os.environ.pop("PYTHONPATH", None)
     else:
@@ -35,9 +48,19 @@ def _preload() -> None:
         load_backends()
     if module is not None and module != "__main__":
         importlib.import_module(module)
+    if surroundings is not None:
+        connections.close_all()  # of queries that the project makes as it is imported
 
 
-try:
-    _preload()
-except (Exception, SystemExit):  # told here, and raised by the first worker, which does the same again
-    logging.getLogger("poolsave").exception("the fork server could not set up Django; its workers will try again")
+def _what_cannot_be_forked(sockets: frozenset[str]) -> str:
+    """What the project has started as it was imported, which must live neither here, beside that of the caller and
+    after the end of the run, nor be shared by workers; empty if that is nothing."""
+    threads = [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    if threads:
+        return f"the project's import or AppConfig.ready() starts threads there ({', '.join(map(repr, threads))})"
+    if open_sockets() - sockets:
+        return "the project's import or AppConfig.ready() opens sockets there that stay open"
+    return ""
+
+
+_preload()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from .._db import connections as _connections
 from .._db.commit_status import commit_status
 from .._db.fork_safety import discard_inherited_connections, pin_connections
+from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
 from .._pickling.values import Pickled, from_wire, pickle_function
 from ..outcomes import Status
@@ -120,7 +120,7 @@ class WorkerJob:
     @property
     def preload(self) -> bytes:
         """What a fork server needs to know to set up Django and import the function's module before it forks."""
-        return pickle.dumps((self.surroundings, getattr(self.function, "__module__", None)))
+        return dumps((self.surroundings, getattr(self.function, "__module__", None)))
 
     def open(self, *, alone: bool = True) -> WorkerSession:
         """Set up a worker in this thread."""

@@ -10,6 +10,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._db.redacted import dumps
 from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks
@@ -49,7 +50,7 @@ class FuturesExecutor:
         if not self.shares_memory:
             job.before_fork()  # it may start its processes only now
         # Once, and here: a function that cannot be pickled is refused before anything runs.
-        self._parcel: Job | bytes = job if self.shares_memory else pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+        self._parcel: Job | bytes = job if self.shares_memory else dumps(job)
         self.workers = min(workers, self.workers)
 
     def submit(self, task: Task) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import pickle
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._db.redacted import dumps
 from ..._environment.project_settings import of_executor
 from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOption, WorkerDied
@@ -90,7 +90,7 @@ class DaskExecutor:
         _refuse_inside_task()
         self._start_over(workers)
         # Once, and here: a function that cannot be pickled is refused before anything runs.
-        parcel = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+        parcel = dumps(job)
         self._client = _connect(self._where)
         self._cluster = Cluster(self._client, parcel, self._tell)
         self._watch = self._in_loop(self._cluster.watch())

@@ -15,6 +15,8 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
+from ..._db.redacted import dumps
+from ..._environment.warnings import warn
 from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOperation, InvalidOption
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
@@ -95,9 +97,12 @@ class ProcessExecutor:
             self._job.before_fork()
             return
         if method not in self._parcels:
-            self._parcels[method] = pickle.dumps(self._job, pickle.HIGHEST_PROTOCOL)
-        if method == "forkserver":
-            ensure_forkserver(self._job.preload)
+            self._parcels[method] = dumps(self._job)
+        if method == "forkserver" and (reason := ensure_forkserver(self._job.preload)):
+            warn(
+                f"Django cannot be set up once for all workers, in Python's fork server: {reason}; each worker sets it "
+                "up for itself, which takes longer"
+            )
 
     def _start_worker(self) -> None:
         worker = WorkerHandle(self._longest)

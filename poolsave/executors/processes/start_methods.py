@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
+import select
+import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+from ..._db.redacted import dumps
 
 PRELOAD_MODULE = "poolsave._environment.preload"
-PRELOAD_NOTE = "POOLSAVE_PRELOAD"
-"""The environment variable that tells the preloaded module where its note lies."""
+PRELOAD_ADDRESS = "POOLSAVE_PRELOAD"
+"""The environment variable that names the socket from which the preloaded module gets what to set up."""
+POLL_INTERVAL = 0.05
+"""Seconds between looks at whether a fork server that starts is still alive."""
+SERVER_DIED = "it ended while it was being set up"
 
 
 def choose_start_method(wish: str | None, *, fork_is_possible: bool = True) -> str:
@@ -41,26 +49,69 @@ def is_alone() -> bool:
     return False
 
 
-def ensure_forkserver(preload: bytes) -> None:
-    """Start Python's fork server with the module imported that sets everything up, unless one is running already.
+def ensure_forkserver(preload: bytes) -> str | None:
+    """Start Python's fork server with Django set up in it, unless one is running already.
 
-    A server that somebody else started is used as it is: workers then set themselves up, which is only slower.
-    The server ignores the parent's sys.path in Python before 3.12.4 and 3.13.1 (CPython issue 117378), so it is
-    handed over by PYTHONPATH, and everything else by a note in a file, since an environment variable is too short.
+    If that cannot be kept there, give the reason: the server then starts anew without Django, and each worker sets it
+    up for itself, as it does in a server that somebody else has started.
     """
     server: Any = forkserver._forkserver  # there is no other way to ask it
-    known: list[str] = list(server._preload_modules)
-    if PRELOAD_MODULE not in known:
-        forkserver.set_forkserver_preload([*known, PRELOAD_MODULE])
-    handle, path = tempfile.mkstemp(prefix="poolsave-")
-    with open(handle, "wb") as file:
-        pickle.dump((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload), file)
-    # Reading and removing the note is the server's; if one is running already, nobody else will.
-    with _environment(PYTHONPATH=os.pathsep.join(sys.path), **{PRELOAD_NOTE: path}):
-        before = server._forkserver_pid
-        forkserver.ensure_running()
+    # Without __main__, which the preloaded module imports: CPython 3.14 does so outside of any `try`, and the server
+    # dies of a script without a guard (gh-126631).
+    known = [name for name in server._preload_modules if name not in ("__main__", PRELOAD_MODULE)]
+    forkserver.set_forkserver_preload([*known, PRELOAD_MODULE])
+    with _PreloadSocket() as channel:
+        # The server ignores the parent's sys.path in Python before 3.12.4 and 3.13.1 (CPython issue 117378).
+        with _environment(PYTHONPATH=os.pathsep.join(sys.path), **{PRELOAD_ADDRESS: channel.address}):
+            before = server._forkserver_pid
+            forkserver.ensure_running()
         if server._forkserver_pid == before:
-            os.unlink(path)
+            return None
+        note = dumps((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload))
+        reason = channel.exchange(note, server._forkserver_pid)
+    if reason:
+        _end(server._forkserver_pid)
+        forkserver.ensure_running()
+    return reason or None
+
+
+def _end(server: int) -> None:
+    """Kill the fork server, with what the project has started in it, and leave it for multiprocessing to reap."""
+    os.kill(server, signal.SIGKILL)
+    os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+
+
+class _PreloadSocket:
+    """Where a fork server that starts gets what to set up, and says what came of it.
+
+    A socket, since passwords are in what it gets: they must not stay behind in a file if the server does not start.
+    """
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            # Only this user can enter the folder. Its name is short, as the address of a socket has to be.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="poolsave-"))
+            self.address = os.path.join(folder, "preload")
+            self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            self._listener.bind(self.address)
+            self._listener.listen()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def exchange(self, note: bytes, server: int) -> str:
+        """Send the note and wait for the answer: why nothing may be preloaded, or nothing if all is well."""
+        try:
+            while not select.select([self._listener], [], [], POLL_INTERVAL)[0]:
+                if os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                    return SERVER_DIED
+            with Connection(self._listener.accept()[0].detach()) as connection:
+                connection.send_bytes(note)
+                return connection.recv_bytes().decode()
+        except (EOFError, ConnectionError):
+            return SERVER_DIED
 
 
 @contextmanager

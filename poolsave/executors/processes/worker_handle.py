@@ -56,11 +56,17 @@ class WorkerHandle:
         # Daemonic, so that an interpreter that exits with a pool open ends its workers instead of waiting for them.
         self._process = context.Process(target=main, args=arguments, name="poolsave-worker", daemon=True)
         with _forking() if method == "fork" else nullcontext():
-            self._process.start()
+            self._start()
         self.sentinel: int = self._process.sentinel
         self.pid: int = self._process.pid
         for end in self._theirs:
             end.close()
+
+    def _start(self) -> None:
+        try:
+            self._process.start()
+        except (EOFError, ConnectionError) as error:  # a fork server that has ended: unguarded scripts have it end
+            raise WorkerDied(1, details=f"Python's fork server has ended, which was to start it: {error!r}") from error
 
     def _in_child(self, close_copies: Callable[[], None]) -> Callable[[], None]:
         def close() -> None:

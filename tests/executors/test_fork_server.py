@@ -1,0 +1,112 @@
+"""Nothing of the project's lives on in Python's fork server, and a server that cannot have Django says why."""
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+from multiprocessing import forkserver
+
+import pytest
+
+from poolsave import WorkerDied
+from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver
+from poolsave.executors.processes.worker_handle import WorkerHandle
+
+MODULES = {
+    "nothing": "",
+    "thread": """
+import threading
+
+threading.Thread(target=time.sleep, args=(60,), name="scheduler", daemon=True).start()
+""",
+    "socket": """
+import socket
+
+port = socket.create_server(("127.0.0.1", 0))
+""",
+    "failure": 'raise OSError("address already in use\\nand more")',
+    "exit": "raise SystemExit(3)",
+    "crash": "import os; os._exit(1)",
+}
+REASONS = {
+    "nothing": None,
+    "thread": "starts threads there ('scheduler')",
+    "socket": "opens sockets there that stay open",
+    "failure": "OSError: address already in use",
+    "exit": "SystemExit: 3",
+    "crash": SERVER_DIED,
+}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A fork server beside that of the process, which stops at the end."""
+    found = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "_forkserver", found)
+    for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+        monkeypatch.setattr(forkserver, name, getattr(found, name))
+    yield found
+    if found._forkserver_pid is not None:
+        found._stop()
+
+
+def module_that_does(what, folder, monkeypatch):
+    """Write an importable module, and give what has a fork server import it."""
+    monkeypatch.syspath_prepend(folder)
+    (folder / f"does_{what}.py").write_text(MODULES[what])
+    return pickle.dumps((None, f"does_{what}"))
+
+
+@pytest.mark.parametrize("what", MODULES)
+def test_server_is_clean_and_says_why(what, server, tmp_path, monkeypatch):
+    servers = []
+    start = server.ensure_running
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: (start(), servers.append(server._forkserver_pid)))
+    reason = ensure_forkserver(module_that_does(what, tmp_path, monkeypatch))
+    assert reason is None if REASONS[what] is None else REASONS[what] in reason
+    assert len(servers) == (1 if reason is None else 2)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in servers[:-1])
+    done = multiprocessing.get_context("forkserver").Process(target=abs, args=(1,))
+    done.start()
+    done.join()
+    assert done.exitcode == 0
+    assert server._forkserver_pid == servers[-1]
+
+
+def test_running_server_is_left_alone(server, tmp_path, monkeypatch):
+    assert ensure_forkserver(pickle.dumps((None, None))) is None
+    before = server._forkserver_pid
+    assert ensure_forkserver(module_that_does("thread", tmp_path, monkeypatch)) is None
+    assert server._forkserver_pid == before
+
+
+def test_settings_stay_in_no_file_if_server_cannot_start(server, tmp_path, monkeypatch):
+    def fail():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        ensure_forkserver(b"SECRET_KEY")
+    assert os.listdir(tmp_path) == []
+
+
+def test_server_that_dies_tells_of_the_guard(server, tmp_path, monkeypatch):
+    """CPython 3.14 has it die of a script without a guard, before anything of poolsave's runs there."""
+    (tmp_path / "unguarded.py").write_text(MODULES["crash"])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server.set_forkserver_preload(["unguarded"])
+    assert ensure_forkserver(pickle.dumps((None, None))) == SERVER_DIED
+    worker = WorkerHandle(1)
+    try:
+        with pytest.raises(WorkerDied, match='start the run from under if __name__ == "__main__"'):
+            worker.start("forkserver", b"", lambda: None)
+    finally:
+        worker.close()
+
+
+def test_main_is_left_to_the_preloaded_module(server):
+    assert "__main__" in server._preload_modules
+    ensure_forkserver(pickle.dumps((None, None)))
+    assert "__main__" not in server._preload_modules
