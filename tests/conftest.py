@@ -14,13 +14,15 @@ from django.db import connections
 from django.db.models.signals import post_migrate
 
 from poolsave import executors
-from tests import dask_cluster, mariadb, postgres
-from tests.pools import EXECUTORS, START_METHODS
+from poolsave.executors.processes import start_methods
+from tests.support import dask_cluster, mariadb, postgres
+from tests.support.pools import EXECUTORS, START_METHODS
+from tests.support.selection import mark_exhaustive
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
 
-collect_ignore = ["typing_facts.py", "benchmarks"]  # the latter has settings of its own
+collect_ignore = ["typing", "benchmarks"]  # the latter has settings of its own
 
 
 def pytest_timeout_set_timer(item, settings):
@@ -38,6 +40,23 @@ def pytest_timeout_cancel_timer(item):
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    mark_exhaustive(items)
+
+
+def pytest_configure(config):
+    """Let forking be the default under pytest-xdist, too.
+
+    Its workers have a thread of execnet's besides the one that runs the tests. It holds no lock, since it only reads a
+    pipe, so that it is safe to fork beside it.
+    """
+    if hasattr(config, "workerinput"):
+        counted = start_methods.native_threads
+        start_methods.native_threads = lambda: counted() - 1
+        config.addinivalue_line("filterwarnings", "ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture(params=EXECUTORS)
@@ -71,7 +90,7 @@ def alias(request):
 @pytest.fixture(scope="session")
 def private_server():
     """A PostgreSQL that tests may crash, since they leave it running again."""
-    from tests.crashing import new_server
+    from tests.support.crashing import new_server
 
     found = new_server()
     yield found
@@ -102,6 +121,7 @@ def server(request):
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings():
     """Runs before the first test that needs a database."""
+    postgres.start_for_this_run()
     if "mariadb" in connections:
         mariadb.start_for_this_run()
 
@@ -174,11 +194,14 @@ def _target(fd):
 
 def _sessions():
     """What is connected to the servers, besides this very look."""
-    found = _told_by(
-        postgres.connect,
-        "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
-        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
-    )
+    found = []
+    if postgres.running():
+        found += _told_by(
+            postgres.connect,
+            "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname IN "
+            f"('{postgres.TEST_DATABASE}', current_database())",
+        )
     if mariadb.running():
         found += _told_by(
             mariadb.connect,

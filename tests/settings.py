@@ -1,17 +1,10 @@
 """Django for the tests: SQLite files, and servers that are there for this run only."""
 
-import atexit
 import importlib.util
-import os
-import shutil
-import tempfile
 
-from tests import mariadb, postgres
+from tests.support import mariadb, postgres, private
 
-if "POOLSAVE_TEST_FOLDER" not in os.environ:
-    os.environ["POOLSAVE_TEST_FOLDER"] = tempfile.mkdtemp(prefix="poolsave-tests-")
-    atexit.register(shutil.rmtree, os.environ["POOLSAVE_TEST_FOLDER"], ignore_errors=True)
-FOLDER = os.environ["POOLSAVE_TEST_FOLDER"]
+FOLDER = private.variable("POOLSAVE_TEST_FOLDER", private.new_folder)
 POSTGRES = postgres.settings_from_url(postgres.url_for_this_run())
 
 
@@ -20,7 +13,7 @@ def sqlite(name: str) -> dict[str, object]:
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": f"{FOLDER}/real_{name}.sqlite3",
         "OPTIONS": {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF"},
-        "TEST": {"NAME": f"{FOLDER}/test_{name}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.sqlite3"},
+        "TEST": {"NAME": f"{FOLDER}/test_{name}.sqlite3"},
     }
 
 
@@ -33,7 +26,7 @@ if all(importlib.util.find_spec(name) for name in THIRD_PARTY):
 DATABASES = {
     "default": sqlite("default"),
     "second": sqlite("second"),
-    "postgres": {**POSTGRES, "CONN_MAX_AGE": 600, "TEST": {"NAME": "test_poolsave"}},
+    "postgres": {**POSTGRES, "CONN_MAX_AGE": 600, "TEST": {"NAME": postgres.TEST_DATABASE}},
 }
 if importlib.util.find_spec("psycopg_pool"):
     DATABASES["pooled"] = {

@@ -11,7 +11,7 @@ from django.views.debug import ExceptionReporter
 
 from poolsave import pooled_operation
 from poolsave._environment.django_setup import DjangoEnvironment
-from tests import operations
+from tests.support import operations
 from tests.models import Person
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default"])

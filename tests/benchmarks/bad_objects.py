@@ -17,7 +17,7 @@ ROUNDS = 7
 
 def main():
     django.setup()
-    from tests.conformance import cases
+    from tests.contract import cases
 
     does = cases.does.using(workers=2, start_method="fork")
     takes = cases.gives_type.using(workers=2, start_method="fork")

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from contextlib import closing, contextmanager
 
-from tests import postgres
+from tests.support import postgres
 
 TABLES = ["auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"]
 
@@ -36,7 +36,7 @@ def own_databases():
         "POOLSAVE_BENCHMARKS_FOLDER": folder,
         "POOLSAVE_BENCHMARKS_NAME": name,
     }
-    postgres.url_for_this_run()
+    postgres.start_for_this_run()
     _on_server(f"CREATE DATABASE {name}")
     try:
         yield

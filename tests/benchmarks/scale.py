@@ -31,7 +31,7 @@ def main():
     from distributed import LocalCluster
 
     from poolsave import executors
-    from tests import operations
+    from tests.support import operations
 
     one_by_one = operations.doubles.using(workers=2, chunksize=1, keep="failures")
     with LocalCluster(n_workers=2, threads_per_worker=8, dashboard_address=":0") as cluster:

@@ -2,7 +2,7 @@
 
 import os
 
-from tests import postgres
+from tests.support import postgres
 
 FOLDER = os.environ["POOLSAVE_BENCHMARKS_FOLDER"]
 POSTGRES = postgres.settings_from_url(postgres.url_for_this_run())

@@ -43,10 +43,15 @@ def is_alone() -> bool:
     for _ in range(20):
         if threading.active_count() > 1:
             return False
-        if len(os.listdir("/proc/self/task")) == 1:
+        if native_threads() == 1:
             return True
         time.sleep(0.001)
     return False
+
+
+def native_threads() -> int:
+    """How many threads the kernel knows of in this process."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def ensure_forkserver(preload: bytes) -> str | None:

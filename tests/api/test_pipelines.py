@@ -1,0 +1,745 @@
+"""Pipelines: every stage with its own options, one report, and no lie about the database in between."""
+
+import itertools
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+from django.db import transaction
+from django.db.transaction import TransactionManagementError
+
+from poolsave import (
+    DROP,
+    InsideTransaction,
+    InvalidOperation,
+    InvalidOption,
+    OperationsFailed,
+    Status,
+    TimedOut,
+    ValueLost,
+    WorkerDied,
+    concurrent_saves,
+    executors,
+    pooled_operation,
+)
+from poolsave._pipelines.selector import ExecutorSelector
+from poolsave.executors.protocol import UNKNOWN, Died
+from poolsave.testing import serial_saves
+from tests.conftest import wait_until
+from tests.models import Person
+from tests.support import operations, stages
+
+FORK = {"start_method": "fork"}
+THREAD = {"executor": "thread"}
+SERIAL = {"executor": "serial"}
+with_database = pytest.mark.django_db(transaction=True)
+APART = [
+    pytest.param(THREAD, id="behind threads"),
+    pytest.param({"start_method": "fork", "workers": 1}, id="in processes of its own"),
+]
+
+
+def sums_up(report):
+    ends = report.succeeded + report.failed + report.lost + report.skipped + report.dropped
+    return ends == report.total == len(list(report))
+
+
+def names():
+    return sorted(Person.objects.values_list("name", flat=True))
+
+
+def test_stages_follow_each_other_and_the_report_has_a_row_for_each():
+    pipeline = stages.drops_threes.using(**SERIAL) | stages.fails_on_five.using(**THREAD) | stages.doubles
+    report = pipeline.map(range(10))
+    assert report.values == [2, 4, 8, 14, 16]
+    assert (report.total, report.succeeded, report.dropped, report.failed) == (10, 5, 4, 1)
+    assert sums_up(report)
+    assert not report.ok
+    assert [(row.name, row.fed, row.out, row.dropped, row.failed) for row in report.stages] == [
+        ("drops_threes", 10, 6, 4, 0), ("fails_on_five", 6, 5, 0, 1), ("doubles", 5, 5, 0, 0),
+    ]  # fmt: skip
+    assert "fails_on_five" in str(report)
+    assert all(0 <= row.busy <= 1 for row in report.stages)
+
+
+def test_what_is_dropped_is_no_failure():
+    report = (stages.drops_threes | stages.doubles).using(**SERIAL).map(range(4))
+    assert report.ok
+    assert report.failures == []
+    assert [one.status for one in report] == [Status.DROPPED, "succeeded", "succeeded", Status.DROPPED]
+    report.raise_if_failed()
+
+
+@pytest.mark.parametrize(("keep", "items"), [("values", [None, None]), ("all", [0, 3]), ("failures", [])])
+def test_the_option_keep_decides_what_is_kept_of_the_dropped(keep, items):
+    report = (stages.drops_threes | stages.doubles).using(keep=keep, **SERIAL).map(range(4))
+    assert report.dropped == 2
+    assert [one.item for one in report if one.status is Status.DROPPED] == items
+
+
+def test_an_operation_by_itself_gives_a_list_and_drop_as_they_are():
+    assert stages.twice(3) == [3, -3]
+    assert stages.twice.using(**SERIAL).map([1, 2]).values == [[1, -1], [2, -2]]
+    assert stages.drops_threes.using(**FORK).map([1, 3]).values == [1, DROP]
+    assert pickle.loads(pickle.dumps(DROP)) is DROP
+
+
+def test_neighbours_with_the_same_workers_are_fused():
+    a, b, c = stages.doubles, stages.drops_threes, stages.names
+    assert repr(a | b | c) == "<Pipeline doubles + drops_threes + names>"
+    assert repr(a | b.using(workers=3) | c) == "<Pipeline doubles | drops_threes | names>"
+    assert repr(a | stages.twice | c) == "<Pipeline doubles + twice | names>"
+    assert repr((a | b.using(workers=3)).using(**THREAD)) == "<Pipeline doubles | drops_threes>"
+    for trail in (stages.where | stages.where).using(**FORK).map([[]] * 6).values:
+        assert trail[0] == trail[1]
+
+
+def test_composing_is_associative_and_leaves_its_parts_alone():
+    a, b, c = stages.doubles, stages.drops_threes, stages.names
+    left, right = (a | b) | c, a | (b | c)
+    assert left == right
+    assert hash(left) == hash(right)
+    assert left != a | c
+    assert left.using(**SERIAL).map([1]).values == right.using(**SERIAL).map([1]).values == ["name 2"]
+    assert pickle.loads(pickle.dumps(left)) == left
+    assert left(1) == ["name 2"]
+    assert left(3) == []
+    assert (a | stages.twice)(1) == [2, -2]
+
+
+@pytest.mark.parametrize("stranger", [len, 5, None])
+def test_only_operations_are_stages(stranger):
+    with pytest.raises(InvalidOperation, match="@pooled_operation"):
+        stages.doubles | stranger
+
+
+def test_bind_gives_constants_to_the_stages_that_take_them():
+    pipeline = (stages.kills_on | stages.kills_on | stages.doubles).bind(victim=-1).using(**FORK)
+    assert pipeline.map([1, 2]).values == [2, 4]
+    with pytest.raises(InvalidOperation, match="'number'"):
+        pipeline.bind(number=3)  # is the object
+    with pytest.raises(InvalidOperation, match="'nothing'"):
+        pipeline.bind(victim=3, nothing=1)
+
+
+def test_starmap_spreads_for_the_first_stage():
+    @pooled_operation(transaction=None, progress=False)
+    def adds(first, second=0):
+        return first + second
+
+    report = (adds | stages.doubles.using(**SERIAL)).map([1])
+    assert report.values == [2]
+    assert (adds.using(**SERIAL) | stages.doubles).starmap([(1, 2), {"first": 5}]).values == [6, 10]
+
+
+def test_options_of_the_run_come_from_the_stages_and_must_agree():
+    loud = stages.doubles.using(on_failure="raise", **SERIAL)
+    with pytest.raises(OperationsFailed):
+        (stages.fails_on_five.using(**SERIAL) | loud).map([5])
+    torn = stages.fails_on_five.using(on_failure="collect") | loud
+    with pytest.raises(InvalidOption, match=r"'doubles'.*'fails_on_five'.*using"):
+        torn.map([5])
+    assert [message.id for message in torn.check()] == ["poolsave.E001"]
+    assert torn.using(on_failure="collect", **SERIAL).map([5]).failed == 1
+
+
+def test_failures_name_their_stage_and_the_original_input():
+    pipeline = stages.doubles.using(**SERIAL) | stages.twice.using(**THREAD) | stages.fails_on_five.using(**FORK)
+    report = pipeline.map([1, 5, 7])
+    assert [(one.index, one.item, one.stage, one.error.args) for one in report.failures] == [
+        (1, 5, "fails_on_five", (10,)), (1, 5, "fails_on_five", (-10,)),
+    ]  # fmt: skip
+    assert all("'fails_on_five'" in one.error.__notes__[0] for one in report.failures)
+    assert [one.stage for one in report if one.ok] == [None] * 4
+    assert report.failed_items() == [5]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_an_error_that_is_its_own_cause_is_told_like_any_other(options, steps):
+    fails = stages.fails_because_of_itself.bind(steps=steps).using(**options)
+    report = (fails | stages.doubles).map([1])
+    assert [(one.stage, type(one.error)) for one in report.failures] == [("fails_because_of_itself", LookupError)]
+    with concurrent_saves(on_failure="collect", progress=False, transaction=None, **options) as saves:
+        future = saves.submit(fails, 1)
+    assert type(future.exception()) is LookupError
+
+
+def test_what_cannot_be_sent_to_the_next_stage_is_that_stage_s_failure():
+    @pooled_operation(transaction=None, progress=False, **SERIAL)
+    def locks(number):
+        return threading.Lock() if number == 1 else number
+
+    report = (locks | stages.doubles.using(**FORK)).map(range(3))
+    assert report.values == [0, 4]
+    (failure,) = report.failures
+    assert (failure.stage, failure.item, type(failure.error)) == ("doubles", 1, TypeError)
+    assert sums_up(report)
+
+
+def test_what_is_not_sent_need_not_be_picklable():
+    @pooled_operation(transaction=None, progress=False, **FORK)
+    def locks(number):
+        return threading.Lock() if number else number
+
+    @pooled_operation(transaction=None, progress=False, **FORK)
+    def unlocks(lock):
+        return type(lock).__name__
+
+    assert (locks | unlocks).map(range(2)).values == ["int", "lock"]
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_endless_input_is_read_no_further_than_the_windows(fused):
+    read = []
+    endless = (read.append(number) or number for number in itertools.count())
+    last = stages.doubles.using(window=4, chunksize=1, **FORK)
+    pipeline = (
+        stages.doubles.using(window=4 if fused else 3, chunksize=1, **FORK)
+        | last
+        | stages.names.using(window=5, **THREAD)
+    )
+    outcomes = pipeline.stream(endless, ordered=True)
+    windows = 4 + 5 + (0 if fused else 3)
+    for taken, outcome in enumerate(itertools.islice(outcomes, 60)):
+        assert outcome.index == taken
+        assert len(read) <= taken + 1 + windows
+    outcomes.close()
+
+
+def test_a_slow_last_stage_stops_the_feeding_and_no_window_stays_empty():
+    read, done = [], []
+
+    @pooled_operation(transaction=None, progress=False, window=2, workers=1, chunksize=1, **THREAD)
+    def dawdles(number):
+        wait_until(lambda: len(read) - len(done) >= 7 or len(read) == 60)
+        held = len(read) - len(done)
+        done.append(number)
+        return held
+
+    first = stages.doubles.using(window=3, chunksize=1, **SERIAL)
+    second = stages.doubles.using(window=4, workers=1, chunksize=1, **FORK)
+    report = (first | second | dawdles).map(read.append(number) or number for number in range(60))
+    assert max(report.values) <= 3 + 4 + 2
+
+
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("options", [FORK, THREAD])
+def test_a_fast_stage_reads_no_more_than_a_slow_one_behind_it_has_use_for(options, more):
+    """The fast stages could have thousands of objects in flight, by their own speed, before the slow one had ten."""
+    read = []
+
+    @pooled_operation(transaction=None, progress=False, workers=1, chunksize=1, **THREAD)
+    def dawdles(number):
+        threading.Event().wait(0.01)
+        return number
+
+    pipeline = stages.doubles.using(**options) | dawdles
+    for workers in range(more):
+        pipeline = stages.doubles.using(workers=2 + workers % 2, **THREAD) | pipeline
+    outcomes = pipeline.stream(read.append(number) or number for number in itertools.count())
+    for _outcome in itertools.islice(outcomes, 60):
+        assert len(read) < 300
+    outcomes.close()
+
+
+def test_several_values_count_for_the_window():
+    read = []
+    numbers = (read.append(number) or number for number in range(100))
+
+    @pooled_operation(expand=True, transaction=None, progress=False, window=3, chunksize=1, **SERIAL)
+    def hundredfold(number):
+        return [number] * 100
+
+    outcomes = (hundredfold | stages.doubles.using(window=5, workers=1, **THREAD)).stream(numbers)
+    for taken, _outcome in enumerate(itertools.islice(outcomes, 250)):
+        assert len(read) <= taken // 100 + 1 + 3
+    outcomes.close()
+
+
+# Transactions
+
+
+@with_database
+@pytest.mark.parametrize("transaction", ["object", "chunk"])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_a_stage_never_runs_inside_another_s_transaction_also_when_fused(options, transaction):
+    @pooled_operation(transaction=transaction, progress=False)
+    def keeps(pair):
+        return (*pair, stages.inside_transaction(None)[1])
+
+    pipeline = (stages.inside_transaction | keeps | stages.where.using(transaction=None)).using(
+        workers=2, chunksize=3, **options
+    )
+    assert " + " in repr(pipeline)
+    assert {tuple(value[1:3]) for value in pipeline.map(range(7)).values} == {(False, True)}
+
+
+@with_database
+@pytest.mark.parametrize("transaction", ["object", "chunk"])
+@pytest.mark.parametrize("saved_by", [pytest.param({}, id="fused"), *APART])
+def test_a_slow_stage_in_sixteen_threads_holds_no_lock(saved_by, transaction):
+    """All threads are inside the slow stage when one of them asks whether SQLite's write lock is to be had."""
+    barrier = threading.Barrier(16)
+
+    @pooled_operation(transaction=None, progress=False)
+    def waits_with_all(name):
+        # While all are in here, none of them is saving, and none may hold what it has saved.
+        if barrier.wait(30) == 0:
+            stages.asks_for_the_lock(name)
+        barrier.wait(30)
+        return name
+
+    threads = {"workers": 16, "chunksize": 1 if saved_by else 2, **THREAD}
+    save = stages.saves_name.using(**threads, transaction=transaction) if not saved_by else (
+        stages.saves_name.using(chunksize=2, transaction=transaction, **saved_by)
+    )  # fmt: skip
+    pipeline = waits_with_all.using(**threads, window=32) | save.using(window=32)
+    assert (" + " in repr(pipeline)) is (not saved_by)
+    count = 16 if saved_by else 32  # in processes of their own, saves of the first sixteen may go on while others wait
+    report = pipeline.map([f"name {number}" for number in range(count)])
+    assert report.succeeded == count
+    assert len(names()) == count
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_each_stage_keeps_what_it_has_saved(options):
+    second = stages.saves_second.bind(fail=[3]).using(transaction="chunk")
+    report = (stages.saves_first | second | stages.doubles).using(chunksize=4, **options).map(range(6))
+    assert report.values == [0, 2, 4, 8, 10]
+    assert names() == [f"first {number}" for number in range(6)] + [f"second {n}" for n in (0, 1, 2, 4, 5)]
+    (failure,) = report.failures
+    assert (failure.stage, failure.status, failure.item) == ("saves_second", Status.FAILED, 3)
+    assert report.failed_items() == []  # to feed it again would be to save it first again
+
+
+@with_database
+def test_only_objects_of_which_nothing_was_saved_are_safe_to_feed_again():
+    @pooled_operation(progress=False)
+    def saves_positive(number):
+        if number < 0:
+            raise ValueError(number)
+        return stages.saves_name(f"name {number}")
+
+    report = (stages.twice | stages.fails_on_five | saves_positive).using(**SERIAL).map([1, 5])
+    assert [(one.index, one.stage) for one in report.failures] == [
+        (0, "saves_positive"), (1, "fails_on_five"), (1, "fails_on_five"),
+    ]  # fmt: skip
+    assert report.failed_items() == [5]
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, FORK])
+def test_an_on_commit_callback_that_raises_is_told_at_the_end(options):
+    pipeline = (stages.complains_after_commit | stages.doubles).using(**options)
+    report = pipeline.map([1])
+    (flawed,) = report.flawed
+    assert (flawed.value, type(flawed.error)) == (2, ZeroDivisionError)
+    apart = stages.complains_after_commit.using(**SERIAL) | stages.doubles.using(**options)
+    assert type(apart.map([1]).flawed[0].error) is ZeroDivisionError
+
+
+# Deaths
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(place, fused):
+    operations = [stages.kills_on.bind(victim=8 if number == place else -1) for number in range(3)]
+    pipeline = operations[0] | operations[1].using(workers=2 if fused else 1) | operations[2]
+    report = pipeline.using(chunksize=1, **FORK).map(range(0, 20, 2))
+    assert report.values == [number for number in range(0, 20, 2) if number != 8]
+    (lost,) = report.failures
+    assert (lost.status, lost.item, lost.index, lost.stage) == (Status.LOST, 8, 4, "kills_on")
+    assert isinstance(lost.error, WorkerDied)
+    assert lost.error.item == 8
+    rows = report.stages
+    assert [row.lost for row in rows] == [number == place for number in range(3)]
+    assert sums_up(report)
+
+
+def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
+    waits = []
+    wait = ExecutorSelector.wait
+    monkeypatch.setattr(ExecutorSelector, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
+
+    @pooled_operation(transaction=None, progress=False, **THREAD)
+    def outlives(trail):
+        ((pid, _thread),) = trail
+        wait_until(lambda: len(waits) > 2)  # the stage before is done by then
+        os.kill(pid, signal.SIGKILL)
+        before = len(waits)
+        wait_until(lambda: len(waits) > before + 5)  # looks at the clock, a tenth of a second each
+        dead, before = time.monotonic(), len(waits)
+        wait_until(lambda: time.monotonic() > dead + 0.5)
+        return len(waits) - before
+
+    report = (stages.where.using(workers=1, **FORK) | outlives).map([[]])
+    assert report.values[0] < 50
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_object_that_takes_too_long_is_told_with_its_stage(fused):
+    last = stages.sleeps_on.using(workers=2 if fused else 1, timeout=1)
+    first = stages.doubles.using(timeout=1)
+    report = (first | last.bind(victim=4)).using(chunksize=1, **FORK).map(range(4))
+    (late,) = report.failures
+    assert (type(late.error), late.stage, late.item) == (TimedOut, "sleeps_on", 2)
+    assert "in sleeps_on" in late.traceback  # by an exception, and not by a signal that the worker dies of
+    assert report.values == [0, 2, 6]
+
+
+@with_database
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_worker_that_is_killed_in_a_transaction_leaves_nothing_of_it(fused):
+    save = stages.saves_name.bind(kill="name 3").using(workers=2 if fused else 1)
+    report = (stages.names | save).using(chunksize=1, **FORK).map(range(6))
+    (failure,) = report.failures
+    assert (failure.status, failure.item, failure.stage) == (Status.FAILED, 3, "saves_name")
+    assert failure.error.item == 3  # and not "name 3", which it had become by then
+    assert names() == [f"name {number}" for number in range(6) if number != 3]
+    assert report.failed_items() == [3]
+    assert sums_up(report)
+
+
+@with_database
+def test_in_a_fused_chunk_a_death_costs_what_had_left_the_first_stage_and_is_honest_about_it():
+    second = stages.saves_second.bind(kill=2).using(transaction="chunk")
+    report = (stages.saves_first | second).using(workers=1, chunksize=4, **FORK).map(range(8))
+    # The first stage of all four is committed; that of the second is rolled back for all four.
+    assert names() == [f"first {number}" for number in range(8)] + [f"second {number}" for number in range(4, 8)]
+    assert [(one.item, one.status, one.stage) for one in report.failures] == [
+        (number, Status.FAILED, "saves_second") for number in range(4)
+    ]
+    assert report.values == [4, 5, 6, 7]
+    assert report.failed_items() == []
+    assert sums_up(report)
+
+
+@with_database
+def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
+    """In two stages objects have raised before all others go on, and then the worker dies at one of these."""
+    saves = stages.saves_name.bind(fail=["name 3", "name 4"]).using(transaction="chunk")
+    first = stages.kills_on.bind(victim=-1) | stages.raises_on.bind(victim=10)
+    pipeline = first | stages.names | saves | stages.kills_when_saved.bind(name="name 1")
+    report = pipeline.using(workers=1, chunksize=8, **FORK).map([0, 1, 3, 10, 2, 4])
+    told = {one.item: one for one in report.failures}
+    blamed = [one.item for one in told.values() if isinstance(one.error, WorkerDied) and not one.error.afterwards]
+    assert blamed == [1]
+    assert (told[1].error.item, told[1].stage, told[1].status) == (1, "kills_when_saved", Status.LOST)
+    for number in (3, 4, 10):  # what is before that object has been answered for
+        assert told[number].stage == ("raises_on" if number == 10 else "saves_name")
+        assert told[number].status is Status.FAILED
+        assert "no longer at this object" in str(told[number].error)
+        assert any("its own error was lost" in note for note in told[number].error.__notes__)
+    assert names() == ["name 0", "name 1", "name 2"]
+    assert sorted(report.failed_items()) == [3, 4, 10]
+    assert sums_up(report)
+
+
+@with_database
+def test_what_never_began_and_what_was_rolled_back_with_others_are_not_blamed_for_a_death():
+    second = stages.saves_second.bind(kill=2).using(transaction="chunk")
+    report = (stages.doubles | second).using(workers=1, chunksize=4, **FORK).map(range(4))
+    told = {one.item: one.error for one in report.failures}
+    assert told[1].item == 1
+    assert told[0].afterwards
+    assert "rolled back with the transaction" in told[0].__notes__[0]
+    assert [str(told[number]) for number in (2, 3)] == [
+        f"the stage 'saves_second' never began: the value that it needs for object {number} was lost"
+        for number in (2, 3)
+    ]
+    assert "no longer at this object" in str(told[3].__cause__)
+
+
+class Vague(executors.ProcessExecutor):
+    """Tells of a death as an executor does that knows nothing of how far the worker was."""
+
+    blames_exactly = False
+
+    def wait(self, timeout):
+        events = super().wait(timeout)
+        return [
+            one._replace(marks=bytes([UNKNOWN]) * len(one.marks)) if isinstance(one, Died) else one for one in events
+        ]
+
+
+@pytest.mark.parametrize("executor", ["process-pool", Vague(start_method="fork")])
+def test_a_loss_of_which_nobody_knows_the_stage_names_all_that_it_may_have_been(executor):
+    pipeline = (stages.doubles | stages.kills_on.bind(victim=4)).using(executor=executor, workers=1, chunksize=4)
+    try:
+        report = pipeline.map(range(4))
+    except BrokenProcessPool as error:
+        report = error.report
+    assert {one.stage for one in report.failures} == {"doubles + kills_on"}
+    assert any("in one of the stages 'doubles', 'kills_on'" in note for note in report.failures[0].error.__notes__)
+    assert [row.lost for row in report.stages] == [4, 0]
+    assert sums_up(report)
+
+
+@with_database
+def test_a_value_that_a_killed_worker_took_along_fails_in_the_next_stage():
+    """Its stage had committed, but had not answered yet."""
+
+    @pooled_operation(progress=False, workers=1, chunksize=4, **FORK)
+    def saves_and_dies_later(number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return stages.saves_first(number)
+
+    report = (saves_and_dies_later | stages.doubles.using(**THREAD)).map(range(4))
+    assert names() == ["first 0", "first 1", "first 2"]
+    assert {one.stage for one in report.failures if isinstance(one.error, ValueLost)} <= {"doubles"}
+    assert [one.stage for one in report.failures if isinstance(one.error, WorkerDied)] == ["saves_and_dies_later"]
+    saved = [one for one in report if one.ok or isinstance(one.error, ValueLost)]
+    assert len(saved) == 3
+    assert sums_up(report)
+    assert report.failed_items() == [3]
+
+
+# Ends
+
+SCRIPT = """
+    import itertools
+    import sys
+
+    import django
+
+    django.setup()
+    from tests.support import stages
+
+    def endless():
+        yield sys.argv[1]
+        for number in itertools.count():
+            yield f"{sys.argv[1]}.other{number}"
+
+    if __name__ == "__main__":
+        first = stages.waits_for_file.using(workers=1, chunksize=1, executor=sys.argv[2])
+        pipeline = first | stages.doubles.using(workers=1, chunksize=1, executor="thread", window=3)
+        try:
+            pipeline.map(endless())
+        except KeyboardInterrupt as error:
+            report = error.report
+            print(report.succeeded, report.failed, report.lost, report.skipped > 0)
+            print(report.succeeded + report.skipped == report.total < 20, report.stopped)
+            print({outcome.stage for outcome in report if outcome.status == "skipped"})
+"""
+
+
+@pytest.mark.parametrize("first", ["process", "thread", "serial"])
+def test_after_ctrl_c_what_runs_is_finished_and_what_a_stage_has_not_begun_is_skipped_there(tmp_path, first):
+    script, go = tmp_path / "script.py", tmp_path / "go"
+    script.write_text(textwrap.dedent(SCRIPT))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(go), first],
+        env={**os.environ, "PYTHONPATH": os.getcwd()}, start_new_session=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: os.path.exists(f"{go}.begun"), seconds=30)
+        os.killpg(process.pid, signal.SIGINT)
+        go.touch()
+        told, _nothing = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+    assert told.splitlines() == ["0 0 0 True", "True interrupted", "{'doubles'}"]
+
+
+def test_what_the_input_raises_comes_after_all_that_was_begun():
+    def numbers():
+        yield from range(5)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone") as caught:
+        (stages.doubles.using(**THREAD) | stages.names.using(**FORK)).map(numbers())
+    assert caught.value.report.succeeded == 5
+    assert sums_up(caught.value.report)
+
+
+def test_an_empty_input_starts_nothing():
+    report = (stages.doubles.using(**FORK) | stages.names.using(**THREAD)).map([])
+    assert (report.total, report.values, report.ok) == (0, [], True)
+
+
+def test_a_stream_that_is_left_stops_all_workers():
+    outcomes = (stages.doubles.using(**THREAD) | stages.names.using(**FORK)).stream(itertools.count())
+    assert next(outcomes).ok
+    outcomes.close()
+
+
+def test_max_failures_counts_for_the_whole_run():
+    pipeline = stages.doubles.using(chunksize=1, **THREAD) | stages.fails_on_five.using(chunksize=1, **FORK)
+    report = pipeline.using(max_failures=2).map(range(0, 1000, 5))
+    assert report.failed >= 2
+    assert report.stopped
+    assert report.total < 200
+    assert sums_up(report)
+
+
+# Before anything starts
+
+
+@with_database
+def test_everything_is_refused_before_anything_has_started():
+    from django.db import transaction
+
+    begun = []
+
+    @pooled_operation(transaction=None, progress=False, **THREAD)
+    def begins(number):
+        begun.append(number)
+
+    with transaction.atomic(), pytest.raises(InsideTransaction):
+        (begins.using(databases=()) | stages.saves_name).map([1])
+    with pytest.raises(InvalidOption, match="timeout"):
+        (begins | stages.doubles.using(timeout=1, **THREAD)).map([1])
+    with pytest.raises(InvalidOperation, match="pickled"):
+        (
+            stages.doubles.using(before_fork=lambda: begun.append("a worker"), **FORK)
+            | begins.using(executor="process", start_method="forkserver")
+        ).map([1])
+    assert begun == []
+
+
+def test_an_executor_of_one_s_own_is_for_one_hop():
+    mine = executors.ThreadExecutor()
+    fine = (stages.doubles | stages.doubles).using(executor=mine)
+    assert fine.map([1]).values == [4]
+    with pytest.raises(InvalidOption, match="at the same time"):
+        (stages.doubles.using(executor=mine) | stages.doubles.using(**SERIAL) | stages.names.using(executor=mine)).map(
+            [1]
+        )
+
+
+def test_processes_are_forked_before_threads_are_started():
+    """A lambda reaches only a worker that was forked, which by default happens only beside no other thread."""
+    shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
+    report = (stages.doubles.using(**THREAD) | shout).map([1])
+    assert report.values == ["2!"]
+
+
+class Silent:
+    """An executor of somebody else's, which has the methods of the protocol and nothing else."""
+
+    def __init__(self):
+        self._threads = executors.ThreadExecutor()
+        for name in ("shares_memory", "inline", "enforces_timeout", "blames_exactly", "can_kill", "at_most_once"):
+            setattr(self, name, getattr(self._threads, name))
+        for name in ("start", "submit", "wait", "wake", "halt", "kill", "stop"):
+            setattr(self, name, getattr(self._threads, name))
+
+    @property
+    def workers(self):
+        return self._threads.workers
+
+
+def test_an_executor_that_rings_no_bell_is_asked_now_and_then():
+    pipeline = stages.doubles.using(executor=Silent()) | stages.names.using(**FORK)
+    assert pipeline.map(range(3)).values == ["name 0", "name 2", "name 4"]
+
+
+def test_check_speaks_for_every_stage():
+    odd = pooled_operation(transaction=None, start_method="forkserver")(lambda number: number)
+    messages = (stages.doubles | odd).check([1])
+    assert [(message.id, message.obj) for message in messages] == [("poolsave.E002", "<lambda>")]
+
+
+@pytest.mark.parametrize("name", ["process-pool", "thread", "serial"])
+def test_any_executor_can_be_a_hop(name):
+    pipeline = (
+        stages.doubles.using(**THREAD, workers=1) | stages.doubles.using(executor=name) | stages.names.using(**FORK)
+    )
+    assert pipeline.map(range(4)).values == [f"name {4 * number}" for number in range(4)]
+
+
+@with_database
+def test_auto_means_processes_for_a_stage_unless_something_speaks_against_them():
+    pipeline = (stages.doubles | stages.names).using(executor="auto", transaction=None, workers=2)
+    expected = [f"name {2 * number}" for number in range(10)]
+    assert pipeline.map(range(10)).values == expected
+    with transaction.atomic():  # which no worker could see
+        assert pipeline.map(range(10)).values == expected
+
+
+# Everywhere
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_queryset_is_fetched_by_the_first_stage(options, fused):
+    Person.objects.bulk_create(Person(name=f"name {number}") for number in range(8))
+    first = stages.fails_on_name.bind(name="name 4").using(workers=1, **options)
+    second = stages.renames.using(workers=1, **options) if fused else stages.renames.using(**SERIAL)
+    report = (first | second).map(Person.objects.order_by("pk"))
+    assert report.succeeded == 7
+    assert [person.name for person in report.failed_items()] == ["name 4"]
+    assert report.failures[0].item == Person.objects.get(name="name 4").pk
+    assert sum(name.endswith("renamed") for name in names()) == 7
+
+
+@with_database
+def test_serial_saves_runs_all_stages_inline():
+    from django.db import transaction
+
+    with serial_saves(), transaction.atomic():
+        report = (stages.names.using(**THREAD) | stages.saves_name | stages.doubles.using(timeout=5)).map(range(3))
+        assert report.succeeded == 3
+        transaction.set_rollback(True)
+    assert names() == []
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_in_a_block_a_pipeline_is_one_call_with_the_transactions_of_its_stages(options):
+    pipeline = stages.inside_transaction | stages.saves_inside
+    with concurrent_saves(transaction=None, on_failure="collect", **options) as saves:
+        future = saves.submit(pipeline, 1)
+        report = saves.map(stages.drops_threes | stages.names | stages.saves_name.bind(fail=["name 4"]), range(3, 6))
+        assert future.result(30) == [(False, True)]
+    assert [len(value) for value in report.values] == [0, 1]
+    assert (report.failed, report.failures[0].item) == (1, 4)
+    assert names() == ["name 5"]
+
+
+@with_database
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_in_a_block_a_stage_whose_transaction_can_only_be_rolled_back_fails(options):
+    """It returns as if nothing was, and its value must not go on as that of a saved object."""
+    with concurrent_saves(transaction=None, on_failure="collect", **options) as saves:
+        future = saves.submit(operations.rolls_back_by_itself | stages.names, "a")
+    assert isinstance(future.exception(), TransactionManagementError)
+    assert saves.report.failed == 1
+    assert names() == []
+
+
+def test_the_file_of_a_pipeline_has_a_row_per_stage(tmp_path):
+    (stages.drops_threes | stages.names).using(**SERIAL).map(range(7)).to_json(tmp_path / "report.json")
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["name"], row["fed"], row["out"], row["dropped"]) for row in told["stages"]] == [
+        ("drops_threes", 7, 4, 3),
+        ("names", 4, 4, 0),
+    ]
+    assert told["dropped"] == 3
+    assert "busy" not in told  # which nobody has measured
+
+
+def test_a_block_s_own_transaction_does_not_swallow_those_of_the_stages():
+    with concurrent_saves(**SERIAL, databases=("default",)) as saves:
+        with pytest.raises(InvalidOption, match=r"'names'.*transaction=None"):
+            saves.submit(stages.names | stages.saves_name, 1)
+        with pytest.raises(InvalidOption, match="'second'"):
+            saves.map(stages.saves_name | stages.saves_name.using(databases=("second",)), ["a"])

@@ -1,0 +1,208 @@
+"""A report says how its workers spent their time, which objects took longest, and what to change."""
+
+import json
+import pickle
+import threading
+import time
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave import concurrent_saves, pooled_operation
+from poolsave._reports.batches import EndTimes, OutcomeBatch
+from poolsave._reports.statistics import BUSY, SLOW, SLOWEST, Statistics
+from poolsave._worker.replies import WorkerTime
+from tests.models import Person
+from tests.support import operations
+
+times = st.floats(0, 10, allow_nan=False)
+
+
+def batch(first, seconds, worker="w"):
+    return OutcomeBatch(first, [None] * len(seconds), array("d", seconds), list(range(len(seconds))), worker, {})
+
+
+def answered(statistics, worker, *seconds, first=0, waited=0.0, committed=0.0):
+    spent = WorkerTime(waited, sum(seconds), committed, longest=max(seconds))
+    statistics.answered(worker, spent, batch(first, seconds, worker))
+
+
+@given(st.lists(st.lists(times, min_size=1, max_size=6), min_size=1, max_size=20))
+def test_what_is_listed_as_slowest_is_true_and_in_order(answers):
+    statistics = Statistics()
+    first = 0
+    for seconds in answers:
+        answered(statistics, "w", *seconds, first=first)
+        first += len(seconds)
+    everything = [one for seconds in answers for one in seconds]
+    found = statistics.slowest
+    assert len(found) == min(SLOWEST, len(everything))
+    assert [one.seconds for one in found] == sorted((one.seconds for one in found), reverse=True)
+    if len(everything) <= SLOWEST:
+        assert sorted(one.seconds for one in found) == sorted(everything)
+    assert all(everything[one.index] == one.seconds for one in found)
+    assert max(everything) <= max(found[0].seconds, SLOW)
+
+
+@given(times, st.lists(times, min_size=1))
+def test_laps_are_the_differences_of_the_times_and_cross_as_they_are(began, lengths):
+    ends, now = array("d"), began
+    for length in lengths:
+        now += length
+        ends.append(now)
+    laps = pickle.loads(pickle.dumps(EndTimes(began, ends)))
+    assert list(laps) == [laps[place] for place in range(len(laps))]
+    assert len(laps) == len(lengths)
+    assert sum(laps) == pytest.approx(now - began, abs=1e-6)
+
+
+def test_one_slow_object_among_many_brisk_ones_is_found():
+    statistics = Statistics()
+    for number in range(100):
+        answered(statistics, "w", *[1e-6] * 100, first=100 * number)
+    answered(statistics, "w", *[1e-6] * 50, 0.5, *[1e-6] * 50, first=10_000)
+    assert (statistics.slowest[0].index, statistics.slowest[0].seconds) == (10_050, 0.5)
+
+
+def test_time_is_told_apart_and_none_is_counted_twice():
+    statistics = Statistics()
+    statistics.started("w", 0.25)
+    answered(statistics, "w", 1.0, 2.0, waited=0.5, committed=0.75)
+    statistics.died("w")
+    statistics.finish()
+    (one,) = statistics.workers
+    assert (one.objects, one.start, one.wait, one.work, one.commit) == (2, 0.25, 0.5, 2.25, 0.75)
+    assert one.busy == statistics.busy == 3.0 / 3.75
+
+
+def test_a_worker_that_got_nothing_to_do_has_waited():
+    statistics = Statistics()
+    statistics.started("idle", 0.1)
+    statistics.finish()
+    (one,) = statistics.workers
+    assert one.objects == 0
+    assert one.wait > 0
+    assert one.busy == 0
+
+
+def took(statistics, seconds):
+    statistics._began -= seconds
+    statistics.finish()
+    return statistics
+
+
+@pytest.mark.parametrize(
+    ("prepare", "word"),
+    [
+        (lambda one: setattr(one, "pulling", 90.0), "input"),
+        (lambda one: one.started("w", 80.0), "start"),
+        (lambda one: answered(one, "w", 1.0, waited=80.0), "came slowly"),
+    ],
+)
+def test_a_hint_says_what_kept_the_workers_idle(prepare, word):
+    statistics = Statistics()
+    answered(statistics, "w", 1.0, waited=4.0)
+    statistics.died("w")
+    prepare(statistics)
+    assert statistics.busy < BUSY
+    assert word in took(statistics, 100).hint
+
+
+def test_waiting_for_the_last_chunk_of_another_is_a_hint_of_its_own():
+    statistics = Statistics()
+    answered(statistics, "w", 1.0)
+    statistics._times["w"].last -= 60
+    assert "last chunks" in took(statistics, 60).hint
+
+
+def test_there_is_no_hint_for_busy_workers_or_a_moment():
+    busy = Statistics()
+    answered(busy, "w", 100.0)
+    assert took(busy, 100).hint is None
+    short = Statistics()
+    answered(short, "w", 0.01, waited=0.4)
+    assert short.hint is None
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "serial"])
+def test_every_worker_that_ran_something_is_listed(executor):
+    report = operations.doubles.using(executor=executor, workers=2, chunksize=5).map(range(100))
+    assert sum(one.objects for one in report.statistics.workers) == 100
+    assert {outcome.worker for outcome in report} <= {one.worker for one in report.statistics.workers}
+    assert 0 < report.statistics.busy <= 1
+    if executor != "serial":
+        assert len(report.statistics.workers) == 2
+        assert all(one.start > 0 for one in report.statistics.workers)
+
+
+def naps_once(item):
+    if item == 37:
+        threading.Event().wait(0.2)
+    return item
+
+
+@pytest.mark.parametrize("executor", ["process", "serial"])
+def test_the_slowest_object_is_named_with_its_item(executor):
+    report = pooled_operation(executor=executor, transaction=None, workers=2)(naps_once).map(range(1000))
+    slow = report.statistics.slowest[0]
+    assert (slow.index, slow.item) == (37, 37)
+    assert slow.seconds >= 0.2
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.parametrize("transaction", ["object", "chunk"])
+def test_commits_are_counted_apart(transaction):
+    operation = operations.save_person.using(workers=1, transaction=transaction, databases=("postgres",), chunksize=10)
+    report = operation.bind(alias="postgres").map([f"p{number}" for number in range(20)])
+    (one,) = report.statistics.workers
+    assert 0 < one.commit < one.commit + one.work <= report.elapsed
+    assert Person.objects.using("postgres").count() == 20
+
+
+def test_a_worker_that_was_killed_does_not_wait_on():
+    report = operations.kills_itself.using(workers=1, transaction=None).map([1, 2, 3, 4])
+    assert report.lost == 1
+    dead = [one for one in report.statistics.workers if one.ended]
+    assert len(dead) == 1
+    assert all(one.wait < report.elapsed for one in report.statistics.workers)
+
+
+def test_a_block_has_them_too():
+    with concurrent_saves(executor="thread", transaction=None, workers=2) as saves:
+        for number in range(20):
+            saves.submit(pow, number, 2)
+    assert sum(one.objects for one in saves.report.statistics.workers) == 20
+
+
+def test_they_print_as_a_table_and_go_into_files(tmp_path):
+    report = operations.doubles.using(executor="serial").map(range(10))
+    table = str(report.statistics)
+    assert "objects" in table.splitlines()[0]
+    assert "slowest" in table
+    assert "busy for" in str(report)
+    report.to_json(tmp_path / "report.json")
+    summary = json.loads((tmp_path / "report.json").read_text())
+    assert summary["workers"][0]["objects"] == 10
+    assert len(summary["slowest"]) == SLOWEST
+    assert str(pickle.loads(pickle.dumps(report)).statistics) == table
+
+
+def test_a_report_can_be_pickled_whatever_the_objects_are():
+    report = operations.echoes.using(executor="thread", transaction=None, keep="failures").map(
+        [threading.Lock() for _ in range(10)]
+    )
+    slow = pickle.loads(pickle.dumps(report)).statistics.slowest
+    assert [one.index for one in slow] == [one.index for one in report.statistics.slowest]
+
+
+def test_a_slow_input_is_named_by_the_hint():
+    def slowly():
+        for number in range(12):
+            time.sleep(0.1)  # the work of the input
+            yield number
+
+    report = operations.doubles.using(executor="thread", workers=2).map(slowly())
+    assert "input" in report.statistics.hint
+    assert "hint" in str(report)

@@ -1,0 +1,81 @@
+"""What a crash of PostgreSQL left of a transaction is told truly, though nobody heard its COMMIT answered."""
+
+import psutil
+import pytest
+
+from tests.support.chaos import End, audit
+from tests.support.crashing import Run
+
+WAYS = pytest.mark.parametrize(("mode", "worker_dies"), [("object", False), ("chunk", True)])
+
+ASLEEP_IN_COMMIT = [
+    "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$",
+    "CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON tests_person DEFERRABLE INITIALLY DEFERRED "
+    "FOR EACH ROW WHEN (NEW.name = 'p0') EXECUTE FUNCTION dawdle()",
+]
+NOTHING_IN_THE_LOG = {"wal_writer_delay": "10s", "autovacuum": "off"}
+"""So that only a COMMIT, by whomever, writes to the log what came before it."""
+NO_ANSWER = {"synchronous_standby_names": "nobody"}
+"""A COMMIT that is in the log waits for a standby server, which there is none."""
+DO_NOT_WAIT = ["SET synchronous_commit = local"]
+"""For the session that makes the tables."""
+OTHERS = ["SELECT pg_current_xact_id()"] * 20
+
+
+@WAYS
+def test_an_id_that_was_given_again_after_the_crash_is_not_mistaken(private_server, tmp_path, mode, worker_dies):
+    """Worker: COMMIT. Server: crashes, recovers, commits others by the same ids. Parent: asks about its id."""
+    with private_server.configured(**NOTHING_IN_THE_LOG):
+        outcomes = in_commit(
+            private_server, tmp_path, mode, "PgSleep", OTHERS, worker_dies=worker_dies, after=ASLEEP_IN_COMMIT
+        )
+    assert outcomes["p0"] == "failed"
+
+
+def test_an_id_that_was_not_given_again_is_known_to_be_of_a_transaction_that_was_lost(private_server, tmp_path):
+    with private_server.configured(**NOTHING_IN_THE_LOG):
+        outcomes = in_commit(private_server, tmp_path, "chunk", "PgSleep", [], worker_dies=True, after=ASLEEP_IN_COMMIT)
+    assert outcomes == {"p0": "failed", "p1": "failed"}
+
+
+@WAYS
+def test_a_commit_whose_answer_the_crash_kept_back_counts(private_server, tmp_path, mode, worker_dies):
+    with private_server.configured(**NO_ANSWER):
+        outcomes = in_commit(
+            private_server, tmp_path, mode, "SyncRep", OTHERS, worker_dies=worker_dies, before=DO_NOT_WAIT
+        )
+    assert outcomes["p0"] == "succeeded"
+
+
+def test_what_a_later_checkpoint_hides_is_lost(private_server, tmp_path):
+    """Nobody can say any more how far the recovery came, and so whose the id is."""
+    later = [*OTHERS, "CHECKPOINT"]
+    with private_server.configured(**NO_ANSWER):
+        outcomes = in_commit(private_server, tmp_path, "chunk", "SyncRep", later, worker_dies=True, before=DO_NOT_WAIT)
+    assert outcomes == {"p0": "lost", "p1": "lost"}
+
+
+def in_commit(private_server, folder, mode, waits_for, then, *, worker_dies, **statements):
+    """Crash the server while an object is in its COMMIT; the parent asks when the statements have run.
+
+    Gives the statuses, which are audited.
+    """
+    options = {"transaction": mode, "resolve_lost": True, "retries": 0, "workers": 1, "chunksize": 2}
+    with Run(private_server, folder, names=["p0", "p1"], **options, **statements) as run:
+        with private_server.connected() as cursor:
+            run.wait_for(lambda: private_server.waits_in_commit(cursor, waits_for))
+        parent = psutil.Process(run.process.pid)
+        (worker,) = run.workers()
+        parent.suspend()
+        if worker_dies:
+            worker.kill()
+        private_server.reset_configuration()
+        private_server.crash()
+        private_server.start()
+        with private_server.connected() as cursor:
+            for statement in then:
+                cursor.execute(statement)
+        parent.resume()
+        outcomes, found = run.end()
+    audit([End(*outcome[:2]) for outcome in outcomes], found, signed={"p0", "p1"})
+    return {name: status for name, status, *_error in outcomes}

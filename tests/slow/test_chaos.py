@@ -1,0 +1,114 @@
+"""A report never lies about the database: held against it by SQL, after workers and the server were killed at random.
+
+Every object writes a row, an audit row by a receiver, and a many-to-many row. Hypothesis draws schedules of kills and
+of sessions that the server ends; a process of its own carries them out, while objects are fed until it is through, so
+that every kill hits a run. `pytest -m chaos -s` does the same at length and tells the totals.
+
+Each test prints its seed, and each run its schedule. `POOLSAVE_TEST_CHAOS_SEED=<seed> pytest <the test>` draws the same
+schedules again. The moments at which blows fall depend on the machine, so repeat it until the failure comes back.
+"""
+
+import json
+import os
+import random
+from collections import Counter
+
+import pytest
+from django.db import connections
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from poolsave import WorkerDied
+from tests.models import Person, Tag
+from tests.support import operations
+from tests.support.chaos import End, audit, found_in, killer, names_signed, names_until, schedules
+from tests.support.killer import SESSIONS
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+
+MODES = ["object", "chunk"]
+
+
+def carry_out(schedule, alias, signed):
+    """One run by one schedule; gives what it came to, all of it audited."""
+    print(schedule)
+    clear(alias)
+    signed.unlink(missing_ok=True)
+    operation = operations.saves_and_signs.using(databases=(alias,), **schedule.options)
+    with killer(schedule, alias, signed) as process:
+        names = names_until(lambda: process.poll() is not None, schedule.objects)
+        outcomes = list(operation.bind(alias=alias, signed=str(signed)).stream(names))
+        assert process.wait(30) == 0
+        done = Counter(json.loads(process.stdout.read()))
+    counts = audit(
+        [End(outcome.item, outcome.status) for outcome in outcomes], found_in(alias), signed=names_signed(signed)
+    )
+    assert len({outcome.index for outcome in outcomes}) == len(outcomes) == counts.total()
+    for outcome in outcomes:
+        assert outcome.ok or isinstance(outcome.error, WorkerDied) or done["ends"], outcome
+    # A kill or an ended session costs at most what was in one COMMIT.
+    together = schedule.chunksize if schedule.mode == "chunk" else 1
+    assert counts["lost"] <= done.total() * together
+    if alias == "postgres" and schedule.is_settled:
+        assert counts["lost"] == 0
+    return done + counts
+
+
+def clear(alias):
+    Person.objects.using(alias).all().delete()
+    Tag.objects.using(alias).all().delete()
+    Tag.objects.using(alias).create(name="member")
+    connections.close_all()  # or the killer might end this session
+
+
+def under(alias, mode, path, *, examples, kills, ends=None, **wish):
+    """Runs by random schedules, each with at least so many kills; gives the totals."""
+    number = int(os.environ.get("POOLSAVE_TEST_CHAOS_SEED") or random.randrange(2**32))
+    totals = Counter()
+    ends = ends if ends is not None else kills // 2 if sessions_can_be_ended(alias) else 0
+
+    # The schedules hold random numbers only, so that a smaller one would tell nothing new.
+    @seed(number)
+    @settings(
+        max_examples=examples, deadline=None, phases=[Phase.generate], database=None, print_blob=True,
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+    )  # fmt: skip
+    @given(schedules(mode, kills=kills, ends=ends, **wish))
+    def run(schedule):
+        totals.update(carry_out(schedule, alias, path / "signed"))
+
+    print(f"POOLSAVE_TEST_CHAOS_SEED={number}")
+    run()
+    print(f"{alias} {mode}:", *(f"{count} {what}" for what, count in totals.items()))
+    assert totals["kills"] >= examples * kills
+    return totals
+
+
+def sessions_can_be_ended(alias):
+    return connections[alias].vendor in SESSIONS
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workers_and_sessions_that_end_at_random(alias, mode, tmp_path):
+    """At least 20 kills each, which makes 80 on two databases."""
+    under(alias, mode, tmp_path, examples=4, kills=5)
+
+
+def test_nothing_stays_lost_on_postgresql_if_transactions_are_noted(tmp_path):
+    totals = under("postgres", "object", tmp_path, examples=2, kills=5, resolve_lost=True)
+    assert totals["lost"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sessions_alone_that_the_server_ends_at_random(server, mode, tmp_path):
+    """No worker dies of it, and the objects are tried again."""
+    totals = under(server, mode, tmp_path, examples=2, kills=0, ends=5)
+    assert totals["kills"] == 0
+    assert totals["ends"] >= 10
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_thousand_kills(alias, mode, tmp_path):
+    """250 in each of two modes on each database."""
+    under(alias, mode, tmp_path, examples=13, kills=20)

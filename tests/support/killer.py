@@ -1,0 +1,107 @@
+"""Kills the workers of its parent and ends their server sessions, by a schedule; a script that `chaos` starts.
+
+It is a process of its own, since the parent must stay single-threaded to fork its workers.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import django
+import psutil
+from django.db import Error, connections
+
+from tests.support.postgres import TEST_DATABASE
+
+SESSIONS = {
+    "postgresql": (
+        f"SELECT pid FROM pg_stat_activity WHERE datname = '{TEST_DATABASE}' AND pid <> pg_backend_pid() ORDER BY pid",
+        "SELECT pg_terminate_backend({})",
+    ),
+    "mysql": (
+        r"SELECT id FROM information_schema.processlist WHERE db LIKE 'test\_%' AND id <> CONNECTION_ID() ORDER BY id",
+        "KILL CONNECTION {}",
+    ),
+}
+"""By vendor: how the sessions of the test databases are listed, and how one of them is ended."""
+UNPROVEN = 2
+"""So many workers in a row may be killed of which it is unknown whether they were set up: a third one, and the run
+would be given up, as it must be when no worker ever comes up."""
+
+
+class Killer:
+    def __init__(self, parent, alias, signed):
+        self.parent = psutil.Process(parent)
+        self.alias = alias
+        self.signed = Path(signed)
+        self.done = Counter(kills=0, ends=0)
+        self._unproven = 0
+
+    def strike(self, what, which):
+        if what in ("kill", "both"):
+            self.until(lambda: self.kill_one(which))
+        if what in ("end", "both"):
+            self.until(lambda: self.end_one(which))
+
+    def until(self, done):
+        """Try again until there was something to hit, or nobody is left to be hit."""
+        while not done():
+            if not self.parent.is_running():
+                sys.exit("the parent is gone")
+            time.sleep(0.002)
+
+    def kill_one(self, which):
+        proven = {int(line.split()[0]) for line in self.signed.read_text().splitlines()} if self.signed.exists() else ()
+        workers = [pid for pid in self.workers() if self._unproven < UNPROVEN or pid in proven]
+        if not workers:
+            return False
+        pid = workers[which % len(workers)]
+        os.kill(pid, signal.SIGKILL)
+        self._unproven = 0 if pid in proven else self._unproven + 1
+        self.done["kills"] += 1
+        return True
+
+    def workers(self):
+        """Workers lead groups of their own, and no sessions as a server's keeper does; other children lead nothing."""
+        found = []
+        for child in self.parent.children(recursive=True):
+            try:
+                leads_a_group = os.getpgid(child.pid) == child.pid != os.getsid(child.pid)
+                if leads_a_group and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+            except (psutil.Error, ProcessLookupError):
+                continue
+        return sorted(found)
+
+    def end_one(self, which):
+        connection = connections[self.alias]  # to the database of the settings, which is not the one of the tests
+        listing, ending = SESSIONS[connection.vendor]
+        with connection.cursor() as cursor:
+            cursor.execute(listing)
+            found = [row[0] for row in cursor.fetchall()]
+            if not found:
+                return False
+            try:
+                cursor.execute(ending.format(found[which % len(found)]))
+            except Error:  # MariaDB says so if it has ended by itself; PostgreSQL only warns
+                return False
+        self.done["ends"] += 1
+        return True
+
+
+def main():
+    django.setup()
+    orders = json.loads(sys.argv[1])
+    killer = Killer(orders["parent"], orders["alias"], orders["signed"])
+    for milliseconds, what, which in orders["blows"]:
+        time.sleep(milliseconds / 1000)
+        killer.strike(what, which)
+    print(json.dumps(killer.done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which combinations of parameters the default run leaves to CI.
+
+A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
+combination of databases, start methods, executors and modes: those are marked `exhaustive`. Neither does it try the
+executors that start a fresh interpreter for every test, apart from the contract suite, whose tests are about executors.
+"""
+
+from collections import defaultdict
+
+import pytest
+
+SLOW_TO_START = {"spawn", "process-pool", "ProcessPoolExecutor", "loky"}
+SAME_CODE = {"process-pool", "loky", "dask-threads"}
+"""Executors that the contract suite need not try in the default run: `ProcessPoolExecutor` and `dask` are for them."""
+
+
+def mark_exhaustive(items):
+    tests = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    for group in tests.values():
+        chosen = covering([item for item in group if not is_left_out(item)] or group[:1])
+        for item in group:
+            if item not in chosen:
+                item.add_marker(pytest.mark.exhaustive)
+
+
+def is_left_out(item):
+    pool = parameters(item).get("pool")
+    return pool in (SAME_CODE if "contract" in item.path.parts else SLOW_TO_START | SAME_CODE | {"ThreadPoolExecutor"})
+
+
+def covering(items):
+    """A few of them in which every value of every parameter occurs."""
+    chosen, covered, left = [], set(), list(items)
+    while left:
+        best = max(left, key=lambda item: len(values(item) - covered))
+        if chosen and not values(best) - covered:
+            break
+        chosen.append(best)
+        covered |= values(best)
+        left.remove(best)
+    return chosen
+
+
+def values(item):
+    return set(item.callspec.indices.items()) if hasattr(item, "callspec") else set()
+
+
+def parameters(item):
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return {name: value for name, value in given.items() if isinstance(value, str)}

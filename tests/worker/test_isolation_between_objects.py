@@ -1,0 +1,247 @@
+"""What people see when objects that can change are pickled together: one finds what another one has done to it."""
+
+import contextlib
+import pickle
+import sys
+import threading
+import weakref
+
+import django.db.migrations.state  # noqa: F401 - with it loaded there is more to be done
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave import pooled_operation
+from poolsave._pickling import values as _envelopes
+from poolsave._pickling.values import Pickled, dumps, from_wire, pickle_chunk, to_wire
+from tests.support import operations
+
+plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.binary(max_size=3)
+flat_values = st.tuples(plain_values, plain_values) | st.dictionaries(plain_values, plain_values, max_size=3)
+nested_values = st.lists(plain_values, max_size=2) | st.tuples(st.lists(plain_values)) | st.dictionaries(
+    st.text(max_size=2), flat_values, max_size=2
+)  # fmt: skip
+pure = pooled_operation(transaction=None, workers=1, progress=False, start_method="fork")
+
+
+@st.composite
+def columns(draw):
+    """Objects of a chunk, mostly of one kind, of which some may be there several times."""
+    kind = draw(st.sampled_from([plain_values, flat_values, flat_values, plain_values | flat_values | nested_values]))
+    different = draw(st.lists(kind, min_size=1, max_size=4))
+    return draw(st.lists(st.sampled_from(different), min_size=1, max_size=6))
+
+
+def changeable(value):
+    """Everything in a value that can be changed, by identity."""
+    if isinstance(value, dict | list):
+        yield id(value)
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from changeable(part)
+
+
+def told(value):
+    """A text that is the same for equal values of the same types."""
+    return repr(value)
+
+
+@given(columns())
+def test_objects_arrive_as_they_were_and_share_nothing_that_can_change(objects):
+    payload, errors = pickle_chunk(objects)
+    assert not errors
+    column, alone = pickle.loads(payload)
+    arrived = [pickle.loads(one) for one in column] if alone else [*column]
+    assert told(arrived) == told(objects)
+    seen = set()
+    for one in arrived:
+        own = set(changeable(one))
+        assert not own & seen
+        seen |= own
+
+
+@given(plain_values | flat_values | nested_values)
+def test_a_value_is_as_it_was_returned_whatever_becomes_of_it(value):
+    before = told(value)
+    sealed = to_wire(value)
+    assert isinstance(sealed, Pickled) or not set(changeable(sealed)) & set(changeable(value))
+    if isinstance(value, dict | list):
+        value.clear()
+    assert told(from_wire(sealed)) == before
+
+
+@pytest.mark.parametrize("row", [{"name": "ann"}, {"name": "ann", "tags": ["new"]}, ["ann"]])
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_an_object_that_comes_four_times_is_four_objects_in_a_worker(row, chunksize):
+    @pure
+    def clears(row):
+        found = len(row)
+        row.clear()
+        return found
+
+    assert clears.using(chunksize=chunksize).map([row] * 4).values == [len(row)] * 4
+
+
+@pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
+def test_what_several_objects_hold_is_held_by_each_alone_in_a_worker(around):
+    @pure
+    def adds(row):
+        tags = row["tags"] if isinstance(row, dict) else row[0]
+        tags.append("seen")
+        return row
+
+    tags = ["new"]
+    report = adds.using(chunksize=4).map([around(tags) for _ in range(4)])
+    assert report.values == [around(["new", "seen"])] * 4
+    assert tags == ["new"]
+
+
+@pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
+def test_what_a_value_holds_is_as_it_was_returned(around):
+    tags = []
+
+    @pure
+    def adds(number):
+        tags.append(number)
+        return around(tags)
+
+    values = adds.using(chunksize=3).map(range(3)).values
+    assert values == [around([0]), around([0, 1]), around([0, 1, 2])]
+
+
+def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_time():
+    kept = {}
+
+    @pure
+    def counts(number):
+        kept["seen"] = number
+        return kept
+
+    assert counts.using(chunksize=10).map(range(10)).values == [{"seen": number} for number in range(10)]
+
+
+def test_tuples_and_dictionaries_of_plain_values_are_pickled_together():
+    for objects in ([(1, "a"), (2, "b")], [{"name": "a"}, {"name": "b"}]):
+        assert pickle.loads(pickle_chunk(objects)[0]) == (objects, False)
+
+
+class Unpicklable:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __reduce__(self):
+        dumps([self.inner])  # somebody's own pickling may come by here again
+        if self.inner == "bad":
+            raise ValueError(self.inner)
+        return Unpicklable, (self.inner,)
+
+    def __eq__(self, other):
+        return self.inner == other.inner
+
+    __hash__ = None
+
+
+def test_a_pickler_is_as_good_as_new_after_each_value():
+    """It keeps nothing alive, and what fails half-way leaves nothing behind."""
+    for inner in ("good", "bad", "good"):
+        value = [Unpicklable("good"), "x" * 200_000, Unpicklable(inner)]
+        if inner == "bad":
+            with pytest.raises(ValueError, match="bad"):
+                dumps(value)
+        else:
+            assert pickle.loads(dumps(value)) == value
+        watched = weakref.ref(value[0])
+        del value
+        assert watched() is None
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_at(number):
+    """Raises at a line of the functions that pickle, as a signal's handler may."""
+    left = [number]
+
+    def trace(frame, event, _argument):
+        if frame.f_code.co_name not in ("dump", "dumps", "_pickled_alone"):
+            return None
+        if event == "line":
+            left[0] -= 1
+            if not left[0]:
+                raise Interrupted
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("number", range(1, 16))
+def test_a_pickler_that_was_interrupted_is_used_no_more(number):
+    dumps(["before"])
+    sys.settrace(interrupted_at(number))
+    try:
+        with contextlib.suppress(Interrupted):
+            dumps(["interrupted"] * 3)
+    finally:
+        sys.settrace(None)
+    assert pickle.loads(dumps(["after"])) == ["after"]
+    sys.settrace(interrupted_at(number))
+    try:
+        payload, errors = pickle_chunk([[number] for number in range(3)])
+    except Interrupted:
+        return
+    finally:
+        sys.settrace(None)
+    column, _alone = pickle.loads(payload)
+    left = [[number] for number in range(3) if number not in errors]
+    assert [pickle.loads(one) for one in column] == left
+
+
+def test_a_pickler_that_has_seen_much_is_used_no_more():
+    """Its memo would stay as large as that, and be cleared after each small value."""
+    dumps([str(number) for number in range(10_000)])
+    assert "dump" not in vars(_envelopes._idle)
+    dumps([1])
+    assert "dump" in vars(_envelopes._idle)
+
+
+def test_of_many_objects_only_what_cannot_be_pickled_fails():
+    payload, errors = pickle_chunk([Unpicklable("good"), Unpicklable("bad"), Unpicklable("good")])
+    assert list(errors) == [1]
+    column, alone = pickle.loads(payload)
+    assert alone
+    assert [pickle.loads(one) for one in column] == [Unpicklable("good")] * 2
+
+
+def test_what_was_pickled_before_does_not_go_along():
+    dumps(["x" * 100_000])
+    assert dumps([1]) == pickle.dumps([1], pickle.HIGHEST_PROTOCOL)
+
+
+ROWS = {
+    "dictionaries": [{"a": 1}, {"a": 2}, {"a": 3}],
+    "tuples": [(1, "a"), (2, "b")],
+    "lists": [[1], [2]],
+    "nested": [{"a": [1]}, {"a": [2]}],
+    "mixed": [1, {"a": 1}, (2,), None],
+}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("transaction", ["object", "chunk", None])
+@pytest.mark.parametrize("executor", ["process", "thread", "serial", "auto", "process-pool"])
+def test_a_function_gets_what_was_fed_in(executor, transaction):
+    operation = operations.echoes.using(executor=executor, transaction=transaction, chunksize=2)
+    for rows in ROWS.values():
+        assert operation.map(rows).values == rows
+        assert (operation | operation).map(rows).values == rows
+    assert operations.adds.using(executor=executor, transaction=transaction).starmap(
+        [{"first": 1, "second": 2}, (3, 4)]
+    ).values == [3, 7]
+
+
+@pytest.mark.parametrize("executor", ["thread", "serial"])
+def test_what_cannot_be_pickled_stays_itself_where_nothing_crosses(executor):
+    row = {"lock": threading.Lock()}
+    (value,) = operations.echoes.using(executor=executor).map([row]).values
+    assert value is row

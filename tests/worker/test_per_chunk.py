@@ -1,0 +1,212 @@
+"""`transaction="chunk"`: a savepoint per object, and outcomes only after the COMMIT."""
+
+import pytest
+from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from poolsave import Status
+from poolsave._db.transactions import PENDING
+from poolsave._engine.chunking import FlowControl
+from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from poolsave.executors.serial import LocalMarks
+from tests.models import Badge, Person, Tag
+from tests.support import operations, pools, postgres
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+
+
+@pytest.fixture(params=["serial", "thread", "fork", "forkserver"])
+def run(request, alias):
+    def run(operation, objects, **more):
+        options = {**pools.POOLS[request.param], "transaction": "chunk", "chunksize": 5, **more}
+        return operation.using(**options, databases=(alias,)).bind(alias=alias).map(objects)
+
+    return run
+
+
+def names(alias):
+    return sorted(Person.objects.using(alias).values_list("name", flat=True))
+
+
+ABC = list("abcdefgh")
+
+
+def test_a_failed_object_leaves_nothing_and_its_chunk_stays(run, alias):
+    report = run(operations.save_person.bind(fail=("b", "f")), ABC)
+    assert [failure.item for failure in report.failures] == ["b", "f"]
+    assert names(alias) == list("acdegh")
+    assert Badge.objects.using(alias).count() == 6
+    assert sorted(report.values) == sorted(Person.objects.using(alias).values_list("pk", flat=True))
+
+
+def test_a_real_integrity_error_does_not_poison_the_chunk(run, alias):
+    Person(name="c").save(using=alias)
+    report = run(operations.save_person, ABC)
+    assert [failure.item for failure in report.failures] == ["c"]
+    assert names(alias) == ABC
+
+
+@pytest.mark.parametrize("operation", ["swallows_the_error", "rolls_back_by_itself"])
+def test_an_object_that_can_only_be_rolled_back_is_a_failure(run, alias, operation):
+    Person(name="taken").save(using=alias)
+    report = run(getattr(operations, operation), ["a", "b"])
+    assert [failure.status for failure in report.failures] == [Status.FAILED] * 2
+    assert names(alias) == ["taken"]
+
+
+def test_an_object_that_closes_the_connection_costs_itself_only(run, alias):
+    report = run(operations.closes_when_told, ["a", "b", "close", "c"])
+    assert [failure.item for failure in report.failures] == ["close"]
+    assert names(alias) == ["a", "b", "c"]
+
+
+def test_a_commit_that_fails_sends_the_chunk_through_object_by_object(run, alias):
+    report = run(operations.violates_when_told, ["a", "bad", "c"])
+    assert [(failure.item, type(failure.error).__name__) for failure in report.failures] == [("bad", "IntegrityError")]
+    assert names(alias) == ["a", "c"]
+    at_once = alias == "mariadb"  # checks no constraint later than in its statement
+    assert [outcome.attempts for outcome in report] == [1 if at_once else 2] * 3
+
+
+def test_callbacks_run_after_the_commit_with_their_own_object(run, alias):
+    report = run(operations.with_callback, ["a", "bad", "c"])
+    assert report.succeeded == 3
+    assert names(alias) == ["a", "a called", "bad", "bad called", "c", "c called"]
+    assert [flawed.item for flawed in report.flawed] == ["bad"]
+
+
+def test_callbacks_of_an_object_that_was_rolled_back_are_forgotten(run, alias):
+    report = run(operations.calls_back_and_fails, ["a", "b"])
+    assert report.failed == 2
+    assert names(alias) == []
+
+
+def test_the_chunk_is_one_transaction(server):
+    operation = operations.transaction_id.bind(alias=server).using(databases=(server,), start_method="fork")
+    operation = operation.using(transaction="chunk")
+    assert len(set(operation.using(chunksize=6).map(range(12)).values)) == 2
+    assert len(set(operation.using(chunksize=6, transaction="object").map(range(12)).values)) == 12
+
+
+def test_transient_errors_send_the_chunk_through_object_by_object(server):
+    operations.attempts_left.clear()
+    Tag.objects.using(server).bulk_create([Tag(name="left"), Tag(name="right")])
+    operation = operations.deadlocks_at_first.using(databases=(server,), transaction="chunk", chunksize=3, workers=1)
+    report = operation.using(start_method="fork").bind(alias=server, times=1).map(list("abc"))
+    assert report.values == list("abc")
+    assert names(server) == list("abc")
+    assert Badge.objects.using(server).count() == 3
+
+
+def test_an_object_costs_postgresql_one_question_for_its_savepoint():
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    with CaptureQueriesContext(connections["postgres"]) as asked:
+        assert operation.bind(alias="postgres").map([f"p{number}" for number in range(10)]).ok
+    told = [query["sql"] for query in asked if "poolsave_" in query["sql"]]
+    assert len(told) == 10 + 1
+    assert told[0].startswith("SAVEPOINT")
+    assert all(sql.startswith("RELEASE SAVEPOINT") and "; SAVEPOINT" in sql for sql in told[1:-1])
+    assert told[-1].startswith("RELEASE SAVEPOINT")
+    assert ";" not in told[-1]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="psycopg 3 prepares statements, psycopg2 does not")
+def test_a_driver_that_prepares_statements_is_given_one_at_a_time(monkeypatch):
+    operation = operations.save_person.using(
+        executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
+    )
+    wrapper = connections["postgres"]
+    wrapper.close()
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "server_side_binding", True)
+    monkeypatch.setitem(wrapper.settings_dict["OPTIONS"], "prepare_threshold", 0)
+    try:
+        report = operation.bind(alias="postgres").map([f"p{number}" for number in range(10)])
+    finally:
+        wrapper.close()
+    assert report.ok
+    assert {outcome.attempts for outcome in report} == {1}
+
+
+def test_the_next_chunks_are_told_of_a_time_limit(server, monkeypatch):
+    told = []
+    learn = FlowControl.learn
+    monkeypatch.setattr(
+        FlowControl, "learn", lambda pacing, *of, **more: (told.append(more["timed_out"]), learn(pacing, *of, **more))
+    )
+    operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
+    operation.bind(alias=server).using(chunksize=2, workers=1).map(["a", "slow", "b", "c"])
+    assert told == [True, False]
+
+
+def test_a_chunk_that_hits_a_time_limit_of_the_server_is_halved(server):
+    operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
+    report = operation.bind(alias=server).using(chunksize=4, workers=1).map(["a", "b", "slow", "d"])
+    assert [failure.item for failure in report.failures] == ["slow"]
+    assert list(report.by_cause()) == [("OperationalError", "57014" if server == "postgres" else None)]
+    assert names(server) == ["a", "b", "d"]
+    assert max(outcome.attempts for outcome in report) == 3
+
+
+def test_a_worker_that_dies_in_a_chunk_costs_the_object_that_it_was_at(alias, start_method):
+    operation = operations.saves_and_dies.using(databases=(alias,), transaction="chunk", start_method=start_method)
+    report = operation.using(chunksize=8).bind(alias=alias).map([f"p{number}" for number in range(12)])
+    (failed,) = report.failures
+    assert (failed.item, failed.status) == ("p5", Status.FAILED)
+    assert report.succeeded == 11
+    assert Person.objects.using(alias).count() == Badge.objects.using(alias).count() == 11
+
+
+def test_serial_takes_part_in_the_caller_s_transaction():
+    with transaction.atomic():
+        report = operations.save_person.using(executor="serial", transaction="chunk").bind(fail=("b",)).map(list("abc"))
+        assert report.failed == 1
+        assert names("default") == ["a", "c"]
+    assert names("default") == ["a", "c"]
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+def test_a_session_that_dies_during_commit_is_settled(mode):
+    """A deferred trigger ends its own session inside COMMIT, so that the answer never comes."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION end_session() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER end_session AFTER INSERT ON tests_person DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW WHEN (NEW.name = 'fatal') EXECUTE FUNCTION end_session()"
+        )
+    try:
+        operation = operations.save_person.using(
+            databases=("postgres",), transaction=mode, chunksize=3, start_method="fork", workers=1
+        ).bind(alias="postgres")
+        unsettled = operation.using(resolve_lost=False).map(["a", "fatal"])
+        settled = operation.using(resolve_lost=True).map(["b", "fatal"])
+    finally:
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("DROP FUNCTION end_session CASCADE")
+    assert unsettled.lost == (2 if mode == "chunk" else 1)
+    assert settled.lost == 0
+    assert settled.failed == (2 if mode == "chunk" else 1)
+    assert "fatal" not in names("postgres")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothing(noted):
+    class EndsTheSession(LocalMarks):
+        def put(self, offset, mark):
+            if (offset, mark) == (1, PENDING):
+                watcher = postgres.connect()
+                with watcher.cursor() as cursor:
+                    cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [session])
+                watcher.close()
+
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        session = cursor.fetchone()[0]
+    calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
+    # The last savepoint cannot be released any more, so that nobody has to ask what became of a COMMIT.
+    assert run_chunk_in_transaction(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == ChunkRolledBack(
+        halve=False
+    )
+    assert names("postgres") == []
