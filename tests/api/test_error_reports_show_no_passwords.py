@@ -11,8 +11,8 @@ from django.views.debug import ExceptionReporter
 
 from poolsave import pooled_operation
 from poolsave._environment.django_setup import DjangoEnvironment
-from tests.support import operations
 from tests.models import Person
+from tests.support import operations
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default"])
 PASSWORD = "hunter2"
