@@ -16,6 +16,7 @@ MODULES = {
     "nothing": "",
     "thread": """
 import threading
+import time
 
 threading.Thread(target=time.sleep, args=(60,), name="scheduler", daemon=True).start()
 """,
