@@ -13,17 +13,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.utils import load_backend
+from django.db.utils import DatabaseErrorWrapper, load_backend
 
-from ..errors import InsideTransaction
+from ..errors import InsideTransaction, InvalidOperation
+from .descriptors import open_sqlite_descriptors
 from .redacted import RedactedDict
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
@@ -63,11 +65,35 @@ def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> d
     return settings
 
 
+@contextmanager
+def outside_event_loop() -> Iterator[None]:
+    """Have `connections` show those of this thread: while an event loop runs, asgiref shows those of its task, and
+    Django lets nothing be done with them."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+def wrappers_of_thread() -> list[Any]:
+    """Connection wrappers of this thread, those of an event loop's task that runs in it included."""
+    handler: Any = connections
+    of_task = handler.all(initialized_only=True)
+    with outside_event_loop():
+        return list({id(wrapper): wrapper for wrapper in (*of_task, *handler.all(initialized_only=True))}.values())
+
+
 def open_sqlite_files() -> list[Any]:
     """Wrappers of this thread that have a SQLite file open."""
-    handler: Any = connections
-    found = handler.all(initialized_only=True)
+    found = wrappers_of_thread()
     return [one for one in found if one.vendor == "sqlite" and one.connection is not None and not one.is_in_memory_db()]
+
+
+def sqlite_is_open_elsewhere() -> bool:
+    """Whether a SQLite file is open in this process that no wrapper of this thread has open."""
+    return open_sqlite_descriptors().total() > len(open_sqlite_files())
 
 
 def close_sqlite_files() -> None:
@@ -75,13 +101,20 @@ def close_sqlite_files() -> None:
 
     Raises:
         InsideTransaction: if one of them is inside a transaction, and so cannot be closed.
+        InvalidOperation: if one is open elsewhere in this process.
     """
     refuse_open_sqlite_transactions()
     for wrapper in open_sqlite_files():
         (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
-        wrapper.close()
+        with outside_event_loop():
+            wrapper.close()
         if not enforced:
             _reopen_unenforced(wrapper)
+    for alias in open_sqlite_descriptors():
+        raise InvalidOperation(
+            f"the SQLite database {alias!r} is open in another thread or event loop of this process, or by sqlite3 "
+            'itself, and its locks do not survive a fork: close it there, or use start_method="forkserver"'
+        )
 
 
 def _reopen_unenforced(wrapper: Any) -> None:
@@ -122,11 +155,15 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
     """
     before = {alias: connections[alias] for alias in _initialised()}
     if whole_process:
+        connections.close_all()  # of queries that the project makes as it is imported
         _apply_to_process(settings)
     for alias, values in settings.items():
         connections[alias] = _wrapper(alias, values)
     try:
-        yield
+        with ExitStack() as stack:
+            for wrapper in before.values():
+                stack.enter_context(refused(wrapper))
+            yield
     finally:
         for alias in settings:
             # The class's own close() keeps a SQLite database in memory open, for the sake of what is in it; here the
@@ -136,6 +173,42 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
                 connections[alias] = before[alias]
             else:
                 del connections[alias]
+
+
+@contextmanager
+def refused(wrapper: BaseDatabaseWrapper) -> Iterator[None]:
+    """Have everything fail that reaches a database by this wrapper, also by a cursor of it that a module keeps: a
+    worker's transaction would know nothing of that."""
+    wrapper.wrap_database_errors = UseRefused(wrapper)
+    try:
+        yield
+    finally:
+        vars(wrapper).pop("wrap_database_errors", None)  # Django's is made anew when it is asked for
+
+
+class UseRefused(DatabaseErrorWrapper):
+    """In the place of a wrapper's `wrap_database_errors`, by which Django goes wherever it calls the driver."""
+
+    def __enter__(self) -> None:
+        alias = self.wrapper.alias  # type: ignore[attr-defined]
+        raise InvalidOperation(
+            f"this connection of the database {alias!r}, or its cursor, was opened before the worker began, so that it "
+            f"belongs to another process or thread: get one in the function, by connections[{alias!r}]"
+        )
+
+
+class OwnThreadOnly(DatabaseErrorWrapper):
+    """The same for the caller of threads, in whose own thread everything works as ever. Django asks for the thread when
+    a cursor is made, but not when it is used."""
+
+    def __enter__(self) -> None:
+        self.wrapper.validate_thread_sharing()  # type: ignore[attr-defined]
+
+
+def keep_from_other_threads() -> None:
+    """Have cursors of this thread's connections fail in threads that have connections of their own."""
+    for wrapper in wrappers_of_thread():
+        wrapper.wrap_database_errors = OwnThreadOnly(wrapper)
 
 
 def _wrapper(alias: str, settings: dict[str, Any]) -> Any:

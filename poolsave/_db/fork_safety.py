@@ -14,7 +14,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import InvalidOperation
-from .connections import open_sqlite_files
+from .connections import UseRefused, wrappers_of_thread
+from .descriptors import cut_database_sockets, open_sqlite_descriptors
 
 _kept_alive: list[object] = []
 _clean_pids = {os.getpid()}
@@ -38,13 +39,18 @@ def pin_connections() -> tuple[object, ...]:
 def discard_inherited_connections(held: Iterable[object] = ()) -> None:
     """In a forked child: let go of the parent's connections, pools and cache clients without touching them.
 
+    Who keeps one of them, such as a module that keeps a cursor, gets an error when it is used.
     Once, and not in a process that nobody has forked: other threads of it may be in the middle of something.
     """
     if os.getpid() in _clean_pids:
         return
     _clean_pids.add(os.getpid())
     _kept_alive.extend(held)
-    sqlite = open_sqlite_files()
+    cut_database_sockets()
+    sqlite = [*open_sqlite_descriptors()]
+    for wrapper in (*wrappers_of_thread(), *held):
+        if isinstance(wrapper, BaseDatabaseWrapper):
+            wrapper.wrap_database_errors = UseRefused(wrapper)
     handlers: tuple[Any, ...] = (connections, caches)
     for handler in handlers:
         local: Any = handler._connections
@@ -53,7 +59,7 @@ def discard_inherited_connections(held: Iterable[object] = ()) -> None:
     _forget_pools()
     if sqlite:
         raise InvalidOperation(
-            f"this process was forked while the SQLite database {sqlite[0].alias!r} was open, so that neither can rely "
+            f"this process was forked while the SQLite database {sqlite[0]!r} was open, so that neither can rely "
             "on its locks: close it before the executor starts its processes, or have them started by spawn"
         )
 

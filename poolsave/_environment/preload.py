@@ -13,10 +13,11 @@ import sys
 import threading
 from multiprocessing.connection import Client
 
+from django.conf import settings
 from django.db import connections
 
 from .._db.connections import load_backends
-from .._db.descriptors import open_sockets
+from .._db.descriptors import open_sockets, open_sqlite_descriptors
 from ..executors.processes.start_methods import PRELOAD_ADDRESS
 from .django_setup import DjangoEnvironment
 
@@ -60,6 +61,8 @@ def _what_cannot_be_forked(sockets: frozenset[str]) -> str:
         return f"the project's import or AppConfig.ready() starts threads there ({', '.join(map(repr, threads))})"
     if open_sockets() - sockets:
         return "the project's import or AppConfig.ready() opens sockets there that stay open"
+    if settings.configured and (files := open_sqlite_descriptors()):
+        return f"the project's import or AppConfig.ready() keeps SQLite databases open there ({', '.join(files)})"
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from .._db.connections import DUMMY_ENGINE
+from .._db.connections import DUMMY_ENGINE, outside_event_loop
 from ..errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
 
 
@@ -37,9 +37,11 @@ def check_no_open_transaction(aliases: Iterable[str]) -> None:
         InsideTransaction: naming the alias and what to do.
     """
     for alias in aliases:
-        connection = connections[alias]
-        if connection.in_atomic_block or (connection.connection is not None and not connection.get_autocommit()):
-            raise InsideTransaction(alias)
+        with outside_event_loop():  # the transaction around asyncio.run() counts, too
+            around = connections[alias]
+        for connection in (connections[alias], around):
+            if connection.in_atomic_block or (connection.connection is not None and not connection.autocommit):
+                raise InsideTransaction(alias)
 
 
 def check_reachable(aliases: Iterable[str], *, shares_memory: bool) -> None:

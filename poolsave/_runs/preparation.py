@@ -111,6 +111,8 @@ def build_job(
     """Say what each worker needs."""
     apart = surroundings is not None and not executor.inline
     in_turn = apart and any_in_memory(_present(work, options, surroundings))
+    if apart and executor.shares_memory:
+        _connections.keep_from_other_threads()
     return WorkerJob(
         function=work.function,
         queryset=work.queryset,

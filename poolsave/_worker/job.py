@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from .._db import connections as _connections
 from .._db.commit_status import commit_status
+from .._db.descriptors import open_sqlite_descriptors
 from .._db.fork_safety import discard_inherited_connections, pin_connections
 from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
@@ -98,13 +99,16 @@ class WorkerJob:
 
     @property
     def fork_is_possible(self) -> bool:
-        """Whether no SQLite file is inside a transaction of the caller's."""
-        return self.surroundings is None or not any(one.in_atomic_block for one in _connections.open_sqlite_files())
+        """Whether each open SQLite file can be closed before: it is this thread's, and inside no transaction."""
+        if self.surroundings is None:
+            return True
+        open_files = _connections.open_sqlite_files()
+        return not any(one.in_atomic_block for one in open_files) and not _connections.sqlite_is_open_elsewhere()
 
     @property
     def fork_changes_nothing(self) -> bool:
         """Whether there is nothing that the caller would have to close, also in the middle of a run."""
-        return self.surroundings is None or not _connections.open_sqlite_files()
+        return self.surroundings is None or not open_sqlite_descriptors()
 
     def before_start(self) -> None:
         """Call the caller's hooks."""
