@@ -8,48 +8,45 @@ On connections that workers opened by psycopg2, both go along with the first sta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any, TypeVar
 
-from django.db import Error
-
-from .transactions import check_can_commit
+from .transactions import FunctionBlock, check_can_commit, rollback_on
 
 R = TypeVar("R")
 
-_numbers = count()
+HOOKS = ("_savepoint", "_savepoint_commit", "_savepoint_rollback")
+"""How Django's `savepoint()`, `savepoint_commit()` and `savepoint_rollback()` reach the server."""
 
 
 class Savepoints:
-    """Those of one transaction, on all its aliases. No block of `atomic()` is around an object, but what Django keeps
-    for one (the callbacks that go with a savepoint, and whether only a rollback is possible) is kept as it would be."""
+    """Those of one transaction, on all its aliases.
+
+    A block of `atomic()` is around each object, so that what others have put into Django's public methods (a backend
+    that sets the schema again after a rollback, a cache that forgets what it has read) happens as it does in a loop.
+    """
 
     def __init__(self, used: Sequence[Any]) -> None:
         """`used`: the connections that the transaction is on."""
         self.connections = used
-        self._last = [_ConnectionSavepoint(connection) for connection in used]
+        self._each = [_ConnectionSavepoints(connection) for connection in used]
 
     def around(self, call: Callable[[], R]) -> R:
         """Call it, and undo what it did if it raises or could only be rolled back, on every alias.
 
         Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
         """
-        mark = f"poolsave_{next(_numbers)}"
-        begun = 0
+        blocks: list[FunctionBlock] = []
         try:
-            for last in self._last:
-                last.begin(mark)
-                begun += 1
+            for each in self._each:
+                blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, these are left
             value = call()
             check_can_commit(self.connections)
-            return value
-        except BaseException:
-            for last in self._last[:begun]:
-                last.undo(mark)
+        except BaseException as error:
+            rollback_on(blocks, error)
             raise
-        finally:
-            for last in self._last:
-                last.end(mark)
+        for block in reversed(blocks):
+            block.__exit__(None, None, None)
+        return value
 
     def release(self) -> None:
         """Release the last one, which succeeds only in the transaction in which the first one was set.
@@ -58,75 +55,101 @@ class Savepoints:
             Error: if it is another one: a function has ended that past Django, or the server did, and what was saved in
                 it may be gone.
         """
-        for last in self._last:
-            last.release()
+        for each in self._each:
+            each.release()
+
+    def close(self) -> None:
+        """Give the connections back as they were."""
+        for each in reversed(self._each):
+            each.close()
 
 
-class _ConnectionSavepoint:
-    """The last savepoint that was set on one connection."""
+class _ConnectionSavepoints:
+    """Stands between Django and one connection. The savepoints of objects are released late; all others pass."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._name: str | None = None
+        self._before = {name: vars(connection)[name] for name in HOOKS if name in vars(connection)}
+        self._set, self._release, self._roll_back = (getattr(connection, name) for name in HOOKS)
+        for name, method in zip(HOOKS, (self._on_set, self._on_release, self._on_rollback), strict=True):
+            setattr(connection, name, method)
+        self._beginning = False
+        self._own: str | None = None
+        """Django's name for the savepoint of the present object."""
+        self._last: str | None = None
+        """The one that the server has: that of the present object, or of one before if nothing was sent since."""
         self._joined = connection.vendor == "postgresql" and _takes_two_statements(connection)
         # What workers opened by psycopg2 is of the class in _psycopg2, which is there only if the driver is.
         self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
         self._due: Any = None
 
-    def begin(self, mark: str) -> None:
-        """Set it for an object, or have it set before anything else is sent."""
-        self._connection.savepoint_ids.append(mark)
-        if self._name is None:
-            self._connection._savepoint(mark)
-            self._name = mark
-        elif self._joined:
-            self._renew(mark)
-        else:
-            self._connection._savepoint_commit(self._name)
-            self._connection._savepoint(self._name)
-
-    def _renew(self, mark: str) -> None:
-        if self._ahead is not None:
-            self._connection.validate_no_broken_transaction()  # as every question asks
-            # Under a new name: if the server refuses the text that this goes along with, to roll back to it fails, and
-            # does not lead to the end of an object before, in a transaction that cannot go on.
-            self._due = self._ahead.send_ahead(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {mark}")
-        if self._due is None:
-            with self._connection.cursor() as cursor:  # under the old one, which who prepares statements knows
-                cursor.execute(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {self._name}")
-
-    def undo(self, mark: str) -> None:
-        """Take back what the object did."""
-        sent = self._due is None or self._due.begun
-        self._settle(mark)
-        connection = self._connection
-        if connection.closed_in_transaction:  # the server rolls all of it back, and needs_rollback is true by now
-            return
-        connection.needs_rollback = False
+    def begin(self) -> FunctionBlock:
+        """Begin an object, if the transaction can go on."""
+        self._connection.validate_no_broken_transaction()
+        block = FunctionBlock(self._connection.alias, True, False)
+        self._beginning = True
         try:
-            if sent:
-                connection._savepoint_rollback(self._name)
-            connection.run_on_commit = [entry for entry in connection.run_on_commit if mark not in entry[0]]
-        except Error:  # the connection is gone, or the server has ended the transaction: the chunk has to be undone
-            connection.needs_rollback = True
+            block.__enter__()
+        finally:
+            self._beginning = False
+        return block
 
-    def end(self, mark: str) -> None:
-        """Leave nothing of the object behind but its savepoint, if there is one."""
-        self._settle(mark)
-        if mark in self._connection.savepoint_ids:
-            self._connection.savepoint_ids.remove(mark)
+    def _on_set(self, name: str) -> None:
+        if not self._beginning:
+            self._set(name)
+            return
+        self._own = name
+        if self._last is not None and self._joined:
+            self._renew(self._last, name)
+            return
+        if self._last is not None:
+            self._release(self._last)
+        self._set(name)
+        self._last = name
 
-    def _settle(self, mark: str) -> None:
-        if self._due is not None and self._due.begun:
-            self._name = mark
-        self._due = None
-        if self._ahead is not None and self._name is not None:  # the first one has sent whatever was due before
+    def _renew(self, last: str, name: str) -> None:
+        ops = self._connection.ops
+        both = f"{ops.savepoint_commit_sql(last)}; {ops.savepoint_create_sql(name)}"
+        if self._ahead is not None:
+            self._due = self._ahead.send_ahead(both)
+        if self._due is None:
+            with self._connection.cursor() as cursor:
+                cursor.execute(both)
+            self._last = name
+
+    def _on_rollback(self, name: str) -> None:
+        if name != self._own:
+            self._roll_back(name)
+            return
+        self._settle()
+        if self._last == name:  # else nothing has reached the server since
+            self._roll_back(name)
+
+    def _on_release(self, name: str) -> None:
+        if name != self._own:
+            self._release(name)
+            return
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._due is not None:
+            if self._due.begun:
+                # Also if the server refused the text that it went along with: then to roll back to it fails, and does
+                # not lead to the end of an object before, in a transaction that cannot go on.
+                self._last = self._own
+            self._due = None
             self._ahead.forget()
 
     def release(self) -> None:
-        """Release it."""
-        if self._name is not None:
-            self._connection._savepoint_commit(self._name)
+        """Release the last one."""
+        if self._last is not None:
+            self._release(self._last)
+
+    def close(self) -> None:
+        """Take nothing in between any more."""
+        for name in HOOKS:
+            delattr(self._connection, name)
+        vars(self._connection).update(self._before)
 
 
 def _takes_two_statements(connection: Any) -> bool:

@@ -79,15 +79,32 @@ def run_in_transaction(
     return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks), committing=committing)
 
 
+class FunctionBlock(transaction.Atomic):
+    """A block of `atomic()` around a user's function."""
+
+    @property
+    def _from_testcase(self) -> bool:
+        # Django asks the innermost block for it when a durable one begins, and only then.
+        raise RuntimeError(
+            f"atomic(durable=True) cannot begin inside the transaction that poolsave has opened on {self.using!r} for "
+            "the object: use transaction=None, with which the function's own transactions are the only ones"
+        )
+
+    @_from_testcase.setter
+    def _from_testcase(self, value: bool) -> None:
+        """Atomic's own constructor sets it."""
+
+
 class OpenTransactions(NamedTuple):
     """The atomic blocks that were opened, one per alias."""
 
-    blocks: list[transaction.Atomic]
+    blocks: list[FunctionBlock]
     connections: list[Any]
     """Those of the blocks."""
-    owned: list[Any]
-    """Connections whose transaction began with the block. The others are inside a transaction of the caller's, whose
-    commit is the caller's affair, and so are its callbacks."""
+    owned: list[tuple[Any, int]]
+    """Connections whose transaction began with the block, with the number of `on_commit` callbacks that it began with:
+    those of a cache that has patched `Atomic`, say, which Django itself runs. The others are inside a transaction of
+    the caller's, whose commit is the caller's affair, and so are its callbacks."""
     error: BaseException | None = None
     """What went wrong on the way."""
 
@@ -99,19 +116,19 @@ class OpenTransactions(NamedTuple):
 
 def begin_on(aliases: Sequence[str]) -> OpenTransactions:
     """Open an atomic block on every alias, as far as that is possible."""
-    blocks: list[transaction.Atomic] = []
+    blocks: list[FunctionBlock] = []
     used: list[Any] = []
-    owned: list[Any] = []
+    owned: list[tuple[Any, int]] = []
     try:
         for alias in aliases:
             connection = connections[alias]
             is_outermost = not connection.in_atomic_block and connection.get_autocommit()
-            block = transaction.atomic(using=alias)
+            block = FunctionBlock(alias, True, False)
             block.__enter__()
             blocks.append(block)
             used.append(connection)
             if is_outermost:
-                owned.append(connection)
+                owned.append((connection, len(connection.run_on_commit)))
     except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
         return OpenTransactions(blocks, used, owned, error)
     return OpenTransactions(blocks, used, owned)
@@ -145,7 +162,7 @@ def _server_has_aborted(connection: Any) -> bool:
     return int(connection.connection.info.transaction_status) == 3
 
 
-def rollback_on(entered: list[transaction.Atomic], error: BaseException) -> None:
+def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:
     """Leave the blocks with an error."""
     for block in reversed(entered):
         try:
@@ -172,7 +189,7 @@ def record_xid(aliases: Sequence[str], marks: Marks) -> int:
     return note
 
 
-def commit_on(entered: list[transaction.Atomic]) -> AttemptResult | None:
+def commit_on(entered: Sequence[FunctionBlock]) -> AttemptResult | None:
     """Commit on all aliases; gives what went wrong, or None."""
     committed: list[str | None] = []
     for block in reversed(entered):
@@ -196,14 +213,14 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
     return AttemptResult(Status.FAILED, error=error, retry=is_transient(error))
 
 
-def detach_on_commit(used: Iterable[Any]) -> list[Callable[[], object]]:
-    """Take the `on_commit` callbacks away from Django, which would run them inside the block's exit, where an error
-    of theirs looks like one of COMMIT."""
+def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], object]]:
+    """Take the function's `on_commit` callbacks away from Django, which would run them inside the block's exit, where
+    an error of theirs looks like one of COMMIT."""
     taken: list[Callable[[], object]] = []
-    for connection in used:
-        if connection.run_on_commit:
-            taken += [entry[1] for entry in connection.run_on_commit]
-            connection.run_on_commit = []
+    for connection, before in owned:
+        if len(connection.run_on_commit) > before:
+            taken += [entry[1] for entry in connection.run_on_commit[before:]]
+            del connection.run_on_commit[before:]
     return taken
 
 

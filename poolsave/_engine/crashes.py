@@ -61,6 +61,7 @@ def outcomes_after_crash(
         error = crash_error(event, item, timeout)
         if status is Status.SUCCEEDED:
             error = value_lost_error(index, error)
+            error.add_note("poolsave: its on_commit callbacks may not have run")
         known.append(unanswered_batch(index, [item], status, error, attempts=1))
     parts = subchunks(chunk, again)
     return (known, parts) if known else retry_or_give_up(chunk, parts, event)

@@ -68,6 +68,8 @@ def run_chunk_in_transaction(
     except BaseException as error:  # nothing is committed yet, so that every object can be run again
         rollback_on(entered.blocks, error)
         return ChunkRolledBack(halve=isinstance(error, _RollbackChunk) and error.halve)
+    finally:
+        savepoints.close()
     saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]
     for place in saved:
         marks.put(first + place, COMMITTING)
@@ -77,12 +79,10 @@ def run_chunk_in_transaction(
     if failed is not None and failed.status is Status.FAILED:
         return ChunkRolledBack(halve=False)
     ends = [end for end, _ in ran]
-    for place in saved:
-        if failed is not None:
-            ends[place] = _lost(ends[place], failed, note)
-            continue
+    for place in saved if failed is None else ():  # all of them before a callback, which may end this process
         marks.put(first + place, COMMITTED)
-        ends[place] = _called_back(*ran[place])
+    for place in saved:
+        ends[place] = _called_back(*ran[place]) if failed is None else _lost(ends[place], failed, note)
     return _told(ends, committing)
 
 

@@ -1,14 +1,16 @@
 """The death of a worker costs the object that it was at, and nothing else."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 
 import psutil
 import pytest
+from django.db import transaction
 
-from poolsave import WorkerDied, concurrent_saves
+from poolsave import WorkerDied, concurrent_saves, pooled_operation
 from tests.conftest import wait_until
 from tests.support import operations
 
@@ -70,6 +72,22 @@ def test_a_worker_that_is_killed_in_the_middle_of_commit_is_not_called_failed(tm
     assert report.succeeded == 3 - report.lost
     assert len(report.flawed) == (0 if not resolve else 2 if mode == "chunk" else 1)
     assert Badge.objects.using("postgres").count() == 3
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+def test_a_callback_that_kills_its_worker_loses_nothing(alias, mode):
+    from tests.models import Person
+
+    def save(name):
+        Person(name=name).save(using=alias)
+        if name == "b":
+            transaction.on_commit(lambda: os.kill(os.getpid(), signal.SIGKILL), using=alias)
+
+    operation = pooled_operation(save, start_method="fork", workers=1, chunksize=4, progress=False)
+    report = operation.using(transaction=mode, databases=(alias,)).map("abcd")
+    assert report.succeeded == 4
+    assert sorted(Person.objects.using(alias).values_list("name", flat=True)) == list("abcd")
 
 
 KILLER = """
