@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of
+
 if TYPE_CHECKING:
     from .reports import Report
 
@@ -234,25 +236,17 @@ class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
         return OperationsFailed, (self.message, list(self.exceptions), self.report)
 
 
-def text_of(error: BaseException) -> str:
-    """The text of an exception, also of one whose own __str__ is broken."""
-    try:
-        return str(error)
-    except Exception as secondary:  # that must not hide the error that is being told
-        return f"<{type(secondary).__name__} in its __str__>"
-
-
-def _as_exception(error: BaseException) -> Exception:
-    if isinstance(error, Exception):
-        return error
-    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", text_of(error), repr(error.args))
-    stand_in.__cause__ = error
+def stand_in_for(error: BaseException) -> RemoteError:
+    """A RemoteError that names an exception, where that one itself cannot be."""
+    stand_in = RemoteError(class_path_of(error), text_of(error), repr_of(args_of(error)))
+    set_cause(stand_in, error)
     return stand_in
 
 
+def _as_exception(error: BaseException) -> Exception:
+    return error if is_a(error, Exception) else stand_in_for(error)
+
+
 def _shorten(item: object, limit: int = 200) -> str:
-    try:
-        text = repr(item)
-    except Exception as error:  # a broken __repr__ must not hide the error that is being told
-        text = f"<{type(item).__name__} whose repr raised {type(error).__name__}>"
+    text = repr_of(item)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

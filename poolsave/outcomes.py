@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from ._exceptions import repr_of
+
 __all__ = ["Outcome", "Status"]
 
 R = TypeVar("R")
@@ -62,5 +64,5 @@ class Outcome(Generic[R]):
         return self.status is Status.SUCCEEDED
 
     def __repr__(self) -> str:
-        told = f"value={self.value!r}" if self.ok and self.error is None else f"error={self.error!r}"
+        told = f"value={repr_of(self.value)}" if self.ok and self.error is None else f"error={repr_of(self.error)}"
         return f"<Outcome {self.index} {self.status} {told}>"

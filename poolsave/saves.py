@@ -12,6 +12,7 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
+from ._exceptions import attach_report
 from ._pickling.values import pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
@@ -161,7 +162,7 @@ class Saves:
                 place += 1
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
             tally.wait(place)
-            error.report = tally.report  # type: ignore[attr-defined]
+            attach_report(error, tally.report)
             raise
         tally.wait(place)
         return tally.report
@@ -207,9 +208,10 @@ class Saves:
             return
         if interrupts.count:
             interruption = interrupts.as_exception()
-            interruption.report = self._report  # type: ignore[attr-defined]
+            attach_report(interruption, self._report)
             raise interruption
         if self._driver.fatal is not None:
+            attach_report(self._driver.fatal, self._report)
             raise self._driver.fatal
         if self._options.on_failure == "raise":
             self._report.raise_if_failed()

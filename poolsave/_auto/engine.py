@@ -12,6 +12,7 @@ from functools import cache
 from .._engine.crashes import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
+from .._exceptions import repr_of
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runs.executor_choice import expected_start_method, make_pool, why_no_processes, why_not_picklable
@@ -139,7 +140,7 @@ class AutoEngine(Engine):
                 why = str(error)
             except Exception as error:  # a hook's: raised with the report of what has run by now
                 self.fatal = error
-                self.halt(f"a pool could not be started: {error!r}")
+                self.halt(f"a pool could not be started: {repr_of(error)}")
         if why is not None:
             self._stays = self._verdict = why
 

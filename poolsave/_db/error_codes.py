@@ -6,6 +6,8 @@ sqlite3's result codes.
 
 from __future__ import annotations
 
+from .._exceptions import args_of, attribute_of, cause_of, module_of
+
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 # Connection exceptions, and the server shutting down or having crashed.
@@ -29,7 +31,7 @@ def sqlstate_of(error: BaseException) -> str | None:
     """The five characters that the server sent with an error, whichever driver and wrapper brought it."""
     for candidate in _with_cause(error):
         for name in ("sqlstate", "pgcode"):
-            found = getattr(candidate, name, None)
+            found = attribute_of(candidate, name)
             if isinstance(found, str) and len(found) == 5:
                 return found
     return None
@@ -72,7 +74,7 @@ def connection_lost(error: BaseException) -> bool:
 
 
 def _is_driver_error(error: BaseException) -> bool:
-    root = type(error).__module__.partition(".")[0]
+    root = module_of(error).partition(".")[0]
     return root in {"psycopg", "psycopg2", "psycopg_pool"} and type(error).__name__ in {
         "AdminShutdown",
         "DatabaseError",  # itself, and no subclass: libpq found a server gone that had crashed meanwhile
@@ -83,15 +85,15 @@ def _is_driver_error(error: BaseException) -> bool:
 
 def _mysql_code(error: BaseException) -> int | None:
     for candidate in _with_cause(error):
-        root = type(candidate).__module__.partition(".")[0]
-        if root in {"MySQLdb", "pymysql"} and candidate.args and isinstance(candidate.args[0], int):
-            return candidate.args[0]
+        root, args = module_of(candidate).partition(".")[0], args_of(candidate)
+        if root in {"MySQLdb", "pymysql"} and args and isinstance(args[0], int):
+            return args[0]
     return None
 
 
 def _sqlite_name(error: BaseException) -> str:
     for candidate in _with_cause(error):
-        found = getattr(candidate, "sqlite_errorname", None)
+        found = attribute_of(candidate, "sqlite_errorname")
         if isinstance(found, str):
             return found
     return ""
@@ -99,6 +101,5 @@ def _sqlite_name(error: BaseException) -> str:
 
 def _with_cause(error: BaseException) -> tuple[BaseException, ...]:
     # Django raises its own class from the driver's.
-    if type(error).__module__ == "django.db.utils" and error.__cause__ is not None:
-        return error, error.__cause__
-    return (error,)
+    cause = cause_of(error) if module_of(error) == "django.db.utils" else None
+    return (error,) if cause is None else (error, cause)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -36,10 +35,14 @@ def call_guarded(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
 
     Costs the databases nothing: a server is asked after a lock wait time-out, and only then.
     """
-    with ExitStack() as stack:
-        for alias in aliases:
-            stack.enter_context(connections[alias].execute_wrapper(_StatementGuard(connections[alias])))
+    guarded = [connections[alias] for alias in aliases]
+    for connection in guarded:
+        connection.execute_wrappers.append(_StatementGuard(connection))
+    try:  # not by execute_wrapper(): a generator's context manager cannot pass an exception on that is frozen
         return call()
+    finally:
+        for connection in guarded:
+            connection.execute_wrappers.pop()
 
 
 class _StatementGuard:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
+from .._exceptions import add_note, is_a, text_of, traceback_of
 from ..executors.protocol import UNKNOWN, Marks
 from ..outcomes import Status
 from .error_codes import connection_lost, is_transient
@@ -166,10 +167,10 @@ def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:
     """Leave the blocks with an error."""
     for block in reversed(entered):
         try:
-            block.__exit__(type(error), error, error.__traceback__)
+            block.__exit__(type(error), error, traceback_of(error))
         except Error as secondary:  # the connection is gone, and with it the transaction
             connections[block.using or "default"].close()
-            error.add_note(f"rolling back on {block.using!r} failed, too: {secondary}")
+            add_note(error, f"rolling back on {block.using!r} failed, too: {text_of(secondary)}")
 
 
 def record_xid(aliases: Sequence[str], marks: Marks) -> int:
@@ -204,11 +205,11 @@ def commit_on(entered: Sequence[FunctionBlock]) -> AttemptResult | None:
 
 def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> AttemptResult:
     if committed:
-        error.add_note(f"committed on {committed!r} before the commit on {alias!r} failed")
+        add_note(error, f"committed on {committed!r} before the commit on {alias!r} failed")
         return AttemptResult(Status.LOST, error=error)
-    if connection_lost(error) or not isinstance(error, Error):
+    if connection_lost(error) or not is_a(error, Error):
         connections[alias or "default"].close()
-        error.add_note("the answer to COMMIT did not arrive, so the object may have been saved or not")
+        add_note(error, "the answer to COMMIT did not arrive, so the object may have been saved or not")
         return AttemptResult(Status.LOST, error=error)
     return AttemptResult(Status.FAILED, error=error, retry=is_transient(error))
 

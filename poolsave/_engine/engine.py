@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from .._exceptions import repr_of
 from .._pickling.values import pickle_chunk
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.statistics import Statistics
@@ -85,7 +86,7 @@ class Engine:
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
-            self._lose()
+            self._lose("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
             self._abandon()
         return self._take_aside()
@@ -113,6 +114,11 @@ class Engine:
         """Stop the executor; nothing of it is left behind."""
         if self._entered:
             self._executor.stop()
+
+    def lose_rest(self) -> list[OutcomeBatch]:
+        """After `close`: end what has not ended, because the run could not go on until then."""
+        self._lose("the run broke down before its outcome was known")
+        return self._take_aside()
 
     def _skip(self, objects: Sequence[Any]) -> None:
         if objects:
@@ -157,7 +163,11 @@ class Engine:
         if self._executor.shares_memory:
             self._submit(chunk, chunk.objects)
             return
-        payload, errors = pickle_chunk(chunk.objects)
+        try:
+            payload, errors = pickle_chunk(chunk.objects)
+        except BaseException:  # SystemExit out of an object's own pickling: the run ends, and nothing of it has begun
+            self._again.appendleft(chunk)
+            raise
         if errors:
             self._cannot_send(chunk, errors)
         else:
@@ -172,7 +182,10 @@ class Engine:
     def _submit(self, chunk: Chunk, payload: Any) -> None:
         self._tickets += 1
         self._tasks[self._tickets] = chunk
-        self._executor.submit(Task(self._tickets, payload, len(chunk.objects)))
+        try:
+            self._executor.submit(Task(self._tickets, payload, len(chunk.objects)))
+        except BaseException as error:  # an executor of the user's may have taken it all the same
+            self._broken(Broken(self._tickets, error, begun=True))
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -185,12 +198,18 @@ class Engine:
             case Broken():
                 self._broken(event)
             case SetupFailed():
-                self.fatal = self.fatal or event.error
-                self.halt(f"a worker could not be set up: {event.error!r}")
+                self.fatal = event.error if self.fatal is None else self.fatal
+                self.halt(f"a worker could not be set up: {repr_of(event.error)}")
 
     def _replied(self, event: Replied) -> None:
-        chunk = self._tasks[event.task]
-        reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
+        chunk = self._tasks.get(event.task)
+        if chunk is None:  # given up
+            return
+        try:
+            reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
+        except BaseException as error:  # what is not answered for would be waited for without an end
+            self._broken(Broken(event.task, error, begun=True))
+            return
         end = reply.offset + len(reply.values)
         chunk.answered = end
         chunk.seconds += reply.spent.worked
@@ -233,9 +252,9 @@ class Engine:
         chunk = self._tasks.pop(event.task)
         status = Status.LOST if event.begun else Status.SKIPPED
         if self.stopped is None:
-            self.fatal = self.fatal or event.error
+            self.fatal = event.error if self.fatal is None else self.fatal
         self._end(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), status, event.error))
-        self.halt(f"the executor lost a chunk: {event.error!r}")
+        self.halt(f"the executor lost a chunk: {repr_of(event.error)}")
 
     def _abandon(self) -> None:
         """No worker is left: nothing that is still here was started."""
@@ -244,10 +263,10 @@ class Engine:
         self._tasks.clear()
         self.halt("no worker is left")
 
-    def _lose(self) -> None:
+    def _lose(self, why: str) -> None:
         """What ran in this thread has told nothing: a signal's handler raised before it could."""
         for task in [*self._tasks]:
-            self._broken(Broken(task, RuntimeError("an exception from elsewhere came before its outcome"), begun=True))
+            self._broken(Broken(task, RuntimeError(why), begun=True))
 
     def _end(self, batch: OutcomeBatch) -> None:
         self._aside.append(batch)

@@ -9,7 +9,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from .._db.error_codes import sqlstate_of
-from ..errors import RemoteError, WorkerTraceback, text_of
+from .._exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of, traceback_of
+from ..errors import RemoteError, WorkerTraceback
+
+HEADING = "Traceback (most recent call last):\n"
 
 
 class ExceptionRecord(NamedTuple):
@@ -27,9 +30,9 @@ class ExceptionRecord(NamedTuple):
 def record_exception(error: BaseException) -> ExceptionRecord:
     """Describe an exception for the way to another process. Never raises."""
     return ExceptionRecord(
-        class_path=f"{type(error).__module__}.{type(error).__qualname__}",
+        class_path=class_path_of(error),
         message=text_of(error),
-        arguments=_arguments(error),
+        arguments=repr_of(args_of(error)),
         traceback=format_traceback(error),
         sqlstate=sqlstate_of(error),
         pickled=_pickled(error),
@@ -41,16 +44,19 @@ def restore_exception(record: ExceptionRecord) -> BaseException:
     error = _restored(record.pickled)
     if error is None:
         error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
-    error.__cause__ = WorkerTraceback(record.traceback, record.sqlstate)
+    set_cause(error, WorkerTraceback(record.traceback, record.sqlstate))
     return error
 
 
 def format_traceback(error: BaseException) -> str:
     """The traceback as text, from the first frame that is not poolsave's own."""
+    frames = _users_part(traceback_of(error))
     try:
-        return "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
-    except Exception as secondary:  # an exception whose own methods are broken is still an exception
-        return f"{type(error).__qualname__} (its traceback cannot be formatted: {type(secondary).__qualname__})"
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an exception whose own methods are broken is still an exception
+        return "".join([HEADING, *traceback.format_tb(frames), f"{class_path_of(error)}: {text_of(error)}\n"])
 
 
 def _users_part(frames: TracebackType | None) -> TracebackType | None:
@@ -60,20 +66,15 @@ def _users_part(frames: TracebackType | None) -> TracebackType | None:
     return part or frames
 
 
-def _arguments(error: BaseException) -> str:
-    try:
-        return repr(error.args)
-    except Exception as secondary:  # an argument whose repr is broken must not hide the error
-        return f"<{type(secondary).__qualname__} in the repr of its arguments>"
-
-
 def _pickled(error: BaseException) -> bytes | None:
     buffer = io.BytesIO()
     try:
         _ExceptionPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
         data = buffer.getvalue()
         copy = pickle.loads(data)
-    except Exception:  # whatever the exception's own pickling raises: the record stands in for it
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever the exception's own pickling raises: the record stands in for it
         return None
     return data if type(copy) is type(error) else None
 
@@ -93,6 +94,8 @@ def _restored(data: bytes | None) -> BaseException | None:
         return None
     try:
         found = pickle.loads(data)
-    except Exception:  # possible in the parent though it worked in the worker: the record stands in for it
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # possible in the parent though it worked in the worker: the record stands in for it
         return None
-    return found if isinstance(found, BaseException) else None
+    return found if is_a(found, BaseException) else None

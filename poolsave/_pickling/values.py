@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .._exceptions import add_note, repr_of, text_of
 from ..errors import InvalidOperation
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
 
@@ -53,9 +54,9 @@ def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -
     except Exception as error:
         name = getattr(function, "__qualname__", None) or repr(function)
         raise InvalidOperation(
-            f"{name} cannot be pickled for workers that do not share the caller's memory ({error}): they find a "
-            "function by its name in a module that they can import, which a lambda, a nested function, one typed into "
-            "a shell and a method of an unpicklable object do not have; define it at the top of a module:\n\n"
+            f"{name} cannot be pickled for workers that do not share the caller's memory ({text_of(error)}): they find "
+            "a function by its name in a module that they can import, which a lambda, a nested function, one typed "
+            "into a shell and a method of an unpicklable object do not have; define it at the top of a module:\n\n"
             "    @pooled_operation\n    def save_one(row):\n        ...\n\n"
             'or run map() or stream() with start_method="fork" (the default only while no other thread is alive), '
             'or use executor="thread"'
@@ -65,7 +66,7 @@ def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -
     except Exception as error:
         raise InvalidOperation(
             f"what is bound to {function!r} cannot be pickled for workers that do not share the caller's memory "
-            f"({error}): bind {sorted(constants or {})} as plain data, and build the rest inside the function"
+            f"({text_of(error)}): bind {sorted(constants or {})} as plain data, and build the rest inside the function"
         ) from error
 
 
@@ -117,7 +118,7 @@ class _HistoricalModelGuard(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if type(value).__module__ == HISTORICAL:
             raise InvalidOperation(
-                f"{value!r} is an instance of a historical model, which would arrive as one of today's: map the "
+                f"{repr_of(value)} is an instance of a historical model, which would arrive as one of today's: map the "
                 "queryset itself, or send primary keys"
             )
         return NotImplemented
@@ -138,7 +139,7 @@ def to_wire(value: Any) -> Any:
         data = dumps(value)
         pickle.loads(data)
     except Exception as error:
-        error.add_note("poolsave: this is about the return value, which cannot come back from the worker")
+        add_note(error, "poolsave: this is about the return value, which cannot come back from the worker")
         raise
     return Pickled(data)
 
@@ -178,7 +179,7 @@ def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseE
         try:
             data = dump(item)
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
-            error.add_note("poolsave: this is about the object itself, which cannot be sent to a worker")
+            add_note(error, "poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
             dump = make_pickler()
             continue

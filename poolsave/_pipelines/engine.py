@@ -13,6 +13,7 @@ from typing import Any
 
 from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
+from .._exceptions import is_a
 from .._reports.batches import OutcomeBatch
 from ..errors import ValueLost
 from ..options import Options
@@ -143,6 +144,13 @@ class PipelineEngine:
             for hop in self._hops:
                 stack.callback(hop.close)
 
+    def lose_rest(self) -> list[OutcomeBatch]:
+        """After `close`: end what has not ended, because the run could not go on until then."""
+        for place, hop in enumerate(self._hops):
+            for batch in hop.lose_rest():
+                self._deliver(place, batch)
+        return self._finals.take()
+
     def wake(self) -> None:
         """In a signal handler: end a wait."""
         if self._bell is not None:
@@ -169,13 +177,13 @@ class PipelineEngine:
             origin.saved = True
         if outcome is not None and outcome.status is not Status.SUCCEEDED:
             self._finish_badly(place, end, outcome, outcome.status)
-        elif outcome is not None and isinstance(outcome.error, ValueLost) and not self._is_last(place):
+        elif outcome is not None and is_a(outcome.error, ValueLost) and not self._is_last(place):
             self._tallies[place][end.stage].pass_on()
             # It was saved, but what the next stage needs is gone: that one has not begun, and never will.
             self._finish_badly(place + 1, end._replace(stage=0), outcome, Status.FAILED)
         elif end.dropped:
             self._drop(place, end)
-        elif hop.stages[end.stage].expands and not (outcome is not None and isinstance(outcome.error, ValueLost)):
+        elif hop.stages[end.stage].expands and not (outcome is not None and is_a(outcome.error, ValueLost)):
             self._expand(place, end)
         else:
             self._tallies[place][end.stage].pass_on()
@@ -188,7 +196,7 @@ class PipelineEngine:
         self._tallies[place][end.stage].end(status)
         names = self._hops[place].names(end)
         if outcome.error is not None:
-            annotate_origin(outcome.error, end.traveller, names, never_began=isinstance(outcome.error, ValueLost))
+            annotate_origin(outcome.error, end.traveller, names, never_began=is_a(outcome.error, ValueLost))
         told = replace(outcome, status=status, value=None, stage=" + ".join(names))
         self._finish(end.traveller, None, end.worker, told)
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from .._exceptions import add_note, is_a, repr_of
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
 from ..errors import TimedOut, ValueLost, WorkerDied
@@ -55,14 +56,12 @@ def annotate_origin(
     may be any of several, or one that never began it."""
     origin = traveller.origin
     where = f"the stage {stages[0]!r}" if len(stages) == 1 else f"one of the stages {', '.join(map(repr, stages))}"
-    note = f"poolsave: in {where}, with what came of object {origin.index} of the input"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    add_note(error, f"poolsave: in {where}, with what came of object {origin.index} of the input")
     if traveller.flaw is not None:
-        error.add_note(f"poolsave: on the way there an on_commit callback raised {traveller.flaw!r}")
+        add_note(error, f"poolsave: on the way there an on_commit callback raised {repr_of(traveller.flaw)}")
     for found in exception_chain(error):
-        if isinstance(found, WorkerDied | TimedOut) and found.item is not None:
+        if (is_a(found, WorkerDied) or is_a(found, TimedOut)) and found.item is not None:
             found.item = origin.item
-        elif isinstance(found, ValueLost):
+        elif is_a(found, ValueLost):
             found.index = origin.index
             found.stage = stages[0] if never_began else None

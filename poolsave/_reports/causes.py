@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._db.error_codes import sqlstate_of
-from ..errors import RemoteError, text_of
+from .._exceptions import add_note, cause_of, is_a, repr_of, text_of
+from ..errors import RemoteError
 from ..outcomes import Outcome
 
 WIDTH = 300
 """Characters of an error's first line that are shown."""
+
+
+def printable(text: str) -> str:
+    """The same where every encoding knows each character: half of a surrogate pair (an undecodable file name) has no
+    UTF-8, and is written as its number."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -19,11 +26,11 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and not any(error is one for one in seen):
         yield error
         seen.append(error)
-        error = error.__cause__
+        error = cause_of(error)
 
 
 def error_key(error: BaseException | None) -> tuple[str, str | None]:
-    if isinstance(error, RemoteError):
+    if is_a(error, RemoteError):
         return error.class_path.rpartition(".")[2], error.sqlstate
     return type(error).__name__, None if error is None else sqlstate_of(error)
 
@@ -43,13 +50,11 @@ def format_error_key(cause: tuple[str, str | None]) -> str:
 
 
 def _key(item: Any, *, of_rows: bool) -> str:
-    return f" (pk {item!r})" if of_rows else ""
+    return f" (pk {repr_of(item)})" if of_rows else ""
 
 
 def with_location_note(outcome: Outcome[Any], *, of_rows: bool) -> BaseException:
     error = outcome.error
     assert error is not None  # failed and lost outcomes always have one
-    note = f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    add_note(error, f"poolsave: object {outcome.index}{_key(outcome.item, of_rows=of_rows)}, {outcome.status}")
     return error

@@ -74,7 +74,9 @@ class BlockDriver:
         with self._entrance:
             if self.fatal is not None or (self._closing and not inside):
                 self._release(call)
-                raise self.fatal or RuntimeError("the concurrent_saves() block has been left: submit inside it")
+                if self.fatal is None:
+                    raise RuntimeError("the concurrent_saves() block has been left: submit inside it")
+                raise self.fatal
             self._open.add(call)
             self._source.put(call)
         self._wake()
@@ -116,7 +118,7 @@ class BlockDriver:
             while not (self._closing and self._engine.finished):
                 self._step()
         except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
-            self.fatal = self.fatal or error
+            self.fatal = error if self.fatal is None else self.fatal
         finally:
             self._finish()
 
@@ -145,7 +147,7 @@ class BlockDriver:
             self._engine.kill()
         for batch in self._engine.step():
             self._settle(batch)
-        self.fatal = self.fatal or self._engine.fatal
+        self.fatal = self._engine.fatal if self.fatal is None else self.fatal
 
     def _settle(self, batch: OutcomeBatch) -> None:
         calls: list[PendingCall] = list(batch.objects)
@@ -169,7 +171,7 @@ class BlockDriver:
         try:
             yield
         except BaseException as error:
-            self.fatal = self.fatal or error
+            self.fatal = error if self.fatal is None else self.fatal
             self._halt = self._halt or f"{type(error).__name__} in a callback"
 
     def _release(self, call: PendingCall) -> None:

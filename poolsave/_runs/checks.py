@@ -22,6 +22,7 @@ from django.db import connections
 from .._db import connections as _connections
 from .._db.inspection import DatabaseInfo, inspect_database
 from .._environment.django_setup import DjangoEnvironment
+from .._exceptions import text_of
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
 from ..executors import Executor, ProcessExecutor
@@ -130,7 +131,7 @@ def _of_objects(objects: Iterable[Any] | None) -> Iterator[CheckMessage]:
         except Exception as error:  # whatever the object's own pickling raises
             yield Hazard(
                 f"the object at index {place} cannot be pickled for workers that do not share memory, so it would "
-                f"fail: {type(error).__name__}: {error}",
+                f"fail: {type(error).__name__}: {text_of(error)}",
                 hint="Feed plain data or keys, and build the rest in the function.",
                 id="poolsave.W003",
             )

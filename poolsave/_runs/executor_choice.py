@@ -10,6 +10,7 @@ from typing import Any
 from .._auto.sampling import SamplingSerialExecutor
 from .._db.connections import configured_aliases
 from .._environment.django_setup import DjangoEnvironment
+from .._exceptions import text_of
 from .._pickling.values import dumps
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
@@ -46,7 +47,8 @@ def why_not_picklable(sample: OutcomeBatch | None) -> str | None:
             pickle.loads(dumps(item))
             pickle.loads(dumps(value))
         except Exception as error:  # whatever the user's own pickling raises
-            return f"an object, or what the function gives for it, cannot be pickled: {type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {text_of(error)}"
+            return f"an object, or what the function gives for it, cannot be pickled: {why}"
     return None
 
 

@@ -6,10 +6,11 @@ import concurrent.futures
 from dataclasses import replace
 from typing import Any
 
+from .._exceptions import is_a, set_cause
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
 from .._worker.requests import PendingCall
-from ..errors import RemoteError, TimedOut, ValueLost, WorkerDied, text_of
+from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
 from ..outcomes import Outcome, Status
 
 
@@ -26,7 +27,7 @@ def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[Outco
         elif outcome is None or _has_value(outcome):
             try:
                 values[place], results[place] = call.request.arrive(values[place])
-            except Exception as error:  # a model whose attributes refuse the key; the row is saved all the same
+            except BaseException as error:  # a model whose attributes refuse the key; the row is saved all the same
                 outcome = _not_taken(batch.first + place, error)
         if outcome is not None:
             _name_item(outcome.error, call)
@@ -35,21 +36,21 @@ def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[Outco
     return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
 
 
-def _not_taken(index: int, cause: Exception) -> Outcome[Any]:
+def _not_taken(index: int, cause: BaseException) -> Outcome[Any]:
     error = ValueLost(index)
-    error.__cause__ = cause
+    set_cause(error, cause)
     return Outcome(index=index, status=Status.SUCCEEDED, error=error)
 
 
 def _name_item(error: BaseException | None, call: PendingCall) -> None:
     # The engine knows calls only; the user knows what is in them.
     for one in exception_chain(error):
-        if isinstance(one, WorkerDied | TimedOut) and one.item is call:
+        if (is_a(one, WorkerDied) or is_a(one, TimedOut)) and one.item is call:
             one.item = call.request.item
 
 
 def _has_value(outcome: Outcome[Any]) -> bool:
-    return outcome.ok and not isinstance(outcome.error, ValueLost)
+    return outcome.ok and not is_a(outcome.error, ValueLost)
 
 
 def resolve_future(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
@@ -57,7 +58,8 @@ def resolve_future(future: concurrent.futures.Future[Any], result: Any, outcome:
     if outcome is None or _has_value(outcome):
         future.set_result(result)
     elif outcome.status is Status.SKIPPED:
-        future.set_exception(outcome.error or concurrent.futures.CancelledError("it was never started"))
+        never = concurrent.futures.CancelledError("it was never started")
+        future.set_exception(never if outcome.error is None else _truthy(outcome.error))
     else:
         future.set_exception(_truthy(outcome.error))
 
@@ -66,13 +68,11 @@ def _truthy(error: BaseException | None) -> BaseException | None:
     """Futures take a falsy exception for none, and give None as their result (CPython issue 132063)."""
     if error is None or _is_true(error):
         return error
-    stand_in = RemoteError(f"{type(error).__module__}.{type(error).__qualname__}", text_of(error))
-    stand_in.__cause__ = error
-    return stand_in
+    return stand_in_for(error)
 
 
 def _is_true(error: BaseException) -> bool:
     try:
         return bool(error)
-    except Exception:  # a broken __bool__ would break the future, too
+    except BaseException:  # a broken __bool__ would break the future, too
         return False

@@ -12,6 +12,7 @@ from .._auto.engine import AutoEngine
 from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.sources import IterableSource
+from .._exceptions import attach_report, is_a
 from .._reports.batches import OutcomeBatch
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
@@ -58,6 +59,7 @@ class Loop(Protocol):
     def halt(self, reason: str) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
+    def lose_rest(self) -> list[OutcomeBatch]: ...
 
 
 class Present:
@@ -154,6 +156,14 @@ class Run:
         return in_input_order(batches, self._engine)
 
     def _batches(self) -> Generator[OutcomeBatch, None, None]:
+        try:
+            yield from self._started_batches()
+        except BaseException as error:
+            # Whatever ends a run: of the input, of a progress callable, of an object's pickling, of a worker's start.
+            attach_report(error, self.report)
+            raise
+
+    def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._total, self._description)
         with closing(progress):
             try:
@@ -181,7 +191,8 @@ class Run:
         return batches
 
     def _obey(self) -> None:
-        interrupted = isinstance(self._source.error, KeyboardInterrupt | SystemExit)
+        error = self._source.error
+        interrupted = is_a(error, KeyboardInterrupt) or is_a(error, SystemExit)
         if self._interrupts.count or interrupted:
             self._engine.halt("interrupted")
         if self._interrupts.count > 1:
@@ -204,20 +215,23 @@ class Run:
         if self._abandoned:
             return
         _open_runs.discard(self)
-        self._engine.close()
-        self.report.stopped = self._engine.stopped
-        self.report._finish()
+        try:
+            self._engine.close()
+        finally:
+            for batch in self._engine.lose_rest():
+                self.report._add(batch)
+            self.report.stopped = self._engine.stopped
+            self.report._finish()
         if isinstance(self._engine, AutoEngine):
             self.report.tried = self._engine.trials()
         elif self._told is not None:
             self.report.tried = (untested_trial(inline=self._executor.inline, report=self.report, why=self._told),)
 
     def _raise_what_ended_it(self) -> None:
-        error = self._engine.fatal or self._source.error
+        error = self._source.error if self._engine.fatal is None else self._engine.fatal
         if error is None and self._interrupts.count:
             error = self._interrupts.as_exception()
         if error is not None:
-            error.report = self.report  # type: ignore[attr-defined]
             raise error
         if self._options.on_failure == "raise":
             self.report.raise_if_failed()

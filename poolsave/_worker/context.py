@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from django.conf import settings
 from django.db import connections
 
+from .._exceptions import text_of
 from .._pickling.values import from_wire
 from ..errors import InvalidOperation, InvalidOption
 
@@ -152,7 +153,7 @@ def _refuse_unpicklable(carrier: Any, value: Any, problem: str, fix: str) -> Non
         pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever the value's own pickling raises
         raise InvalidOption(
-            "carry", carrier, f"{problem} that do not share the caller's memory ({error}): {fix}"
+            "carry", carrier, f"{problem} that do not share the caller's memory ({text_of(error)}): {fix}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from operator import length_hint
 from typing import Any
 
 from .._db.transactions import COMMITTED, RUNNING
+from .._exceptions import traceback_of
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import to_wire
 from ..executors.protocol import Marks
@@ -130,7 +131,7 @@ class FastLoop:
     def _fail(self, place: int, error: BaseException, *, final: bool) -> None:
         if not self._collector.crosses:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
-            traceback.clear_frames(error.__traceback__)
+            traceback.clear_frames(traceback_of(error))
         now = time.perf_counter()
         self._collector.longest = max(self._collector.longest, now - self._collector.since)
         ends = self._unanswered(place)

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from .._exceptions import text_of
 from ..errors import InvalidOption
 
 Hook: TypeAlias = Callable[[], object]
@@ -52,7 +53,7 @@ def _packed(hooks: Sequence[Hook]) -> bytes:
             raise InvalidOption(
                 "after_fork",
                 hook,
-                f"workers that are not forked find it by its name in a module ({error}): "
+                f"workers that are not forked find it by its name in a module ({text_of(error)}): "
                 "define a function at the top of one",
             ) from error
     return pickle.dumps(hooks, pickle.HIGHEST_PROTOCOL)

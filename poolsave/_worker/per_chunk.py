@@ -67,7 +67,7 @@ def run_chunk_in_transaction(
         note = record_xid(aliases, marks) if noted else 0
     except BaseException as error:  # nothing is committed yet, so that every object can be run again
         rollback_on(entered.blocks, error)
-        return ChunkRolledBack(halve=isinstance(error, _RollbackChunk) and error.halve)
+        return ChunkRolledBack(halve=type(error) is _RollbackChunk and error.halve)
     finally:
         savepoints.close()
     saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]

@@ -75,7 +75,9 @@ class Reply(NamedTuple):
         for place, pickled in sealed.items():
             try:
                 values[place] = pickle.loads(pickled)
-            except Exception as error:  # the object's own unpickling; the object is saved all the same
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # the object's own unpickling; the object is saved all the same
                 troubles[place] = ObjectDetail(Status.SUCCEEDED, error, format_traceback(error), 1, unreadable=True)
         for place, trouble in troubles.items():
             if isinstance(trouble.error, ExceptionRecord):

@@ -10,6 +10,7 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
+from .._exceptions import text_of
 from .._pickling.models import dumps, loads
 from ..errors import InvalidOperation, RowGone
 
@@ -78,7 +79,7 @@ def pack_queryset(queryset: QuerySet[Any]) -> bytes:
     except Exception as error:
         raise InvalidOperation(
             f"the queryset of {queryset.model._meta.label} cannot be pickled for workers that do not share the "
-            f'caller\'s memory ({error}): filter by plain values, or use start_method="fork"'
+            f'caller\'s memory ({text_of(error)}): filter by plain values, or use start_method="fork"'
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .._db import connections as _connections
 from .._db.mysql import call_guarded, mysql_aliases
 from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
+from .._exceptions import is_a, traceback_of
 from .._pickling.values import from_wire, to_wire, unpickle_chunk
 from ..errors import RowGone
 from ..executors.protocol import Marks
@@ -149,8 +150,8 @@ class WorkerSession:
     def _add_error(self, collector: ReplyBuilder, error: BaseException, end: ObjectResult, attempts: int) -> None:
         if not self._own_process:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
-            traceback.clear_frames(error.__traceback__)
-        if isinstance(error, RowGone):
+            traceback.clear_frames(traceback_of(error))
+        if is_a(error, RowGone):
             collector.add(end.attempt._replace(status=Status.SKIPPED), 0, end.seconds)
         else:
             collector.add(end.attempt, attempts, end.seconds)

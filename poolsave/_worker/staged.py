@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
 from .._drop import DROP
+from .._exceptions import add_note
 from .._pickling.values import from_wire, to_wire
 from ..executors.protocol import Marks
 from ..outcomes import Status
@@ -99,8 +100,8 @@ class StagedItem:
         self.value = end.attempt.value
         self.open = end.attempt.status is Status.SUCCEEDED and self.value is not DROP
         if end.attempt.status is Status.SUCCEEDED and end.attempt.error is not None:
-            self.flaw = self.flaw or end.attempt.error
-            end.attempt.error.add_note(f"poolsave: in an on_commit callback of the stage {name!r}")
+            self.flaw = end.attempt.error if self.flaw is None else self.flaw
+            add_note(end.attempt.error, f"poolsave: in an on_commit callback of the stage {name!r}")
 
 
 class StageMarks:

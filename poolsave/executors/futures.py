@@ -57,7 +57,7 @@ class FuturesExecutor:
         marks = self._flag if self.shares_memory else None
         try:
             future = self._executor.submit(run_task, self._parcel, task.payload, marks, self._alone)
-        except Exception as error:  # shut down or broken: this task certainly never started
+        except BaseException as error:  # shut down or broken: this task certainly never started
             self._tell(Broken(task.id, error, begun=False))
             return
         self._futures[task.id] = future

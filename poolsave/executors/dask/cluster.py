@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..._environment.versions import Versions
+from ..._exceptions import add_note, is_a
 from ..._pickling.exceptions import restore_exception
 from ...errors import ClusterUnusable, WorkerDied
 from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
@@ -169,8 +170,8 @@ class Cluster:
             future.release()
         if refusal is not None:
             error = restore_exception(refusal)
-            if isinstance(error, AttributeError | ImportError):
-                error.add_note(IMPORTED)
+            if is_a(error, AttributeError) or is_a(error, ImportError):
+                add_note(error, IMPORTED)
             self._tell(SetupRefused(error))
         return refusal is None
 
