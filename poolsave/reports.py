@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, Generic, TypeVar
 
 from ._reports.batches import OutcomeBatch
-from ._reports.causes import error_key, format_cause, format_error_key, with_location_note
+from ._reports.causes import error_key, format_cause, format_error_key, printable, with_location_note
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
 from ._reports.trials import Trial, trial_lines, trial_summary
@@ -191,7 +191,8 @@ class Report(Generic[R]):
         return {**self.__dict__, "_queryset": None}  # pickling one fetches all its rows
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the counts and every kept outcome to a file; what JSON does not know is told by its repr."""
+        """Write the counts and every kept outcome to a file, strictly as JSON: what that does not know, such as NaN or a
+        set, is told by its repr. A new file can be read by its owner only; it is there when it is complete."""
         write_json(path, self._summary() | self._of_workers(), self)
 
     def _summary(self) -> dict[str, Any]:
@@ -208,7 +209,8 @@ class Report(Generic[R]):
         return self.statistics.as_dict()
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet."""
+        """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet. A new file can be
+        read by its owner only; it is there when it is complete."""
         write_csv(path, self)
 
     def raise_if_failed(self) -> None:
@@ -247,7 +249,7 @@ class Report(Generic[R]):
             )
         if self.statistics.hint:
             lines.append(f"  hint: {self.statistics.hint}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def __repr__(self) -> str:
         counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)
