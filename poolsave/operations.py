@@ -93,8 +93,8 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
-            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what was begun; with
-                the Report as its attribute `report` (`vars(error)["report"]` where its class has another one).
+            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what was begun;
+                with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
         return self._run(call_with_object, objects).complete()
 

@@ -191,8 +191,8 @@ class Report(Generic[R]):
         return {**self.__dict__, "_queryset": None}  # pickling one fetches all its rows
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the counts and every kept outcome to a file, strictly as JSON: what that does not know, such as NaN or a
-        set, is told by its repr. A new file can be read by its owner only; it is there when it is complete."""
+        """Write the counts and every kept outcome to a file, strictly as JSON: what that does not know (NaN, a set)
+        is told by its repr. A new file can be read by its owner only; it is there when it is complete."""
         write_json(path, self._summary() | self._of_workers(), self)
 
     def _summary(self) -> dict[str, Any]:
