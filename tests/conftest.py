@@ -12,10 +12,12 @@ import pytest
 from django.contrib.contenttypes.management import create_contenttypes
 from django.db import connections
 from django.db.models.signals import post_migrate
+from django.test import TransactionTestCase
 
 from poolsave import executors
 from poolsave.executors.processes import start_methods
 from tests.support import dask_cluster, mariadb, postgres
+from tests.support.flushing import empty_filled_tables
 from tests.support.pools import EXECUTORS, START_METHODS
 from tests.support.selection import mark_exhaustive
 
@@ -40,6 +42,12 @@ def pytest_timeout_cancel_timer(item):
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     return True
+
+
+def pytest_collection_finish():
+    """Let the collector look only at what tests leave behind, and not at all that was imported, test after test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -128,7 +136,8 @@ def django_db_modify_db_settings():
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup):
-    """After every test all tables are emptied; to fill these two again would take longer than most tests."""
+    """After every test the tables are emptied; to fill these two again would take longer than most tests."""
+    TransactionTestCase._fixture_teardown = empty_filled_tables
     assert post_migrate.disconnect(create_contenttypes)
     assert post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
 
