@@ -15,6 +15,7 @@ E = TypeVar("E", bound=BaseException)
 # The slots of BaseException itself: a frozen dataclass refuses `error.__cause__ = ...`, and a property can hide it.
 _args: Any = BaseException.args
 _cause: Any = vars(BaseException)["__cause__"]
+_context: Any = vars(BaseException)["__context__"]
 _traceback: Any = vars(BaseException)["__traceback__"]
 
 
@@ -77,6 +78,12 @@ def cause_of(error: BaseException) -> BaseException | None:
     return found
 
 
+def context_of(error: BaseException) -> BaseException | None:
+    """While which one was handled it was raised."""
+    found: BaseException | None = _context.__get__(error)
+    return found
+
+
 def traceback_of(error: BaseException) -> TracebackType | None:
     """The frames that it came through."""
     found: TracebackType | None = _traceback.__get__(error)
@@ -86,6 +93,11 @@ def traceback_of(error: BaseException) -> TracebackType | None:
 def set_cause(error: BaseException, cause: BaseException) -> None:
     """Let it be raised from another one."""
     _cause.__set__(error, cause)
+
+
+def set_context(error: BaseException, context: BaseException) -> None:
+    """Let it be raised while another one was handled."""
+    _context.__set__(error, context)
 
 
 def add_note(error: BaseException, note: str) -> None:

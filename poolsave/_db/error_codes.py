@@ -6,7 +6,9 @@ sqlite3's result codes.
 
 from __future__ import annotations
 
-from .._exceptions import args_of, attribute_of, cause_of, module_of
+from collections.abc import Iterator
+
+from .._exceptions import args_of, attribute_of, cause_of, context_of, module_of
 
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
@@ -38,7 +40,24 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the database says that the same transaction may succeed if it is tried again."""
+    """Whether the database says that the same transaction may succeed if it is tried again, by the error itself or by
+    what it was raised from, or while handling."""
+    return any(_is_transient(candidate) for candidate in chain_of(error))
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, and all that it was raised from, or while handling."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        candidate = left.pop()
+        if id(candidate) not in seen:
+            seen.add(id(candidate))
+            left += [one for one in (context_of(candidate), cause_of(candidate)) if one is not None]
+            yield candidate
+
+
+def _is_transient(error: BaseException) -> bool:
     state = sqlstate_of(error)
     if state is not None:
         return state in TRANSIENT_SQLSTATES or state.startswith(CONNECTION_CLASSES)

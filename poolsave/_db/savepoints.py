@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .transactions import FunctionBlock, check_can_commit, rollback_on
+from .transactions import FunctionBlock, check_can_commit, is_doomed, rollback_on
+from .transient_errors import add_transient_cause
 
 R = TypeVar("R")
 
@@ -42,6 +43,7 @@ class Savepoints:
             value = call()
             check_can_commit(self.connections)
         except BaseException as error:
+            add_transient_cause(error, filter(is_doomed, self.connections))
             rollback_on(blocks, error)
             raise
         for block in reversed(blocks):

@@ -13,6 +13,7 @@ from .._exceptions import add_note, is_a, text_of, traceback_of
 from ..executors.protocol import UNKNOWN, Marks
 from ..outcomes import Status
 from .error_codes import connection_lost, is_transient
+from .transient_errors import add_transient_cause, watch_transient_errors
 
 RUNNING = 1
 COMMITTING = UNKNOWN
@@ -66,6 +67,7 @@ def run_in_transaction(
             note = record_xid(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
+            add_transient_cause(error, filter(is_doomed, entered.connections))
     if error is not None:
         rollback_on(entered.blocks, error)
         return AttemptResult(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
@@ -126,6 +128,7 @@ def begin_on(aliases: Sequence[str]) -> OpenTransactions:
             is_outermost = not connection.in_atomic_block and connection.get_autocommit()
             block = FunctionBlock(alias, True, False)
             block.__enter__()
+            watch_transient_errors(connection)
             blocks.append(block)
             used.append(connection)
             if is_outermost:
@@ -143,24 +146,32 @@ def check_can_commit(used: Iterable[Any]) -> None:
     """
     # atomic() does so when needs_rollback is set, and PostgreSQL answers COMMIT with ROLLBACK.
     for connection in used:
-        if connection.needs_rollback or _server_has_aborted(connection):
+        if is_doomed(connection):
             raise TransactionManagementError(
                 f"the function returned, but its transaction on {connection.alias!r} can only be rolled back: a "
-                "database error was caught inside it, or set_rollback(True) was called; put atomic() around what may "
-                "fail"
+                "database error was caught inside it, set_rollback(True) was called, or its connection is closed; put "
+                "atomic() around what may fail"
             )
 
 
-def _server_has_aborted(connection: Any) -> bool:
+def is_doomed(connection: Any) -> bool:
+    """Whether its transaction can only be rolled back, as far as that is known without asking the server."""
+    return connection.needs_rollback or _has_aborted(connection)
+
+
+def _has_aborted(connection: Any) -> bool:
     if connection.connection is None:
         return False
     if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end its transaction
         begun = connection.commit_on_exit and not getattr(connection, "begin_is_due", False)
         return begun and not connection.connection.in_transaction
+    if connection.vendor == "mysql":
+        return not getattr(connection.connection, "open", True)
     if connection.vendor != "postgresql":
         return False
-    # libpq's PQTRANS_INERROR, under the same name and number in psycopg2 and psycopg 3.
-    return int(connection.connection.info.transaction_status) == 3
+    # libpq's PQTRANS_INERROR, and PQTRANS_UNKNOWN for a connection that is closed, so that no COMMIT would be sent. The
+    # numbers are the same in psycopg2 and psycopg 3.
+    return int(connection.connection.info.transaction_status) in (3, 4)
 
 
 def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:

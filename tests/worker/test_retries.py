@@ -1,8 +1,11 @@
 """Transient database errors are tried again, everything else is the object's own failure."""
 
-import pytest
-from django.db import IntegrityError, OperationalError
+import contextlib
 
+import pytest
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
+
+from poolsave import Status, pooled_operation
 from poolsave._db import error_codes as _sqlstates
 from tests.models import Badge, Person, Tag
 from tests.support import operations
@@ -29,6 +32,90 @@ def test_a_deadlock_is_tried_again_and_its_rows_are_there_once(server, on, optio
     assert report.values == ["a", "b"]
     assert [outcome.attempts for outcome in report] == [3, 3]
     assert Person.objects.using(server).count() == Badge.objects.using(server).count() == 2
+
+
+def goes_on(name, alias):
+    with contextlib.suppress(DatabaseError):
+        operations.deadlock(alias)
+
+
+def goes_on_and_asks(name, alias):
+    goes_on(name, alias)
+    Tag.objects.using(alias).count()
+
+
+def goes_on_after_a_block(name, alias):
+    with contextlib.suppress(DatabaseError), transaction.atomic(using=alias, savepoint=False):
+        operations.deadlock(alias)
+
+
+def raises_its_own_error(name, alias):
+    try:
+        operations.deadlock(alias)
+    except DatabaseError:
+        raise ValueError(name) from None
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+@pytest.mark.parametrize("executor", ["thread", "serial"])
+@pytest.mark.parametrize("way", [goes_on, goes_on_and_asks, goes_on_after_a_block, raises_its_own_error])
+def test_a_deadlock_that_the_function_caught_is_tried_again(server, on, way, executor, mode):
+    met = []
+
+    def save(name, alias):
+        Person(name=name).save(using=alias)
+        if name == "b" and not met:
+            met.append(name)
+            way(name, alias)
+
+    report = on(
+        pooled_operation(save, executor=executor, transaction=mode, chunksize=3, progress=False, keep="all")
+    ).map("abc")
+    assert [(outcome.status, outcome.item) for outcome in report] == [(Status.SUCCEEDED, name) for name in "abc"]
+    assert [*report][1].attempts == 2
+    assert sorted(Person.objects.using(server).values_list("name", flat=True)) == list("abc")
+
+
+NOT_AVAILABLE = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'locked' USING ERRCODE = '55P03'; END $$",
+    "mysql": "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 3572",
+}
+
+
+def test_a_lock_that_a_block_of_the_function_skips_is_not_waited_for_again(on):
+    """The savepoint undoes it, so that the object can be saved, as in a loop."""
+
+    def save(name, alias):
+        with contextlib.suppress(DatabaseError), transaction.atomic(using=alias):
+            operations.ask(alias, **NOT_AVAILABLE)
+        Person(name=name).save(using=alias)
+
+    report = on(pooled_operation(save, progress=False, keep="all")).map("ab")
+    assert [(outcome.status, outcome.attempts) for outcome in report] == [(Status.SUCCEEDED, 1)] * 2
+
+
+def closes_it_by_the_driver(alias):
+    connections[alias].connection.close()
+
+
+def loses_it(alias):
+    with contextlib.suppress(DatabaseError):
+        operations.ask(alias, postgresql="SELECT pg_terminate_backend(pg_backend_pid())", mysql="KILL CONNECTION_ID()")
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
+@pytest.mark.parametrize("way", [closes_it_by_the_driver, loses_it])
+def test_what_was_never_committed_has_failed_and_is_not_lost(server, on, way, mode):
+    """The driver knows that its connection is gone, and sends no COMMIT."""
+
+    def save(name, alias):
+        Person(name=name).save(using=alias)
+        if name == "b":
+            way(alias)
+
+    report = on(pooled_operation(save, transaction=mode, chunksize=3, progress=False)).map("abc")
+    assert [(failure.item, failure.status) for failure in report.failures] == [("b", Status.FAILED)]
+    assert sorted(Person.objects.using(server).values_list("name", flat=True)) == ["a", "c"]
 
 
 def test_tries_end_and_the_last_error_is_told(server, on):
