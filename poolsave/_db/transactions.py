@@ -10,17 +10,11 @@ from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from .._exceptions import add_note, is_a, text_of, traceback_of
-from ..executors.protocol import UNKNOWN, Marks
+from ..executors.marks import COMMITTED, COMMITTING, RUNNING
+from ..executors.protocol import Marks
 from ..outcomes import Status
 from .error_codes import connection_lost, is_transient
 from .transient_errors import add_transient_cause, watch_transient_errors
-
-RUNNING = 1
-COMMITTING = UNKNOWN
-COMMITTED = 3
-PENDING = 4
-"""How far an object is, as its worker notes it where its own death cannot take it. 0 is not begun; PENDING has ended
-inside a transaction that is still open, so that nothing of it is left if the worker dies."""
 
 NO_XID = 1
 """Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
-from .._db.transactions import COMMITTED, PENDING, RUNNING
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._worker.replies import ObjectDetail, Reply
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..executors import Died
+from ..executors.marks import COMMITTED, COMMITTING, HAD_FAILED, MARKS_PER_STAGE, NEW, PENDING, RUNNING
 from ..outcomes import Outcome, Status
 
-NEW = 0
 SHARE_FROM = 50
 """Objects that must have ended before `max_failures` counts as a share."""
 MAX_CRASHES_BEFORE_START = 3
@@ -40,31 +39,105 @@ Settle: TypeAlias = Callable[[int], Status]
 """Asks the database what became of a transaction, by what its worker noted of it."""
 
 
-def outcomes_after_crash(
-    chunk: Chunk, event: Died, *, own_transactions: bool, timeout: float | None, settle: Settle
-) -> tuple[list[OutcomeBatch], list[Chunk]]:
-    """Say what its worker's death means for each object of a chunk, going by the marks that the worker left.
+class StageMode(NamedTuple):
+    """What the marks of one stage of a worker go by. A plain run has one stage."""
 
-    Gives what is known, and what is known to have left nothing behind and can be run by another worker. The object
-    that was running is never among the latter.
+    transaction: str | None
+    noted: bool
+    """Whether its worker notes the ids of its transactions."""
+
+
+class CrashAnalysis:
+    """What the death of a worker means for the objects of its chunk, going by the marks that the worker left.
+
+    Only the object that the worker was at is blamed.
     """
-    known: list[OutcomeBatch] = []
-    again: list[int] = []
-    for offset in range(chunk.answered, len(chunk.objects)):
-        index, item, mark = chunk.index + offset, chunk.objects[offset], event.marks[offset]
-        if mark in (NEW, PENDING):
-            again.append(offset)
-            continue
-        status = _status_of_mark(mark, own_transactions=own_transactions)
-        if status is Status.LOST and event.note:
-            status = settle(event.note)
-        error = crash_error(event, item, timeout)
-        if status is Status.SUCCEEDED:
+
+    def __init__(
+        self, event: Died, stages: Sequence[StageMode], *, timeout: float | None, settle: Settle, exact: bool = True
+    ) -> None:
+        self._event = event
+        self._stages = stages
+        self._timeout = timeout
+        self._settle = settle
+        self._exact = exact
+        """Whether the marks are the worker's own; otherwise nobody knows how far it was with anything."""
+        places = [divmod(code, MARKS_PER_STAGE) for code in event.marks]
+        self._at = max((stage for stage, mark in places if mark in (RUNNING, COMMITTING)), default=None)
+
+    def outcomes(self, chunk: Chunk) -> tuple[list[OutcomeBatch], list[Chunk]]:
+        """Give what is known, and what is known to have left nothing behind and can be run by another worker.
+
+        The object that was running is never among the latter, and neither is what has left its first stage: its value
+        is gone, and to compute it once more would be to run that stage twice.
+
+        With several stages, the value of each outcome is the stage that it ended in, or None if nobody knows.
+        """
+        known: list[OutcomeBatch] = []
+        again: list[int] = []
+        for offset in range(chunk.answered, len(chunk.objects)):
+            stage, mark = divmod(self._event.marks[offset], MARKS_PER_STAGE)
+            if stage == 0 and self._can_run_again(mark):
+                again.append(offset)
+            else:
+                known.append(self._judged(chunk.index + offset, chunk.objects[offset], stage, mark))
+        parts = subchunks(chunk, again)
+        return (known, parts) if known else retry_or_give_up(chunk, parts, self._event)
+
+    def _can_run_again(self, mark: int) -> bool:
+        return mark in (NEW, PENDING) or (mark == HAD_FAILED and self._stages[0].transaction == "chunk")
+
+    def _judged(self, index: int, item: Any, stage: int, mark: int) -> OutcomeBatch:
+        status, ended = self._verdict(stage, mark)
+        error = self._error(item, stage, mark, status)
+        if mark == COMMITTED or status is Status.SUCCEEDED or ended != stage:
             error = value_lost_error(index, error)
+        if status is Status.SUCCEEDED:
             error.add_note("poolsave: its on_commit callbacks may not have run")
-        known.append(unanswered_batch(index, [item], status, error, attempts=1))
-    parts = subchunks(chunk, again)
-    return (known, parts) if known else retry_or_give_up(chunk, parts, event)
+        batch = unanswered_batch(index, [item], status, error, attempts=1)
+        if len(self._stages) == 1 or not self._exact:
+            return batch
+        return batch._replace(notable={0: replace(batch.notable[0], value=ended)})
+
+    def _verdict(self, stage: int, mark: int) -> tuple[Status, int]:
+        """How an object ended, and in which stage."""
+        mode = self._stages[stage]
+        status = _status_of_mark(mark, mode.transaction)
+        if mark == COMMITTING and mode.noted and self._event.note:
+            status = self._settle(self._event.note)
+        if status is Status.SUCCEEDED and stage < len(self._stages) - 1:
+            return Status.FAILED, stage + 1  # which has not begun, and never will: its value is gone
+        return status, stage
+
+    def _error(self, item: Any, stage: int, mark: int, status: Status) -> BaseException:
+        if mark in (RUNNING, COMMITTING):
+            return self._blame(item)
+        died = self._event.error
+        error = WorkerDied(died.exitcode, died.signal, None, died.details, afterwards=True)
+        if mark == PENDING and (self._at is None or self._at <= stage):
+            error.add_note("poolsave: it was rolled back with the transaction that it shared with others of its chunk")
+        elif mark != COMMITTED:  # its stage is done with its transaction
+            error.add_note(
+                f"poolsave: it was known as {status.value} by then, but its own error was lost with the worker"
+            )
+        return error
+
+    def _blame(self, item: Any) -> BaseException:
+        cause = self._event.error
+        died = WorkerDied(cause.exitcode, cause.signal, item, cause.details)
+        if not self._event.overdue or self._timeout is None:
+            return died
+        error = TimedOut(self._timeout, item)
+        error.__cause__ = died
+        return error
+
+
+def _status_of_mark(mark: int, transaction: str | None) -> Status:
+    if mark == COMMITTED:
+        return Status.SUCCEEDED
+    if mark in (PENDING, HAD_FAILED) or (mark == RUNNING and transaction is not None):
+        return Status.FAILED
+    return Status.LOST
 
 
 def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
@@ -83,23 +156,6 @@ def retry_or_give_up(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[lis
     if chunk.strikes + 1 < MAX_CRASHES_BEFORE_START:
         return [], again
     return [unanswered_batch(one.index, one.objects, Status.FAILED, event.error, attempts=1) for one in again], []
-
-
-def _status_of_mark(mark: int, *, own_transactions: bool) -> Status:
-    if mark == COMMITTED:
-        return Status.SUCCEEDED
-    if mark == RUNNING and own_transactions:
-        return Status.FAILED
-    return Status.LOST
-
-
-def crash_error(event: Died, item: Any, timeout: float | None) -> BaseException:
-    died = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
-    if not event.overdue or timeout is None:
-        return died
-    error = TimedOut(timeout, item)
-    error.__cause__ = died
-    return error
 
 
 def value_lost_error(index: int, cause: BaseException) -> ValueLost:

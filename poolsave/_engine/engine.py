@@ -20,7 +20,7 @@ from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, Setu
 from ..options import Options
 from ..outcomes import Status
 from .chunking import FlowControl
-from .crashes import Chunk, batch_from_reply, max_failures_reached, outcomes_after_crash, split_around
+from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
 from .sources import Source
 
 
@@ -237,16 +237,20 @@ class Engine:
             self.halt(self.stopped)
 
     def _judge(self, chunk: Chunk, event: Died) -> None:
-        known, again = outcomes_after_crash(
-            chunk,
+        analysis = CrashAnalysis(
             event,
-            own_transactions=self._options.transaction is not None,
+            self._stage_modes(),
             timeout=self._options.timeout,
             settle=self._settle,
+            exact=self._executor.blames_exactly,
         )
+        known, again = analysis.outcomes(chunk)
         self._again += again
         for batch in known:
             self._end(batch)
+
+    def _stage_modes(self) -> Sequence[StageMode]:
+        return [StageMode(self._options.transaction, noted=True)]  # there is a note only if it is this stage's
 
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from .._drop import DROP
 from .._engine.chunking import max_lead
-from .._engine.crashes import Chunk
+from .._engine.crashes import StageMode
 from .._engine.engine import Engine
 from .._engine.sources import Source
-from .._engine.staged_crashes import StagedCrash
 from .._reports.batches import OutcomeBatch
 from .._worker.staged import Dropped, StagedJob
-from ..executors import Died, Executor, ProcessExecutor
+from ..executors import Executor, ProcessExecutor
 from ..outcomes import Outcome, Status
 from .planning import SegmentPlan
 
@@ -223,14 +222,7 @@ class Segment(Engine):
         columns = [*batch.seconds]
         return [sum(columns[start : start + size]) for start in range(0, len(columns), size)]
 
-    def _judge(self, chunk: Chunk, event: Died) -> None:
+    def _stage_modes(self) -> Sequence[StageMode]:
         if not isinstance(self._job, StagedJob):
-            super()._judge(chunk, event)
-            return
-        inquest = StagedCrash(
-            self._job, event, timeout=self._options.timeout, settle=self._settle, exact=self.executor.blames_exactly
-        )
-        known, again = inquest.judged(chunk)
-        self._again += again
-        for batch in known:
-            self._end(batch)
+            return super()._stage_modes()
+        return [StageMode(job.transaction, job.noted) for job in self._job.stages]

@@ -11,10 +11,10 @@ from itertools import islice
 from operator import length_hint
 from typing import Any
 
-from .._db.transactions import COMMITTED, RUNNING
 from .._exceptions import traceback_of
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import to_wire
+from ..executors.marks import COMMITTED, RUNNING
 from ..executors.protocol import Marks
 from .replies import ReplyBuilder
 

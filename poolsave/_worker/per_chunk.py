@@ -9,10 +9,6 @@ from typing import Any, NamedTuple
 from .._db.error_codes import hit_time_limit, is_transient
 from .._db.savepoints import Savepoints
 from .._db.transactions import (
-    COMMITTED,
-    COMMITTING,
-    PENDING,
-    RUNNING,
     AttemptResult,
     OpenTransactions,
     begin_on,
@@ -23,6 +19,7 @@ from .._db.transactions import (
     rollback_on,
     run_on_commit,
 )
+from ..executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
 

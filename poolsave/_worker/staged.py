@@ -18,6 +18,7 @@ from .._db.transactions import AttemptResult
 from .._drop import DROP
 from .._exceptions import add_note
 from .._pickling.values import from_wire, to_wire
+from ..executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .job import WorkerJob
@@ -25,11 +26,6 @@ from .per_chunk import ObjectResult
 from .replies import ReplyBuilder
 from .session import WorkerSession
 
-MARKS_PER_STAGE = 8
-"""A mark in the worker's shared block is the stage's number times this, plus how far the object is in that stage."""
-HAD_FAILED, WAS_LOST = 5, 6
-"""Marks beside those of `_transactions`, for objects that wait for others of their chunk after they have ended: they
-are not what the worker is at."""
 ENDED = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
 
 

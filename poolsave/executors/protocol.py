@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..errors import WorkerDied
+from .marks import UNKNOWN
 
 __all__ = [
     "EXECUTOR_METHODS",
@@ -27,9 +28,6 @@ __all__ = [
     "SetupFailed",
     "Task",
 ]
-
-UNKNOWN = 2
-"""The mark of an object that may have been committed or not, for an executor whose worker died with all its marks."""
 
 
 class Task(NamedTuple):

@@ -5,9 +5,9 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status
-from poolsave._db.transactions import PENDING
 from poolsave._engine.chunking import FlowControl
 from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from poolsave.executors.marks import PENDING
 from poolsave.executors.serial import LocalMarks
 from tests.models import Badge, Person, Tag
 from tests.support import operations, pools, postgres
