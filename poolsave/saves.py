@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -65,7 +66,16 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
     def __enter__(self) -> Saves:
         if self._saves is not None:
             raise RuntimeError("this block was entered before: make a new concurrent_saves() for every with statement")
-        self._saves = Saves(Options.resolve(self._explicit, defaults={"on_failure": "raise"}))
+        options = Options.resolve(self._explicit, defaults={"on_failure": "raise"})
+        try:
+            # Ctrl-C must not come between the start of the workers and the body, since nobody would leave the block.
+            with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
+                self._saves = Saves(options, self)
+            interrupts.raise_if_interrupted()
+        except BaseException as error:
+            if self._saves is not None:
+                self._saves._leave(error)
+            raise
         return self._saves
 
     def __exit__(
@@ -78,7 +88,7 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
 class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, block: concurrent_saves) -> None:
         executor, job, self._told = prepare_early(WorkSpec(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
@@ -89,6 +99,9 @@ class Saves:
         self._named: set[Any] = set()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
         self._driver = BlockDriver(executor, job, options, self._report, progress)
+        # Leaves no worker if the block goes without having been left: Ctrl-C may come just as __exit__ begins.
+        self._safeguard = weakref.finalize(block, self._driver.abandon)
+        self._safeguard.atexit = False
         self._driver.start()
 
     @property
@@ -161,6 +174,8 @@ class Saves:
                 self._send(PendingCall(request, tally, place))
                 place += 1
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
+            if self._driver.forked:
+                raise
             tally.wait(place)
             attach_report(error, tally.report)
             raise
@@ -200,8 +215,11 @@ class Saves:
         return call
 
     def _leave(self, error: BaseException | None) -> None:
+        if self._driver.forked:
+            return
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
+            self._safeguard.detach()  # Ctrl-C that comes while it runs would be ignored
         if self._told is not None:
             self._report.tried = (untested_trial(inline=self._inline, report=self._report, why=self._told),)
         if error is not None:

@@ -10,6 +10,7 @@ from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from .._exceptions import add_note, is_a, text_of, traceback_of
+from .._forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
@@ -230,13 +231,23 @@ def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], obje
     return taken
 
 
+def _error_of(callback: Callable[[], object]) -> BaseException | None:
+    try:
+        callback()
+    except BaseException as error:
+        return error
+    return None
+
+
 def run_on_commit(callbacks: list[Callable[[], object]]) -> BaseException | None:
     """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
     errors: list[BaseException] = []
+    forked = fork_flag()
     for callback in callbacks:
-        try:
-            callback()
-        except BaseException as error:  # told in the outcome of the object
+        error = _error_of(callback)
+        if forked:
+            end_child(error)
+        if error is not None:  # told in the outcome of the object
             errors.append(error)
     if len(errors) > 1:
         return BaseExceptionGroup("several on_commit callbacks raised", errors)

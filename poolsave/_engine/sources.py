@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
+from .._forks import fork_flag
+
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
 SLOW = 0.002
@@ -57,6 +59,7 @@ class IterableSource:
         """Smoothed seconds that one pull takes."""
         self.error: BaseException | None = None
         """What the iterable raised."""
+        self._forked = fork_flag()
         self.pulling = False
         """Whether control is in the iterable's own code."""
 
@@ -103,6 +106,8 @@ class IterableSource:
         except StopIteration:
             self._ended = True
         except BaseException as error:  # raised to the caller when everything that was fed is finished
+            if self._forked:
+                raise  # a child that the iterable has forked is to end
             self.error = error
             self._ended = True
         finally:

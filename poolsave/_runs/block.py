@@ -10,6 +10,7 @@ from typing import Any
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
+from .._forks import end_child, fork_flag
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._worker.requests import PendingCall
 from .._worker.session import in_worker_thread
@@ -46,6 +47,8 @@ class BlockDriver:
         self._stepping = False
         self._halt: str | None = None
         self._kill = False
+        self.forked = fork_flag()
+        """Says in a child that was forked since that the block is not its own."""
         self.fatal: BaseException | None = None
         """Why nothing more can be taken."""
 
@@ -53,12 +56,20 @@ class BlockDriver:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
         try:
             self._engine.start()
+            if not self._executor.inline:
+                self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
+                self._thread.start()
         except BaseException:
-            self._engine.close()
+            self._break_off()
             raise
-        if not self._executor.inline:
-            self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
-            self._thread.start()
+
+    def _break_off(self) -> None:
+        if self._thread is not None and self._thread.ident is not None:  # a second Ctrl-C, when it ran already
+            self.leave("the start was broken off")
+        else:
+            self._closing = True
+            self._engine.close()
+            self._progress.close()
 
     def send(self, call: PendingCall) -> None:
         """Take a call, when there is room for it.
@@ -67,6 +78,8 @@ class BlockDriver:
             RuntimeError: if the block has been left.
             BaseException: what made it impossible to run anything.
         """
+        if self.forked:
+            raise RuntimeError("this block belongs to the process that entered it, and not to a child forked since")
         inside = self._is_inside()
         if not inside:
             self._window.acquire()
@@ -91,6 +104,8 @@ class BlockDriver:
 
     def leave(self, halt: str | None) -> None:
         """Finish everything, or with `halt` only what runs, and stop the workers."""
+        if self.forked:
+            return
         with self._entrance:
             self._closing = True
             self._halt = self._halt or halt
@@ -106,6 +121,18 @@ class BlockDriver:
         self._kill = self._halt is not None
         self._halt = self._halt or "interrupted"
         self._executor.wake()
+
+    def abandon(self) -> None:
+        """The block is gone without having been left: an exception came before that could begin. Does not wait."""
+        if self._closing or self.forked:
+            return
+        self._halt = self._halt or "the block was abandoned"
+        self._closing = True
+        self._source.close()
+        if self._thread is None:
+            self._run()
+        else:
+            self._executor.wake()
 
     def _is_inside(self) -> bool:
         """Whether a callback, or an object that runs in this process, is submitting. It must not wait for room that
@@ -171,8 +198,12 @@ class BlockDriver:
         try:
             yield
         except BaseException as error:
+            if self.forked:
+                end_child(error)
             self.fatal = error if self.fatal is None else self.fatal
             self._halt = self._halt or f"{type(error).__name__} in a callback"
+        if self.forked:
+            end_child()
 
     def _release(self, call: PendingCall) -> None:
         if call.counted:

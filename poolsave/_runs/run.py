@@ -13,6 +13,7 @@ from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.sources import IterableSource
 from .._exceptions import attach_report, is_a
+from .._forks import fork_flag
 from .._reports.batches import OutcomeBatch
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
@@ -122,6 +123,7 @@ class Run:
         self._engine = parts.engine
         self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._in_users_code)
         self._abandoned = False
+        self._forked = fork_flag()
         self.report = parts.report
 
     def _in_users_code(self, count: int) -> bool:
@@ -184,6 +186,8 @@ class Run:
         return self._source.total
 
     def _step(self) -> list[OutcomeBatch]:
+        if self._forked:
+            raise RuntimeError("this run belongs to the process that began it, and not to a child forked since")
         batches = self._engine.step()
         for batch in batches:
             self.report._add(batch)
@@ -201,18 +205,20 @@ class Run:
     def abandon(self) -> None:
         """The interpreter exits with an iterator still open, which will be closed when threads no longer run and
         nothing can be waited for. Worker processes end with their parent, and what they were at is rolled back."""
+        if self._forked:
+            return
         self._abandoned = True
         self._executor.halt()
 
     def _wind_up(self, reason: str) -> None:
-        if self._abandoned:
+        if self._abandoned or self._forked:
             return
         self._engine.halt(reason)
         while not self._engine.finished:
             self._step()
 
     def _close(self) -> None:
-        if self._abandoned:
+        if self._abandoned or self._forked:
             return
         _open_runs.discard(self)
         try:

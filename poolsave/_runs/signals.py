@@ -85,6 +85,11 @@ class InterruptGuard:
             frame = frame.f_back
         return True
 
+    def raise_if_interrupted(self) -> None:
+        """Raise what was held back."""
+        if self.count:
+            raise self.as_exception()
+
     def as_exception(self) -> BaseException:
         """What the last signal does to a Python program: KeyboardInterrupt, or SystemExit with status 143."""
         return SystemExit(TERMINATED) if self._last is signal.SIGTERM else KeyboardInterrupt()

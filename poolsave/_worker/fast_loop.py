@@ -12,6 +12,7 @@ from operator import length_hint
 from typing import Any
 
 from .._exceptions import traceback_of
+from .._forks import end_child, fork_flag
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import to_wire
 from ..executors.marks import COMMITTED, RUNNING
@@ -43,6 +44,7 @@ class FastLoop:
         self._answered = 0
         self._plain = True
         self._tiny = False
+        self._forked = fork_flag()
 
     def run(self, objects: Sequence[Any]) -> int:
         """Run the objects, with a reply now and then. Gives how many were begun, which are all answered for; if that
@@ -69,13 +71,15 @@ class FastLoop:
 
     def _run_on(self, place: int) -> tuple[int, BaseException | None]:
         """Run until one fails, which is at the place that is given back, or it is time for a glance."""
-        call, append, ends = self._call, self._values.append, self._ends
+        call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
         clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
         first, began = place, clock()
         now, glance = began, began + (CHECK_INTERVAL if place else FIRST_CHECK)
         try:
             for item in self._items:
                 value = call(item)
+                if forked:
+                    end_child()
                 if crosses and type(value) not in plain:
                     value = self._seal(value)  # at once: the function may go on changing it
                 append(value)
@@ -84,13 +88,15 @@ class FastLoop:
                 if now > glance:
                     break
         except BaseException as error:  # whatever a user's function raises is that object's failure
+            if forked:
+                end_child(error)
             return place, error
         self._note_pace(now - began, place - first)
         return place, None
 
     def _run_many(self, place: int, size: int) -> tuple[int, BaseException | None]:
         """The same, where the last of many objects is told to have taken the time of all of them."""
-        call, append, ends = self._call, self._values.append, self._ends
+        call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
         clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
         first, began = place, clock()
         now, glance = began, began + CHECK_INTERVAL
@@ -98,6 +104,8 @@ class FastLoop:
             while place < size and now <= glance:
                 for item in islice(self._items, CALLS_PER_CHECK):
                     value = call(item)
+                    if forked:
+                        end_child()
                     if crosses and type(value) not in plain:
                         value = self._seal(value)
                     append(value)
@@ -105,6 +113,8 @@ class FastLoop:
                     place += 1
                 ends[place - 1] = now = clock()
         except BaseException as error:  # as above
+            if forked:
+                end_child(error)
             return place, error
         self._note_pace(now - began, place - first)
         return place, None

@@ -17,6 +17,7 @@ from .._db import connections as _connections
 from .._db.mysql import call_guarded, mysql_aliases
 from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
 from .._exceptions import is_a, traceback_of
+from .._forks import ending_children
 from .._pickling.values import from_wire, to_wire, unpickle_chunk
 from ..errors import RowGone
 from ..executors.protocol import Marks
@@ -51,7 +52,8 @@ class WorkerSession:
         self, job: WorkerJob, call: Callable[[Any], Any], rows: RowLoader | None, stack: ExitStack, *, own_process: bool
     ) -> None:
         self._job = job
-        self._function = call
+        self._bare = call
+        self._function = call = ending_children(call)
         self._rows = rows
         self._by_keys = rows is not None
         self._stack = stack
@@ -100,7 +102,7 @@ class WorkerSession:
         if not self._straight:
             self._run_guarded(objects, marks, reply, collector)
         else:
-            call = self._call_with_pickled if pickled else self._function
+            call = self._call_with_pickled if pickled else self._bare
             begun = FastLoop(call, marks, collector, reply).run(objects)
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
@@ -227,7 +229,7 @@ class WorkerSession:
         return to_wire(self._function(from_wire(item)))
 
     def _call_with_pickled(self, item: bytes) -> Any:
-        return self._function(pickle.loads(item))
+        return self._bare(pickle.loads(item))
 
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None

@@ -79,7 +79,8 @@ class ThreadExecutor:
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # not if their start was broken off
+                thread.join()
         self._threads = []
 
     def _tell(self, event: Event) -> None:

@@ -43,9 +43,8 @@ def test_a_posted_message_to_nobody_is_dropped():
 
 
 def test_marks_are_seen_on_the_other_side_and_old_ones_never():
-    block, path = _states.SharedMarks.create(10)
-    worker = _states.SharedMarks.attach(path)
-    os.unlink(path)
+    block, fd = _states.SharedMarks.create(10)
+    worker = _states.SharedMarks.attach(fd)
     worker.begin(1, 4)
     worker.put(2, 3)
     assert (block.task, block.marks(4)) == (1, b"\0\0\3\0")
@@ -60,9 +59,8 @@ def test_marks_are_seen_on_the_other_side_and_old_ones_never():
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40))
 def test_times_stand_for_marks_until_the_next_task(size, done, next_size):
     done = min(done, size)
-    block, path = _states.SharedMarks.create(40)
-    worker = _states.SharedMarks.attach(path)
-    os.unlink(path)
+    block, fd = _states.SharedMarks.create(40)
+    worker = _states.SharedMarks.attach(fd)
     for task in (1, 2):  # the second time over the first one's leftovers
         worker.begin(task, size)
         times = worker.stamps(size, begun=7, ended=9)

@@ -7,6 +7,7 @@ parent, so that it can fork, also to replace a worker that has died.
 from __future__ import annotations
 
 import atexit
+import os
 import pickle
 import selectors
 import time
@@ -47,6 +48,16 @@ def _replace_no_more() -> None:
         executor.halt()
 
 
+def _let_go() -> None:
+    for executor in list(_started):
+        executor.let_go()
+    _started.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 class ProcessExecutor:
     """Runs tasks in processes of its own and knows exactly what each of them was at when it died."""
 
@@ -85,9 +96,13 @@ class ProcessExecutor:
         self._stillborn = 0
         self._prepare(self._method)
         self._waker = Waker()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
+        try:
+            self._selector = selectors.DefaultSelector()
+        except BaseException:  # there is no further descriptor
+            self._waker.close()
+            raise
         _started.add(self)
+        self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
         self._wanted = workers
         for _ in range(workers):
             self._start_worker()
@@ -107,9 +122,9 @@ class ProcessExecutor:
     def _start_worker(self) -> None:
         worker = WorkerHandle(self._longest)
         try:
-            worker.start(self._method, self._parcels[self._method], self._close_copies)
+            worker.start(self._method, self._parcels[self._method])
         except BaseException:
-            worker.close()
+            worker.abort()
             raise
         self._workers.append(worker)
         self._selector.register(worker.inbox.fd, selectors.EVENT_READ, worker)
@@ -127,13 +142,14 @@ class ProcessExecutor:
             self._prepare("fork")
         self._start_worker()
 
-    def _close_copies(self) -> None:
-        """In a forked child: close what it inherited, or other workers, of any pool, would not notice our end."""
-        for executor in list(_started):
-            for worker in executor._workers:
-                worker.close_pipes()
-            executor._selector.close()
-            executor._waker.close()
+    def let_go(self) -> None:
+        """In a forked child: close what it has inherited, or the workers would not notice the end of their parent; and
+        forget them, since they are not its own to end."""
+        for worker in self._workers:
+            worker.let_go()
+        self._workers = []
+        self._selector.close()
+        self._waker.close()
 
     def submit(self, task: Task) -> None:
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
@@ -193,6 +209,7 @@ class ProcessExecutor:
             events.append(Replied(task, body, kind == FINAL))
 
     def _bury(self, worker: WorkerHandle, events: list[Event]) -> None:
+        worker.end()
         self._read_rest(worker, events)
         self._forget(worker)
         failed_setup = any(isinstance(event, SetupFailed) for event in events)

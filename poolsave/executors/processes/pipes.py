@@ -12,6 +12,8 @@ import struct
 from collections import deque
 from itertools import islice
 
+from .descriptors import above_standard
+
 HEADER = struct.Struct("!Q")
 PIECE = 1 << 16
 """Bytes that are read at once; a pipe holds no more, and a larger buffer costs more than the reading."""
@@ -146,7 +148,7 @@ class Waker:
     """Lets another thread, or a signal, end a `wait`."""
 
     def __init__(self) -> None:
-        self.reader, self._writer = os.pipe()
+        self.reader, self._writer = map(above_standard, os.pipe())
         os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
-from contextlib import suppress
+
+from .descriptors import reserved_file
 
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
 CLOCK_AT, HALTED, STAMPED, NOTE_AT, MARKS = 8, 16, 17, 24, 64
 NOTE_SIZE = 16
-IN_MEMORY = "/dev/shm"  # noqa: S108  mkstemp makes names there that nobody can guess
 
 
 class SharedMarks:
@@ -29,30 +28,24 @@ class SharedMarks:
         self._stamps: memoryview[float] | None = None
 
     @classmethod
-    def create(cls, longest: int) -> tuple[SharedMarks, str]:
-        """Make a block for tasks of up to `longest` objects, and give the path by which a worker finds it."""
-        folder = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
-        fd, path = tempfile.mkstemp(prefix="poolsave-", dir=folder)
+    def create(cls, longest: int) -> tuple[SharedMarks, int]:
+        """Make a block for tasks of up to `longest` objects, and give the descriptor by which a worker finds it."""
+        # A byte and a time per object, in whole words.
+        size = MARKS + 9 * 8 * -(-longest // 8)
+        fd = reserved_file(size)
         try:
-            # A byte and a time per object, in whole words.
-            size = MARKS + 9 * 8 * -(-longest // 8)
-            os.ftruncate(fd, size)
-            return cls(mmap.mmap(fd, size)), path
-        finally:
+            return cls(mmap.mmap(fd, size)), fd
+        except BaseException:
             os.close(fd)
-
-    @staticmethod
-    def remove(path: str) -> None:
-        """Take the block's files from the folder; who has them open can go on using them."""
-        for name in (path, f"{path}.fault"):
-            with suppress(FileNotFoundError):
-                os.unlink(name)
+            raise
 
     @classmethod
-    def attach(cls, path: str) -> SharedMarks:
-        """Open the block in a worker."""
-        with open(path, "r+b") as file:
-            return cls(mmap.mmap(file.fileno(), 0))
+    def attach(cls, fd: int) -> SharedMarks:
+        """Open the block in a worker, and close the descriptor."""
+        try:
+            return cls(mmap.mmap(fd, 0))
+        finally:
+            os.close(fd)
 
     def begin(self, task: int, size: int) -> None:
         """Note in the worker that a task has begun; tasks are numbered from 1."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..._pickling.exceptions import record_exception
 from ..protocol import Job
+from .descriptors import InheritedFile
 from .pipes import Reader, send
 from .shared_marks import SharedMarks
 
@@ -30,21 +31,20 @@ class WorkerPipes(NamedTuple):
 
     tasks: Connection[Any, Any]
     replies: Connection[Any, Any]
-    state_path: str
+    marks: InheritedFile
+    faults: InheritedFile
+    """What faulthandler writes when the process crashes."""
 
 
 def main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
     """Set up, run tasks until told to stop, close everything."""
     _reset_signals()
     os.setpgid(0, 0)  # so that what an object has started can be ended with it
-    if close_copies is not None:
+    if close_copies is not None:  # of the parent's own ends
         close_copies()
     gc.freeze()  # what was inherited stays; looking at it would copy its memory
-    state = SharedMarks.attach(line.state_path)
-    fault_file = open(f"{line.state_path}.fault", "a")  # noqa: SIM115  open while the process lives
-    faulthandler.enable(fault_file)
-    # Here and not only in the parent, which may be killed at any moment.
-    SharedMarks.remove(line.state_path)
+    state = SharedMarks.attach(line.marks.fd)
+    faulthandler.enable(line.faults.fd)
     _exit_with_parent(line.tasks.fileno())
     replies = line.replies.fileno()
     try:
