@@ -221,7 +221,7 @@ class Saves:
             self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
             self._safeguard.detach()  # Ctrl-C that comes while it runs would be ignored
         if self._told is not None:
-            self._report.tried = (untested_trial(inline=self._inline, report=self._report, why=self._told),)
+            self._report.tried = (untested_trial(self._told, self._report),)
         if error is not None:
             return
         if interrupts.count:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._db.connections import worker_settings
-from .._runs.executor_choice import prepare_early
+from .._runs.executor_choice import executor_without_processes, prepare_early
 from .._runs.preparation import WorkSpec, prepare
 from .._worker.job import WorkerJob
 from .._worker.staged import StagedJob
 from ..errors import InvalidOption
-from ..executors import Executor, SerialExecutor
+from ..executors import Executor
 from ..options import Options
 
 RUN_OPTIONS = ("keep", "max_failures", "on_failure", "progress")
@@ -80,7 +80,7 @@ def prepare_segment(stages: Sequence[Stage]) -> SegmentPlan:
     """
     prepared = [prepare_early(stage.work, stage.options)[:2] for stage in stages]
     if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto", for one of them there is no pool
-        prepared = [prepare(stage.work, stage.options, SerialExecutor()) for stage in stages]
+        prepared = [prepare(stage.work, stage.options, executor_without_processes(stage.options)) for stage in stages]
     executor = prepared[0][0]
     jobs = [job for _executor, job in prepared]
     if len(jobs) == 1:

@@ -12,7 +12,7 @@ class Trial:
     """A stretch of a run with `executor="auto"` that was worked off by one executor."""
 
     executor: str
-    """ "serial" or "process"."""
+    """ "serial", "process", or "thread"."""
     objects: int
     """How many objects ended in it."""
     seconds: float

@@ -27,7 +27,7 @@ from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, wrong_settings
-from .executor_choice import why_no_processes
+from .executor_choice import database_is_out_of_reach_here, executor_without_processes, why_no_processes
 from .preflight import check_aliases_exist
 from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, preflight_checks
 
@@ -72,12 +72,13 @@ def _check_auto(work: WorkSpec, options: Options, objects: Iterable[Any] | None,
     pooled = check_operation(work, options.using(executor="process"), objects, name)
     if options.timeout is not None:
         return pooled
-    alone = check_operation(work, options.using(executor="serial"), objects, name)
+    alone = check_operation(work, options.using(executor=executor_without_processes(options)), objects, name)
     why = why_no_processes(work, options)
     known = {(message.id, message.msg) for message in alone}
     lasting = [one for one in pooled if (one.id, one.msg) in known or (one.level < ERROR and why is None)]
     hindrances = [why] if why else [one.msg for one in pooled if one.level >= ERROR and one not in lasting]
-    stays = [Info(f"the run would stay in the caller's thread: {told}", id="poolsave.I002") for told in hindrances]
+    where = "go to threads" if database_is_out_of_reach_here() else "stay in the caller's thread"
+    stays = [Info(f"the run would {where}: {told}", id="poolsave.I002") for told in hindrances]
     for message in stays:
         message.obj = name
     return [*lasting, *stays]

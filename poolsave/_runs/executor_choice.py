@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import os
 import pickle
 import sys
+from dataclasses import replace
 from typing import Any
 
 from .._auto.sampling import SamplingSerialExecutor
@@ -23,6 +26,7 @@ from ..reports import Report
 from .preflight import check_no_open_transaction, check_reachable
 from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, prepare
 
+UNTESTED = "it had to be decided before the first object, and nothing speaks against processes"
 SAMPLE_SIZE = 3
 """Objects, and values that they gave, that are pickled to see whether it can be done."""
 
@@ -72,21 +76,37 @@ def why_no_processes(work: WorkSpec, options: Options) -> str | None:
     return None
 
 
-def prepare_run(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, str | None]:
-    """What a run begins with, after all checks, and why, if that is not the caller's wish.
+def database_is_out_of_reach_here() -> bool:
+    """Whether Django lets nothing in this thread reach a database, since an event loop runs in it. Everything in
+    Jupyter does."""
+    allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.known()
 
-    With `executor="auto"` it is the caller's own thread, or processes if there is a `timeout`, which only they enforce.
+
+def executor_without_processes(options: Options) -> Executor:
+    """The caller's own thread, or others if it can do nothing with a database."""
+    return executor_for(options, "thread") if database_is_out_of_reach_here() else SerialExecutor()
+
+
+def prepare_run(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, Trial | None]:
+    """What a run begins with, after all checks, and what to report of that, if it is not the caller's wish.
+
+    With `executor="auto"` it is the caller's own thread, if that can work with databases, or processes if there is a
+    `timeout`, which only they enforce.
     """
     if options.executor != AUTO:
         return *prepare(work, options), None
     if options.timeout is not None:
-        return *prepare(work, options, executor_for(options, "process")), "only processes can enforce a timeout"
+        executor, job = prepare(work, options, executor_for(options, "process"))
+        return executor, job, _untested(executor, "only processes can enforce a timeout")
+    if database_is_out_of_reach_here():
+        return prepare_early(work, options)
     return *prepare(work, options, SamplingSerialExecutor()), None
 
 
-def prepare_early(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, str | None]:
+def prepare_early(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, Trial | None]:
     """The same for a block, or a stage of a pipeline, which are started before there is anything to try a pool on:
-    processes, if nothing speaks against them, else the caller's own thread."""
+    processes, if nothing speaks against them, else threads or the caller's own."""
     if options.executor != AUTO or options.timeout is not None:
         return prepare_run(work, options)
     why = why_no_processes(work, options)
@@ -97,11 +117,18 @@ def prepare_early(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob
         except (InvalidOperation, InvalidOption) as error:
             why = str(error)
         else:
-            return executor, job, "it had to be decided before the first object, and nothing speaks against processes"
-    return *prepare(work, options, SerialExecutor()), why
+            return executor, job, _untested(executor, UNTESTED)
+    executor, job = prepare(work, options, executor_without_processes(options))
+    return executor, job, _untested(executor, why)
 
 
-def untested_trial(*, inline: bool, report: Report[Any], why: str) -> Trial:
+def _untested(executor: Executor, why: str) -> Trial:
+    name = "serial" if executor.inline else "thread" if executor.shares_memory else "process"
+    if not executor.inline and database_is_out_of_reach_here():
+        why = f"an event loop runs in the caller's thread, which keeps Django from databases there; {why}"
+    return Trial(executor=name, objects=0, seconds=0.0, verdict=why)
+
+
+def untested_trial(trial: Trial, report: Report[Any]) -> Trial:
     """For the report of a run that was decided without a trial."""
-    name = "serial" if inline else "process"
-    return Trial(executor=name, objects=report.total, seconds=report.elapsed, verdict=why)
+    return replace(trial, objects=report.total, seconds=report.elapsed)

@@ -15,6 +15,7 @@ from .._engine.sources import IterableSource
 from .._exceptions import attach_report, is_a
 from .._forks import fork_flag
 from .._reports.batches import OutcomeBatch
+from .._reports.trials import Trial
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
 from ..options import Options
@@ -95,8 +96,8 @@ class Run:
     """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
     with the first batch."""
 
-    _told: str | None = None
-    """Why it was decided without a trial what `executor="auto"` means."""
+    _told: Trial | None = None
+    """What `executor="auto"` means and why, if it was decided without a trial."""
 
     def __init__(
         self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
@@ -231,7 +232,7 @@ class Run:
         if isinstance(self._engine, AutoEngine):
             self.report.tried = self._engine.trials()
         elif self._told is not None:
-            self.report.tried = (untested_trial(inline=self._executor.inline, report=self.report, why=self._told),)
+            self.report.tried = (untested_trial(self._told, self.report),)
 
     def _raise_what_ended_it(self) -> None:
         error = self._source.error if self._engine.fatal is None else self._engine.fatal

@@ -95,7 +95,8 @@ class WorkerJob:
     def settle(self, note: int) -> Status:
         """In the caller: ask the database what became of a transaction by what its worker noted."""
         (alias,) = self.databases
-        return commit_status(note, alias, self.settings[alias])
+        with _connections.outside_event_loop():  # a connection of its own, and nothing waits meanwhile
+            return commit_status(note, alias, self.settings[alias])
 
     @property
     def fork_is_possible(self) -> bool:

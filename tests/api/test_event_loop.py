@@ -1,0 +1,62 @@
+"""In a thread in which an event loop runs, as in Jupyter, pools work as elsewhere."""
+
+import asyncio
+import time
+
+import pytest
+from django.db import connections
+
+from poolsave import Status, concurrent_saves, pooled_operation
+from poolsave._db.commit_status import XID_BITS
+from poolsave._runs.preparation import WorkSpec, prepare
+from poolsave._worker.job import call_with_object
+from tests.models import Person
+from tests.support import operations
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+
+
+def in_coroutine(function):
+    """Call a function as a notebook's cell would."""
+
+    async def main():
+        return function()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("workers", "chosen"), [(2, "process"), (1, "thread")])
+def test_auto_leaves_the_thread_of_an_event_loop(workers, chosen):
+    report = in_coroutine(lambda: operations.save_person.using(executor="auto", workers=workers).map(["a", "b"]))
+    assert (report.succeeded, report.chosen) == (2, chosen)
+    assert "event loop" in report.tried[0].verdict
+    assert Person.objects.count() == 2
+
+
+def test_auto_stays_there_if_django_allows_it(monkeypatch):
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    report = in_coroutine(lambda: operations.save_person.using(executor="auto").map(["a", "b"]))
+    assert (report.succeeded, report.chosen) == (2, "serial")
+
+
+def test_auto_of_pipeline_and_block_leave_it_too():
+    one = operations.save_person.using(executor="auto", workers=1)
+    find = pooled_operation(lambda key: Person.objects.get(pk=key).name, executor="auto", workers=1, progress=False)
+    assert in_coroutine(lambda: (one | find).map(["a", "b"])).values == ["a", "b"]
+
+    def block():
+        with concurrent_saves(executor="auto", workers=1) as saves:
+            saves.save(Person(name="c"))
+        return saves.report
+
+    assert in_coroutine(block).chosen == "thread"
+    assert Person.objects.count() == 3
+
+
+def test_crash_is_settled_in_an_event_loop():
+    options = operations.save_person.using(databases=("postgres",), start_method="fork").options
+    _executor, job = prepare(WorkSpec(operations.save_person, call_with_object, {}), options)
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id()::text")
+        number = int(cursor.fetchone()[0])
+    assert in_coroutine(lambda: job.settle(number + (time.time_ns() // 1000 << XID_BITS))) is Status.SUCCEEDED
