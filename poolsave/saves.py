@@ -14,12 +14,12 @@ from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
 from ._exceptions import attach_report
-from ._pickling.values import pickle_function
+from ._pickling.values import pickle_function, refuse_function_of_shell
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.executor_choice import prepare_early, untested_trial
 from ._runs.preflight import check_no_open_transaction
-from ._runs.preparation import WorkSpec
+from ._runs.preparation import WorkSpec, is_forked
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages, as_queryset, check_queryset
 from ._runs.signals import InterruptGuard
@@ -92,6 +92,7 @@ class Saves:
         executor, job, self._told = prepare_early(WorkSpec(None, run_request, {}), options)
         self._options = options
         self._crosses = not executor.shares_memory
+        self._imports = self._crosses and not is_forked(executor, job)
         self._inline = executor.inline
         self._carried = job.carried if isinstance(job.carried, CapturedContext) else None
         self._covered = () if job.surroundings is None else configured_aliases(options.databases)
@@ -196,6 +197,8 @@ class Saves:
     def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
         if not self._crosses:
             return
+        if self._imports:
+            refuse_function_of_shell(fn)
         if isinstance(fn, FunctionType):  # most calls are to the same few of them
             if fn not in self._named:
                 pickle_function(fn)

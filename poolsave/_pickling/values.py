@@ -70,6 +70,23 @@ def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -
         ) from error
 
 
+def refuse_function_of_shell(function: Any) -> None:
+    """Refuse what was typed into a shell or notebook, for workers that are not forked: they import the caller's script
+    to find its functions, and there is none.
+
+    Raises:
+        InvalidOperation: naming the function and the ways out.
+    """
+    main = sys.modules["__main__"]
+    has_script = getattr(main, "__spec__", None) is not None or hasattr(main, "__file__")
+    if getattr(function, "__module__", None) == "__main__" and not has_script:
+        raise InvalidOperation(
+            f"{getattr(function, '__qualname__', repr(function))} was typed into a shell or notebook, where workers "
+            "that are not forked (the default while another thread is alive) do not find it: put it into a module and "
+            'import it from there, or use executor="thread" or start_method="fork"'
+        )
+
+
 def dumps(value: Any) -> bytes:
     """Pickle what is the user's.
 

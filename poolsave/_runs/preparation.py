@@ -61,9 +61,13 @@ def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
         InvalidOperation: naming the function.
         InvalidOption: naming what is carried.
     """
-    forks = isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
-    if not (forks or executor.shares_memory):
+    if not (executor.shares_memory or is_forked(executor, job)):
         pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+def is_forked(executor: Executor, job: WorkerJob) -> bool:
+    """Whether workers would be forks of this process now, which have everything that it has."""
+    return isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
 
 
 def executor_for(options: Options, wish: Any = None) -> Executor:

@@ -17,7 +17,8 @@ from .._db.descriptors import open_sqlite_descriptors
 from .._db.fork_safety import discard_inherited_connections, pin_connections
 from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
-from .._pickling.values import Pickled, from_wire, pickle_function
+from .._pickling.values import Pickled, from_wire, pickle_function, refuse_function_of_shell
+from ..errors import InvalidOperation
 from ..outcomes import Status
 from .context import CapturedContext, PickledContext
 from .hooks import Hooks
@@ -87,6 +88,7 @@ class WorkerJob:
     hooks: Hooks = field(default_factory=Hooks)
 
     def __getstate__(self) -> dict[str, Any]:
+        refuse_function_of_shell(self.function)
         packed = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
         changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset, "turn": None, "held": ()}
@@ -163,11 +165,24 @@ class WorkerJob:
 
     def _restored(self) -> tuple[Any, Mapping[str, Any]]:
         if isinstance(self.function, Pickled):
-            function, constants = from_wire(self.function)
-            return function, constants
+            return _find_function(self.function)
         return self.function, self.constants
 
     def _rows(self) -> RowLoader | None:
         if self.queryset is None:
             return None
         return RowLoader(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Pickled) else self.queryset)
+
+
+def _find_function(packed: Pickled) -> tuple[Any, Mapping[str, Any]]:
+    try:
+        function, constants = from_wire(packed)
+    except AttributeError as error:
+        if "_main__'" not in str(error):
+            raise
+        raise InvalidOperation(
+            f"workers that are not forked import the script again, and do not find the function there ({error}): "
+            'define it at the top of the script or of a module, not in a shell and not under if __name__ == "__main__":, '
+            'or use executor="thread" or start_method="fork"'
+        ) from error
+    return function, constants
