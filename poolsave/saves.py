@@ -15,6 +15,8 @@ from django.db.models import Model, QuerySet
 from ._db.connections import configured_aliases
 from ._exceptions import attach_report
 from ._pickling.values import pickle_function, refuse_function_of_shell
+from ._environment.localization import Localization
+from ._pickling.values import pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.executor_choice import prepare_early, untested_trial
@@ -95,6 +97,8 @@ class Saves:
         self._imports = self._crosses and not is_forked(executor, job)
         self._inline = executor.inline
         self._carried = job.carried if isinstance(job.carried, CapturedContext) else None
+        # In the caller's thread each call finds by itself what is in force.
+        self._localization = None if job.surroundings is None else job.surroundings.localization
         self._covered = () if job.surroundings is None else configured_aliases(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
@@ -210,6 +214,8 @@ class Saves:
         if not self._inline:
             # Not only when the block is entered: an atomic() inside it would wait for its own workers just as well.
             check_no_open_transaction(self._covered)
+        if self._localization is not None and (here := Localization.now()) != self._localization:
+            call.localize(here)
         if self._carried is not None:
             call.take_along(self._carried, crosses=self._crosses)
         if self._crosses:

@@ -17,6 +17,7 @@ from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 
 from .._db.redacted import RedactedBytes, RedactedDict, dumps
 from ..errors import InvalidOperation
+from .localization import Localization
 
 NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
 """Of settings that were overridden at run time: databases go separately, and apps are populated once per process."""
@@ -35,8 +36,11 @@ class DjangoEnvironment:
     apps_ready: bool
     main: tuple[str | None, str | None]
     """Name and path of the script, as multiprocessing would import it in a fresh process."""
-    language: str | None
-    time_zone: Any
+    localization: Localization
+    script_prefix: str
+    """What `reverse()` puts before every path."""
+    urlconf: str | None
+    """None: `ROOT_URLCONF`, or one that has no name."""
 
     @staticmethod
     def known() -> bool:
@@ -48,9 +52,9 @@ class DjangoEnvironment:
         """Describe the caller; None if Django's settings are neither configured nor named."""
         if not cls.known():
             return None
-        from django.utils import timezone, translation
+        from django.urls import get_script_prefix, get_urlconf
 
-        language = translation.get_language() if settings.USE_I18N else None
+        urlconf = get_urlconf()
         module, configured, overridden = settings_by_origin()
         packed, unsendable = _pack_each(configured)
         return cls(
@@ -60,8 +64,9 @@ class DjangoEnvironment:
             unsendable=unsendable,
             apps_ready=apps.ready,
             main=_main_module(),
-            language=language,
-            time_zone=timezone.get_current_timezone() if settings.USE_TZ else None,
+            localization=Localization.now(),
+            script_prefix=get_script_prefix(),
+            urlconf=urlconf if isinstance(urlconf, str) else None,
         )
 
     def preload(self) -> None:
@@ -115,18 +120,28 @@ class DjangoEnvironment:
 
     @contextmanager
     def active(self, *, fresh: bool) -> Iterator[None]:
-        """Have the caller's language and time zone, and in a fresh process the settings that its tests override."""
-        from django.utils import timezone, translation
-
+        """Have the caller's language, time zone and URLs, and in a fresh process the settings that its tests
+        override."""
         with ExitStack() as stack:
             if fresh:
                 stack.enter_context(_overridden(self.overridden))
-            # A forked child has the language already; activating it would load the catalogues once more.
-            if self.language not in (None, translation.get_language()):
-                stack.enter_context(translation.override(self.language))
-            if self.time_zone is not None:
-                stack.enter_context(timezone.override(self.time_zone))
+            stack.enter_context(self.localization.active())
+            stack.enter_context(_urls(self.script_prefix, self.urlconf))
             yield
+
+
+@contextmanager
+def _urls(script_prefix: str, urlconf: str | None) -> Iterator[None]:
+    from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
+
+    before = get_script_prefix(), get_urlconf()
+    set_script_prefix(script_prefix)
+    set_urlconf(urlconf)
+    try:
+        yield
+    finally:
+        set_script_prefix(before[0])
+        set_urlconf(before[1])
 
 
 _configured_here: dict[str, Any] = {}

@@ -6,6 +6,7 @@ clients in context variables, and each object would make new ones.
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import pickle
 import sys
@@ -79,7 +80,7 @@ class Reference(NamedTuple):
     name: str
 
     def resolve(self) -> ContextVar[Any]:
-        found = getattr(importlib.import_module(self.module), self.name)
+        found = getattr(importlib.import_module(self.module), self.name, None)
         if not isinstance(found, ContextVar):
             raise InvalidOption("carry", found, f"{self.module}.{self.name} is no ContextVar in the worker")
         return found
@@ -131,7 +132,7 @@ class CapturedContext:
     def around(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """In the worker: the call with an object, with its states in force."""
         if self._states is not None:
-            return partial(_with_states, self._carriers, self._states, call)
+            return partial(with_states, self._carriers, self._states, call)
         return partial(_with_own_states, self._carriers, call)
 
 
@@ -157,10 +158,14 @@ def _refuse_unpicklable(carrier: Any, value: Any, problem: str, fix: str) -> Non
         ) from error
 
 
+SCRIPT_MODULES = ("__main__", "__mp_main__")
+"""The names of the script, whose guarded part runs in the caller alone. multiprocessing adds the second one."""
+
+
 def _reference(variable: ContextVar[Any]) -> Reference:
     """Raises InvalidOption if there is no module where a worker would find it."""
     found = [
-        (name == "__main__", name, attribute)
+        (*_unlikeliness(name, module), name, attribute)
         for name, module in list(sys.modules.items())
         if issubclass(type(module), ModuleType)
         # Asked like this, a lazy module does not load itself.
@@ -174,16 +179,26 @@ def _reference(variable: ContextVar[Any]) -> Reference:
             "workers that are not forked find a ContextVar by its name in a module, and it is in none: "
             f"define {variable.name!r} at the top of a module",
         )
-    return Reference(*min(found)[1:])
+    return Reference(*min(found)[-2:])
+
+
+def _unlikeliness(name: str, module: ModuleType) -> tuple[bool, bool, bool]:
+    """What speaks against it that a worker finds in this module what the caller has there, the worst first: a script
+    may import it under its guard, an alias may not be importable, and a module that imports it may do so in a
+    function. The module that defines it knows how to make one."""
+    known = object.__getattribute__(module, "__dict__")
+    is_alias = getattr(known.get("__spec__"), "name", name) != name
+    defines = any(value is ContextVar or value is contextvars for value in list(known.values()))
+    return name in SCRIPT_MODULES, is_alias, not defines
 
 
 def _with_own_states(carriers: Sequence[Any], call: Callable[[Any], Any], item: Any) -> Any:
     item = from_wire(item)
     states = item.states
-    return call(item) if states is None else _with_states(carriers, states, call, item)
+    return call(item) if states is None else with_states(carriers, states, call, item)
 
 
-def _with_states(carriers: Sequence[Any], states: States, call: Callable[[Any], Any], item: Any) -> Any:
+def with_states(carriers: Sequence[Any], states: States, call: Callable[[Any], Any], item: Any) -> Any:
     leftover = {
         one for one, state in zip(carriers, states, strict=True) if state is Unset.UNSET and one.get(state) is not state
     }
@@ -247,7 +262,7 @@ def _take_callbacks_along(carriers: Sequence[Any], states: States, before: dict[
     for alias, entries in _callbacks():
         for place in range(before.get(alias, 0), len(entries)):
             savepoints, callback, *robust = entries[place]
-            restored = partial(_with_states, carriers, states, _called, callback)
+            restored = partial(with_states, carriers, states, _called, callback)
             entries[place] = (savepoints, restored, *robust)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 import secrets
 import threading
@@ -86,6 +87,8 @@ class WorkerJob:
     held: tuple[object, ...] = ()
     carried: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
+    arithmetic: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
+    """The caller's precision and rounding, which are context, too."""
 
     def __getstate__(self) -> dict[str, Any]:
         refuse_function_of_shell(self.function)
@@ -135,6 +138,8 @@ class WorkerJob:
         forked = not fresh and self.home.pid != os.getpid()
         stack = ExitStack()
         with stack:  # closed again if anything below raises
+            if not self.inline:
+                stack.enter_context(decimal.localcontext(self.arithmetic))
             if self.surroundings is not None and not self.inline:
                 self._surround(stack, fresh=fresh, forked=forked, alone=alone)
             if fresh or forked:

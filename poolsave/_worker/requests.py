@@ -5,13 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from django.db.models import Model
 
+from .._environment.localization import Localization
 from .._pickling.values import dumps
 from .._reports.batches import OutcomeBatch
-from .context import CapturedContext, States
+from .context import CapturedContext, States, with_states
 from .rows import RowLoader
 
 
@@ -91,6 +93,32 @@ class RowCall(FunctionCall):
         return self.function(self.rows.take(self.item))
 
 
+class LocalizedRequest:
+    """Another request, with a language and a time zone of its own."""
+
+    def __init__(self, request: Request, localization: Localization) -> None:
+        self.request = request
+        self.localization = localization
+
+    @property
+    def item(self) -> Any:
+        return self.request.item
+
+    def perform(self) -> Any:
+        return with_states((_LOCALIZATION,), (self.localization,), _perform, self.request)
+
+    def arrive(self, value: Any) -> tuple[Any, Any]:
+        return self.request.arrive(value)
+
+
+class _LocalizationCarrier:
+    def restore(self, localization: Localization) -> AbstractContextManager[None]:
+        return localization.active()
+
+
+_LOCALIZATION = _LocalizationCarrier()
+
+
 class PendingCall:
     """A request on its way; where it crosses to another process only the request goes, as it was when submitted."""
 
@@ -110,6 +138,10 @@ class PendingCall:
         self.states = carried.capture()
         if crosses:
             self._packed_states = carried.pack(self.states)
+
+    def localize(self, localization: Localization) -> None:
+        """Have a language and a time zone of its own."""
+        self.request = LocalizedRequest(self.request, localization)
 
     def freeze(self) -> None:
         """Pickle the request now, in the caller's thread, as it is at this moment."""
@@ -163,6 +195,10 @@ class BatchListener(Protocol):
 def run_request(_function: Any, _constants: Mapping[str, Any], item: Any) -> Any:
     """What the workers of a block run: the request itself, or the call around it where memory is shared."""
     return item.perform()
+
+
+def _perform(request: Request) -> Any:
+    return request.perform()
 
 
 def _do_nothing(_item: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import queue
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 from .._db.redacted import dumps
@@ -156,6 +157,15 @@ def run_task(
     parcel: Job | bytes, payload: Any, marks: LocalMarks | None, alone: bool
 ) -> tuple[ExceptionRecord | None, list[Any]]:
     """Run one task wherever the foreign executor put it; every reply is held until the end."""
+    if marks is not None:
+        return _run_task(parcel, payload, marks, alone)
+    # A process may have been forked by the caller, whose context is not for a worker.
+    return Context().run(_run_task, parcel, payload, LocalMarks(), alone)
+
+
+def _run_task(
+    parcel: Job | bytes, payload: Any, marks: LocalMarks, alone: bool
+) -> tuple[ExceptionRecord | None, list[Any]]:
     replies: list[Any] = []
     try:
         job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
@@ -163,7 +173,7 @@ def run_task(
     except BaseException as error:  # told to the caller, who raises it; the task has not begun
         return record_exception(error), replies
     try:
-        session.run(payload, marks or LocalMarks(), lambda body, final: replies.append(body))
+        session.run(payload, marks, lambda body, final: replies.append(body))
     finally:
         session.close()
     return None, replies

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import Context
 
 from .protocol import Broken, Event, Job, Ready, Replied, Session, SetupFailed, Task
 from .serial import LocalMarks
@@ -37,8 +38,9 @@ class ThreadExecutor:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._marks = LocalMarks()
         self._threads = [
-            # Daemonic, so that an interpreter that exits with a pool open does not wait for ever.
-            threading.Thread(target=self._work, args=(job,), name=f"poolsave-{number}", daemon=True)
+            # Daemonic, so that an interpreter that exits with a pool open does not wait for ever. In a context of its
+            # own, since without the GIL a thread begins with that of its caller.
+            threading.Thread(target=Context().run, args=(self._work, job), name=f"poolsave-{number}", daemon=True)
             for number in range(workers)
         ]
         self.workers = workers

@@ -302,11 +302,13 @@ def test_a_process_that_was_configured_by_another_run_is_refused_by_the_names_of
         import pickle
         from dataclasses import replace
         from poolsave import InvalidOperation
-        from poolsave._bootstrap import Surroundings
+        from poolsave._environment.django_setup import DjangoEnvironment
+        from poolsave._environment.localization import Localization
         def packed(**settings):
             return pickle.dumps({"SECRET_KEY": "x", **settings})
-        first = Surroundings(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
-            unsendable=(), apps_ready=True, main=(None, None), language=None, time_zone=None)
+        first = DjangoEnvironment(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
+            unsendable=(), apps_ready=True, main=(None, None), localization=Localization("en", None),
+            script_prefix="/", urlconf=None)
         first.bring_up()
         first.refuse_other_settings()
         replace(first, configured=packed(GREETING="a", DATABASES={})).refuse_other_settings()

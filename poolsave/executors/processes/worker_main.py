@@ -11,6 +11,7 @@ import select
 import signal
 import struct
 from collections.abc import Callable
+from contextvars import Context
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -38,6 +39,13 @@ class WorkerPipes(NamedTuple):
 
 def main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
     """Set up, run tasks until told to stop, close everything."""
+    if close_copies is None:
+        _main(parcel, line)
+    else:  # Forked by the caller, whose context is not for a worker: it would join what the caller has open there.
+        Context().run(_main, parcel, line, close_copies)
+
+
+def _main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
     _reset_signals()
     os.setpgid(0, 0)  # so that what an object has started can be ended with it
     if close_copies is not None:  # of the parent's own ends
