@@ -13,20 +13,20 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
+from ._environment.localization import Localization
 from ._exceptions import attach_report
 from ._pickling.values import pickle_function, refuse_function_of_shell
-from ._environment.localization import Localization
-from ._pickling.values import pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.executor_choice import prepare_early, untested_trial
+from ._runs.instances import InstanceLocks
 from ._runs.preflight import check_no_open_transaction
 from ._runs.preparation import WorkSpec, is_forked
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages, as_queryset, check_queryset
 from ._runs.signals import InterruptGuard
 from ._worker.context import CapturedContext
-from ._worker.requests import FunctionCall, ModelSave, PendingCall, Request, RowCall, run_request
+from ._worker.requests import FunctionCall, ModelSave, PendingCall, RefusedSave, Request, RowCall, run_request
 from ._worker.rows import RowLoader
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
@@ -102,6 +102,7 @@ class Saves:
         self._covered = () if job.surroundings is None else configured_aliases(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._named: set[Any] = set()
+        self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
         self._driver = BlockDriver(executor, job, options, self._report, progress)
         # Leaves no worker if the block goes without having been left: Ctrl-C may come just as __exit__ begins.
@@ -118,8 +119,10 @@ class Saves:
         """Run `obj.save(**save_kwargs)` in a worker, and give a future of `obj` itself.
 
         When the future is done, `obj` has its primary key, `_state.db` and `_state.adding` set, as after a `save()`
-        here; what else `save()` computes stays in the worker. Processes get the object as it is now, threads the object
-        itself. Blocks while the window is full.
+        here, and knows its files as saved; what else `save()` computes stays in the worker. Processes get the object as
+        it is now, threads the object itself. Blocks while the window is full, and while `obj` itself is being saved:
+        two saves of one instance come one after the other, as in a loop, and in a callback or a running function, which
+        cannot wait, the second one fails. (Two instances of one row are two objects.)
 
         Raises:
             InvalidOption: if `obj` would be saved on a database that the option `databases` does not cover.
@@ -129,7 +132,21 @@ class Saves:
         if not isinstance(obj, Model):
             raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
         self._refuse_uncovered(obj, save_kwargs.get("using"))
-        return self._send(PendingCall(ModelSave(obj, save_kwargs))).future
+        if self._inline:
+            return self._send(PendingCall(ModelSave(obj, save_kwargs))).future
+        if not self._instances.enter(obj, wait=not (self._driver.is_inside() or self._driver.forked)):
+            return self._send(PendingCall(RefusedSave(obj))).future
+        try:
+            call = PendingCall(ModelSave(obj, save_kwargs))
+        except BaseException:
+            self._instances.leave(obj)
+            raise
+        call.future.add_done_callback(lambda _future: self._instances.leave(obj))
+        try:
+            return self._send(call).future
+        except BaseException:
+            call.future.cancel()
+            raise
 
     def _refuse_uncovered(self, obj: Model, using: str | None) -> None:
         alias = using or router.db_for_write(type(obj), instance=obj)

@@ -50,6 +50,11 @@ def write_badge(sender, instance, created, using, raw=False, **kwargs):
         Badge.objects.using(using).create(person_id=instance.pk)
 
 
+class Document(models.Model):
+    name = models.CharField(max_length=100)
+    file = models.FileField(upload_to="documents")
+
+
 class Counted(models.Model):
     """Counts how often it was visited."""
 

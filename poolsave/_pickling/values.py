@@ -8,19 +8,19 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
+
+from django.core.files.base import File
 
 from .._exceptions import add_note, repr_of, text_of
 from ..errors import InvalidOperation
+from .files import reduce_file
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
 
 MAX_REUSED_BYTES = 4096
 """Bytes of a value up to which what has pickled it is used again."""
 MIN_RANGE_LENGTH = 100
 """Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
-STATE = "django.db.migrations.state"
-"""The module that makes historical models."""
 HISTORICAL = "__fake__"
 """The `__module__` that Django gives to the models of a migration's state."""
 
@@ -91,11 +91,9 @@ def dumps(value: Any) -> bytes:
     """Pickle what is the user's.
 
     Raises:
-        InvalidOperation: if an instance of a historical model is in it.
+        InvalidOperation: if an instance of a historical model is in it, or a file that is open on disk.
         Exception: whatever the value's own pickling raises.
     """
-    if STATE not in sys.modules:
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     mine = vars(_idle)  # those of this thread
     dump = mine.pop("dump", None) or make_pickler()  # taken away, since the value's own pickling may come by here again
     data = dump(value)
@@ -113,10 +111,8 @@ def make_pickler() -> Callable[[Any], bytes]:
     Use it no more after an exception, which may have come (from a signal's handler) between any two lines, nor after a
     value of more than SMALL bytes: its memory of what it has seen would stay as large as that.
     """
-    if STATE not in sys.modules:  # nobody has made a historical model in this process
-        return partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
     buffer = io.BytesIO()
-    pickler = _HistoricalModelGuard(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler = _ModelPickler(buffer, pickle.HIGHEST_PROTOCOL)
 
     def dump(value: Any) -> bytes:
         pickler.dump(value)
@@ -129,11 +125,15 @@ def make_pickler() -> Callable[[Any], bytes]:
     return dump
 
 
-class _HistoricalModelGuard(pickle.Pickler):
-    """Refuses instances of historical models, which pickle knows by name only, and would restore as today's."""
+class _ModelPickler(pickle.Pickler):
+    """Refuses instances of historical models, which pickle knows by name only, and would restore as today's; and takes
+    the content of files along."""
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value).__module__ == HISTORICAL:
+        kind = type(value)  # and not isinstance(), which evaluates lazy objects
+        if issubclass(kind, File):
+            return reduce_file(value)
+        if kind.__module__ == HISTORICAL:
             raise InvalidOperation(
                 f"{repr_of(value)} is an instance of a historical model, which would arrive as one of today's: map the "
                 "queryset itself, or send primary keys"
@@ -145,7 +145,7 @@ def to_wire(value: Any) -> Any:
     """Prepare a value for the way to another process, and try that it can be restored there.
 
     Raises:
-        InvalidOperation: if an instance of a historical model is in it.
+        InvalidOperation: if an instance of a historical model is in it, or a file that is open on disk.
         Exception: whatever the value's own pickling or unpickling raises.
     """
     if type(value) in IMMUTABLE_TYPES:

@@ -80,7 +80,7 @@ class BlockDriver:
         """
         if self.forked:
             raise RuntimeError("this block belongs to the process that entered it, and not to a child forked since")
-        inside = self._is_inside()
+        inside = self.is_inside()
         if not inside:
             self._window.acquire()
             call.counted = True
@@ -134,7 +134,7 @@ class BlockDriver:
         else:
             self._executor.wake()
 
-    def _is_inside(self) -> bool:
+    def is_inside(self) -> bool:
         """Whether a callback, or an object that runs in this process, is submitting. It must not wait for room that
         only its own end can make, and it may do so while the block is being left, since it is not finished itself."""
         stepping_here = self._executor.inline and self._stepping

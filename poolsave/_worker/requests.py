@@ -6,13 +6,16 @@ import concurrent.futures
 import pickle
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from django.db.models import Model
+from django.db.models import FileField, Model
 
 from .._environment.localization import Localization
+from .._pickling.files import is_unsaved
 from .._pickling.values import dumps
 from .._reports.batches import OutcomeBatch
+from ..errors import InvalidOperation
 from .context import CapturedContext, States, with_states
 from .rows import RowLoader
 
@@ -56,23 +59,56 @@ class FunctionCall:
 
 
 class ModelSave:
-    """`obj.save(**kwargs)`, with the keys written back to the caller's own instance."""
+    """`obj.save(**kwargs)`, with the keys and the names of files written back to the caller's own instance."""
 
     def __init__(self, item: Model, kwargs: Mapping[str, Any]) -> None:
         self.item = item
         self.kwargs = kwargs
+        self.files = _unsaved_files(item)
 
     def perform(self) -> Any:
         self.item.save(**self.kwargs)
-        return {name: getattr(self.item, name) for name in _key_names(self.item)}, self.item._state.db
+        files = {name: getattr(self.item, name) for name in self.files}
+        saved = {name: file.name for name, file in files.items() if not is_unsaved(file)}
+        return {name: getattr(self.item, name) for name in _key_names(self.item)}, saved, self.item._state.db
 
     def arrive(self, value: Any) -> tuple[Any, Any]:
-        keys, alias = value
+        keys, files, alias = value
         for name, key in keys.items():
             setattr(self.item, name, key)
+        for name, stored in files.items():
+            # Past the descriptor, which reads the size of an image, and unless the caller has put another file there.
+            if self.item.__dict__.get(name) is self.files[name]:
+                self.item.__dict__[name] = stored
         self.item._state.db = alias
         self.item._state.adding = False
         return self.item.pk, self.item
+
+
+class RefusedSave(ModelSave):
+    """One that cannot wait until another save of the same instance has ended."""
+
+    def __init__(self, item: Model) -> None:
+        super().__init__(item, {})
+
+    def perform(self) -> Any:
+        raise InvalidOperation(
+            f"{self.item!r} is being saved already, and a callback or a running function cannot wait for that: save it "
+            "again when the future of the earlier save is done"
+        )
+
+    def __reduce__(self) -> Any:
+        return self.perform()
+
+
+def _unsaved_files(item: Model) -> dict[str, Any]:
+    # By attribute: what was assigned becomes a FieldFile when it is looked at.
+    return {name: getattr(item, name) for name in _file_names(type(item)) if is_unsaved(item.__dict__.get(name))}
+
+
+@lru_cache(maxsize=256)
+def _file_names(model: type[Model]) -> list[str]:
+    return [field.attname for field in model._meta.concrete_fields if isinstance(field, FileField)]
 
 
 def _key_names(item: Model) -> set[str]:

@@ -1,0 +1,56 @@
+"""Files that are in no storage yet: what is in memory goes along, what is open on disk is refused.
+
+Pickled by itself, a FieldFile leaves its content behind and says that its file is in the storage, whether it is or not.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+from django.core.files.base import File
+from django.db.models.fields.files import FieldFile
+
+from ..errors import InvalidOperation
+
+
+def reduce_file(file: File[Any]) -> Any:
+    """Give what pickle needs; NotImplemented if its own way is right.
+
+    Raises:
+        InvalidOperation: if the file is open on disk, where only this process has it.
+    """
+    content = _unsaved_content(file)
+    if _is_on_disk(content):
+        raise InvalidOperation(
+            f"{_described(file)} is open on disk, so that it cannot be sent to a worker: save it first, give its "
+            'path and open it in the function, or use executor="thread"'
+        )
+    if content is None or not isinstance(file, FieldFile):
+        return NotImplemented
+    reduced: Any = file.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return *reduced[:2], {**reduced[2], "_committed": False, "_file": content}
+
+
+def is_unsaved(file: object) -> bool:
+    """Whether this value of a FileField is yet to be put into a storage, by `save()`."""
+    return isinstance(file, File) and not getattr(file, "_committed", False)
+
+
+def _unsaved_content(file: File[Any]) -> Any:
+    # Not by attribute: of a file in a storage that would open it.
+    if isinstance(file, FieldFile):
+        return vars(file).get("_file") if is_unsaved(file) else None
+    return vars(file).get("file")
+
+
+def _is_on_disk(content: Any) -> bool:
+    while isinstance(content, File):
+        content = _unsaved_content(content)
+    return hasattr(content, "fileno") and not isinstance(content, io.BytesIO | io.StringIO)
+
+
+def _described(file: File[Any]) -> str:
+    where = f" of {file.field}" if isinstance(file, FieldFile) else ""
+    return f"the file {file.name!r}{where}"
