@@ -187,7 +187,7 @@ def _find_function(packed: Pickled) -> tuple[Any, Mapping[str, Any]]:
             raise
         raise InvalidOperation(
             f"workers that are not forked import the script again, and do not find the function there ({error}): "
-            'define it at the top of the script or of a module, not in a shell and not under if __name__ == "__main__":, '
+            'define it at the top of the script or of a module, not in a shell nor under if __name__ == "__main__":, '
             'or use executor="thread" or start_method="fork"'
         ) from error
     return function, constants

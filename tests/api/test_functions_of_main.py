@@ -45,5 +45,5 @@ def test_function_under_the_guard_is_named_by_the_worker(main):
     _executor, job = prepare(WorkSpec(main.double, call_with_object, {}), options)
     sent = pickle.loads(pickle.dumps(job))
     del main.double  # the script is imported by another name there
-    with pytest.raises(InvalidOperation, match=r"double.*not under if __name__ == \"__main__\""):
+    with pytest.raises(InvalidOperation, match=r"double.*nor under if __name__ == \"__main__\""):
         sent._restored()

@@ -1,16 +1,20 @@
 """Nothing of the project's lives on in Python's fork server, and a server that cannot have Django says why."""
 
+import concurrent.futures
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 from multiprocessing import forkserver
 
 import pytest
 
 from poolsave import WorkerDied
-from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver
+from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver, why_without_django
 from poolsave.executors.processes.worker_handle import WorkerHandle
+from tests.support import projects
 
 MODULES = {
     "nothing": "",
@@ -36,6 +40,41 @@ REASONS = {
     "failure": "OSError: address already in use",
     "exit": "SystemExit: 3",
     "crash": SERVER_DIED,
+}
+
+
+TAKES_PORT = {
+    "takes_port.py": """
+        import os
+        import socket
+        import threading
+        from django.apps import AppConfig
+
+        class TakesPort(AppConfig):
+            name = "takes_port"
+
+            def ready(self):
+                self.port = socket.create_server(("127.0.0.1", int(os.environ.get("PORT", 0))))
+                os.environ["PORT"] = str(self.port.getsockname()[1])
+                threading.Thread(target=self.port.accept, daemon=True).start()
+    """,
+    "script.py": """
+        from django.conf import settings
+        settings.configure(INSTALLED_APPS=["takes_port.TakesPort"])
+        import django
+        django.setup()
+        from poolsave import pooled_operation
+
+        @pooled_operation(workers=1, progress=False, transaction=None)
+        def double(number):
+            return 2 * number
+
+        if __name__ == "__main__":
+            try:
+                double.map([1])
+            except Exception as error:
+                print(type(error).__name__, error)
+    """,
 }
 
 
@@ -72,6 +111,7 @@ def test_server_is_clean_and_says_why(what, server, tmp_path, monkeypatch):
     done.join()
     assert done.exitcode == 0
     assert server._forkserver_pid == servers[-1]
+    assert why_without_django() == (reason or "")
 
 
 def test_running_server_is_left_alone(server, tmp_path, monkeypatch):
@@ -111,3 +151,18 @@ def test_main_is_left_to_the_preloaded_module(server):
     assert "__main__" in server._preload_modules
     ensure_forkserver(pickle.dumps((None, None)))
     assert "__main__" not in server._preload_modules
+
+
+def test_two_threads_can_start_it_at_once(server):
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(ensure_forkserver, pickle.dumps((None, None))) for _ in range(2)]
+    assert [one.result() for one in found] == [None, None]
+
+
+def test_worker_that_cannot_set_up_names_the_reason(tmp_path):
+    """AppConfig.ready() takes a port that the caller has taken before."""
+    projects.write(tmp_path, TAKES_PORT)
+    command = [sys.executable, "-W", "ignore", "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert "WorkerDied" in done.stdout, done.stderr
+    assert "Address already in use" in done.stdout

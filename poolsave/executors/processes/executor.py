@@ -22,7 +22,7 @@ from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOperation, InvalidOption
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
 from .pipes import Waker
-from .start_methods import choose_start_method, ensure_forkserver, is_alone
+from .start_methods import choose_start_method, ensure_forkserver, is_alone, why_without_django
 from .worker_handle import WorkerHandle
 from .worker_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 
@@ -222,6 +222,9 @@ class ProcessExecutor:
             return
         self._stillborn += not worker.settled
         if self._stillborn >= MAX_FAILED_STARTS:
+            if self._method == "forkserver" and (reason := why_without_django()):
+                told = f"(Python's fork server could not keep Django set up: {reason})"
+                event.error.details = f"{event.error.details}\n{told}".lstrip()
             events.append(SetupFailed(event.error))
         else:
             try:

@@ -24,6 +24,10 @@ PRELOAD_ADDRESS = "POOLSAVE_PRELOAD"
 """The environment variable that names the socket from which the preloaded module gets what to set up."""
 POLL_INTERVAL = 0.05
 """Seconds between looks at whether a fork server that starts is still alive."""
+_starting = threading.Lock()
+"""Held by the thread that starts the fork server: another one would wait for the answer that this one gets."""
+_without_django: dict[int | None, str] = {}
+"""Reasons by the ids of fork servers."""
 SERVER_DIED = "it ended while it was being set up"
 
 
@@ -60,6 +64,11 @@ def ensure_forkserver(preload: bytes) -> str | None:
     If that cannot be kept there, give the reason: the server then starts anew without Django, and each worker sets it
     up for itself, as it does in a server that somebody else has started.
     """
+    with _starting:
+        return _ensure_forkserver(preload)
+
+
+def _ensure_forkserver(preload: bytes) -> str | None:
     server: Any = forkserver._forkserver  # there is no other way to ask it
     # Without __main__, which the preloaded module imports: CPython 3.14 does so outside of any `try`, and the server
     # dies of a script without a guard (gh-126631).
@@ -77,7 +86,14 @@ def ensure_forkserver(preload: bytes) -> str | None:
     if reason:
         _end(server._forkserver_pid)
         forkserver.ensure_running()
+        _without_django[server._forkserver_pid] = reason
     return reason or None
+
+
+def why_without_django() -> str:
+    """Why the fork server that runs has no Django set up; empty if it has, or nobody knows."""
+    server: Any = forkserver._forkserver
+    return _without_django.get(server._forkserver_pid, "")
 
 
 def _end(server: int) -> None:
