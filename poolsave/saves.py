@@ -26,7 +26,16 @@ from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages, as_queryset, check_queryset
 from ._runs.signals import InterruptGuard
 from ._worker.context import CapturedContext
-from ._worker.requests import FunctionCall, ModelSave, PendingCall, RefusedSave, Request, RowCall, run_request
+from ._worker.requests import (
+    FunctionCall,
+    ModelSave,
+    PendingCall,
+    RefusedSave,
+    Request,
+    RowCall,
+    refuse_to_wait_inside,
+    run_request,
+)
 from ._worker.rows import RowLoader
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
@@ -93,6 +102,7 @@ class Saves:
     def __init__(self, options: Options, block: concurrent_saves) -> None:
         executor, job, self._told = prepare_early(WorkSpec(None, run_request, {}), options)
         self._options = options
+        self._job = job
         self._crosses = not executor.shares_memory
         self._imports = self._crosses and not is_forked(executor, job)
         self._inline = executor.inline
@@ -133,11 +143,11 @@ class Saves:
             raise InvalidOperation(f"save() takes a model instance, not {obj!r}: use submit() for functions")
         self._refuse_uncovered(obj, save_kwargs.get("using"))
         if self._inline:
-            return self._send(PendingCall(ModelSave(obj, save_kwargs))).future
+            return self._send(PendingCall(self._job, ModelSave(obj, save_kwargs))).future
         if not self._instances.enter(obj, wait=not (self._driver.is_inside() or self._driver.forked)):
-            return self._send(PendingCall(RefusedSave(obj))).future
+            return self._send(PendingCall(self._job, RefusedSave(obj))).future
         try:
-            call = PendingCall(ModelSave(obj, save_kwargs))
+            call = PendingCall(self._job, ModelSave(obj, save_kwargs))
         except BaseException:
             self._instances.leave(obj)
             raise
@@ -173,7 +183,7 @@ class Saves:
             raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
         fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
-        return self._send(PendingCall(FunctionCall(fn, args, kwargs))).future
+        return self._send(PendingCall(self._job, FunctionCall(fn, args, kwargs))).future
 
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
         """Call `fn` once per object on the block's own workers, and give a Report of just these, when all have ended.
@@ -182,10 +192,12 @@ class Saves:
         a query and in the transaction of its own (`PooledOperation.map` fetches many at once).
 
         Raises:
-            InvalidOperation: if the workers cannot find `fn` by its name.
+            InvalidOperation: if the workers cannot find `fn` by its name, or in a callback or function of the block,
+                where it could wait for ever.
             BaseException: what `objects` itself raised, after everything that was begun is finished, with the Report
                 as its attribute `report`.
         """
+        refuse_to_wait_inside(self._job, "saves.map()")
         fn = self._as_one_call(fn)
         self._refuse_nameless(fn)
         queryset = as_queryset(objects)
@@ -193,7 +205,7 @@ class Saves:
         place = 0
         try:
             for request in _calls(fn, objects) if queryset is None else self._row_calls(fn, queryset):
-                self._send(PendingCall(request, tally, place))
+                self._send(PendingCall(self._job, request, tally, place))
                 place += 1
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
             if self._driver.forked:

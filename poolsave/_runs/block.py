@@ -13,7 +13,7 @@ from .._engine.sources import QueueSource
 from .._forks import end_child, fork_flag
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._worker.requests import PendingCall
-from .._worker.session import in_worker_thread
+from .._worker.session import JobEntry, is_working_for
 from ..executors import Executor, Job
 from ..options import Options
 from ..outcomes import Status
@@ -32,6 +32,7 @@ class BlockDriver:
 
     def __init__(self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress) -> None:
         self._executor = executor
+        self._job = job
         self._source = CallSource()
         self._engine = Engine(executor, job, options, self._source)
         self._report = report
@@ -137,17 +138,17 @@ class BlockDriver:
     def is_inside(self) -> bool:
         """Whether a callback, or an object that runs in this process, is submitting. It must not wait for room that
         only its own end can make, and it may do so while the block is being left, since it is not finished itself."""
-        stepping_here = self._executor.inline and self._stepping
-        return threading.current_thread() is self._thread or stepping_here or in_worker_thread()
+        return is_working_for(self._job)
 
     def _run(self) -> None:
-        try:
-            while not (self._closing and self._engine.finished):
-                self._step()
-        except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
-            self.fatal = error if self.fatal is None else self.fatal
-        finally:
-            self._finish()
+        with JobEntry(self._job):
+            try:
+                while not (self._closing and self._engine.finished):
+                    self._step()
+            except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
+                self.fatal = error if self.fatal is None else self.fatal
+            finally:
+                self._finish()
 
     def _run_here(self) -> None:
         with self._entrance:
@@ -155,7 +156,8 @@ class BlockDriver:
                 return
             self._stepping = True
             try:
-                self._step_while_busy()
+                with JobEntry(self._job):
+                    self._step_while_busy()
             finally:
                 self._stepping = False
 

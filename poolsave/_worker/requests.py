@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.db.models import FileField, Model
 
@@ -18,6 +18,9 @@ from .._reports.batches import OutcomeBatch
 from ..errors import InvalidOperation
 from .context import CapturedContext, States, with_states
 from .rows import RowLoader
+from .session import is_working_for
+
+R = TypeVar("R")
 
 
 class Request(Protocol):
@@ -155,14 +158,53 @@ class _LocalizationCarrier:
 _LOCALIZATION = _LocalizationCarrier()
 
 
+class BlockFuture(concurrent.futures.Future[R]):
+    """A future that is not waited for where it could never be done."""
+
+    def __init__(self, job: object) -> None:
+        super().__init__()
+        self._job = job
+
+    def result(self, timeout: float | None = None) -> R:
+        """As that of every future.
+
+        Raises:
+            InvalidOperation: without a `timeout` in a callback or function of the same block, unless it is done.
+        """
+        self._refuse_to_wait(timeout, "future.result()")
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As that of every future; raises as `result` does."""
+        self._refuse_to_wait(timeout, "future.exception()")
+        return super().exception(timeout)
+
+    def _refuse_to_wait(self, timeout: float | None, what: str) -> None:
+        if timeout is None and not self.done():
+            refuse_to_wait_inside(self._job, what)
+
+
+def refuse_to_wait_inside(job: object, what: str) -> None:
+    """Refuse what would wait, in the thread that has to do it, or that may be the last free one.
+
+    Raises:
+        InvalidOperation: saying what to do.
+    """
+    if is_working_for(job):
+        raise InvalidOperation(
+            f"{what} was called in a callback, or in a function, of the block that it would wait for, and could wait "
+            "for ever: use submit(), which does not wait, and add_done_callback() on its future"
+        )
+
+
 class PendingCall:
     """A request on its way; where it crosses to another process only the request goes, as it was when submitted."""
 
-    def __init__(self, request: Request, sink: BatchListener | None = None, place: int = 0) -> None:
+    def __init__(self, job: object, request: Request, sink: BatchListener | None = None, place: int = 0) -> None:
         self.request = request
         self.sink = sink
         self.place = place
-        self.future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.future: BlockFuture[Any] = BlockFuture(job)
         self.cancelled = False
         self.counted = False
         self.states: States | None = None

@@ -40,9 +40,22 @@ LONGEST_PAUSE = 1.0
 _here = threading.local()
 
 
-def in_worker_thread() -> bool:
-    """Whether this thread is running an object at the moment."""
-    return getattr(_here, "busy", False)
+class JobEntry:
+    """While entered, the thread works for a job: it runs an object, or a callback of the user's."""
+
+    def __init__(self, job: object) -> None:
+        self._job = job
+
+    def __enter__(self) -> None:
+        _here.jobs = (self._job, *getattr(_here, "jobs", ()))
+
+    def __exit__(self, *_exc_info: object) -> None:
+        _here.jobs = _here.jobs[1:]
+
+
+def is_working_for(job: object) -> bool:
+    """Whether this thread works for that job at the moment."""
+    return any(one is job for one in getattr(_here, "jobs", ()))
 
 
 class WorkerSession:
@@ -52,6 +65,7 @@ class WorkerSession:
         self, job: WorkerJob, call: Callable[[Any], Any], rows: RowLoader | None, stack: ExitStack, *, own_process: bool
     ) -> None:
         self._job = job
+        self._entry = JobEntry(job)
         self._bare = call
         self._function = call = ending_children(call)
         self._rows = rows
@@ -87,11 +101,8 @@ class WorkerSession:
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one chunk and reply for every object of it, in order, now and then."""
-        _here.busy = True
-        try:
+        with self._entry:
             self._run(payload, marks, reply)
-        finally:
-            _here.busy = False
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         waited = time.perf_counter() - self._idle_since
