@@ -112,7 +112,8 @@ class PooledOperation(Generic[P, R]):
             objects: any iterable, also an endless one.
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
 
-        Raises: as `map`, and by this call what is known before anything starts.
+        Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
+            waited for inside atomic(); outside of it the stream goes on.
         """
         return self._run(call_with_object, objects).outcomes(ordered=ordered)
 

@@ -14,13 +14,14 @@ from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
 from ._environment.localization import Localization
-from ._exceptions import attach_report
+from ._engine.sources import end_generator
+from ._exceptions import attach_report, is_a
 from ._pickling.values import pickle_function, refuse_function_of_shell
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.executor_choice import prepare_early, untested_trial
 from ._runs.instances import InstanceLocks
-from ._runs.preflight import check_no_open_transaction
+from ._runs.preflight import check_no_open_transaction, is_in_block
 from ._runs.preparation import WorkSpec, is_forked
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages, as_queryset, check_queryset
@@ -37,7 +38,7 @@ from ._worker.requests import (
     run_request,
 )
 from ._worker.rows import RowLoader
-from .errors import InvalidOperation, InvalidOption
+from .errors import InsideTransaction, InvalidOperation, InvalidOption
 from .options import Options, check
 from .pipelines import Pipeline
 from .reports import Report
@@ -210,7 +211,10 @@ class Saves:
         except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
             if self._driver.forked:
                 raise
-            tally.wait(place)
+            if is_a(error, InsideTransaction):
+                end_generator(objects)
+            if self._inline or not is_in_block(self._covered):  # else it could wait for the caller's locks
+                tally.wait(place)
             attach_report(error, tally.report)
             raise
         tally.wait(place)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 import queue
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
+from types import GeneratorType
 from typing import Any, Protocol
 
 from .._forks import fork_flag
@@ -15,6 +17,13 @@ SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""
 SLOW = 0.002
 """Seconds that a worker may idle while a chunk is filled for it; also how long a pull takes that nobody waits for."""
+
+
+def end_generator(objects: object) -> None:
+    """End a generator, which may hold a transaction open from one of its values to the next."""
+    if isinstance(objects, GeneratorType):
+        with suppress(Exception):  # its own, which must not hide why it is ended
+            objects.close()
 
 
 class Source(Protocol):
@@ -62,6 +71,8 @@ class IterableSource:
         self._forked = fork_flag()
         self.pulling = False
         """Whether control is in the iterable's own code."""
+        self.check: Callable[[], None] | None = None
+        """Called after something was pulled; raises if that must not be handed out."""
 
     @property
     def total(self) -> int | None:
@@ -112,6 +123,17 @@ class IterableSource:
             self._ended = True
         finally:
             self.pulling = False
+        if self.check is not None and self.error is None:
+            self._checked(self.check)
+
+    def _checked(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except BaseException:
+            self._ended = True
+            end_generator(self._iterator)
+            self._iterator = iter(())  # or what it is wrapped in would keep it alive
+            raise
 
     def _fill_slowly(self, size: int, *, idle: bool) -> None:
         began = before = time.perf_counter()

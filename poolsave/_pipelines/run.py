@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from .._reports.batches import OutcomeBatch
-from .._runs.preparation import check_job_picklable
+from .._runs.preparation import aliases_of_caller, check_job_picklable
 from .._runs.querysets import as_queryset, source_of
 from .._runs.run import Parts, Run
 from .._worker.context import CapturedContext
@@ -39,7 +39,8 @@ class PipelineRun(Run):
         self._line = PipelineEngine(hops, options, source, tallies)
         self._expands = any(stage.expands for stage in stages)
         report._unsafe = self._line.unsafe
-        self._assemble(Parts(options, name, source, Workers(self._line), self._line, report))
+        aliases = _aliases(hop for hop in hops if not hop.executor.inline)
+        self._assemble(Parts(options, name, source, Workers(self._line), self._line, report, aliases))
 
     def _total(self) -> int | None:
         return None if self._expands else self._source.total
@@ -77,6 +78,11 @@ class Workers:
 
     def halt(self) -> None:
         self._line.halt_executors()
+
+
+def _aliases(hops: Iterable[SegmentPlan]) -> tuple[str, ...]:
+    found = [aliases_of_caller(stage.work, stage.options) for hop in hops for stage in hop.stages]
+    return tuple(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _refuse_shared_executors(hops: Sequence[SegmentPlan]) -> None:

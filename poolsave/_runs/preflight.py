@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,11 +38,44 @@ def check_no_open_transaction(aliases: Iterable[str]) -> None:
         InsideTransaction: naming the alias and what to do.
     """
     for alias in aliases:
-        with outside_event_loop():  # the transaction around asyncio.run() counts, too
-            around = connections[alias]
-        for connection in (connections[alias], around):
+        for connection in _connections_of_caller(alias):
             if connection.in_atomic_block or (connection.connection is not None and not connection.autocommit):
                 raise InsideTransaction(alias)
+
+
+def check_in_no_block(aliases: Iterable[str], advice: str | None = None) -> None:
+    """Refuse to go on while the caller is inside atomic() on one of the aliases. Without it, with AUTOCOMMIT off, what
+    has been read leaves a transaction open that holds no locks.
+
+    Raises:
+        InsideTransaction: naming the alias and what to do.
+    """
+    for alias in aliases:
+        if _is_in_block(alias):
+            raise InsideTransaction(alias, advice)
+
+
+HELD_BY_INPUT = (
+    "the input has opened it and holds it while workers run; let it read inside atomic() and yield outside of it, or "
+    'lock in the function, or use executor="serial"'
+)
+
+
+def is_in_block(aliases: Iterable[str]) -> bool:
+    """Whether the caller is inside atomic() on one of the aliases."""
+    return any(map(_is_in_block, aliases))
+
+
+def _is_in_block(alias: str) -> bool:
+    return any(connection.in_atomic_block for connection in _connections_of_caller(alias))
+
+
+def _connections_of_caller(alias: str) -> tuple[Any, ...]:
+    if asyncio._get_running_loop() is None:
+        return (connections[alias],)
+    with outside_event_loop():  # the transaction around asyncio.run() counts, too
+        around = connections[alias]
+    return connections[alias], around
 
 
 def check_reachable(aliases: Iterable[str], *, shares_memory: bool) -> None:

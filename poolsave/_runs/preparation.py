@@ -79,7 +79,7 @@ def preflight_checks(
     work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
 ) -> Iterator[Callable[[], None]]:
     """What is checked, in this order; each raises what it refuses."""
-    present = _present(work, options, surroundings)
+    present = _present(work, options) if surroundings is not None else ()
     if work.queryset is not None:
         transaction, databases = options.transaction, options.databases
         yield partial(check_queryset, work.queryset, transaction=transaction, databases=databases)
@@ -90,13 +90,18 @@ def preflight_checks(
     yield partial(_refuse_timeout, executor, options.timeout)
 
 
+def aliases_of_caller(work: WorkSpec, options: Options) -> tuple[str, ...]:
+    """On which the caller must be inside no transaction while workers run."""
+    return _present(work, options) if DjangoEnvironment.known() else ()
+
+
 def _covered(options: Options) -> tuple[str, ...]:
     return options.databases if options.transaction is not None else ()
 
 
-def _present(work: WorkSpec, options: Options, surroundings: DjangoEnvironment | None) -> tuple[str, ...]:
+def _present(work: WorkSpec, options: Options) -> tuple[str, ...]:
     read = () if work.queryset is None or work.queryset.db in options.databases else (work.queryset.db,)
-    return _connections.configured_aliases((*options.databases, *read)) if surroundings is not None else ()
+    return _connections.configured_aliases((*options.databases, *read))
 
 
 def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
@@ -114,7 +119,7 @@ def build_job(
 ) -> WorkerJob:
     """Say what each worker needs."""
     apart = surroundings is not None and not executor.inline
-    in_turn = apart and any_in_memory(_present(work, options, surroundings))
+    in_turn = apart and any_in_memory(_present(work, options))
     if apart and executor.shares_memory:
         _connections.keep_from_other_threads()
     return WorkerJob(

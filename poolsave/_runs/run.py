@@ -18,12 +18,14 @@ from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
+from ..errors import InsideTransaction
 from ..options import Options
 from ..outcomes import Outcome, Status
 from ..reports import Report
 from .executor_choice import prepare_run, untested_trial
 from .ordering import in_input_order
-from .preparation import Call, WorkSpec
+from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
+from .preparation import Call, WorkSpec, aliases_of_caller
 from .progress import Progress, open_progress
 from .querysets import as_queryset, source_of
 from .signals import InterruptGuard
@@ -90,6 +92,8 @@ class Parts(NamedTuple):
     executor: Crew
     engine: Loop
     report: Report[Any]
+    aliases: tuple[str, ...]
+    """On which the caller must be inside no transaction while workers run."""
 
 
 class Run:
@@ -114,7 +118,8 @@ class Run:
             engine = Engine(executor, job, options, source)
         report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=engine.statistics)
         self._told = told
-        self._assemble(Parts(options, getattr(function, "__name__", ""), source, Present(engine), engine, report))
+        name, aliases = getattr(function, "__name__", ""), aliases_of_caller(work, options)
+        self._assemble(Parts(options, name, source, Present(engine), engine, report, aliases))
 
     def _assemble(self, parts: Parts) -> None:
         self._options = parts.options
@@ -122,6 +127,8 @@ class Run:
         self._source = parts.source
         self._executor = parts.executor
         self._engine = parts.engine
+        self._aliases = parts.aliases
+        parts.source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
         self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._in_users_code)
         self._abandoned = False
         self._forked = fork_flag()
@@ -131,6 +138,23 @@ class Run:
         # In the input's own code an exception is the only way to be heard. In a function that runs right here the
         # first signal lets the object finish, and the second ends it.
         return self._source.pulling or (self._executor.inline and count > 1)
+
+    def _aliases_now(self) -> tuple[str, ...]:
+        return () if self._executor.inline else self._aliases
+
+    def check_in_no_block(self) -> None:
+        """Refuse to go on while the caller of a stream is inside a transaction.
+
+        Raises:
+            InsideTransaction: with the Report of what there is so far. Outside of the transaction the run goes on.
+        """
+        if self._engine.finished:
+            return
+        try:
+            check_in_no_block(self._aliases_now())
+        except InsideTransaction as error:
+            attach_report(error, self.report)
+            raise
 
     def complete(self) -> Report[Any]:
         """Run everything, with no moment in which a signal could get past the report."""
@@ -151,9 +175,7 @@ class Run:
 
     def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
         """The same, outcome by outcome."""
-        with closing(self.batches(ordered=ordered)) as batches:
-            for batch in batches:
-                yield from batch.outcomes(with_items=True)
+        return OutcomeIterator(self, self.batches(ordered=ordered))
 
     def _in_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
         return in_input_order(batches, self._engine)
@@ -215,6 +237,8 @@ class Run:
         if self._abandoned or self._forked:
             return
         self._engine.halt(reason)
+        if is_in_block(self._aliases_now()):
+            self._engine.kill()  # what runs could wait without an end for locks that the caller holds
         while not self._engine.finished:
             self._step()
 
@@ -242,6 +266,27 @@ class Run:
             raise error
         if self._options.on_failure == "raise":
             self.report.raise_if_failed()
+
+
+class OutcomeIterator(Iterator[Outcome[Any]]):
+    """What `stream` gives. No generator, since one that has raised cannot go on."""
+
+    def __init__(self, run: Run, batches: Generator[OutcomeBatch, None, None]) -> None:
+        self._run = run
+        self._batches = batches
+        self._ready: Iterator[Outcome[Any]] = iter(())
+
+    def __next__(self) -> Outcome[Any]:
+        for outcome in self._ready:
+            return outcome
+        self._run.check_in_no_block()
+        self._ready = next(self._batches).outcomes(with_items=True)
+        return next(self)
+
+    def close(self) -> None:
+        """Feed no more, finish what runs, and stop the workers."""
+        self._ready = iter(())
+        self._batches.close()
 
 
 def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
