@@ -18,6 +18,8 @@ LOCK_WAIT_MYSQL = 1205
 # Closed (PyMySQL), shutdown, connection killed (MariaDB); no connection; gone away, lost during query and elsewhere;
 # idle for too long (MySQL).
 CONNECTION_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+# Closed, gone away: the client could not send the statement. (With 2013 it did, and no answer came.)
+NOT_SENT_MYSQL = frozenset({0, 2006})
 # Changed since it was read (MariaDB's innodb_snapshot_isolation), lock table full, deadlock.
 ROLLBACK_MYSQL = frozenset({1020, 1206, 1213})
 # And: too many connections, lock not available (MySQL's NOWAIT).
@@ -90,6 +92,11 @@ def connection_lost(error: BaseException) -> bool:
         return _mysql_code(error) in CONNECTION_MYSQL
     # PostgreSQL's drivers make such errors themselves, without a SQLSTATE: no server was there to send one.
     return any(_is_driver_error(candidate) for candidate in _with_cause(error))
+
+
+def was_not_sent(error: BaseException) -> bool:
+    """Whether the statement never left this process, so that it is known to have had no effect."""
+    return _mysql_code(error) in NOT_SENT_MYSQL
 
 
 def _is_driver_error(error: BaseException) -> bool:

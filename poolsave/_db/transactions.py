@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from django.db import Error, connections, transaction
@@ -14,7 +15,7 @@ from .._forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
-from .error_codes import connection_lost, is_transient
+from .error_codes import connection_lost, is_transient, was_not_sent
 from .transient_errors import add_transient_cause, watch_transient_errors
 
 NO_XID = 1
@@ -48,10 +49,17 @@ def run_without_transaction(call: Callable[[], Any], marks: Marks, offset: int) 
     return AttemptResult(Status.SUCCEEDED, value)
 
 
-def run_in_transaction(
-    call: Callable[[], Any], marks: Marks, offset: int, aliases: Sequence[str], *, noted: bool = False
+def run_in_transaction(  # noqa: PLR0913  the last two have defaults
+    call: Callable[[], Any],
+    marks: Marks,
+    offset: int,
+    aliases: Sequence[str],
+    *,
+    noted: bool = False,
+    limit: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AttemptResult:
-    """`transaction="object"`: one transaction around the call, on every alias."""
+    """`transaction="object"`: one transaction around the call, on every alias. `limit` ends callbacks that take too
+    long."""
     marks.put(offset, RUNNING)
     entered = begin_on(aliases)
     note, value, error = 0, None, entered.error
@@ -74,7 +82,7 @@ def run_in_transaction(
     if failed is not None:
         return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
     marks.put(offset, COMMITTED)
-    return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks), committing=committing)
+    return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, limit), committing=committing)
 
 
 class FunctionBlock(transaction.Atomic):
@@ -215,6 +223,8 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
         return AttemptResult(Status.LOST, error=error)
     if connection_lost(error) or not is_a(error, Error):
         connections[alias or "default"].close()
+        if was_not_sent(error):
+            return AttemptResult(Status.FAILED, error=error, retry=True)
         add_note(error, "the answer to COMMIT did not arrive, so the object may have been saved or not")
         return AttemptResult(Status.LOST, error=error)
     return AttemptResult(Status.FAILED, error=error, retry=is_transient(error))
@@ -231,20 +241,25 @@ def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], obje
     return taken
 
 
-def _error_of(callback: Callable[[], object]) -> BaseException | None:
+def _error_of(
+    callback: Callable[[], object], limit: Callable[[], AbstractContextManager[None]]
+) -> BaseException | None:
     try:
-        callback()
+        with limit():
+            callback()
     except BaseException as error:
         return error
     return None
 
 
-def run_on_commit(callbacks: list[Callable[[], object]]) -> BaseException | None:
+def run_on_commit(
+    callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> BaseException | None:
     """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
     errors: list[BaseException] = []
     forked = fork_flag()
     for callback in callbacks:
-        error = _error_of(callback)
+        error = _error_of(callback, limit)
         if forked:
             end_child(error)
         if error is not None:  # told in the outcome of the object

@@ -82,7 +82,9 @@ class CrashAnalysis:
             else:
                 known.append(self._judged(chunk.index + offset, chunk.objects[offset], stage, mark))
         parts = subchunks(chunk, again)
-        return (known, parts) if known else retry_or_give_up(chunk, parts, self._event)
+        return (
+            (known, parts) if known else retry_or_give_up(chunk, parts, self._blame(None), at_once=self._event.overdue)
+        )
 
     def _can_run_again(self, mark: int) -> bool:
         return mark in (NEW, PENDING) or (mark == HAD_FAILED and self._stages[0].transaction == "chunk")
@@ -149,13 +151,16 @@ def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
     return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]
 
 
-def retry_or_give_up(chunk: Chunk, again: list[Chunk], event: Died) -> tuple[list[OutcomeBatch], list[Chunk]]:
-    """A chunk that lets worker after worker die before any object has begun is given up."""
+def retry_or_give_up(
+    chunk: Chunk, again: list[Chunk], error: BaseException, *, at_once: bool
+) -> tuple[list[OutcomeBatch], list[Chunk]]:
+    """A chunk that lets worker after worker die before any object has begun is given up; at once if it took too long,
+    as when the server does not answer."""
     for one in again:
         one.strikes = chunk.strikes + 1
-    if chunk.strikes + 1 < MAX_CRASHES_BEFORE_START:
+    if chunk.strikes + 1 < MAX_CRASHES_BEFORE_START and not at_once:
         return [], again
-    return [unanswered_batch(one.index, one.objects, Status.FAILED, event.error, attempts=1) for one in again], []
+    return [unanswered_batch(one.index, one.objects, Status.FAILED, error, attempts=1) for one in again], []
 
 
 def value_lost_error(index: int, cause: BaseException) -> ValueLost:

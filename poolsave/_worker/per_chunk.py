@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from .._db.error_codes import hit_time_limit, is_transient
@@ -43,13 +44,20 @@ class _RollbackChunk(Exception):  # no error, but a way out of the loop
         self.halve = halve
 
 
-def run_chunk_in_transaction(
-    calls: Iterable[Callable[[], Any]], marks: Marks, first: int, aliases: Sequence[str], *, noted: bool
+def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
+    calls: Iterable[Callable[[], Any]],
+    marks: Marks,
+    first: int,
+    aliases: Sequence[str],
+    *,
+    noted: bool,
+    limit: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[ObjectResult] | ChunkRolledBack:
     """Run the calls in one transaction, in which they are also made; gives their ends once it is committed.
 
     An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
-    impossible gives `Undone`. `first` is the place of the first object in its chunk, for the marks.
+    impossible gives `ChunkRolledBack`. `first` is the place of the first object in its chunk, for the marks; `limit`
+    ends callbacks that take too long.
     """
     entered = begin_on(aliases)
     if entered.error is not None:
@@ -79,7 +87,7 @@ def run_chunk_in_transaction(
     for place in saved if failed is None else ():  # all of them before a callback, which may end this process
         marks.put(first + place, COMMITTED)
     for place in saved:
-        ends[place] = _called_back(*ran[place]) if failed is None else _lost(ends[place], failed, note)
+        ends[place] = _called_back(*ran[place], limit) if failed is None else _lost(ends[place], failed, note)
     return _told(ends, committing)
 
 
@@ -119,10 +127,12 @@ def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
         raise _RollbackChunk(halve=False) from error
 
 
-def _called_back(end: ObjectResult, callbacks: list[Callable[[], object]]) -> ObjectResult:
+def _called_back(
+    end: ObjectResult, callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]]
+) -> ObjectResult:
     if not callbacks:
         return end
-    return end._replace(attempt=end.attempt._replace(error=run_on_commit(callbacks)))
+    return end._replace(attempt=end.attempt._replace(error=run_on_commit(callbacks, limit)))
 
 
 def _lost(end: ObjectResult, failed: AttemptResult, note: int) -> ObjectResult:

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from .._pickling.values import from_wire, to_wire, unpickle_chunk
 from ..errors import RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status
-from .deadline import Deadline
+from .deadline import Deadline, NoDeadline
 from .fast_loop import FastLoop
 from .per_chunk import ChunkRolledBack, ObjectResult, run_chunk_in_transaction
 from .replies import ReplyBuilder
@@ -76,15 +76,16 @@ class WorkerSession:
         if rows is not None:
             self._perform = self._call_with_row
         self._attempt: Callable[[Callable[[], Any], Marks, int], AttemptResult] = run_without_transaction
+        self._deadline = NoDeadline() if job.timeout is None else Deadline(job.timeout)
         if job.transaction is not None:
-            self._attempt = partial(run_in_transaction, aliases=job.databases, noted=job.noted)
+            limit = self._deadline.callback
+            self._attempt = partial(run_in_transaction, aliases=job.databases, noted=job.noted, limit=limit)
         if job.turn is not None:
             self._attempt = partial(_in_turn, job.turn, self._attempt)
         self._watched = mysql_aliases(job.databases) if job.transaction is not None else []
         hindrances = (job.transaction, rows, job.turn, job.timeout)
         self._straight = all(one is None for one in hindrances)
         self._turn = job.turn or nullcontext()
-        self._deadline = nullcontext() if job.timeout is None else Deadline(job.timeout)
         self._edge: _connections.ConnectionMaintenance | None = None
         if job.surroundings is not None and not job.inline:
             self._edge = _connections.ConnectionMaintenance()
@@ -174,7 +175,9 @@ class WorkerSession:
     ) -> Iterator[tuple[ObjectResult, int]]:
         # With context, a row is fetched by its own object, where that is in force, and in the object's transaction.
         if self._rows is not None and self._carried is None and not marks.halted:
+            self._deadline.start(marks, objects=len(objects))
             self._rows.try_to_load(objects)
+            self._deadline.stop(marks)
         for offset, item in enumerate(objects, first):
             if marks.halted:
                 yield ObjectResult(AttemptResult(Status.SKIPPED), 0.0), 0
@@ -184,12 +187,15 @@ class WorkerSession:
             yield ObjectResult(attempt, time.perf_counter() - began), attempts
 
     def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[AttemptResult, int]:
-        call, last = self._call(item, marks), tries + self._job.retries
+        call, last = self._call(item), tries + self._job.retries
+        self._deadline.start(marks)
         while True:
             attempt = self._attempt(call, marks, offset)
-            if not attempt.retry or tries >= last:
+            pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries)
+            if not attempt.retry or tries >= last or self._deadline.comes_within(pause):
+                self._deadline.stop(marks)
                 return attempt, tries
-            time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries))
+            time.sleep(pause)
             tries += 1
 
     def _together(
@@ -199,8 +205,12 @@ class WorkerSession:
             yield from self._one_by_one(objects, first, marks, tries)
             return
         with self._turn:
-            calls = self._calls(objects, marks)
-            ends = run_chunk_in_transaction(calls, marks, first, self._job.databases, noted=self._job.noted)
+            calls, limit = self._calls(objects, marks), partial(self._limit_callback, marks)
+            self._deadline.start(marks)  # of BEGIN
+            ends = run_chunk_in_transaction(
+                calls, marks, first, self._job.databases, noted=self._job.noted, limit=limit
+            )
+            self._deadline.stop(marks)
         if self._rows is not None:
             self._rows.forget()
         if not isinstance(ends, ChunkRolledBack):
@@ -216,24 +226,24 @@ class WorkerSession:
     def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[Callable[[], Any]]:
         if self._rows is not None and not marks.halted:
             load = self._rows.load if self._carried is None else self._carried.around(self._rows.load)
+            self._deadline.start(marks, objects=len(objects))
             load(objects)
         for item in objects:
-            yield self._call(item, marks)
+            self._deadline.start(marks)
+            yield self._call(item)
+        self._deadline.start(marks)  # of COMMIT
 
-    def _call(self, item: Any, marks: Marks) -> Callable[[], Any]:
-        if self._job.timeout is None:
-            call = partial(self._perform, item)
-        else:
-            call = partial(self._perform_in_time, item, marks)
+    def _limit_callback(self, marks: Marks) -> AbstractContextManager[None]:
+        self._deadline.start(marks)
+        return self._deadline.callback()
+
+    def _call(self, item: Any) -> Callable[[], Any]:
+        call = partial(self._perform if self._job.timeout is None else self._perform_in_time, item)
         return partial(call_guarded, call, self._watched) if self._watched else call
 
-    def _perform_in_time(self, item: Any, marks: Marks) -> Any:
-        marks.clock(time.monotonic())
-        try:
-            with self._deadline:
-                return self._perform(item)
-        finally:
-            marks.clock(0.0)
+    def _perform_in_time(self, item: Any) -> Any:
+        with self._deadline.function():
+            return self._perform(item)
 
     def _call_across(self, item: Any) -> Any:
         # Both ways inside the transaction: what cannot cross is a failure that is rolled back.

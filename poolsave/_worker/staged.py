@@ -130,8 +130,6 @@ class StagedSession(WorkerSession):
         super().__init__(job, _never, None, stack, own_process=own_process)
         self._names = job.names
         self._stages = sessions
-        for one in sessions:
-            one._deadline = self._deadline  # a process has one alarm, and that was set up last
         self._whole = [one.transaction == "chunk" for one in job.stages]
         self._by_keys = job.stages[0].queryset is not None
         self._straight = False

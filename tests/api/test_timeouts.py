@@ -1,14 +1,17 @@
 """`timeout`: an exception first, so that the transaction is rolled back; then TERM, then KILL for the whole tree."""
 
 import os
+import socket
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+from django.db import connections, transaction
 
-from poolsave import Status, TimedOut, WorkerDied, concurrent_saves
+from poolsave import Status, TimedOut, WorkerDied, concurrent_saves, pooled_operation
 from tests.conftest import wait_until
-from tests.models import Badge, Person
+from tests.models import Badge, Person, Tag
 from tests.support import operations
 
 NAMES = ["a", "slow", "c", "d"]
@@ -52,3 +55,80 @@ def test_a_crash_is_told_with_the_place_where_it_happened():
     assert crashed.error.signal == "SIGSEGV"
     assert "crashes" in crashed.error.details
     assert "Segmentation fault" in str(crashed.error)
+
+
+LIMITED = {"start_method": "fork", "workers": 1, "chunksize": 2, "progress": False, "timeout": 0.2}
+LONG = 60
+"""Seconds, in which no test would pass."""
+modes = pytest.mark.parametrize("mode", ["object", "chunk"])
+with_databases = pytest.mark.django_db(transaction=True, databases="__all__")
+
+
+def save_on_postgres(name):
+    Person(name=name).save(using="postgres")
+
+
+@pytest.fixture
+def _commit_waits(transactional_db):
+    """To commit a person called slow waits for a lock that the test holds."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON tests_person DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION waits()"
+        )
+        cursor.execute("SELECT pg_advisory_lock(1)")
+        yield
+        cursor.execute("SELECT pg_advisory_unlock(1)")
+        cursor.execute("DROP FUNCTION waits CASCADE")
+
+
+@with_databases
+@pytest.mark.usefixtures("_commit_waits")
+@modes
+def test_a_commit_that_takes_too_long_is_ended_and_lost(mode):
+    """Nobody knows what the server makes of it."""
+    operation = pooled_operation(save_on_postgres, databases=("postgres",), resolve_lost=False, **LIMITED)
+    report = operation.using(transaction=mode).map(["a", "slow"])
+    lost = {outcome.item for outcome in report.failures}
+    assert lost == ({"slow"} if mode == "object" else {"a", "slow"})
+    assert {(outcome.status, type(outcome.error)) for outcome in report.failures} == {(Status.LOST, TimedOut)}
+
+
+@with_databases
+@modes
+def test_a_callback_that_takes_too_long_is_ended_and_its_object_saved(mode):
+    def save(name):
+        Person(name=name).save()
+        if name == "slow":
+            transaction.on_commit(lambda: time.sleep(LONG))
+        transaction.on_commit(lambda: Tag(name=name).save())
+
+    report = pooled_operation(save, transaction=mode, **LIMITED).map(["a", "slow", "b"])
+    assert report.succeeded == Person.objects.count() == Tag.objects.count() == 3
+    assert [(flawed.item, type(flawed.error)) for flawed in report.flawed] == [("slow", TimedOut)]
+
+
+@with_databases
+@modes
+def test_a_server_that_does_not_answer_costs_its_objects_their_time(monkeypatch, mode):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", host)
+        monkeypatch.setitem(connections["postgres"].settings_dict, "PORT", port)
+        operation = pooled_operation(save_on_postgres, databases=("postgres",), **LIMITED)
+        report = operation.using(transaction=mode).map(["a", "b"])
+    assert {(outcome.status, type(outcome.error)) for outcome in report.failures} == {(Status.FAILED, TimedOut)}
+    assert report.failed == 2
+
+
+@with_databases
+def test_further_tries_are_made_only_while_there_is_time():
+    def save(name):
+        operations.deadlock("postgres")
+
+    operation = pooled_operation(save, databases=("postgres",), retries=10_000, **LIMITED)
+    (failure,) = operation.map(["a"]).failures
+    assert failure.status is Status.FAILED
+    assert failure.attempts < 100
