@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._db import connections as _connections
 from .._db.mysql import call_guarded, mysql_aliases
+from .._db.session_locks import release_session_locks
 from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
 from .._exceptions import is_a, traceback_of
 from .._forks import ending_children
@@ -116,6 +117,8 @@ class WorkerSession:
         else:
             call = self._call_with_pickled if pickled else self._bare
             begun = FastLoop(call, marks, collector, reply).run(objects)
+            if collector.troubled:
+                self._release_locks()
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
         if self._edge is not None:
@@ -191,12 +194,18 @@ class WorkerSession:
         self._deadline.start(marks)
         while True:
             attempt = self._attempt(call, marks, offset)
+            if attempt.status is not Status.SUCCEEDED:
+                self._release_locks()
             pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries)
             if not attempt.retry or tries >= last or self._deadline.comes_within(pause):
                 self._deadline.stop(marks)
                 return attempt, tries
             time.sleep(pause)
             tries += 1
+
+    def _release_locks(self) -> None:
+        if self._edge is not None:  # else the connections are the caller's, and may hold locks of the caller's own
+            release_session_locks()
 
     def _together(
         self, objects: Sequence[Any], first: int, marks: Marks, tries: int
@@ -210,6 +219,8 @@ class WorkerSession:
             ends = run_chunk_in_transaction(
                 calls, marks, first, self._job.databases, noted=self._job.noted, limit=limit
             )
+            if isinstance(ends, ChunkRolledBack) or any(end.attempt.status is Status.FAILED for end in ends):
+                self._release_locks()
             self._deadline.stop(marks)
         if self._rows is not None:
             self._rows.forget()
