@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
+import psycopg2
 import psycopg2.extensions
 
 P = ParamSpec("P")
@@ -24,6 +25,8 @@ class PendingPrefix:
     """What has to reach the server before anything else does."""
 
     text: bytes
+    undo: bytes
+    """Leads back to right after it."""
     begun: bool = False
     """Whether it may have reached the server. False says that nothing has been sent since it became due."""
 
@@ -38,12 +41,14 @@ class PrefixingConnection(psycopg2.extensions.connection):
         super().__init__(*args, **kwargs)
         self.turn = RLock()  # an object's own threads may share this connection; the first one takes along what is due
 
-    def send_ahead(self, text: str) -> PendingPrefix | None:
-        """Have the statements sent before anything else; None if somebody has what can send something unseen."""
+    def send_ahead(self, text: str, undo: str) -> PendingPrefix | None:
+        """Have the statements sent before anything else; None if somebody has what can send something unseen.
+
+        `undo` leads back to right after them.
+        """
         if self._sees_all:
-            self.due = PendingPrefix(
-                text.encode() + b";\n"
-            )  # a line of its own, or the server's messages would quote it
+            # A line of its own, or the server's messages would quote it.
+            self.due = PendingPrefix(text.encode() + b";\n", undo.encode())
             return self.due
         return None
 
@@ -67,6 +72,23 @@ class PrefixingConnection(psycopg2.extensions.connection):
         due.begun = True  # before, since an exception may come at any time: a time-out's, say
         execute(due.text + statement)
         self.due = None
+
+    def undo_statement(self, due: PendingPrefix, error: psycopg2.Error) -> bool:
+        """Whether the statement that failed is to be sent once more, by itself.
+
+        The server tells where in the text it has found the mistake, and counts what went ahead. It looks for such
+        mistakes before it runs a statement, so that it finds them again. Not handled: what it cannot even parse, of
+        which nothing has been run; then the chunk is run again, object by object.
+        """
+        if error.diag.statement_position is None:
+            return False
+        try:
+            with super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                cursor.execute(due.undo)
+        except psycopg2.Error:
+            return False
+        self.due = None
+        return True
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         factory = cursor_factory or self.cursor_factory
@@ -110,8 +132,13 @@ class PrefixingCursor(psycopg2.extensions.cursor):
             due = connection.due
             if due is not None and self.name is None and _can_be_prefixed(statement):
                 self._ahead = due.text
-                connection.send_due(due, super().execute, statement)
-                return
+                try:
+                    connection.send_due(due, super().execute, statement)
+                    return
+                except psycopg2.Error as error:
+                    if not connection.undo_statement(due, error):
+                        raise
+                self._ahead = b""
             connection.catch_up()
         super().execute(query, vars)
 

@@ -113,7 +113,7 @@ class _ConnectionSavepoints:
         ops = self._connection.ops
         both = f"{ops.savepoint_commit_sql(last)}; {ops.savepoint_create_sql(name)}"
         if self._ahead is not None:
-            self._due = self._ahead.send_ahead(both)
+            self._due = self._ahead.send_ahead(both, ops.savepoint_rollback_sql(name))
         if self._due is None:
             with self._connection.cursor() as cursor:
                 cursor.execute(both)

@@ -364,6 +364,34 @@ def test_a_syntax_error_in_the_first_statement_costs_its_object_only(pool, caugh
         assert "INSRT" in str(report.failures[1].error)
 
 
+def told(error):
+    found = error.__cause__
+    return str(error), found.pgcode, found.pgerror, found.diag.statement_position, found.diag.message_hint
+
+
+@psycopg2_only
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT nothing\n FROM pg_class", "SELECT 'x'::int", "SELECT 1 / 0", "SELECT pg_klass FROM pg_class", "SELEC 1"],
+)
+def test_the_server_s_message_is_that_of_the_statement_alone(statement):
+    found = {}
+
+    def asks(name):
+        with connections["postgres"].cursor() as cursor:
+            try:
+                cursor.execute(statement)
+            except DatabaseError as error:
+                found[name] = told(error)
+                raise
+
+    with pytest.raises(DatabaseError) as alone, connections["postgres"].cursor() as cursor:
+        cursor.execute(statement)
+    report = together(asks, "abc")
+    assert report.failed == 3
+    assert found == dict.fromkeys("abc", told(alone.value))
+
+
 def test_a_statement_that_fails_on_the_server_costs_its_object_only_and_no_other_run(pool):
     def writes(name):
         if name in "ce":
