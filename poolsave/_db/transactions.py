@@ -15,13 +15,9 @@ from .._forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
+from .commit_status import NO_XID, TransactionNote, identify_server, identity_of, unanswered_note
 from .error_codes import connection_lost, is_transient, was_not_sent
 from .transient_errors import add_transient_cause, watch_transient_errors
-
-NO_XID = 1
-"""Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
-XID_BITS = 64
-"""The lower part of a note is the transaction's id, the upper part when it was noted."""
 
 
 class AttemptResult(NamedTuple):
@@ -61,7 +57,7 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     """`transaction="object"`: one transaction around the call, on every alias. `limit` ends callbacks that take too
     long."""
     marks.put(offset, RUNNING)
-    entered = begin_on(aliases)
+    entered = begin_on(aliases, noted=noted)
     note, value, error = 0, None, entered.error
     if error is None:
         try:
@@ -80,7 +76,9 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     failed = commit_on(entered.blocks)
     committing = time.perf_counter() - began
     if failed is not None:
-        return failed._replace(value=value, note=note, retry=failed.retry and entered.outermost)
+        return failed._replace(
+            value=value, note=unanswered_note(note, committing), retry=failed.retry and entered.outermost
+        )
     marks.put(offset, COMMITTED)
     return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, limit), committing=committing)
 
@@ -120,14 +118,19 @@ class OpenTransactions(NamedTuple):
         return len(self.owned) == len(self.blocks)
 
 
-def begin_on(aliases: Sequence[str]) -> OpenTransactions:
-    """Open an atomic block on every alias, as far as that is possible."""
+def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions:
+    """Open an atomic block on every alias, as far as that is possible.
+
+    With `noted`, the server is known by then, on which its transaction will be noted.
+    """
     blocks: list[FunctionBlock] = []
     used: list[Any] = []
     owned: list[tuple[Any, int]] = []
     try:
         for alias in aliases:
             connection = connections[alias]
+            if noted and connection.vendor == "postgresql" and not connection.in_atomic_block:
+                identify_server(connection)
             is_outermost = not connection.in_atomic_block and connection.get_autocommit()
             block = FunctionBlock(alias, True, False)
             block.__enter__()
@@ -192,14 +195,15 @@ def record_xid(aliases: Sequence[str], marks: Marks) -> int:
 
     With it goes the server's time in microseconds, since after a crash the id may be given to another transaction.
     """
-    if len(aliases) != 1 or connections[aliases[0]].vendor != "postgresql":
+    connection = connections[aliases[0]]
+    if len(aliases) != 1 or connection.vendor != "postgresql":
         return 0
-    with connections[aliases[0]].cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         )
         found, moment = cursor.fetchone()
-    note = NO_XID if found is None else (moment << XID_BITS) + int(found)
+    note = NO_XID if found is None else TransactionNote(int(found), moment, identity_of(connection)).to_int()
     marks.note(note)
     return note
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+from .._db.commit_status import unanswered_note
 from .._db.error_codes import hit_time_limit, is_transient
 from .._db.savepoints import Savepoints
 from .._db.transactions import (
@@ -59,7 +60,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     impossible gives `ChunkRolledBack`. `first` is the place of the first object in its chunk, for the marks; `limit`
     ends callbacks that take too long.
     """
-    entered = begin_on(aliases)
+    entered = begin_on(aliases, noted=noted)
     if entered.error is not None:
         rollback_on(entered.blocks, entered.error)
         return ChunkRolledBack(halve=False)
@@ -86,6 +87,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     ends = [end for end, _ in ran]
     for place in saved if failed is None else ():  # all of them before a callback, which may end this process
         marks.put(first + place, COMMITTED)
+    note = unanswered_note(note, committing)
     for place in saved:
         ends[place] = _called_back(*ran[place], limit) if failed is None else _lost(ends[place], failed, note)
     return _told(ends, committing)

@@ -2,7 +2,12 @@
 
 import psutil
 import pytest
+from django.db import connections, transaction
 
+from poolsave._db.commit_status import TransactionNote, commit_status, identify_server
+from poolsave._db.transactions import record_xid
+from poolsave.executors.serial import LocalMarks
+from tests.models import Tag
 from tests.support.chaos import End, audit
 from tests.support.crashing import Run
 
@@ -42,9 +47,36 @@ def test_an_id_that_was_not_given_again_is_known_to_be_of_a_transaction_that_was
 def test_a_commit_whose_answer_the_crash_kept_back_counts(private_server, tmp_path, mode, worker_dies):
     with private_server.configured(**NO_ANSWER):
         outcomes = in_commit(
-            private_server, tmp_path, mode, "SyncRep", OTHERS, worker_dies=worker_dies, before=DO_NOT_WAIT
-        )
+            private_server, tmp_path, mode, "SyncRep", OTHERS, worker_dies=worker_dies, asks_late=False,
+            before=DO_NOT_WAIT,
+        )  # fmt: skip
     assert outcomes["p0"] == "succeeded"
+
+
+@WAYS
+def test_id_of_another_after_two_crashes_is_lost(private_server, tmp_path, mode, worker_dies):
+    """By the second recovery, the id is one that recovery has come across."""
+    with private_server.configured(**NOTHING_IN_THE_LOG):
+        outcomes = in_commit(
+            private_server, tmp_path, mode, "PgSleep", [*OTHERS, "SELECT pg_sleep(1)"], worker_dies=worker_dies,
+            crashes=2, after=ASLEEP_IN_COMMIT,
+        )  # fmt: skip
+    assert outcomes["p0"] == "lost"
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+@pytest.mark.parametrize(("server", "status"), [(0, "succeeded"), (1, "lost")])
+def test_note_counts_only_on_its_own_server(server, status):
+    """A standby may not have heard of the transaction, and gives its id again when it is promoted."""
+    with transaction.atomic("postgres"):
+        Tag.objects.using("postgres").create(name="a")
+        note = record_xid(["postgres"], LocalMarks())
+    connection = connections["postgres"]
+    found = TransactionNote.from_int(note)
+    assert found.server == 0  # nothing has asked before the transaction began
+    here = identify_server(connection)
+    note = found._replace(server=here + server).to_int()
+    assert commit_status(note, "postgres", connection.settings_dict) == status
 
 
 def test_what_a_later_checkpoint_hides_is_lost(private_server, tmp_path):
@@ -55,8 +87,11 @@ def test_what_a_later_checkpoint_hides_is_lost(private_server, tmp_path):
     assert outcomes == {"p0": "lost", "p1": "lost"}
 
 
-def in_commit(private_server, folder, mode, waits_for, then, *, worker_dies, **statements):
-    """Crash the server while an object is in its COMMIT; the parent asks when the statements have run.
+def in_commit(
+    private_server, folder, mode, waits_for, then, *, worker_dies, asks_late=True, crashes=1,
+    **statements,
+):  # fmt: skip
+    """Crash the server while an object is in its COMMIT; the parent asks when the statements have run, or at once.
 
     Gives the statuses, which are audited.
     """
@@ -66,15 +101,17 @@ def in_commit(private_server, folder, mode, waits_for, then, *, worker_dies, **s
             run.wait_for(lambda: private_server.waits_in_commit(cursor, waits_for))
         parent = psutil.Process(run.process.pid)
         (worker,) = run.workers()
-        parent.suspend()
+        if asks_late:
+            parent.suspend()
         if worker_dies:
             worker.kill()
         private_server.reset_configuration()
-        private_server.crash()
-        private_server.start()
-        with private_server.connected() as cursor:
-            for statement in then:
-                cursor.execute(statement)
+        for _ in range(crashes):
+            private_server.crash()
+            private_server.start()
+            with private_server.connected() as cursor:
+                for statement in then:
+                    cursor.execute(statement)
         parent.resume()
         outcomes, found = run.end()
     audit([End(*outcome[:2]) for outcome in outcomes], found, signed={"p0", "p1"})

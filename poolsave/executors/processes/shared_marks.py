@@ -16,7 +16,7 @@ from .descriptors import reserved_file
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
 CLOCK_AT, HALTED, STAMPED, NOTE_AT, MARKS = 8, 16, 17, 24, 64
-NOTE_SIZE = 16
+NOTE_SIZE = 32
 
 
 class SharedMarks:
@@ -69,7 +69,7 @@ class SharedMarks:
         return self._stamps
 
     def note(self, number: int) -> None:
-        """Keep a number of up to 128 bits that the parent will want if the worker dies."""
+        """Keep a number of up to 256 bits that the parent will want if the worker dies."""
         self._memory[NOTE_AT : NOTE_AT + NOTE_SIZE] = number.to_bytes(NOTE_SIZE, "little")
 
     @property
