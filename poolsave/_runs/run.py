@@ -161,7 +161,16 @@ class Run:
         with self._interrupts:
             for _batch in self._batches():
                 pass
+        self._raise_late_interrupt()
         return self.report
+
+    def _raise_late_interrupt(self) -> None:
+        """One that came when everything had ended, and the handlers were still there."""
+        try:
+            self._interrupts.raise_if_interrupted()
+        except BaseException as error:
+            attach_report(error, self.report)
+            raise
 
     def batches(self, *, ordered: bool = False) -> Generator[OutcomeBatch, None, None]:
         """Run everything; gives what has ended, in the order of its ending or of the input.
@@ -172,6 +181,7 @@ class Run:
             for batch in self._in_order(batches) if ordered else batches:
                 with self._interrupts.suspended():
                     yield batch
+        self._raise_late_interrupt()
 
     def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
         """The same, outcome by outcome."""
