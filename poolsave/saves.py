@@ -13,8 +13,8 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
-from ._environment.localization import Localization
 from ._engine.sources import end_generator
+from ._environment.localization import Localization
 from ._exceptions import attach_report, is_a
 from ._pickling.values import pickle_function, refuse_function_of_shell
 from ._reports.batches import OutcomeBatch
