@@ -3,6 +3,7 @@
 A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
 combination of databases, start methods, executors and modes: those are marked `exhaustive`. Neither does it try the
 executors that start a fresh interpreter for every test, apart from the contract suite, whose tests are about executors.
+Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
 from collections import defaultdict
@@ -20,6 +21,8 @@ def mark_exhaustive(items):
         tests[item.nodeid.partition("[")[0]].append(item)
     for group in tests.values():
         chosen = covering([item for item in group if not is_left_out(item)] or group[:1])
+        if "slow" in group[0].path.parts:
+            chosen = []
         for item in group:
             if item not in chosen:
                 item.add_marker(pytest.mark.exhaustive)
