@@ -4,7 +4,7 @@ import pytest
 from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
-from poolsave import Status
+from poolsave import Status, pooled_operation
 from poolsave._engine.chunking import FlowControl
 from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
 from poolsave.executors.marks import PENDING
@@ -211,3 +211,43 @@ def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothin
         halve=False
     )
     assert names("postgres") == []
+
+
+def test_what_lasts_until_commit_can_be_put_back():
+    """As the README says. Without it, the next object of the chunk has it, too."""
+
+    def seen_after(put_back, fails=False):
+        def sets_when_first(number):
+            with connections["postgres"].cursor() as cursor:
+                cursor.execute("SELECT current_setting('audit.actor', true), to_regclass('lines') IS NOT NULL")
+                seen = cursor.fetchone()
+                if number == 0:
+                    cursor.execute("SET LOCAL audit.actor = 'ann'")
+                    cursor.execute("CREATE TEMPORARY TABLE lines (total int) ON COMMIT DROP")
+                    for statement in put_back:
+                        cursor.execute(statement)
+                    if fails:
+                        raise ValueError(number)
+            return seen
+
+        operation = pooled_operation(sets_when_first, executor="thread", workers=1, databases=("postgres",))
+        report = operation.using(transaction="chunk", chunksize=2, progress=False).map(range(2))
+        actor, table = report.values[-1]
+        return actor or "", table
+
+    assert seen_after([]) == ("ann", True)
+    assert seen_after(["SET LOCAL audit.actor TO DEFAULT", "DROP TABLE lines"]) == ("", False)
+    assert seen_after([], fails=True) == ("", False)
+
+
+def test_a_lock_of_the_first_query_numbers_without_gaps(server):
+    """As the README says for trees."""
+    Tag(name="lock").save(using=server)
+
+    def numbered(_item):
+        Tag.objects.using(server).select_for_update().get(name="lock")
+        Person(name=str(Person.objects.using(server).count())).save(using=server)
+
+    operation = pooled_operation(numbered, workers=2, chunksize=1, start_method="fork", databases=(server,))
+    assert operation.using(progress=False).map(range(20)).ok
+    assert sorted(map(int, names(server))) == list(range(20))
