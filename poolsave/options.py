@@ -58,7 +58,8 @@ class Options:
     """A registered name ("process", "thread", "serial"), a poolsave executor, any PEP 3148 executor instance, or
     "auto": start in the caller's thread, and go over to processes when what is left is worth it."""
     start_method: str | None = None
-    """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else spawn."""
+    """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else
+    spawn; beside the greenlets of gevent or eventlet it is spawn, and the others are refused."""
     transaction: Literal["object", "chunk"] | None = "object"
     """"object": one transaction per object; "chunk": one per chunk, with a savepoint per object; None: none, the
     function manages its own."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._db.redacted import dumps
 from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
+from .green_threads import check_start_method
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks
 
@@ -136,6 +137,7 @@ class ProcessPoolExecutor(FuturesExecutor):
     _alone = True
 
     def __init__(self, *, start_method: str | None = None) -> None:
+        check_start_method(start_method)
         self._start_method = start_method or "spawn"
         self.on_event = None
         self._start_over()

@@ -20,6 +20,7 @@ from ..._db.redacted import dumps
 from ..._environment.warnings import warn
 from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOperation, InvalidOption
+from ..green_threads import check_start_method
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
 from .pipes import Waker
 from .start_methods import choose_start_method, ensure_forkserver, is_alone, why_without_django
@@ -69,6 +70,7 @@ class ProcessExecutor:
     at_most_once = True
 
     def __init__(self, *, start_method: str | None = None) -> None:
+        check_start_method(start_method)
         self._wish = start_method
         self._workers: list[WorkerHandle] = []
         self._wanted = 0
@@ -273,11 +275,11 @@ class ProcessExecutor:
                 worker.kill()
             else:
                 worker.outbox.post(STOP)
+        self._selector.close()  # before what it watches: gevent's aborts the process over a closed descriptor
         deadline = time.monotonic() + STOP_TIMEOUT
         for worker in self._workers:
             worker.join(deadline)
             worker.close()
         self._workers = []
         _started.discard(self)
-        self._selector.close()
         self._waker.close()

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from ..._db.redacted import dumps
+from ..green_threads import check_start_method, patched_by
 
 PRELOAD_MODULE = "poolsave._environment.preload"
 PRELOAD_ADDRESS = "POOLSAVE_PRELOAD"
@@ -32,9 +33,16 @@ SERVER_DIED = "it ended while it was being set up"
 
 
 def choose_start_method(wish: str | None, *, fork_is_possible: bool = True) -> str:
-    """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn."""
+    """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn.
+
+    Raises:
+        InvalidOption: if `wish` would fork beside greenlets; without one it is spawn there.
+    """
+    check_start_method(wish)
     if wish is not None:
         return wish
+    if patched_by() is not None:
+        return "spawn"
     if fork_is_possible and sys.platform == "linux" and is_alone():
         return "fork"
     methods = multiprocessing.get_all_start_methods()
