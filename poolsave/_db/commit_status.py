@@ -27,6 +27,8 @@ POLL_INTERVAL = 0.05
 MAX_UNWATCHED = 1.0
 """Seconds before the first question in which the server cannot have crashed, recovered, given the id again and crashed
 once more: to start it takes about half of that."""
+MAX_PAUSE = 0.5
+"""The same between two questions."""
 ANSWERS = {"committed": Status.SUCCEEDED, "aborted": Status.FAILED}
 UNKNOWN_XID = "22023"
 """The SQLSTATE for an id that is "in the future": the crash left nothing of the transaction."""
@@ -78,33 +80,36 @@ def unanswered_note(note: int, seconds: float) -> int:
 
 
 def identify_server(connection: Any) -> int | None:
-    """Ask outside of any transaction, once per connection, which server that is: 0 if it cannot say, None if it is a
-    standby still.
+    """Which cluster and timeline a server is, as a number; None if it is a standby still."""
+    with connection.cursor() as cursor:
+        cursor.execute(IDENTITY)
+        cluster, timeline = cursor.fetchone()
+    if timeline is None:
+        return None
+    return int.from_bytes(blake2b(f"{cluster} {timeline}".encode(), digest_size=FIELD_BITS // 8).digest(), "big")
+
+
+def remember_server(connection: Any) -> None:
+    """Ask outside of any transaction, once per connection, which server that is.
 
     Raises:
         Error: if there is no connection to be had.
     """
     connection.ensure_connection()
-    known: tuple[Any, int] = getattr(connection, "_poolsave_server", (None, 0))
-    if known[0] is connection.connection:
-        return known[1]
+    driver, _server = getattr(connection, "_poolsave_server", (None, 0))
+    if driver is connection.connection:
+        return
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(IDENTITY)
-            cluster, timeline = cursor.fetchone()
+        server = identify_server(connection) or 0
     except Error as error:  # not all that speak PostgreSQL's language have these functions
         if connection_lost(error):
             raise
-        cluster = timeline = ""
-    if timeline is None:
-        return None
-    digest = blake2b(f"{cluster} {timeline}".encode(), digest_size=FIELD_BITS // 8).digest() if cluster else b""
-    connection._poolsave_server = (connection.connection, int.from_bytes(digest, "big"))
-    return int.from_bytes(digest, "big")
+        server = 0
+    connection._poolsave_server = (connection.connection, server)
 
 
 def identity_of(connection: Any) -> int:
-    """What `identify_server` has found on the connection that is open."""
+    """What `remember_server` has found on the connection that is open."""
     known: tuple[Any, int] = getattr(connection, "_poolsave_server", (None, 0))
     driver, server = known
     return server if driver is connection.connection else 0
@@ -131,6 +136,33 @@ def commit_status(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
     return Status.LOST
 
 
+class _Watch:
+    """How long the server has been asked without a pause, about whichever transaction: one question waits until it is
+    up again, and the others come right after."""
+
+    def __init__(self) -> None:
+        self.since = self.until = time.monotonic()
+        self.unwatched = MAX_UNWATCHED
+        self._answered = False
+
+    def tried(self, *, answered: bool) -> None:
+        """One question more."""
+        now = time.monotonic()
+        if self._answered and not answered:  # it crashes, while it is being watched
+            self.since, self.unwatched = now, MAX_PAUSE
+        self._answered, self.until = answered, now
+
+
+_watches: dict[int, _Watch] = {}
+
+
+def _watch(server: int) -> _Watch:
+    watch = _watches.get(server)
+    if watch is None or time.monotonic() - watch.until > MAX_PAUSE:
+        watch = _watches[server] = _Watch()
+    return watch
+
+
 class _Inquiry:
     """Asks about one transaction, again and again. What is known by then is that the server did not crash between the
     note and a question that it has answered, and hardly twice between two questions."""
@@ -139,30 +171,36 @@ class _Inquiry:
         self._note = note
         self._sound_until = note.moment + note.waited
         """By the server's clock; at the end of `waited` came the first crash, if there was one."""
-        self._watching_since = time.monotonic()
+        self._watch = _watch(note.server)
 
     def ask(self, connection: Any) -> str | None:
         """What pg_xact_status() says, or what that means after a crash; None if nobody can say."""
         try:
-            return self._answer(connection)
+            answer = self._answer(connection)
         except Error as error:
             connection.close()  # the server is not up again yet
-            return "aborted" if sqlstate_of(error) == UNKNOWN_XID else "in progress"
+            if sqlstate_of(error) == UNKNOWN_XID:
+                return "aborted"
+            self._watch.tried(answered=False)
+            return "in progress"
+        self._watch.tried(answered=True)
+        return answer
 
     def _answer(self, connection: Any) -> str | None:
-        server = identify_server(connection)
-        if server is None:  # it will be promoted, or another one will be there
-            connection.close()
-            return "in progress"
-        if server != self._note.server:
-            return None  # another cluster, or a standby that has given the id itself
+        if self._note.server:
+            server = identify_server(connection)
+            if server is None:  # it will be promoted, or another one will be there
+                connection.close()
+                return "in progress"
+            if server != self._note.server:
+                return None  # another cluster, or a standby that has given the id itself
         with connection.cursor() as cursor:
             answer: str | None = _row(cursor, "SELECT pg_xact_status(%s::text::xid8)", str(self._note.xid))[0]
             if answer == "aborted":
                 return answer  # it left nothing, whosever id it is
             crashed, now = _row(cursor, WAS_RESET, self._note.moment) or (False, 0)
             if not crashed:
-                self._sound_until, self._watching_since = max(now, self._sound_until), time.monotonic()
+                self._sound_until = max(now, self._sound_until)
                 return answer
             recovered = _row(cursor, RECOVERED, self._note.xid)
         if recovered is None:
@@ -171,8 +209,8 @@ class _Inquiry:
 
     def _was_watching(self, now: int) -> bool:
         """Whether there was no time for a second crash, by whose recovery others had the same id."""
-        began = now - (time.monotonic() - self._watching_since) * 1_000_000
-        return began - self._sound_until <= MAX_UNWATCHED * 1_000_000
+        began = now - (time.monotonic() - self._watch.since) * 1_000_000
+        return began - self._sound_until <= self._watch.unwatched * 1_000_000
 
 
 def _row(cursor: Any, query: str, parameter: object) -> Any:

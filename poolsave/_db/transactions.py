@@ -15,7 +15,7 @@ from .._forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
-from .commit_status import NO_XID, TransactionNote, identify_server, identity_of, unanswered_note
+from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
 from .error_codes import connection_lost, is_transient, was_not_sent
 from .transient_errors import add_transient_cause, watch_transient_errors
 
@@ -130,7 +130,7 @@ def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions
         for alias in aliases:
             connection = connections[alias]
             if noted and connection.vendor == "postgresql" and not connection.in_atomic_block:
-                identify_server(connection)
+                remember_server(connection)
             is_outermost = not connection.in_atomic_block and connection.get_autocommit()
             block = FunctionBlock(alias, True, False)
             block.__enter__()
