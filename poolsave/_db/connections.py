@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -27,6 +27,8 @@ from django.db.utils import DatabaseErrorWrapper, load_backend
 from ..errors import InsideTransaction, InvalidOperation
 from .descriptors import open_sqlite_descriptors
 from .redacted import RedactedDict
+from .sqlite import GuardedConnection
+from .transaction_guard import guard_of
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
@@ -216,9 +218,12 @@ def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
     if backend.vendor == "postgresql":
         options = RedactedDict(_prefixing_options(settings["OPTIONS"]), **settings["OPTIONS"])
         settings = RedactedDict(settings, OPTIONS=options)
+    if backend.vendor == "sqlite":
+        options = RedactedDict({"factory": GuardedConnection}, **settings["OPTIONS"])
+        settings = RedactedDict(settings, OPTIONS=options)
     wrapper = backend(settings, alias)
-    if wrapper.vendor == "sqlite":
-        _delay_begin_until_first_query(wrapper)
+    if settings["OPTIONS"].get("factory") is GuardedConnection:
+        _delay_begin_until_first_statement(wrapper)
     return wrapper
 
 
@@ -233,28 +238,26 @@ def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"connection_factory": PrefixingConnection, "cursor_factory": PrefixingCursor}
 
 
-def _delay_begin_until_first_query(wrapper: Any) -> None:
-    """Let atomic() on SQLite take the lock when the first query comes.
+def _delay_begin_until_first_statement(wrapper: Any) -> None:
+    """Let atomic() on SQLite take the lock when the first statement comes, through Django or past it.
 
     There is one writer at a time, and BEGIN IMMEDIATE makes this transaction the one: what an object computes before
     it asks the database anything would keep all other workers waiting.
     """
     begin = wrapper._start_transaction_under_autocommit
-    wrapper.begin_is_due = False
+
+    def begin_first() -> None:
+        # Not if the transaction has ended without any statement, and this one comes after it.
+        if wrapper.in_atomic_block:
+            begin()
+            guard: Any = guard_of(wrapper.connection)
+            if guard is not None:
+                guard.set_savepoint()
 
     def begin_later() -> None:
-        wrapper.begin_is_due = True
-
-    def begin_first(execute: Callable[..., Any], *query: Any) -> Any:
-        if wrapper.begin_is_due:
-            wrapper.begin_is_due = False
-            # Not if the transaction has ended without any query, and this one comes after it.
-            if wrapper.in_atomic_block:
-                begin()
-        return execute(*query)
+        wrapper.connection.begin_is_due = begin_first
 
     wrapper._start_transaction_under_autocommit = begin_later
-    wrapper.execute_wrappers.append(begin_first)
 
 
 def _apply_to_process(settings: SettingsByAlias) -> None:

@@ -28,6 +28,9 @@ TRANSIENT_MYSQL = CONNECTION_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
 TIME_LIMITS = frozenset({"57014", "55P03"})
 # Lock wait, MariaDB's max_statement_time, MySQL's max_execution_time.
 TIME_LIMITS_MYSQL = frozenset({1205, 1969, 3024})
+# Invalid savepoint specification, no active transaction.
+SAVEPOINT_MISSING = frozenset({"3B001", "25P01"})
+DOES_NOT_EXIST_MYSQL = 1305
 SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -81,6 +84,13 @@ def rolls_back_transaction(error: BaseException) -> bool:
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether MySQL or MariaDB has waited for a lock in vain. By default that undoes the statement only."""
     return _mysql_code(error) == LOCK_WAIT_MYSQL
+
+
+def is_savepoint_missing(error: BaseException) -> bool:
+    """Whether a savepoint is not there, as in any other transaction than the one in which it was set."""
+    if _mysql_code(error) == DOES_NOT_EXIST_MYSQL:  # a procedure or a savepoint
+        return "SAVEPOINT" in str(error)
+    return sqlstate_of(error) in SAVEPOINT_MISSING or "no such savepoint" in str(error)  # SQLite has no code for it
 
 
 def connection_lost(error: BaseException) -> bool:

@@ -9,20 +9,95 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from django.db import DatabaseError, connections
-from django.db.transaction import TransactionManagementError
 
-from .error_codes import is_lock_timeout, rolls_back_transaction
+from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
+from .transaction_ends import COMMITS_BEFORE, text_of
+from .transaction_guard import TransactionGuard, check_end, guard_of
 
-COMMITS_BEFORE = re.compile(
-    r"(?:\s|/\*(?!!).*?\*/|--\s.*?\n|#.*?\n)*"
-    r"(?:ALTER|ANALYZE|BEGIN(?!\s+NOT)|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|RENAME"
-    r"|OPTIMIZE|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Not complete, and blind for what a stored procedure does: for those that people put into per-object functions."""
+HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
+"""A stored procedure may commit, which only a savepoint tells that was set before."""
+SAVEPOINT = "poolsave_before_call"
+
+
+class MysqlGuard(TransactionGuard):
+    """Puts a class of its own in place of the connection's while it is armed."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._class = type(self.raw)
+        self._is_set = False
+
+    def arm(self) -> None:
+        super().arm()
+        self.raw.__class__ = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
+
+    def disarm(self) -> bool:
+        self.raw.__class__ = self._class
+        if self._is_set and not self.rolled_back and not self.was_replaced():
+            self._release()
+        return super().disarm()
+
+    def _release(self) -> None:
+        try:
+            self.raw.query(f"RELEASE SAVEPOINT {SAVEPOINT}")
+        except Exception as error:  # of whatever driver
+            self.note_error(error)
+
+    def check_statement(self, statement: Any) -> None:
+        text = text_of(statement)
+        if COMMITS_BEFORE.match(text):
+            self.refuse(" ".join(text.split())[:40], "commit")
+        super().check_statement(text)
+        # Inside another savepoint that one tells, and an end of it would take this one along.
+        if HIDES_WHAT_IT_RUNS.match(text) and not self._is_set and not self.connection.savepoint_ids:
+            self._is_set = True
+            self.raw.query(f"SAVEPOINT {SAVEPOINT}")
+
+    def note_error(self, error: BaseException) -> None:
+        """A statement has failed: with the whole transaction, or in another one than that in which a savepoint is."""
+        if rolls_back_transaction(error):
+            self.rolled_back = True
+        elif is_savepoint_missing(error) and not self.rolled_back:
+            self.ended = True
+
+
+@cache
+def _guarded_connection(base: Any) -> Any:
+    if hasattr(base, "is_guarded"):
+        return base
+
+    class Connection(base):  # type: ignore[misc]  # with no other base, or it could not take the place of this one
+        __slots__ = ()
+        is_guarded = True
+
+        def query(self, query: Any, *args: Any) -> Any:
+            guard: Any = guard_of(self)
+            if guard is None:
+                return super().query(query, *args)
+            guard.check_statement(query)
+            try:
+                return super().query(query, *args)
+            except Exception as error:
+                guard.note_error(error)
+                raise
+
+        def commit(self) -> None:
+            check_end(self, "commit()")
+            super().commit()
+
+        def rollback(self) -> None:
+            check_end(self, "rollback()")
+            super().rollback()
+
+        def autocommit(self, *args: Any) -> None:
+            check_end(self, "autocommit()")
+            super().autocommit(*args)
+
+    return Connection
 
 
 def mysql_aliases(aliases: Sequence[str]) -> list[str]:
@@ -50,7 +125,6 @@ class _StatementGuard:
         self._connection = connection
 
     def __call__(self, execute: Callable[..., Any], sql: Any, *rest: Any) -> Any:
-        self._refuse_to_commit(sql)
         try:
             return execute(sql, *rest)
         except DatabaseError as error:
@@ -58,14 +132,10 @@ class _StatementGuard:
                 # What Django itself does where a savepoint turns out to be gone. A function that catches the error
                 # can go on in no new transaction, and is not called a success.
                 self._connection.needs_rollback = True
+                guard = guard_of(self._connection.connection)
+                if guard is not None:
+                    guard.rolled_back = True
             raise
-
-    def _refuse_to_commit(self, sql: Any) -> None:
-        if isinstance(sql, str) and COMMITS_BEFORE.match(sql):
-            raise TransactionManagementError(
-                f"{' '.join(sql.split())[:40]!r} would commit the transaction of this object on "
-                f"{self._connection.alias!r} before its end: run it apart, or use transaction=None"
-            )
 
     def _undoes_after_lock_waits(self) -> bool:
         try:

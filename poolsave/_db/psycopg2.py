@@ -10,14 +10,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg2
 import psycopg2.extensions
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
+from .transaction_guard import TransactionGuard, check_end, guard_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Psycopg2Guard(TransactionGuard):
+    """Sees what goes through cursors of the connection's own class, and where its connection is a worker's, all."""
+
+    _was_open = False
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._factory = self.raw.cursor_factory
+
+    def arm(self) -> None:
+        super().arm()
+        if not isinstance(self.raw, PrefixingConnection):
+            self.raw.cursor_factory = _guarded_cursor(self._factory or psycopg2.extensions.cursor)
+
+    def disarm(self) -> bool:
+        if not isinstance(self.raw, PrefixingConnection):
+            self.raw.cursor_factory = self._factory
+        return super().disarm()
+
+    def is_over(self) -> bool:
+        return self._was_open and self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return not self.raw.closed and bool(self.raw.get_transaction_status() == TRANSACTION_STATUS_IDLE)
+
+    def execute(self, execute: Callable[..., None], query: Any, *values: Any) -> None:
+        """Check the statement, and look before and after it whether a transaction is open."""
+        self.check_statement(query)
+        self.has_ended()
+        try:
+            execute(query, *values)
+        finally:
+            self._was_open = True
+            self.has_ended()
 
 
 @dataclass(slots=True)
@@ -102,6 +142,18 @@ class PrefixingConnection(psycopg2.extensions.connection):
         self._see_no_more()
         return super().lobject(*args, **kwargs)
 
+    def commit(self) -> None:
+        check_end(self, "commit()")
+        super().commit()
+
+    def rollback(self) -> None:
+        check_end(self, "rollback()")
+        super().rollback()
+
+    def set_isolation_level(self, level: Any) -> None:
+        check_end(self, "set_isolation_level()")
+        super().set_isolation_level(level)
+
     def _see_no_more(self) -> None:
         # For good, since nobody says when it is used for the last time.
         self.catch_up()
@@ -117,30 +169,56 @@ def _after_flush(method: Callable[P, R]) -> Callable[P, R]:
     return after
 
 
-class PrefixingCursor(psycopg2.extensions.cursor):
+class _GuardedCursor:
+    connection: Any
+
+    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name for it
+        guard: Any = guard_of(self.connection)
+        if guard is None:
+            self._execute(query, vars)
+        else:
+            guard.execute(self._execute, query, vars)
+
+    def executemany(self, query: Any, rows: Any) -> None:
+        guard: Any = guard_of(self.connection)
+        if guard is None:
+            super().executemany(query, rows)  # type: ignore[misc]
+        else:
+            guard.execute(super().executemany, query, rows)  # type: ignore[misc]
+
+    def _execute(self, query: Any, values: Any) -> None:
+        super().execute(query, values)  # type: ignore[misc]
+
+
+@cache
+def _guarded_cursor(base: Any) -> Any:
+    return base if issubclass(base, _GuardedCursor) else type(base.__name__, (_GuardedCursor, base), {})
+
+
+class PrefixingCursor(_GuardedCursor, psycopg2.extensions.cursor):
     """Takes along what is due on its connection."""
 
     _ahead = b""
 
-    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name for it
+    def _execute(self, query: Any, values: Any) -> None:
         connection: Any = self.connection
         if connection.due is None:
-            super().execute(query, vars)
+            super()._execute(query, values)
             return
-        statement = self.mogrify(query, vars)  # an error of this one comes before anything is sent
+        statement = self.mogrify(query, values)  # an error of this one comes before anything is sent
         with connection.turn:
             due = connection.due
             if due is not None and self.name is None and _can_be_prefixed(statement):
                 self._ahead = due.text
                 try:
-                    connection.send_due(due, super().execute, statement)
+                    connection.send_due(due, partial(super()._execute, values=None), statement)
                     return
                 except psycopg2.Error as error:
                     if not connection.undo_statement(due, error):
                         raise
                 self._ahead = b""
             connection.catch_up()
-        super().execute(query, vars)
+        super()._execute(query, values)
 
     @property
     def query(self) -> bytes | None:
@@ -152,7 +230,7 @@ class PrefixingCursor(psycopg2.extensions.cursor):
     copy_expert = _after_flush(psycopg2.extensions.cursor.copy_expert)
     copy_from = _after_flush(psycopg2.extensions.cursor.copy_from)
     copy_to = _after_flush(psycopg2.extensions.cursor.copy_to)
-    executemany = _after_flush(psycopg2.extensions.cursor.executemany)
+    executemany: Any = _after_flush(_GuardedCursor.executemany)
 
 
 def _can_be_prefixed(statement: bytes) -> bool:

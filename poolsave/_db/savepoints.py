@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from django.db import Error
+
+from .error_codes import is_savepoint_missing
+from .transaction_guard import guard_of
 from .transactions import FunctionBlock, check_can_commit, is_doomed, rollback_on
 from .transient_errors import add_transient_cause
 
@@ -41,7 +45,8 @@ class Savepoints:
             for each in self._each:
                 blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, these are left
             value = call()
-            check_can_commit(self.connections)
+            if not self.has_ended():
+                check_can_commit(self.connections)
         except BaseException as error:
             add_transient_cause(error, filter(is_doomed, self.connections))
             rollback_on(blocks, error)
@@ -50,12 +55,16 @@ class Savepoints:
             block.__exit__(None, None, None)
         return value
 
+    def has_ended(self) -> bool:
+        """Whether the transaction is known to have been ended past Django on one of the aliases."""
+        return any(each.has_ended() for each in self._each)
+
     def release(self) -> None:
         """Release the last one, which succeeds only in the transaction in which the first one was set.
 
         Raises:
-            Error: if it is another one: a function has ended that past Django, or the server did, and what was saved in
-                it may be gone.
+            Error: if it is another one: a function has ended that past Django, which `has_ended` says afterwards, or
+                the server did.
         """
         for each in self._each:
             each.release()
@@ -84,6 +93,11 @@ class _ConnectionSavepoints:
         # What workers opened by psycopg2 is of the class in _psycopg2, which is there only if the driver is.
         self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
         self._due: Any = None
+        self._guard: Any = guard_of(connection.connection)
+
+    def has_ended(self) -> bool:
+        """Whether the transaction is known to have been ended past Django."""
+        return bool(self._guard.has_ended())
 
     def begin(self) -> FunctionBlock:
         """Begin an object, if the transaction can go on."""
@@ -102,10 +116,10 @@ class _ConnectionSavepoints:
             return
         self._own = name
         if self._last is not None and self._joined:
-            self._renew(self._last, name)
+            self._checked(self._renew, self._last, name)
             return
         if self._last is not None:
-            self._release(self._last)
+            self._checked(self._release, self._last)
         self._set(name)
         self._last = name
 
@@ -123,9 +137,29 @@ class _ConnectionSavepoints:
         if name != self._own:
             self._roll_back(name)
             return
+        before = self._last
         self._settle()
         if self._last == name:  # else nothing has reached the server since
+            self._undo(name, before)
+
+    def _undo(self, name: str, before: str | None) -> None:
+        if name == before or before is None:
+            self._checked(self._roll_back, name)
+            return
+        try:
             self._roll_back(name)
+        except Error:  # it was never set, if the server has refused the text that it went along with
+            self._checked(self._roll_back, before)
+            raise
+
+    def _checked(self, send: Callable[..., None], *names: str) -> None:
+        # A savepoint that is gone was set in another transaction than the one that is open.
+        try:
+            send(*names)
+        except Error as error:
+            if is_savepoint_missing(error) and not self._guard.rolled_back:
+                self._guard.ended = True
+            raise
 
     def _on_release(self, name: str) -> None:
         if name != self._own:
@@ -145,7 +179,7 @@ class _ConnectionSavepoints:
     def release(self) -> None:
         """Release the last one."""
         if self._last is not None:
-            self._release(self._last)
+            self._checked(self._release, self._last)
 
     def close(self) -> None:
         """Take nothing in between any more."""

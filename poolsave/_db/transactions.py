@@ -16,7 +16,8 @@ from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
-from .error_codes import connection_lost, is_transient, was_not_sent
+from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
+from .transaction_guard import TransactionGuard
 from .transient_errors import add_transient_cause, watch_transient_errors
 
 
@@ -62,11 +63,16 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     if error is None:
         try:
             value = call()
-            check_can_commit(entered.connections)
-            note = record_xid(aliases, marks) if noted else 0
+            if not entered.has_ended():
+                check_can_commit(entered.connections)
+                note = record_xid(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
             add_transient_cause(error, filter(is_doomed, entered.connections))
+    ended = entered.disarm()
+    if ended:
+        marks.put(offset, COMMITTING)
+        return lose(entered, ended, error)
     if error is not None:
         rollback_on(entered.blocks, error)
         return AttemptResult(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
@@ -109,8 +115,18 @@ class OpenTransactions(NamedTuple):
     """Connections whose transaction began with the block, with the number of `on_commit` callbacks that it began with:
     those of a cache that has patched `Atomic`, say, which Django itself runs. The others are inside a transaction of
     the caller's, whose commit is the caller's affair, and so are its callbacks."""
+    guards: list[TransactionGuard]
+    """Those of the connections."""
     error: BaseException | None = None
     """What went wrong on the way."""
+
+    def has_ended(self) -> bool:
+        """Whether one of the transactions is known to have been ended past Django."""
+        return any(guard.has_ended() for guard in self.guards)
+
+    def disarm(self) -> list[TransactionGuard]:
+        """No function runs inside any more; gives the guards of the transactions that were ended past Django."""
+        return [guard for guard in reversed(self.guards) if guard.disarm()]
 
     @property
     def outermost(self) -> bool:
@@ -123,25 +139,55 @@ def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions
 
     With `noted`, the server is known by then, on which its transaction will be noted.
     """
-    blocks: list[FunctionBlock] = []
-    used: list[Any] = []
-    owned: list[tuple[Any, int]] = []
+    entered = OpenTransactions([], [], [], [])
     try:
         for alias in aliases:
-            connection = connections[alias]
-            if noted and connection.vendor == "postgresql" and not connection.in_atomic_block:
-                remember_server(connection)
-            is_outermost = not connection.in_atomic_block and connection.get_autocommit()
-            block = FunctionBlock(alias, True, False)
-            block.__enter__()
-            watch_transient_errors(connection)
-            blocks.append(block)
-            used.append(connection)
-            if is_outermost:
-                owned.append((connection, len(connection.run_on_commit)))
+            if noted and connections[alias].vendor == "postgresql" and not connections[alias].in_atomic_block:
+                remember_server(connections[alias])
+            _begin(alias, entered)
     except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
-        return OpenTransactions(blocks, used, owned, error)
-    return OpenTransactions(blocks, used, owned)
+        return entered._replace(error=error)
+    return entered
+
+
+def _begin(alias: str, entered: OpenTransactions) -> None:
+    connection = connections[alias]
+    is_outermost = not connection.in_atomic_block and connection.get_autocommit()
+    block = FunctionBlock(alias, True, False)
+    block.__enter__()
+    watch_transient_errors(connection)
+    entered.blocks.append(block)
+    entered.connections.append(connection)
+    if is_outermost:
+        entered.owned.append((connection, len(connection.run_on_commit)))
+    guard = _guard_class(connection)(connection)
+    entered.guards.append(guard)
+    guard.arm()
+
+
+def _guard_class(connection: Any) -> type[TransactionGuard]:
+    found = _guard_classes.get(type(connection.connection))
+    if found is None:
+        found = _guard_classes[type(connection.connection)] = _find_guard_class(connection)
+    return found
+
+
+_guard_classes: dict[type, type[TransactionGuard]] = {}
+
+
+def _find_guard_class(connection: Any) -> type[TransactionGuard]:
+    # A driver is there only if its backend is used.
+    if connection.vendor == "sqlite":
+        from .sqlite import SqliteGuard as Found
+    elif connection.vendor == "mysql":
+        from .mysql import MysqlGuard as Found  # type: ignore[assignment]
+    elif hasattr(connection.connection, "pgconn"):
+        from .psycopg3 import Psycopg3Guard as Found  # type: ignore[assignment]
+    elif connection.vendor == "postgresql":
+        from .psycopg2 import Psycopg2Guard as Found  # type: ignore[assignment]
+    else:
+        return TransactionGuard
+    return Found
 
 
 def check_can_commit(used: Iterable[Any]) -> None:
@@ -169,7 +215,7 @@ def _has_aborted(connection: Any) -> bool:
     if connection.connection is None:
         return False
     if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end its transaction
-        begun = connection.commit_on_exit and not getattr(connection, "begin_is_due", False)
+        begun = connection.commit_on_exit and not getattr(connection.connection, "begin_is_due", None)
         return begun and not connection.connection.in_transaction
     if connection.vendor == "mysql":
         return not getattr(connection.connection, "open", True)
@@ -188,6 +234,24 @@ def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:
         except Error as secondary:  # the connection is gone, and with it the transaction
             connections[block.using or "default"].close()
             add_note(error, f"rolling back on {block.using!r} failed, too: {text_of(secondary)}")
+
+
+def lose(entered: OpenTransactions, ended: list[TransactionGuard], error: BaseException | None) -> AttemptResult:
+    """Undo what can still be undone after a transaction was ended past Django; the object may have been saved."""
+    aliases = [guard.connection.alias for guard in ended]
+    if error is None:
+        error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
+    add_note(
+        error,
+        f"poolsave: COMMIT, ROLLBACK or a new connection has ended the transaction on {aliases!r} past Django, so that "
+        "what was saved before may be in the database or not: leave it out, or use transaction=None",
+    )
+    rollback_on(entered.blocks, error)
+    for guard in ended:
+        guard.abandon()
+        if any(connection is guard.connection for connection, _ in entered.owned):
+            guard.connection.close()
+    return AttemptResult(Status.LOST, error=error)
 
 
 def record_xid(aliases: Sequence[str], marks: Marks) -> int:
@@ -224,6 +288,11 @@ def commit_on(entered: Sequence[FunctionBlock]) -> AttemptResult | None:
 def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> AttemptResult:
     if committed:
         add_note(error, f"committed on {committed!r} before the commit on {alias!r} failed")
+        return AttemptResult(Status.LOST, error=error)
+    if is_savepoint_missing(error):  # the transaction of the caller's is another one than that of the object
+        add_note(
+            error, "the transaction was ended before its object was done, so the object may have been saved or not"
+        )
         return AttemptResult(Status.LOST, error=error)
     if connection_lost(error) or not is_a(error, Error):
         connections[alias or "default"].close()

@@ -226,6 +226,8 @@ class WorkerSession:
             self._rows.forget()
         if not isinstance(ends, ChunkRolledBack):
             yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
+            if len(ends) < len(objects):  # the others have not begun
+                yield from self._together(objects[len(ends) :], first + len(ends), marks, tries)
         elif ends.halve:
             self._timed_out = True
             middle = len(objects) // 2

@@ -463,36 +463,19 @@ def test_nor_does_one_that_does_so_by_its_driver(pool, anew, fails, last):
     assert tags() == others
 
 
-def test_who_catches_that_his_transaction_is_gone_writes_nothing(pool):
-    """The object before has ended it; this one's statements must not run outside of any."""
-
-    def ends(name):
-        if name == "b":
-            raw().cursor().execute("ROLLBACK")
-        elif name == "c":
-            for more in ("c1", "c2"):
-                with contextlib.suppress(DatabaseError), connections["postgres"].cursor() as cursor:
-                    cursor.execute(INSERT, [more])
-            raise ValueError(name)
-        else:
-            saves(name)
-
-    report = together(ends, "abcd", **pool)
-    assert [failure.item for failure in report.failures] == ["c"]
-    assert tags() == ["a", "d"]
-
-
-def test_what_a_commit_has_kept_is_never_called_gone_while_others_are(pool):
-    """A raw COMMIT keeps what came before it, so that the run of each by itself meets those rows."""
+@pytest.mark.parametrize("how", ["ROLLBACK", "COMMIT", "commit"])
+def test_an_end_that_is_refused_costs_no_other_object(pool, how):
+    """The objects before and after it are saved by the first run, and what it wrote itself is undone."""
 
     def ends(name):
         saves(name)
         if name == "b":
-            raw().commit()
+            raw().commit() if how == "commit" else raw().cursor().execute(how)
 
     report = together(ends, "abcd", **pool)
-    assert tags() == list("abcd")
-    assert {outcome.item for outcome in report if outcome.ok} >= set("cd")
+    assert [failure.item for failure in report.failures] == ["b"]
+    assert {outcome.attempts for outcome in report} == {1}
+    assert tags() == ["a", "c", "d"]
 
 
 def test_inner_blocks_are_undone_by_themselves(pool):

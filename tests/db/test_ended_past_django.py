@@ -1,0 +1,226 @@
+"""Work that is committed or rolled back past Django is refused or lost, and never called what it is not."""
+
+from functools import partial
+
+import pytest
+from django.db import connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from poolsave import Status, pooled_operation
+from tests.conftest import needs_mariadb
+from tests.models import Person
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+OBJECTS = ["a", "bad", "c"]
+
+
+@pytest.fixture(params=["serial", "thread"])
+def run(request, alias, mode):
+    """The caller's own connection, and one that poolsave has made."""
+
+    def run(function, objects=OBJECTS, **options):
+        operation = pooled_operation(function).using(executor=request.param, databases=(alias,), transaction=mode)
+        return operation.using(**{"workers": 1, "chunksize": 4, "keep": "all", "progress": False, **options}).map(
+            objects
+        )
+
+    return run
+
+
+@pytest.fixture(params=["object", "chunk"])
+def mode(request):
+    return request.param
+
+
+def execute(alias, *statements):
+    with connections[alias].cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def execute_by_driver(alias, *statements):
+    cursor = connections[alias].connection.cursor()
+    for statement in statements:
+        cursor.execute(statement)
+    cursor.close()
+
+
+def write_by_driver(alias, name):
+    cursor = connections[alias].connection.cursor()
+    cursor.execute(f"INSERT INTO tests_person (name) VALUES ('{name}')")
+    cursor.close()
+
+
+def end_by_driver(alias, how):
+    getattr(connections[alias].connection, how)()
+
+
+def use_as_context(alias):
+    raw = connections[alias].connection
+    with raw:
+        pass
+
+
+def connect_anew(alias):
+    connections[alias].connect()
+
+
+def close_and_connect(alias):
+    connections[alias].close()
+    connections[alias].connect()
+
+
+def run_script(alias):
+    raw = connections[alias].connection
+    if hasattr(raw, "executescript"):
+        raw.executescript("SELECT 1;")
+
+
+def reset_isolation_level(alias):
+    raw = connections[alias].connection
+    if hasattr(raw, "isolation_level"):
+        raw.isolation_level = None
+
+
+WAYS = {
+    "commit": lambda alias: execute(alias, "COMMIT"),
+    "commit, begin": lambda alias: execute(alias, "COMMIT", "BEGIN"),
+    "rollback, begin": lambda alias: execute(alias, "ROLLBACK", "BEGIN"),
+    "commit by a driver's cursor": lambda alias: execute_by_driver(alias, "COMMIT"),
+    "commit, begin by a driver's cursor": lambda alias: execute_by_driver(alias, "COMMIT", "BEGIN"),
+    "driver's commit": lambda alias: end_by_driver(alias, "commit"),
+    "driver's rollback": lambda alias: end_by_driver(alias, "rollback"),
+    "driver's context": use_as_context,
+    "close": lambda alias: connections[alias].close(),
+    "driver's close": lambda alias: end_by_driver(alias, "close"),
+    "connect": connect_anew,
+    "close, connect": close_and_connect,
+    "executescript": run_script,
+    "isolation_level": reset_isolation_level,
+}
+
+
+def test_a_report_is_true_whatever_ends_a_transaction(run, alias):
+    """What is FAILED is gone, what SUCCEEDED is there, and nothing is run twice that may have been saved."""
+
+    def ends(item):
+        way, bad, fails = item
+        name = f"{way} {fails}"
+        Person(name=f"{name} before" if bad else f"{name} {bad}").save(using=alias)
+        if bad:
+            WAYS[way](alias)
+            Person(name=f"{name} after").save(using=alias)
+            if fails:
+                raise ValueError(name)
+
+    report = run(
+        ends, [(way, bad, fails) for way in WAYS for fails in (True, False) for bad in (False, True)], chunksize=2
+    )
+    found = set(Person.objects.using(alias).values_list("name", flat=True))
+    for outcome in report:
+        way, bad, fails = outcome.item
+        wanted = {f"{way} {fails} {when}" for when in (("before", "after") if bad else (False,))}
+        if outcome.status is Status.SUCCEEDED:
+            assert wanted <= found
+        elif outcome.status is Status.FAILED:
+            assert not wanted & found
+    assert report.succeeded >= len(WAYS)
+
+
+def saves_and_executes(name, *, alias, statement):
+    Person(name=name).save(using=alias)
+    if name == "bad":
+        execute(alias, statement)
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK", "SELECT 1; COMMIT"])
+def test_an_end_that_is_refused_costs_no_other_object(run, alias, statement):
+    report = run(partial(saves_and_executes, alias=alias, statement=statement))
+    assert [(failure.item, failure.status) for failure in report.failures] == [("bad", Status.FAILED)]
+    assert "would end the transaction of this object" in str(report.failures[0].error)
+    assert {outcome.attempts for outcome in report} == {1}
+    assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "c"}
+
+
+def test_the_transaction_of_the_caller_s_goes_on(alias, mode):
+    operation = pooled_operation(partial(saves_and_executes, alias=alias, statement="COMMIT"))
+    operation = operation.using(executor="serial", databases=(alias,), transaction=mode, progress=False, chunksize=3)
+    with transaction.atomic(using=alias):
+        Person(name="mine").save(using=alias)
+        report = operation.map(OBJECTS)
+        transaction.set_rollback(True, using=alias)
+    assert (report.succeeded, report.failed) == (2, 1)
+    assert not Person.objects.using(alias).exists()
+
+
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_without_a_transaction_nothing_is_refused(alias, executor):
+    def commits(name):
+        execute(alias, "BEGIN")
+        Person(name=name).save(using=alias)
+        execute(alias, "COMMIT")
+        with transaction.atomic(using=alias):
+            write_by_driver(alias, f"{name} too")
+
+    operation = pooled_operation(commits).using(executor=executor, transaction=None, progress=False)
+    assert operation.map(["a"]).ok
+    assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "a too"}
+
+
+def test_what_only_the_driver_writes_is_undone(run, alias):
+    """On SQLite, where a worker begins with the first statement, too."""
+
+    def writes(name):
+        connections[alias].ensure_connection()
+        write_by_driver(alias, name)
+        if name == "bad":
+            raise ValueError(name)
+
+    assert [failure.item for failure in run(writes).failures] == ["bad"]
+    assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "c"}
+
+
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 has no such blocks")
+def test_a_block_of_psycopg_is_part_of_the_object(mode, executor):
+    def writes(name):
+        connection = connections["postgres"]
+        connection.ensure_connection()
+        with connection.connection.transaction():
+            write_by_driver("postgres", name)
+        if name == "bad":
+            raise ValueError(name)
+
+    operation = pooled_operation(writes).using(executor=executor, transaction=mode, databases=("postgres",))
+    assert operation.using(workers=1, chunksize=3, progress=False).map(OBJECTS).failed == 1
+    assert set(Person.objects.using("postgres").values_list("name", flat=True)) == {"a", "c"}
+
+
+@needs_mariadb
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_a_procedure_that_commits_loses_what_it_was_called_in(mode, executor):
+    execute("mariadb", "DROP PROCEDURE IF EXISTS commits", "CREATE PROCEDURE commits() COMMIT")
+
+    def calls(name):
+        Person(name=name).save(using="mariadb")
+        if name.startswith("bad"):
+            execute("mariadb", "CALL commits()")
+        if name == "bad":
+            raise ValueError(name)
+
+    operation = pooled_operation(calls).using(executor=executor, transaction=mode, databases=("mariadb",), workers=1)
+    report = operation.using(chunksize=4, progress=False, keep="all").map(["a", "bad", "c", "bad too"])
+    execute("mariadb", "DROP PROCEDURE commits")
+    assert {outcome.item for outcome in report if outcome.status is Status.LOST} >= {"bad", "bad too"}
+    assert report.failed == 0
+    assert {outcome.attempts for outcome in report} == {1}
+    assert Person.objects.using("mariadb").count() == 4
+
+
+def test_a_failure_of_a_stage_that_ends_its_transaction_is_its_own():
+    first = pooled_operation(partial(saves_and_executes, alias="default", statement="COMMIT"))
+    second = pooled_operation(lambda _nothing: Person.objects.count())
+    pipeline = (first | second).using(executor="thread", workers=1, progress=False, transaction="chunk", chunksize=3)
+    report = pipeline.map(OBJECTS)
+    assert [(failure.item, failure.status) for failure in report.failures] == [("bad", Status.FAILED)]
+    assert set(Person.objects.values_list("name", flat=True)) == {"a", "c"}
