@@ -49,4 +49,4 @@ def ends_transaction(text: str) -> bool:
         return True
     if ";" not in text or not _LATER.search(text):
         return False
-    return not _HAS_BODY.match(text) and bool(_LATER.search(_NO_STATEMENT.sub("''", text)))
+    return not _HAS_BODY.match(text) and bool(_LATER.search(_NO_STATEMENT.sub(" ", text)))
