@@ -316,7 +316,8 @@ def test_who_has_a_factory_of_his_own_keeps_it_and_pays(log, option, monkeypatch
 
     def looks(name):
         by_raw_cursor(name)
-        return type(raw() if option == "connection_factory" else raw().cursor()) is Own, name in "bc" and 1 / 0
+        made = raw() if option == "connection_factory" else raw().cursor()
+        return isinstance(made, Own), name in "bc" and 1 / 0
 
     monkeypatch.setitem(connections["postgres"].settings_dict["OPTIONS"], option, Own)
     report = together(listening(log, looks), "abcd")
