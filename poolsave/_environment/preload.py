@@ -20,6 +20,7 @@ from .._db.connections import load_backends
 from .._db.descriptors import open_sockets, open_sqlite_descriptors
 from ..executors.processes.start_methods import PRELOAD_ADDRESS
 from .django_setup import DjangoEnvironment
+from .random_generators import remember_generators
 
 
 def _preload() -> None:
@@ -51,6 +52,7 @@ def _set_up(note: bytes) -> None:
         importlib.import_module(module)
     if surroundings is not None:
         connections.close_all()  # of queries that the project makes as it is imported
+    remember_generators()
 
 
 def _what_cannot_be_forked(sockets: frozenset[str]) -> str:

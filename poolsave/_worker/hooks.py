@@ -39,10 +39,15 @@ class Hooks:
         done = (os.getpid(), self._packed)
         if self._packed and done in _done:
             return
-        hooks: Sequence[Hook] = pickle.loads(self._packed) if self._packed else self._after
-        for hook in hooks:
+        self.load()
+        for hook in self._after:
             hook()
         _done.add(done)
+
+    def load(self) -> None:
+        """In a worker process: find the hooks, and import their modules."""
+        if self._packed and not self._after:
+            self._after = pickle.loads(self._packed)
 
 
 def _packed(hooks: Sequence[Hook]) -> bytes:

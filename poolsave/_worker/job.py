@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import decimal
+import gc
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from .._db.descriptors import open_sqlite_descriptors
 from .._db.fork_safety import discard_inherited_connections, pin_connections
 from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
+from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.values import Pickled, from_wire, pickle_function, refuse_function_of_shell
 from ..errors import InvalidOperation
 from ..outcomes import Status
@@ -85,6 +87,9 @@ class WorkerJob:
     home: ProcessIdentity = field(default_factory=ProcessIdentity.here)
     turn: threading.Lock | None = None
     held: tuple[object, ...] = ()
+    generators: Sequence[object] | None = ()
+    """Of random numbers, which a forked worker has to seed; None: the caller has frozen its objects (`gc.freeze`), so
+    that each worker has to look for them."""
     carried: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
     arithmetic: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
@@ -94,8 +99,8 @@ class WorkerJob:
         refuse_function_of_shell(self.function)
         packed = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
-        changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset, "turn": None, "held": ()}
-        return {**self.__dict__, **changed}
+        changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset}
+        return {**self.__dict__, **changed, "turn": None, "held": (), "generators": ()}
 
     def settle(self, note: int) -> Status:
         """In the caller: ask the database what became of a transaction by what its worker noted."""
@@ -121,11 +126,13 @@ class WorkerJob:
         self.hooks.run_before()
 
     def before_fork(self) -> None:
-        """Close SQLite files, and hold every connection wrapper, of all threads, so that none is finalised there."""
+        """Close SQLite files, hold every connection wrapper, of all threads, so that none is finalised there, and find
+        what workers must seed."""
         if self.surroundings is not None:
             _connections.close_sqlite_files()
         if threading.active_count() > 1:
             self.held = pin_connections()
+        self.generators = None if gc.get_freeze_count() else find_generators()
 
     @property
     def preload(self) -> bytes:
@@ -142,9 +149,16 @@ class WorkerJob:
                 stack.enter_context(decimal.localcontext(self.arithmetic))
             if self.surroundings is not None and not self.inline:
                 self._surround(stack, fresh=fresh, forked=forked, alone=alone)
+            to_seed = (forked or (fresh and alone)) and not is_seeded()
+            if to_seed:
+                self.hooks.load()
+                reseed_generators(self.generators)
             if fresh or forked:
-                self.hooks.run_after()
-            return self.session(stack, own_process=fresh or forked)
+                self.hooks.run_after()  # which may set seeds of its own
+            session = self.session(stack, own_process=fresh or forked)
+        if to_seed:  # those of modules that were imported just now
+            reseed_generators()
+        return session
 
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
         """Restore what is the user's, now that everything is there that it may need."""

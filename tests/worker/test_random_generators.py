@@ -1,0 +1,61 @@
+"""Generators of random numbers that a worker process has from its parent, or from their module, give other numbers in
+each of them."""
+
+import random
+
+import pytest
+
+from tests.support.operations import pure
+
+numpy = pytest.importorskip("numpy")
+
+
+class Dice(random.Random):
+    """As libraries have them, with a seed method of their own."""
+
+    def seed(self, number):
+        super().seed(number)
+
+
+generators = [
+    random.Random(1).random,
+    Dice(1).random,
+    numpy.random.default_rng(1).random,
+    numpy.random.Generator(numpy.random.SFC64(1)).random,
+    numpy.random.RandomState(1).random_sample,
+]
+normal = numpy.random.RandomState(1)
+
+
+@pure
+def draws(_item):
+    return [float(draw()) for draw in generators] + [float(normal.normal())]
+
+
+def seeds_dice():
+    generators[1].__self__.seed(7)
+
+
+def test_each_worker_draws_other_numbers(start_method):
+    normal.normal()  # the next one is in store
+    found = [draws.using(workers=1, start_method=start_method).map([1]).values[0] for _ in range(2)]
+    found.append(draws(1))
+    for numbers in zip(*found, strict=True):
+        assert len(set(numbers)) == 3
+
+
+def test_a_seed_of_after_fork_counts(start_method):
+    found = [
+        draws.using(workers=1, start_method=start_method, after_fork=seeds_dice).map([1]).values[0][1] for _ in "ab"
+    ]
+    assert found == [random.Random(7).random()] * 2
+
+
+def test_a_seed_of_the_function_counts(start_method):
+    assert seeded.using(workers=1, start_method=start_method).map([5]).values == [random.Random(5).random()]
+
+
+@pure
+def seeded(number):
+    generators[0].__self__.seed(number)
+    return generators[0]()
