@@ -69,5 +69,6 @@ def _numpy_kinds() -> Iterator[type]:
 
 def _with_subclasses(kind: type) -> Iterator[type]:
     yield kind
-    for subclass in type.__subclasses__(kind):
+    subclasses: list[type] = type.__subclasses__(kind)
+    for subclass in subclasses:
         yield from _with_subclasses(subclass)

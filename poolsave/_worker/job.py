@@ -20,6 +20,7 @@ from .._db.fork_safety import discard_inherited_connections, pin_connections
 from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
+from .._pickling.code import CodeVersion
 from .._pickling.values import Pickled, from_wire, pickle_function, refuse_function_of_shell
 from ..errors import InvalidOperation
 from ..outcomes import Status
@@ -92,6 +93,8 @@ class WorkerJob:
     that each worker has to look for them."""
     carried: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
+    code: CodeVersion | None = None
+    """What the caller has of the function, which other processes import."""
     arithmetic: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
     """The caller's precision and rounding, which are context, too."""
 
@@ -100,6 +103,7 @@ class WorkerJob:
         packed = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
         changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset}
+        changed["code"] = CodeVersion.of(self.function)
         return {**self.__dict__, **changed, "turn": None, "held": (), "generators": ()}
 
     def settle(self, note: int) -> Status:
@@ -184,7 +188,10 @@ class WorkerJob:
 
     def _restored(self) -> tuple[Any, Mapping[str, Any]]:
         if isinstance(self.function, Pickled):
-            return _find_function(self.function)
+            function, constants = _find_function(self.function)
+            if self.code is not None:
+                self.code.check(function)
+            return function, constants
         return self.function, self.constants
 
     def _rows(self) -> RowLoader | None:

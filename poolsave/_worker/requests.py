@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from django.db.models import FileField, Model
 
 from .._environment.localization import Localization
+from .._pickling.code import CodeVersion
 from .._pickling.files import is_unsaved
 from .._pickling.values import dumps
 from .._reports.batches import OutcomeBatch
@@ -47,6 +48,15 @@ class FunctionCall:
         self.function = function
         self.args = args
         self.kwargs = kwargs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "code": (*CodeVersion.of(self.function),)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        code = state.pop("code")
+        self.__dict__.update(state)
+        if code != CodeVersion.of(self.function):
+            CodeVersion(*code).check(self.function)
 
     @property
     def item(self) -> Any:

@@ -138,8 +138,9 @@ class ProcessExecutor:
         self._job.before_start()
         if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
             with suppress(InvalidOperation, InvalidOption):  # a closure: then a fork is the only way
-                self._prepare("forkserver")
-                self._method = "forkserver"
+                method = choose_start_method("forkserver")
+                self._prepare(method)
+                self._method = method
         if self._method == "fork":
             self._prepare("fork")
         self._start_worker()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, Self
 
 from ..._db.redacted import dumps
@@ -35,12 +36,17 @@ SERVER_DIED = "it ended while it was being set up"
 def choose_start_method(wish: str | None, *, fork_is_possible: bool = True) -> str:
     """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn.
 
+    In place of a fork server that has imported what the caller has reloaded since, it is spawn.
+
     Raises:
         InvalidOption: if `wish` would fork beside greenlets; without one it is spawn there.
     """
     check_start_method(wish)
-    if wish is not None:
-        return wish
+    method = wish or _safest(fork_is_possible=fork_is_possible)
+    return "spawn" if method == "forkserver" and _is_outdated() else method
+
+
+def _safest(*, fork_is_possible: bool) -> str:
     if patched_by() is not None:
         return "spawn"
     if fork_is_possible and sys.platform == "linux" and is_alone():
@@ -66,6 +72,28 @@ def native_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+_specs_at_start: dict[str, Any] = {}
+"""By the name of a module, how it was loaded in the caller when the fork server was started."""
+
+
+def _is_outdated() -> bool:
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is None or not _specs_at_start:
+        return False
+    now = _specs()
+    return any(now.get(name, spec) is not spec for name, spec in _specs_at_start.items())
+
+
+def _specs() -> dict[str, Any]:
+    """To reload a module gives it a new specification, also by IPython's autoreload."""
+    return {
+        # Asked like this, a lazy module does not load itself.
+        name: object.__getattribute__(module, "__dict__").get("__spec__")
+        for name, module in list(sys.modules.items())
+        if issubclass(type(module), ModuleType)
+    }
+
+
 def ensure_forkserver(preload: bytes) -> str | None:
     """Start Python's fork server with Django set up in it, unless one is running already.
 
@@ -89,6 +117,8 @@ def _ensure_forkserver(preload: bytes) -> str | None:
             forkserver.ensure_running()
         if server._forkserver_pid == before:
             return None
+        _specs_at_start.clear()
+        _specs_at_start.update(_specs())
         note = dumps((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload))
         reason = channel.exchange(note, server._forkserver_pid)
     if reason:
