@@ -224,3 +224,46 @@ def test_a_failure_of_a_stage_that_ends_its_transaction_is_its_own():
     report = pipeline.map(OBJECTS)
     assert [(failure.item, failure.status) for failure in report.failures] == [("bad", Status.FAILED)]
     assert set(Person.objects.values_list("name", flat=True)) == {"a", "c"}
+
+
+def test_a_worker_on_sqlite_begins_with_the_driver_s_statement(mode):
+    """Also where the object sends nothing through Django."""
+
+    def writes(name):
+        raw = connections["default"].connection
+        raw.execute("INSERT INTO tests_person (name) VALUES (?)", [name])
+        if name == "bad":
+            raise ValueError(name)
+
+    def connects_first(name):
+        connections["default"].ensure_connection()
+        writes(name)
+
+    operation = pooled_operation(connects_first).using(executor="thread", workers=1, transaction=mode, chunksize=3)
+    assert operation.using(progress=False).map(OBJECTS).failed == 1
+    assert set(Person.objects.values_list("name", flat=True)) == {"a", "c"}
+
+
+def commit_unseen(raw):
+    """By a cursor that the connection was not asked for, in one text, so that its status is the same afterwards."""
+    if is_psycopg3:
+        from psycopg import ClientCursor as Cursor
+    else:
+        from psycopg2.extensions import cursor as Cursor  # noqa: N812
+    Cursor(raw).execute("COMMIT; BEGIN")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_chunk_whose_savepoints_are_gone_is_not_run_again(fails):
+    def commits(name):
+        Person(name=name).save(using="postgres")
+        if name == "bad":
+            commit_unseen(connections["postgres"].connection)
+            if fails:
+                raise ValueError(name)
+
+    operation = pooled_operation(commits).using(executor="thread", workers=1, transaction="chunk", chunksize=4)
+    report = operation.using(databases=("postgres",), keep="all", progress=False).map(["a", "bad", "c", "d"])
+    assert {outcome.item for outcome in report if outcome.status is Status.LOST} >= {"a", "bad"}
+    assert report.failed == 0
+    assert {outcome.attempts for outcome in report} == {1}
