@@ -88,7 +88,7 @@ class _ConnectionSavepoints:
         self._own: str | None = None
         """Django's name for the savepoint of the present object."""
         self._last: str | None = None
-        """The one that the server has: that of the present object, or of one before if nothing was sent since."""
+        """The server's name for it, or for that of an object before if nothing was sent since."""
         self._joined = connection.vendor == "postgresql" and _takes_two_statements(connection)
         # What workers opened by psycopg2 is of the class in _psycopg2, which is there only if the driver is.
         self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
@@ -115,35 +115,39 @@ class _ConnectionSavepoints:
             self._set(name)
             return
         self._own = name
-        if self._last is not None and self._joined:
+        if self._last is None:
+            self._set(name)
+            self._last = name
+        elif self._joined:
             self._checked(self._renew, self._last, name)
-            return
-        if self._last is not None:
+        else:
             self._checked(self._release, self._last)
-        self._set(name)
-        self._last = name
+            self._set(self._last)
 
     def _renew(self, last: str, name: str) -> None:
+        # The same text again, which is known where statements are prepared; but not if it goes along with one that the
+        # server may refuse: then to roll back to it has to fail, and not to lead to the end of an object before, in a
+        # transaction that cannot go on.
         ops = self._connection.ops
-        both = f"{ops.savepoint_commit_sql(last)}; {ops.savepoint_create_sql(name)}"
+        release = ops.savepoint_commit_sql(last)
         if self._ahead is not None:
-            self._due = self._ahead.send_ahead(both, ops.savepoint_rollback_sql(name))
+            text = f"{release}; {ops.savepoint_create_sql(name)}"
+            self._due = self._ahead.send_ahead(text, ops.savepoint_rollback_sql(name))
         if self._due is None:
             with self._connection.cursor() as cursor:
-                cursor.execute(both)
-            self._last = name
+                cursor.execute(f"{release}; {ops.savepoint_create_sql(last)}")
 
     def _on_rollback(self, name: str) -> None:
         if name != self._own:
             self._roll_back(name)
             return
-        before = self._last
+        is_set, before = self._due is None or self._due.begun, self._last
         self._settle()
-        if self._last == name:  # else nothing has reached the server since
-            self._undo(name, before)
+        if is_set and self._last is not None and before is not None:
+            self._undo(self._last, before)
 
-    def _undo(self, name: str, before: str | None) -> None:
-        if name == before or before is None:
+    def _undo(self, name: str, before: str) -> None:
+        if name == before:
             self._checked(self._roll_back, name)
             return
         try:
@@ -170,8 +174,6 @@ class _ConnectionSavepoints:
     def _settle(self) -> None:
         if self._due is not None:
             if self._due.begun:
-                # Also if the server refused the text that it went along with: then to roll back to it fails, and does
-                # not lead to the end of an object before, in a transaction that cannot go on.
                 self._last = self._own
             self._due = None
             self._ahead.forget()
