@@ -28,6 +28,7 @@ DATABASES = {
     "second": sqlite("second"),
     "postgres": {**POSTGRES, "CONN_MAX_AGE": 600, "TEST": {"NAME": postgres.TEST_DATABASE}},
 }
+DATABASES["tenants"] = {**POSTGRES, "ENGINE": "tests.support.tenants", "TEST": {"MIRROR": "postgres"}}
 if importlib.util.find_spec("psycopg_pool"):
     DATABASES["pooled"] = {
         **POSTGRES,
