@@ -15,6 +15,14 @@ from pathlib import Path
 
 import psutil
 
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "5s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+}
+"""An idle cluster looks at itself 150 times a second otherwise, beside tests that need the processor."""
+
 
 @cache
 def _process(workers, threads):
@@ -24,6 +32,7 @@ def _process(workers, threads):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if "POOLSAVE_TEST_DASK_LOG" not in os.environ else None,
         text=True,
+        env={**os.environ, **QUIET},
     )
     _started.append(process)
     return process

@@ -2,7 +2,8 @@
 
 A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
 combination of databases, start methods, executors and modes: those are marked `exhaustive`. Neither does it try the
-executors that start a fresh interpreter for every test, apart from the contract suite, whose tests are about executors.
+executors that start fresh interpreters, nor those of other libraries, apart from the contract suite, which is about
+executors.
 Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
@@ -10,9 +11,12 @@ from collections import defaultdict
 
 import pytest
 
-SLOW_TO_START = {"spawn", "process-pool", "ProcessPoolExecutor", "loky"}
+from tests.support.pools import EXECUTORS
+
 SAME_CODE = {"process-pool", "loky", "dask-threads"}
 """Executors that the contract suite need not try in the default run: `ProcessPoolExecutor` and `dask` are for them."""
+OWN = {"serial", "thread", "fork", "forkserver"}
+"""Executors that the other tests try in the default run."""
 
 
 def mark_exhaustive(items):
@@ -30,7 +34,9 @@ def mark_exhaustive(items):
 
 def is_left_out(item):
     pool = parameters(item).get("pool")
-    return pool in (SAME_CODE if "contract" in item.path.parts else SLOW_TO_START | SAME_CODE | {"ThreadPoolExecutor"})
+    if pool not in EXECUTORS:
+        return False
+    return pool in SAME_CODE if "contract" in item.path.parts else pool not in OWN
 
 
 def covering(items):
