@@ -7,7 +7,7 @@ import pytest
 from django.db import connections
 
 from poolsave import Status, concurrent_saves, pooled_operation
-from poolsave._db.commit_status import XID_BITS
+from poolsave._db.commit_status import TransactionNote
 from poolsave._runs.preparation import WorkSpec, prepare
 from poolsave._worker.job import call_with_object
 from tests.models import Person
@@ -64,5 +64,5 @@ def test_crash_is_settled_in_an_event_loop():
     _executor, job = prepare(WorkSpec(operations.save_person, call_with_object, {}), options)
     with connections["postgres"].cursor() as cursor:
         cursor.execute("SELECT pg_current_xact_id()::text")
-        number = int(cursor.fetchone()[0])
-    assert in_coroutine(lambda: job.settle(number + (time.time_ns() // 1000 << XID_BITS))) is Status.SUCCEEDED
+        note = TransactionNote(int(cursor.fetchone()[0]), time.time_ns() // 1000, server=0)
+    assert in_coroutine(lambda: job.settle(note.to_int())) is Status.SUCCEEDED
