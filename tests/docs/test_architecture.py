@@ -1,0 +1,39 @@
+"""The page about the architecture names files, functions and classes that exist."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", PAGE)))
+
+
+def test_what_the_page_names_is_there():
+    assert [f"{file}: {name}" for file, name in REFERENCES if not is_there(file, name)] == []
+
+
+def test_the_page_leads_to_most_modules():
+    assert len({file for file, _name in REFERENCES if not file.startswith("tests/")}) > 60
+
+
+def is_there(file, name):
+    path = ROOT / file if file.startswith("tests/") else ROOT / "poolsave" / file
+    return path.is_file() and (not name or name in names_in(path))
+
+
+@cache
+def names_in(path):
+    return set(names_of(ast.parse(path.read_text()).body))
+
+
+def names_of(body, prefix=""):
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from names_of(node.body, f"{prefix}{node.name}.")
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
