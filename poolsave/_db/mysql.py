@@ -15,7 +15,7 @@ from typing import Any
 from django.db import DatabaseError, connections
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
-from .transaction_ends import COMMITS_BEFORE, text_of
+from .transaction_ends import COMMITS_BEFORE, text_of, without_escapes
 from .transaction_guard import TransactionGuard, check_end, guard_of
 
 HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
@@ -48,7 +48,7 @@ class MysqlGuard(TransactionGuard):
             self.note_error(error)
 
     def check_statement(self, statement: Any) -> None:
-        text = text_of(statement)
+        text = without_escapes(text_of(statement))
         if COMMITS_BEFORE.match(text):
             self.refuse(" ".join(text.split())[:40], "commit")
         super().check_statement(text)

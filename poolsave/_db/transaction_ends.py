@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_COMMENTS = r"(?:\s|/\*(?!!).*?\*/|--[^\n]*\n|#.*?\n)*"
+_COMMENTS = r"(?:\s|/\*(?!!).*?\*/|--[^\n]*\n|#[^\n]*\n)*+"
+"""Possessive: a long row of comments is not looked through again and again for other ways to part it."""
 _FLAGS = re.IGNORECASE | re.DOTALL
 _ENDS = r"(?:ABORT|COMMIT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b"
 _END = r"END\s*(?:WORK|TRANSACTION|AND|;|$)"
@@ -18,13 +19,15 @@ _LATER = re.compile(f";{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
 _NO_STATEMENT = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _HAS_BODY = re.compile(rf"{_COMMENTS}(?:CREATE|DO|BEGIN)\b", _FLAGS)
 """The statements inside of these run later, or in a block of their own."""
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _HARMLESS = frozenset("DdFfIiSsUuVvWw")
 """First letters of what most statements are, and none of those that end a transaction is."""
 
 COMMITS_BEFORE = re.compile(
     rf"{_COMMENTS}"
-    r"(?:ALTER|ANALYZE|BEGIN(?!\s+NOT)|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|RENAME"
-    r"|OPTIMIZE|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
+    r"(?:ALTER|ANALYZE(?:\s+(?:LOCAL|NO_WRITE_TO_BINLOG))?\s+TABLE|BEGIN(?!\s+NOT)"
+    r"|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|OPTIMIZE|RENAME"
+    r"|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
     _FLAGS,
 )
 """What MySQL and MariaDB commit before. Not complete, and blind for what a stored procedure does: for those that people
@@ -41,6 +44,11 @@ def text_of(statement: Any) -> str:
     if isinstance(parts, list):  # sql.Composed
         return "".join(map(text_of, parts))
     return parts if type(statement).__name__ == "SQL" and isinstance(parts, str) else "?"
+
+
+def without_escapes(text: str) -> str:
+    """A statement for MySQL or MariaDB, whose strings may have quotes behind backslashes, for `ends_transaction`."""
+    return _ESCAPED.sub("", text) if "\\" in text else text
 
 
 def ends_transaction(text: str) -> bool:

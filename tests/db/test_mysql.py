@@ -54,6 +54,25 @@ def test_who_catches_the_error_of_a_deadlock_is_not_called_saved(run, mode, by):
     assert not Tag.objects.using("mariadb").filter(name="after").exists()
 
 
+def save(name):
+    Person.objects.using("mariadb").create(name=name)
+
+
+def test_text_that_reads_like_a_commit_is_saved(run, mode):
+    texts = ["it's done; commit it", "C:\\'; rollback", "; end"]
+    assert run(pooled_operation(save), texts, transaction=mode).ok
+    assert names() == sorted(texts)
+
+
+def test_analyze_of_a_query_ends_no_transaction(run, mode):
+    def explain(name):
+        save(name)
+        return bool(Person.objects.using("mariadb").all().explain(analyze=True))
+
+    report = run(pooled_operation(explain), ["a", "b"], transaction=mode)
+    assert report.values == [True, True]
+
+
 def test_a_deadlock_that_takes_its_neighbours_along_has_them_run_again(run):
     """The fifth of a chunk is the victim, once, and the four before it are undone with it."""
     operations.attempts_left.update(dict.fromkeys("abcd", 0))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolsave._db.transaction_ends import ends_transaction
+from poolsave._db.transaction_ends import COMMITS_BEFORE, ends_transaction, without_escapes
 
 ENDS = [
     "COMMIT",
@@ -46,3 +46,21 @@ def test_a_statement_that_ends_the_transaction_is_known(text):
 @pytest.mark.parametrize("text", OTHERS)
 def test_another_statement_is_left_alone(text):
     assert not ends_transaction(text)
+
+
+@pytest.mark.parametrize("text", ["'it\\'s done; commit it'", "'a \\\\', '; commit'", "'\\\n; commit'"])
+def test_a_quote_behind_a_backslash_ends_no_string_of_mysql(text):
+    assert not ends_transaction(without_escapes(f"INSERT INTO t VALUES ({text})"))
+    assert ends_transaction(without_escapes(f"INSERT INTO t VALUES ({text}); COMMIT"))
+
+
+@pytest.mark.parametrize("comment", ["# one\n", "/* one */", "-- one\n"])
+def test_many_comments_take_no_time_to_look_past(comment):
+    assert not ends_transaction(f"{1000 * comment}CALL one();{1000 * comment}CALL two()")
+    assert ends_transaction(f"{1000 * comment}CALL one();{1000 * comment}COMMIT")
+
+
+@pytest.mark.parametrize("text", ["ANALYZE FORMAT=JSON SELECT 1", "ANALYZE UPDATE t SET a = 1"])
+def test_analyzing_a_statement_commits_nothing(text):
+    assert not COMMITS_BEFORE.match(text)
+    assert COMMITS_BEFORE.match("ANALYZE TABLE t")
