@@ -18,7 +18,7 @@ from django.db.utils import load_backend
 
 FOLDER = "/proc/self/fd"
 DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}
-SOCKET_FILES = {"postgresql": re.compile(r"/\.s\.PGSQL\.\d+$"), "mysql": re.compile(r"mysql|maria")}
+SOCKET_FILES = {"postgresql": re.compile(r"/\.s\.PGSQL\.\d+$"), "mysql": re.compile(r"(mysql|maria)[^/]*$")}
 """How a path looks that is a server's socket on this machine, if no setting gives it."""
 NOT_YOURS = "this connection was opened before the worker began: get one from django.db.connections in the function"
 
@@ -74,13 +74,22 @@ def cut_database_sockets() -> None:
 
     That is also for connections that no wrapper of Django's knows: those that a module keeps, a thread's, a pool's.
     """
-    addresses = dict(_database_addresses())
-    for number, vendor in [*_database_sockets(addresses)]:
+    for number, vendor in _open_database_sockets():
         ours, theirs = socket.socketpair()
         with ours, theirs:
             if vendor == "postgresql":
                 theirs.sendall(_fatal_error(NOT_YOURS))  # libpq reads it when it notices that it cannot write
             os.dup2(ours.fileno(), number, inheritable=False)
+
+
+def _open_database_sockets() -> list[tuple[int, str]]:
+    # With a default time-out, to look at a socket would have it no longer block, in the parent as well.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        return [*_database_sockets(dict(_database_addresses()))]
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _fatal_error(message: str) -> bytes:

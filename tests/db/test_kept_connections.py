@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import os
+import socket
 import sqlite3
 from contextlib import closing
 
@@ -67,6 +69,21 @@ def test_kept_driver_connection_fails_each_object(server):
         assert cursor.fetchall()[0] == (2,)
         raw.rollback()
     assert not Person.objects.using(server).exists()
+
+
+def test_sockets_of_the_caller_go_on_blocking():
+    """Also under a default time-out, with which Python makes each socket that it looks at non-blocking, for all."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(True)
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(5)
+        try:
+            report = pooled_operation(str).using(**FORK, transaction=None).map([1, 2])
+        finally:
+            socket.setdefaulttimeout(before)
+        assert report.ok
+        assert os.get_blocking(ours.fileno())
 
 
 def test_kept_cursor_of_the_caller_fails_in_threads(alias):
