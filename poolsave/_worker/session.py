@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 1.0
 """Seconds; the pause before a retry grows from 0.02 s and is drawn at random, so that two deadlocked workers part."""
+_dice = random.SystemRandom()
 
 
 _here = threading.local()
@@ -196,8 +197,8 @@ class WorkerSession:
             attempt = self._attempt(call, marks, offset)
             if attempt.status is not Status.SUCCEEDED:
                 self._release_locks()
-            pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.02 * 2**tries)
-            if not attempt.retry or tries >= last or self._deadline.comes_within(pause):
+            pause = _random_pause(tries) if attempt.retry and tries < last else None
+            if pause is None or self._deadline.comes_within(pause):
                 self._deadline.stop(marks)
                 return attempt, tries
             time.sleep(pause)
@@ -273,6 +274,12 @@ class WorkerSession:
     def close(self) -> None:
         """Close the connections that this worker opened, and put back what it found."""
         self._stack.close()
+
+
+def _random_pause(tries: int) -> float:
+    # Not from the common generator: the user's code may have given it a seed, the same in all workers.
+    longest: float = min(LONGEST_PAUSE, 0.02 * 2**tries)
+    return _dice.uniform(longest / 2, longest)
 
 
 def _in_turn(turn: threading.Lock, attempt: Callable[..., AttemptResult], *arguments: Any) -> AttemptResult:

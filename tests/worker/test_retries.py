@@ -1,6 +1,7 @@
 """Transient database errors are tried again, everything else is the object's own failure."""
 
 import contextlib
+import random
 
 import pytest
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
@@ -32,6 +33,14 @@ def test_a_deadlock_is_tried_again_and_its_rows_are_there_once(server, on, optio
     assert report.values == ["a", "b"]
     assert [outcome.attempts for outcome in report] == [3, 3]
     assert Person.objects.using(server).count() == Badge.objects.using(server).count() == 2
+
+
+def test_pauses_take_nothing_from_the_generator_of_the_user(on):
+    random.seed(7)
+    assert on(operations.deadlocks_at_first, executor="serial").map(["a"]).ok
+    drawn = random.random()
+    random.seed(7)
+    assert random.random() == drawn
 
 
 def goes_on(name, alias):
