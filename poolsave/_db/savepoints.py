@@ -90,7 +90,7 @@ class _ConnectionSavepoints:
         self._last: str | None = None
         """The server's name for it, or for that of an object before if nothing was sent since."""
         self._joined = connection.vendor == "postgresql" and _takes_two_statements(connection)
-        # What workers opened by psycopg2 is of the class in _psycopg2, which is there only if the driver is.
+        # What workers opened by psycopg2 is of the class in psycopg2.py, which is there only if the driver is.
         self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
         self._due: Any = None
         self._guard: Any = guard_of(connection.connection)

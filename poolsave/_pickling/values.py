@@ -109,7 +109,7 @@ def make_pickler() -> Callable[[Any], bytes]:
     """What pickles one value after the other, each by itself: to make a pickler takes as long as to use it.
 
     Use it no more after an exception, which may have come (from a signal's handler) between any two lines, nor after a
-    value of more than SMALL bytes: its memory of what it has seen would stay as large as that.
+    value of more than MAX_REUSED_BYTES bytes: its memory of what it has seen would stay as large as that.
     """
     buffer = io.BytesIO()
     pickler = _ModelPickler(buffer, pickle.HIGHEST_PROTOCOL)
@@ -162,7 +162,7 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(value: Any) -> Any:
-    """Undo `seal_surely`, and give the next try what it may change.
+    """Undo `to_wire`, and give the next try what it may change.
 
     Raises:
         Exception: whatever the value's own unpickling raises.
@@ -207,9 +207,9 @@ def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseE
 
 
 def unpickle_chunk(payload: Any, *, lent: bool) -> tuple[list[Any], bool]:
-    """Undo `pack_objects`; gives a column and whether each object of it was pickled by itself.
+    """Undo `pickle_chunk`; gives a column and whether each object of it was pickled by itself.
 
-    With `lent` each object is for `unseal`, which gives every try one of its own; else they are bytes if so.
+    With `lent` each object is for `from_wire`, which gives every try one of its own; else they are bytes if so.
     """
     column, alone = pickle.loads(payload)
     if lent and alone:

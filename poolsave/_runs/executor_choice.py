@@ -32,7 +32,7 @@ SAMPLE_SIZE = 3
 
 
 def make_pool(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob]:
-    """A pool of processes that has not started, for what `begin` has checked before."""
+    """A pool of processes that has not started, for what `prepare` has checked before."""
     executor = executor_for(options, "process")
     return executor, build_job(work, executor, options, DjangoEnvironment.capture())
 

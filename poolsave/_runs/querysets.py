@@ -85,7 +85,7 @@ class QuerySetSource(IterableSource):
 
 
 def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
-    """The source for what a run was given, which is `queryset` if `rows_of` has found one."""
+    """The source for what a run was given, which is `queryset` if `as_queryset` has found one."""
     if queryset is not None:
         return QuerySetSource(queryset)
     return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)

@@ -191,7 +191,7 @@ class Cluster:
             )
 
     async def send(self, address: str, task: int, oldest: int, payload: bytes) -> None:
-        """Have a worker run a task; `oldest` is the first of those that have not ended. Tells how it `Ended`."""
+        """Have a worker run a task; `oldest` is the first of those that have not ended. Tells how it ended."""
         colleague = self._staff.get(address)
         if colleague is None or not colleague.admitted:
             self._tell(TaskEnded(address, task, LostTask.UNTOUCHED))
