@@ -6,8 +6,9 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
 from ..errors import InvalidOperation
@@ -29,6 +30,8 @@ class CodeVersion(NamedTuple):
     @classmethod
     def of(cls, function: Any) -> CodeVersion:
         """What this process has. Takes half a microsecond for a function that was asked for before."""
+        while isinstance(function, MethodType | partial):  # which may be made anew for every call
+            function = function.__func__ if isinstance(function, MethodType) else function.func
         code = getattr(getattr(function, "func", function), "__code__", None)
         known = _known.get(id(function))
         if known is not None and known[0]() is function and known[1] is code:
