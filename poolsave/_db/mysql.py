@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from django.db import DatabaseError, connections
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
-from .transaction_ends import COMMITS_BEFORE, text_of, without_escapes
+from .transaction_ends import COMMITS_BEFORE, ends_transaction, text_of
 from .transaction_guard import TransactionGuard, check_end, guard_of
 
 HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
@@ -25,6 +25,8 @@ SAVEPOINT = "poolsave_before_call"
 
 class MysqlGuard(TransactionGuard):
     """Puts a class of its own in place of the connection's while it is armed."""
+
+    ends = staticmethod(partial(ends_transaction, escapes=True))
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
@@ -48,7 +50,7 @@ class MysqlGuard(TransactionGuard):
             self.note_error(error)
 
     def check_statement(self, statement: Any) -> None:
-        text = without_escapes(text_of(statement))
+        text = text_of(statement)
         if COMMITS_BEFORE.match(text):
             self.refuse(" ".join(text.split())[:40], "commit")
         super().check_statement(text)

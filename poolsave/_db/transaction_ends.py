@@ -46,15 +46,15 @@ def text_of(statement: Any) -> str:
     return parts if type(statement).__name__ == "SQL" and isinstance(parts, str) else "?"
 
 
-def without_escapes(text: str) -> str:
-    """A statement for MySQL or MariaDB, whose strings may have quotes behind backslashes, for `ends_transaction`."""
-    return _ESCAPED.sub("", text) if "\\" in text else text
-
-
-def ends_transaction(text: str) -> bool:
-    """Whether the statement, or one of several in the same text, ends the transaction that is open."""
+def ends_transaction(text: str, *, escapes: bool = False) -> bool:
+    """Whether the statement, or one of several in the same text, ends the transaction that is open. With `escapes` a
+    string may have quotes behind backslashes, as those of MySQL and MariaDB."""
     if text[:1] not in _HARMLESS and _FIRST.match(text):
         return True
     if ";" not in text or not _LATER.search(text):
         return False
-    return not _HAS_BODY.match(text) and bool(_LATER.search(_NO_STATEMENT.sub(" ", text)))
+    if _HAS_BODY.match(text):
+        return False
+    if escapes:
+        text = _ESCAPED.sub("", text)
+    return bool(_LATER.search(_NO_STATEMENT.sub(" ", text)))

@@ -13,6 +13,7 @@ transaction is open. None of them asks the server anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -44,6 +45,8 @@ def check_end(raw: Any, name: str) -> None:
 
 class TransactionGuard:
     """Watches over one transaction, from its begin to just before its end."""
+
+    ends: Callable[[str], bool] = staticmethod(ends_transaction)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -98,7 +101,7 @@ class TransactionGuard:
             TransactionManagementError: naming it.
         """
         text = text_of(statement)
-        if ends_transaction(text):
+        if self.ends(text):
             self.refuse(" ".join(text.split())[:40])
 
     def refuse(self, what: str, verb: str = "end") -> None:

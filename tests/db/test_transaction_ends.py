@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolsave._db.transaction_ends import COMMITS_BEFORE, ends_transaction, without_escapes
+from poolsave._db.transaction_ends import COMMITS_BEFORE, ends_transaction
 
 ENDS = [
     "COMMIT",
@@ -50,8 +50,8 @@ def test_another_statement_is_left_alone(text):
 
 @pytest.mark.parametrize("text", ["'it\\'s done; commit it'", "'a \\\\', '; commit'", "'\\\n; commit'"])
 def test_a_quote_behind_a_backslash_ends_no_string_of_mysql(text):
-    assert not ends_transaction(without_escapes(f"INSERT INTO t VALUES ({text})"))
-    assert ends_transaction(without_escapes(f"INSERT INTO t VALUES ({text}); COMMIT"))
+    assert not ends_transaction(f"INSERT INTO t VALUES ({text})", escapes=True)
+    assert ends_transaction(f"INSERT INTO t VALUES ({text}); COMMIT", escapes=True)
 
 
 @pytest.mark.parametrize("comment", ["# one\n", "/* one */", "-- one\n"])
