@@ -62,7 +62,7 @@ class MysqlGuard(TransactionGuard):
     def note_error(self, error: BaseException) -> None:
         """A statement has failed: with the whole transaction, or in another one than that in which a savepoint is."""
         if rolls_back_transaction(error):
-            self.rolled_back = True
+            self.note_rollback()
         elif is_savepoint_missing(error) and not self.rolled_back:
             self.ended = True
 

@@ -62,7 +62,7 @@ class SqliteGuard(TransactionGuard):
     def note_error(self) -> None:
         """A statement has failed, some of which undo the whole transaction (OR ROLLBACK, a full disk)."""
         if self.is_over() and not self.ended:
-            self.rolled_back = True
+            self.note_rollback()
 
     def _around_statement(self, execute: Callable[..., Any], statement: Any, *rest: Any) -> Any:
         self.check_statement(statement)

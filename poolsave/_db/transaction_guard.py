@@ -95,14 +95,27 @@ class TransactionGuard:
         return self.connection.connection is not self.raw
 
     def check_statement(self, statement: Any) -> None:
-        """Refuse to send what would end the transaction.
+        """Refuse to send what would end the transaction, or what would come after its end.
 
         Raises:
             TransactionManagementError: naming it.
         """
+        if self.rolled_back:
+            raise TransactionManagementError(
+                f"the database has rolled back the transaction of this object on {self.connection.alias!r} with an "
+                "error, so that nothing can follow in it: let that error end the function"
+            )
         text = text_of(statement)
         if self.ends(text):
             self.refuse(" ".join(text.split())[:40])
+
+    def note_rollback(self) -> None:
+        """The server has ended the transaction with an error, which the function may catch.
+
+        What is sent afterwards would be in no transaction, or in another one.
+        """
+        self.rolled_back = True
+        self.connection.needs_rollback = True
 
     def refuse(self, what: str, verb: str = "end") -> None:
         """Raise the error that says what to do."""

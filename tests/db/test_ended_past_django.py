@@ -1,5 +1,6 @@
 """Work that is committed or rolled back past Django is refused or lost, and never called what it is not."""
 
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -267,3 +268,31 @@ def test_a_chunk_whose_savepoints_are_gone_is_not_run_again(fails):
     assert {outcome.item for outcome in report if outcome.status is Status.LOST} >= {"a", "bad"}
     assert report.failed == 0
     assert {outcome.attempts for outcome in report} == {1}
+
+
+@pytest.mark.parametrize("how", [execute, execute_by_driver])
+@pytest.mark.parametrize("begins", [False, True])
+def test_nothing_follows_a_rollback_of_sqlite_s(mode, how, begins):
+    """A function that catches its error would go on without a transaction, where each statement is committed."""
+    Person(pk=1, name="there").save()
+
+    def goes_on(name):
+        Person(name=f"{name} before").save()
+        if name.startswith("bad"):
+            with suppress(Exception):
+                how("default", "INSERT OR ROLLBACK INTO tests_person (id, name) VALUES (1, 'twin')")
+            with suppress(Exception):
+                execute("default", *(["BEGIN"] if begins else []))
+            with suppress(Exception):
+                write_by_driver("default", f"{name} by the driver")
+            with suppress(Exception):
+                Person(name=f"{name} behind").save()
+        if name == "bad":
+            raise ValueError(name)
+
+    operation = pooled_operation(goes_on).using(executor="thread", transaction=mode, workers=1, chunksize=4)
+    report = operation.using(progress=False, keep="all").map(["a", "bad", "bad too", "c"])
+    assert {failure.item: failure.status for failure in report.failures} == dict.fromkeys(
+        ["bad", "bad too"], Status.FAILED
+    )
+    assert set(Person.objects.values_list("name", flat=True)) == {"there", "a before", "c before"}

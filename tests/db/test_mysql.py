@@ -43,7 +43,7 @@ def names():
     return sorted(Person.objects.using("mariadb").values_list("name", flat=True))
 
 
-@pytest.mark.parametrize("by", ["cursor", "cursor then write", "atomic"])
+@pytest.mark.parametrize("by", ["cursor", "cursor then write", "atomic", "driver"])
 def test_who_catches_the_error_of_a_deadlock_is_not_called_saved(run, mode, by):
     report = run(operations.swallows_a_deadlock.bind(by=by), FIVE, transaction=mode)
     assert [failure.item for failure in report.failures] == ["bad"]

@@ -236,8 +236,8 @@ def deadlocks_at_first(name, *, alias="default", times=2):
     return name
 
 
-def deadlock(alias):
-    with connections[alias].cursor() as cursor:
+def deadlock(alias, *, past_django=False):
+    with (connections[alias].connection if past_django else connections[alias]).cursor() as cursor:
         if connections[alias].vendor == "mysql":
             mariadb.lose_a_deadlock(cursor, connections[alias].settings_dict["NAME"])
         cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'victim' USING ERRCODE = '40P01'; END $$")
@@ -484,8 +484,8 @@ def swallows_a_deadlock(name, *, alias="mariadb", by="cursor", deadlocked="bad")
     if name == deadlocked:
         try:
             with transaction.atomic(using=alias) if by == "atomic" else contextlib.nullcontext():
-                deadlock(alias)
-        except DatabaseError:
+                deadlock(alias, past_django=by == "driver")
+        except (DatabaseError, connections[alias].Database.Error):
             pass
         if by == "cursor then write":
             with connections[alias].cursor() as cursor:
