@@ -21,7 +21,6 @@ database connection of its own and one transaction per object, and reports what 
 
 from __future__ import annotations
 
-from ._drop import DROP
 from ._worker.context import Carrier
 from .errors import (
     ClusterUnusable,
@@ -39,7 +38,7 @@ from .errors import (
 )
 from .operations import PooledOperation, pooled_operation
 from .options import Options
-from .outcomes import Outcome, Status
+from .outcomes import DROP, Outcome, Status
 from .pipelines import Pipeline
 from .reports import Report
 from .saves import Saves, concurrent_saves

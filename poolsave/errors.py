@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of
+from ._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of
 
 if TYPE_CHECKING:
     from .reports import Report

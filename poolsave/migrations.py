@@ -14,11 +14,10 @@ from django.db.migrations.writer import MigrationWriter
 from django.db.models.signals import post_migrate, pre_migrate
 from django.dispatch import receiver
 
-from ._inline import INLINE
 from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
-from .options import Options, check
+from .options import INLINE, Options, check
 from .pipelines import Pipeline
 
 __all__ = ["RunPooled"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVa
 
 from django.core.checks import CheckMessage
 
-from ._drop import DROP
 from ._pipelines.planning import Stage
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
@@ -18,7 +17,7 @@ from ._runs.run import Run
 from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOption
 from .options import Options, check, standing
-from .outcomes import Outcome
+from .outcomes import DROP, Outcome
 from .pipelines import A, B, C, Pipeline, Step, joined
 from .reports import Report
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ._environment.project_settings import from_environment, from_settings, imported
-from ._inline import overrides
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
 from .errors import InvalidOption
@@ -26,6 +25,9 @@ __all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 
 AUTO = "auto"
 """The executor that is no executor: the run finds out by itself."""
+
+INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None}
+"""Options that run everything in the caller's own thread, where no timeout can be enforced."""
 
 SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
 
@@ -132,6 +134,23 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Give the options as keyword arguments: `Options(**options.as_dict()) == options`."""
         return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+_inline_requests: list[None] = []
+"""One entry for each `force_inline(on=True)` that is still in force. A list, since append and pop are atomic."""
+
+
+def force_inline(*, on: bool) -> None:
+    """Switch `INLINE` on for every run, or off again; it stays on until each switch-on is switched off."""
+    if on:
+        _inline_requests.append(None)
+    else:
+        _inline_requests.pop()
+
+
+def overrides() -> Mapping[str, Any]:
+    """The options that win over all others."""
+    return INLINE if _inline_requests else {}
 
 
 def standing() -> tuple[Any, ...]:

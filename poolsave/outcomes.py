@@ -1,4 +1,4 @@
-"""What became of one object."""
+"""How an object ends: its status, its outcome, and the value by which a stage ends it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ._exceptions import repr_of
+from ._runtime.foreign_exceptions import repr_of
 
-__all__ = ["Outcome", "Status"]
+__all__ = ["DROP", "Outcome", "Status"]
 
 R = TypeVar("R")
+
+
+class _Drop(enum.Enum):  # an enumeration is the same object in every process
+    DROP = "drop"
+
+    def __repr__(self) -> str:
+        return "poolsave.DROP"
+
+
+DROP: Any = _Drop.DROP
+"""A stage of a pipeline returns it to end the object there: the object enters no further stage and counts as dropped.
+
+Type checkers take it for any type, so a stage is annotated with the type of its other values. What the stage has saved
+stays. An operation that is mapped by itself gives it as an ordinary value.
+"""
 
 
 class Status(enum.StrEnum):

@@ -10,7 +10,6 @@ from django.core.checks import CheckMessage
 from django.db import connections, transaction
 
 from ._db.transactions import check_can_commit
-from ._drop import DROP
 from ._pipelines.planning import Stage, options_of_the_run, plan_segments
 from ._pipelines.report import PipelineReport
 from ._pipelines.run import PipelineRun
@@ -21,7 +20,7 @@ from ._runs.querysets import as_queryset
 from ._worker.job import call_spread, call_with_object
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
-from .outcomes import Outcome
+from .outcomes import DROP, Outcome
 
 if TYPE_CHECKING:
     from .operations import PooledOperation

@@ -15,7 +15,6 @@ from django.db.models import Model, QuerySet
 from ._db.connections import configured_aliases
 from ._engine.sources import end_generator
 from ._environment.localization import Localization
-from ._exceptions import attach_report, is_a
 from ._pickling.values import pickle_function, refuse_function_of_shell
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
@@ -26,6 +25,7 @@ from ._runs.preparation import WorkSpec, is_forked
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages, as_queryset, check_queryset
 from ._runs.signals import InterruptGuard
+from ._runtime.foreign_exceptions import attach_report, is_a
 from ._worker.context import CapturedContext
 from ._worker.requests import (
     FunctionCall,

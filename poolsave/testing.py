@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.test.utils import TestContextDecorator
 
-from ._inline import switch
+from .options import force_inline
 
 __all__ = ["serial_saves"]
 
@@ -33,9 +33,9 @@ class serial_saves(TestContextDecorator):  # noqa: N801  a decorator is used lik
         super().__init__()
 
     def enable(self) -> None:
-        """Begin."""
-        switch(on=True)
+        """Switch it on."""
+        force_inline(on=True)
 
     def disable(self) -> None:
-        """End; if several are under way, the last one ends it."""
-        switch(on=False)
+        """Switch it off; of several that are nested, the last one does."""
+        force_inline(on=False)

@@ -12,11 +12,11 @@ from functools import cache
 from .._engine.crashes import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
-from .._exceptions import repr_of
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runs.executor_choice import expected_start_method, make_pool, why_no_processes, why_not_picklable
 from .._runs.preparation import WorkSpec
+from .._runtime.foreign_exceptions import repr_of
 from .._worker.job import WorkerJob
 from ..errors import PoolsaveError
 from ..executors import Died, Executor, Job

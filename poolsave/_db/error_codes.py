@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._exceptions import args_of, attribute_of, cause_of, context_of, module_of
+from .._runtime.foreign_exceptions import args_of, attribute_of, cause_of, context_of, module_of
 
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from django.db import Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from .._exceptions import add_note, is_a, text_of, traceback_of
-from .._forks import end_child, fork_flag
+from .._runtime.foreign_exceptions import add_note, is_a, text_of, traceback_of
+from .._runtime.forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status

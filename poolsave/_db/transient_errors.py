@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.utils import DatabaseErrorWrapper
 
-from .._exceptions import set_context
+from .._runtime.foreign_exceptions import set_context
 from .error_codes import chain_of, is_transient
 
 

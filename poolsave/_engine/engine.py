@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from .._exceptions import repr_of
 from .._pickling.values import pickle_chunk
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.statistics import Statistics
+from .._runtime.foreign_exceptions import repr_of
 from .._worker.replies import Reply
 from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
 from ..options import Options

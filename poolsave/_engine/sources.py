@@ -11,7 +11,7 @@ from itertools import islice
 from types import GeneratorType
 from typing import Any, Protocol
 
-from .._forks import fork_flag
+from .._runtime.forks import fork_flag
 
 SLICE = 0.005
 """Seconds of pulling after which the engine looks at its workers again."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from .._db.error_codes import sqlstate_of
-from .._exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of, traceback_of
+from .._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of, traceback_of
 from ..errors import RemoteError, WorkerTraceback
 
 HEADING = "Traceback (most recent call last):\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.files.base import File
 
-from .._exceptions import add_note, repr_of, text_of
+from .._runtime.foreign_exceptions import add_note, repr_of, text_of
 from ..errors import InvalidOperation
 from .files import reduce_file
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat

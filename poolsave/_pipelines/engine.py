@@ -13,8 +13,8 @@ from typing import Any
 
 from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
-from .._exceptions import is_a
 from .._reports.batches import OutcomeBatch
+from .._runtime.foreign_exceptions import is_a
 from ..errors import ValueLost
 from ..options import Options
 from ..outcomes import Outcome, Status

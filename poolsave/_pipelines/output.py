@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from .._exceptions import add_note, is_a, repr_of
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
+from .._runtime.foreign_exceptions import add_note, is_a, repr_of
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..outcomes import Outcome
 from .segment import Record

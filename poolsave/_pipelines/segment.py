@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-from .._drop import DROP
 from .._engine.chunking import max_lead
 from .._engine.crashes import StageMode
 from .._engine.engine import Engine
@@ -14,7 +13,7 @@ from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
 from .._worker.staged import Dropped, StagedJob
 from ..executors import Executor, ProcessExecutor
-from ..outcomes import Outcome, Status
+from ..outcomes import DROP, Outcome, Status
 from .planning import SegmentPlan
 
 

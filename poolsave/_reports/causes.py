@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._db.error_codes import sqlstate_of
-from .._exceptions import add_note, cause_of, is_a, repr_of, text_of
+from .._runtime.foreign_exceptions import add_note, cause_of, is_a, repr_of, text_of
 from ..errors import RemoteError
 from ..outcomes import Outcome
 

@@ -17,7 +17,7 @@ from os import PathLike
 from typing import IO, Any
 
 from .._db.error_codes import sqlstate_of
-from .._exceptions import attribute_of, repr_of, text_of
+from .._runtime.foreign_exceptions import attribute_of, repr_of, text_of
 from ..outcomes import Outcome
 from .causes import printable
 

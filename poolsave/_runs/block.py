@@ -10,8 +10,8 @@ from typing import Any
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
-from .._forks import end_child, fork_flag
 from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
 from ..executors import Executor, Job

@@ -22,7 +22,7 @@ from django.db import connections
 from .._db import connections as _connections
 from .._db.inspection import DatabaseInfo, inspect_database
 from .._environment.django_setup import DjangoEnvironment
-from .._exceptions import text_of
+from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
 from ..executors import Executor, ProcessExecutor

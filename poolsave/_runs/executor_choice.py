@@ -13,10 +13,10 @@ from typing import Any
 from .._auto.sampling import SamplingSerialExecutor
 from .._db.connections import configured_aliases
 from .._environment.django_setup import DjangoEnvironment
-from .._exceptions import text_of
 from .._pickling.values import dumps
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
+from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 from ..executors import Executor, SerialExecutor

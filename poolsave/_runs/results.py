@@ -6,9 +6,9 @@ import concurrent.futures
 from dataclasses import replace
 from typing import Any
 
-from .._exceptions import is_a, set_cause
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
+from .._runtime.foreign_exceptions import is_a, set_cause
 from .._worker.requests import PendingCall
 from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
 from ..outcomes import Outcome, Status

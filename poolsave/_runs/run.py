@@ -12,10 +12,10 @@ from .._auto.engine import AutoEngine
 from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.sources import IterableSource
-from .._exceptions import attach_report, is_a
-from .._forks import fork_flag
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
+from .._runtime.foreign_exceptions import attach_report, is_a
+from .._runtime.forks import fork_flag
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
 from ..errors import InsideTransaction

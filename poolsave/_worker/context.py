@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from django.conf import settings
 from django.db import connections
 
-from .._exceptions import text_of
 from .._pickling.values import from_wire
+from .._runtime.foreign_exceptions import text_of
 from ..errors import InvalidOperation, InvalidOption
 
 States: TypeAlias = tuple[Any, ...]

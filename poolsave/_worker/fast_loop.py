@@ -11,10 +11,10 @@ from itertools import islice
 from operator import length_hint
 from typing import Any
 
-from .._exceptions import traceback_of
-from .._forks import end_child, fork_flag
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import to_wire
+from .._runtime.foreign_exceptions import traceback_of
+from .._runtime.forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, RUNNING
 from ..executors.protocol import Marks
 from .replies import ReplyBuilder

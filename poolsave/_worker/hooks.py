@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from .._exceptions import text_of
+from .._runtime.foreign_exceptions import text_of
 from ..errors import InvalidOption
 
 Hook: TypeAlias = Callable[[], object]

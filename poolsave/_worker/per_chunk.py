@@ -22,7 +22,7 @@ from .._db.transactions import (
     rollback_on,
     run_on_commit,
 )
-from .._exceptions import add_note, text_of
+from .._runtime.foreign_exceptions import add_note, text_of
 from ..executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status

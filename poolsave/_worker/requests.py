@@ -89,10 +89,11 @@ class ModelSave:
         keys, files, alias = value
         for name, key in keys.items():
             setattr(self.item, name, key)
+        attributes: dict[str, Any] = vars(self.item)
         for name, stored in files.items():
             # Past the descriptor, which reads the size of an image, and unless the caller has put another file there.
-            if self.item.__dict__.get(name) is self.files[name]:
-                self.item.__dict__[name] = stored
+            if attributes.get(name) is self.files[name]:
+                attributes[name] = stored
         self.item._state.db = alias
         self.item._state.adding = False
         return self.item.pk, self.item

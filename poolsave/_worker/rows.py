@@ -10,8 +10,8 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
-from .._exceptions import text_of
 from .._pickling.models import dumps, loads
+from .._runtime.foreign_exceptions import text_of
 from ..errors import InvalidOperation, RowGone
 
 

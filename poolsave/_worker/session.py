@@ -17,9 +17,9 @@ from .._db import connections as _connections
 from .._db.mysql import call_guarded, mysql_aliases
 from .._db.session_locks import release_session_locks
 from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
-from .._exceptions import is_a, traceback_of
-from .._forks import ending_children
 from .._pickling.values import from_wire, to_wire, unpickle_chunk
+from .._runtime.foreign_exceptions import is_a, traceback_of
+from .._runtime.forks import ending_children
 from ..errors import RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status

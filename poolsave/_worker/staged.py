@@ -15,12 +15,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
-from .._drop import DROP
-from .._exceptions import add_note
 from .._pickling.values import from_wire, to_wire
+from .._runtime.foreign_exceptions import add_note
 from ..executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
 from ..executors.protocol import Marks
-from ..outcomes import Status
+from ..outcomes import DROP, Status
 from .job import WorkerJob
 from .per_chunk import ObjectResult
 from .replies import ReplyBuilder

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..._environment.versions import Versions
-from ..._exceptions import add_note, is_a
 from ..._pickling.exceptions import restore_exception
+from ..._runtime.foreign_exceptions import add_note, is_a
 from ...errors import ClusterUnusable, WorkerDied
 from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
 from .worker import RemoteCall, TaskAnswer, forget_run, halt, register_run, run_task, try_setup
