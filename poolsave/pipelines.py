@@ -36,18 +36,18 @@ Gives_co = TypeVar("Gives_co", covariant=True)
 
 
 class Step(Protocol[Takes_contra, Gives_co]):
-    """What type checkers know of operations and pipelines: what goes in, and what comes out for the next stage."""
+    """An operation or a pipeline for type checkers: what goes in, and what comes out for the next stage."""
 
     def _step(self, item: Takes_contra, /) -> Gives_co: ...
 
 
 class Pipeline(Generic[A, C]):
-    """Operations through which every object goes, made by `first | second | third`.
+    """Operations that every object passes one after the other, made by `first | second | third`.
 
     Each stage keeps its own options: where it runs, and whether in a transaction, which no other stage is inside of.
-    Neighbours with the same executor, workers and other options of a worker run in the same workers, which saves the
-    way between them. Between the others there are bounded windows, so that a slow stage slows those before it, up to
-    the input, and nothing piles up.
+    Neighbours with the same executor, workers and other options of a worker share workers, so that values need not be
+    sent between them. Between other neighbours the window is bounded, so that a slow stage slows those before it, up to
+    the input.
 
     A stage ends an object by returning `DROP`; one that is declared by `@pooled_operation(expand=True)` gives several
     values, each of which goes on by itself. What fails in a stage goes no further: its outcome has the *original*
@@ -71,7 +71,7 @@ class Pipeline(Generic[A, C]):
         Returns:
             What came out: nothing if it was dropped, several values if a stage gives several.
         """
-        return go_through(self._stages, args, kwargs, transactions=False)
+        return call_stages(self._stages, args, kwargs, transactions=False)
 
     def map(self, objects: Iterable[A]) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
@@ -85,9 +85,9 @@ class Pipeline(Generic[A, C]):
         Raises:
             PoolsaveError: what `PooledOperation.map` raises, for any stage, before anything has started.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
-            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that was begun
-                is finished, and with the Report as their attribute `report`. What had not begun its next stage by then
-                is skipped there.
+            BaseException: what `objects` itself raised, and KeyboardInterrupt, both after everything that had started
+                is finished, and with the Report as their attribute `report`. What had not started its next stage by
+                then is skipped there.
         """
         return self._report(call_with_object, objects)
 
@@ -135,7 +135,7 @@ class Pipeline(Generic[A, C]):
         return PipelineRun(stages, objects, self.__name__)
 
     def using(self, **options: Any) -> Pipeline[A, C]:
-        """Give a copy with some options changed for all stages; this one stays as it is.
+        """Give a copy with some options changed for all stages; this pipeline does not change.
 
         Raises:
             InvalidOption: naming the option and its value.
@@ -175,10 +175,10 @@ class Pipeline(Generic[A, C]):
         return Pipeline, (self._stages,)
 
     def __repr__(self) -> str:
-        hops = [" + ".join(stage.name for stage in hop) for hop in plan_segments(self._named())]
-        return f"<Pipeline {' | '.join(hops)}>"
+        segments = [" + ".join(stage.name for stage in segment) for segment in plan_segments(self._named())]
+        return f"<Pipeline {' | '.join(segments)}>"
 
-    def _in_block(self, options: Options) -> StagesOfACall:
+    def _in_block(self, options: Options) -> StagesAsCall:
         """All stages as one call of a block with these options."""
         for stage in self._named() if options.transaction is not None else ():
             if stage.options.transaction is None or not {*stage.options.databases} <= {*options.databases}:
@@ -190,10 +190,10 @@ class Pipeline(Generic[A, C]):
                     f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
                     "own, or map the pipeline outside of the block",
                 )
-        return StagesOfACall(self._stages, transactions=options.transaction is None)
+        return StagesAsCall(self._stages, transactions=options.transaction is None)
 
 
-class StagesOfACall:
+class StagesAsCall:
     """A pipeline as a function of one object, for workers that run calls."""
 
     def __init__(self, operations: tuple[PooledOperation[..., Any], ...], *, transactions: bool) -> None:
@@ -201,10 +201,10 @@ class StagesOfACall:
         self._transactions = transactions
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return go_through(self._operations, args, kwargs, transactions=self._transactions)
+        return call_stages(self._operations, args, kwargs, transactions=self._transactions)
 
 
-def go_through(
+def call_stages(
     operations: Sequence[PooledOperation[..., Any]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -241,7 +241,7 @@ def joined(first: Any, second: Any) -> Pipeline[Any, Any]:
     Raises:
         InvalidOperation: if one of them is neither.
     """
-    for one in (first, second):
-        if not hasattr(one, "_stages"):
-            raise InvalidOperation(f"{one!r} cannot be a stage of a pipeline: decorate it with @pooled_operation")
+    for operand in (first, second):
+        if not hasattr(operand, "_stages"):
+            raise InvalidOperation(f"{operand!r} cannot be a stage of a pipeline: decorate it with @pooled_operation")
     return Pipeline([*first._stages, *second._stages])

@@ -1,4 +1,4 @@
-"""What has come out of a pipeline, gathered into batches, and the names that its errors are given."""
+"""Outcomes of a pipeline as batches, and errors rewritten for the objects of the input. `PipelineEngine` calls it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .segment import Record
 
 
 class OutputBatches:
-    """Ends of travellers, of which those that stand side by side in the input share a batch."""
+    """Gathers ended records. Those that stand side by side in the input share a batch."""
 
     def __init__(self) -> None:
         self._batches: list[OutcomeBatch] = []
@@ -28,40 +28,43 @@ class OutputBatches:
         batches, self._batches = self._batches, []
         return batches
 
-    def add(self, traveller: Record, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
-        """One has ended."""
-        batch = self._open_batch(traveller, worker)
-        place = len(batch.values)
+    def add(self, record: Record, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
+        """Add a record that has ended."""
+        batch = self._open_batch(record, worker)
+        offset = len(batch.values)
         if outcome is not None:
-            batch.notable[place] = outcome
+            batch.notable[offset] = outcome
         batch.values.append(value)  # type: ignore[attr-defined]
-        batch.objects.append(traveller.origin.item)  # type: ignore[attr-defined]
-        batch.seconds.append(traveller.seconds)  # type: ignore[union-attr]
+        batch.objects.append(record.origin.item)  # type: ignore[attr-defined]
+        batch.seconds.append(record.seconds)  # type: ignore[union-attr]
 
-    def _open_batch(self, traveller: Record, worker: int | str | None) -> OutcomeBatch:
-        index = traveller.origin.index
-        if self._batches and not traveller.path:
+    def _open_batch(self, record: Record, worker: int | str | None) -> OutcomeBatch:
+        index = record.origin.index
+        if self._batches and not record.path:
             last = self._batches[-1]
             if not last.path and last.first + len(last.values) == index and last.worker == worker:
                 return last
-        batch = OutcomeBatch(index, [], array("d"), [], worker, {}, traveller.path)
+        batch = OutcomeBatch(index, [], array("d"), [], worker, {}, record.path)
         self._batches.append(batch)
         return batch
 
 
 def annotate_origin(
-    error: BaseException, traveller: Record, stages: Sequence[str], *, never_began: bool = False
+    error: BaseException, record: Record, stages: Sequence[str], *, never_started: bool = False
 ) -> None:
-    """Let an error that was made for a value on its way tell of the object that it came from, and of its stage, which
-    may be any of several, or one that never began it."""
-    origin = traveller.origin
+    """Rewrite an error's item, index and stage to those of the original input object.
+
+    `stages` are the stages that the error may come from. `never_started` says that the stage needs a value that was
+    lost.
+    """
+    origin = record.origin
     where = f"the stage {stages[0]!r}" if len(stages) == 1 else f"one of the stages {', '.join(map(repr, stages))}"
     add_note(error, f"poolsave: in {where}, with what came of object {origin.index} of the input")
-    if traveller.flaw is not None:
-        add_note(error, f"poolsave: on the way there an on_commit callback raised {repr_of(traveller.flaw)}")
-    for found in exception_chain(error):
-        if (is_a(found, WorkerDied) or is_a(found, TimedOut)) and found.item is not None:
-            found.item = origin.item
-        elif is_a(found, ValueLost):
-            found.index = origin.index
-            found.stage = stages[0] if never_began else None
+    if record.flaw is not None:
+        add_note(error, f"poolsave: on the way there an on_commit callback raised {repr_of(record.flaw)}")
+    for cause in exception_chain(error):
+        if (is_a(cause, WorkerDied) or is_a(cause, TimedOut)) and cause.item is not None:
+            cause.item = origin.item
+        elif is_a(cause, ValueLost):
+            cause.index = origin.index
+            cause.stage = stages[0] if never_started else None

@@ -1,4 +1,7 @@
-"""The stages of a pipeline, which of them one worker runs, and where the options of the whole run come from."""
+"""Planning of a pipeline: which stages share workers, and the options of the whole run.
+
+`PipelineRun` and `Pipeline` call it before anything starts. No worker is started here.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from ..executors import Executor
 from ..options import Options
 
 RUN_OPTIONS = ("keep", "max_failures", "on_failure", "progress")
-"""Options of a whole run, which no stage can have for itself."""
+"""Names of the options that belong to the whole run and not to a stage."""
 SEGMENT_OPTIONS = (
     "executor", "workers", "start_method", "chunksize", "window", "timeout", "carry", "before_fork", "after_fork",
 )  # fmt: skip
-"""Options that are one for all stages that a worker runs."""
+"""Names of the options that must be the same for all stages of a segment."""
 MAX_STAGES = 16
-"""Stages in a hop, whose number has to go into a mark of one byte."""
+"""Upper bound on the stages of a segment: a mark of one byte holds the number of the stage, too."""
 
 
 class Stage(NamedTuple):
@@ -36,7 +39,7 @@ class Stage(NamedTuple):
 
 
 class SegmentPlan(NamedTuple):
-    """Stages side by side that run in the same workers."""
+    """Stages side by side that run in the same workers, with their executor and job."""
 
     stages: Sequence[Stage]
     executor: Executor
@@ -44,71 +47,74 @@ class SegmentPlan(NamedTuple):
 
 
 def plan_segments(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
-    """Part the stages into hops: neighbours with the same executor set-up are run by the same workers.
+    """Part the stages into segments: neighbours with the same options of a worker share workers.
 
-    A stage that gives several values is the last one of its hop: what becomes of them is fed by the window.
+    A stage that gives several values is the last one of its segment, so that the window bounds what follows.
     """
-    hop: list[Stage] = []
+    segment: list[Stage] = []
     for stage in stages:
-        if hop and not _goes_with(hop, stage):
-            yield hop
-            hop = []
-        hop.append(stage)
-    yield hop
+        if segment and not _goes_with(segment, stage):
+            yield segment
+            segment = []
+        segment.append(stage)
+    yield segment
 
 
-def _goes_with(hop: list[Stage], stage: Stage) -> bool:
-    before = hop[-1]
-    if before.expands or len(hop) == MAX_STAGES:
+def _goes_with(segment: list[Stage], stage: Stage) -> bool:
+    previous = segment[-1]
+    if previous.expands or len(segment) == MAX_STAGES:
         return False
-    if any(_differ(getattr(before.options, name), getattr(stage.options, name)) for name in SEGMENT_OPTIONS):
+    if any(_differ(getattr(previous.options, name), getattr(stage.options, name)) for name in SEGMENT_OPTIONS):
         return False
-    # A worker's note of a transaction, which settles what a crash left open, does not say on which database it was.
-    return len({one.options.databases for one in (*hop, stage) if one.options.transaction is not None}) <= 1
+    # A worker's note of a transaction, by which an outcome after a crash is decided, does not say on which database.
+    together = [member.options for member in (*segment, stage)]
+    return len({options.databases for options in together if options.transaction is not None}) <= 1
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return one is not other and (type(one) is not type(other) or one != other)
+def _differ(first: Any, second: Any) -> bool:
+    return first is not second and (type(first) is not type(second) or first != second)
 
 
 def prepare_segment(stages: Sequence[Stage]) -> SegmentPlan:
-    """Check everything that can be checked before any worker starts. `executor="auto"` is decided now, as for a block,
-    since what comes to a stage is not there yet to be tried.
+    """Check everything that can be checked before any worker starts.
+
+    `executor="auto"` is decided now, as for a block: a stage has no objects yet to try a pool on.
 
     Raises:
         PoolsaveError: what `prepare` raises for any of the stages.
     """
     prepared = [prepare_early(stage.work, stage.options)[:2] for stage in stages]
-    if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto", for one of them there is no pool
+    if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto": at least one stage cannot have a pool
         prepared = [prepare(stage.work, stage.options, executor_without_processes(stage.options)) for stage in stages]
     executor = prepared[0][0]
     jobs = [job for _executor, job in prepared]
     if len(jobs) == 1:
         return SegmentPlan(stages, executor, jobs[0])
-    covered = {alias for one in stages if one.options.transaction is not None for alias in one.options.databases}
+    transactional = [stage.options for stage in stages if stage.options.transaction is not None]
+    covered = {alias for options in transactional for alias in options.databases}
     settings = worker_settings(own_transactions=covered) if jobs[0].settings else {}
     return SegmentPlan(stages, executor, StagedJob.of(jobs, [stage.name for stage in stages], settings))
 
 
 def options_of_the_run(stages: Sequence[Stage]) -> Options:
-    """The options of the whole run: what its stages say, which must not contradict one another.
+    """Merge the options of the whole run from its stages, which must not contradict one another.
 
     Raises:
-        InvalidOption: if two stages say different things.
+        InvalidOption: if two stages have different values.
     """
-    found: dict[str, Any] = {}
-    by: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    declared_by: dict[str, str] = {}
     for stage in stages:
         for name in RUN_OPTIONS:
             if name not in stage.explicit:
                 continue
             value = stage.explicit[name]
-            if name in found and _differ(found[name], value):
+            if name in merged and _differ(merged[name], value):
                 raise InvalidOption(
                     name,
                     value,
-                    f"it is one for the whole run, and the stage {stage.name!r} says this where {by[name]!r} says "
-                    f"{found[name]!r}; say it for all by pipeline.using({name}=...)",
+                    f"it is one for the whole run, and the stage {stage.name!r} says this where "
+                    f"{declared_by[name]!r} says {merged[name]!r}; say it for all by pipeline.using({name}=...)",
                 )
-            found[name], by[name] = value, stage.name
-    return stages[0].options.using(**found)
+            merged[name], declared_by[name] = value, stage.name
+    return stages[0].options.using(**merged)

@@ -1,4 +1,4 @@
-"""The report of a pipeline: what became of everything, and a row for each stage."""
+"""The report of a pipeline: its outcomes, and a row for each stage."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class StageReport:
     """How many objects it ended by `DROP`, or by giving nothing to go on with."""
     failed: int
     lost: int
-    """Among stages that share a worker the first one counts what was lost in nobody knows which of them, since the
-    executor cannot tell how far a worker was that has died."""
+    """How many it lost. If the executor cannot tell which of several fused stages an object was lost in, the first of
+    them counts it."""
     skipped: int
-    """How many it was never begun for: the run was stopped, or (first stage) their row was gone."""
+    """How many it was never started for: the run was stopped, or (first stage) the row was gone."""
     seconds: float
-    """The time that its workers were at it, all together."""
+    """Seconds that its workers spent on it, all together."""
     busy: float
-    """That time as a share of what its workers had: near 1.0 it is what the others wait for."""
+    """That time as a share of what its workers had. Near 1.0 the other stages wait for this one."""
 
 
 class StageCounter:
@@ -48,29 +48,29 @@ class StageCounter:
         self.workers = workers
         self.fed = 0
         self.out = 0
-        self.ends = dict.fromkeys(Status, 0)
+        self.ended = dict.fromkeys(Status, 0)
         self.seconds = 0.0
 
     def pass_on(self) -> None:
-        """An object came, and went on as one value."""
+        """Count an object that came and went on as one value."""
         self.fed += 1
         self.out += 1
 
     def end(self, status: Status) -> None:
-        """An object came, and ended."""
+        """Count an object that came and ended here."""
         self.fed += 1
-        self.ends[status] += 1
+        self.ended[status] += 1
 
-    def told(self, elapsed: float) -> StageReport:
-        """The row."""
+    def report(self, elapsed: float) -> StageReport:
+        """Give the row of the stage."""
         return StageReport(
             name=self.name,
             fed=self.fed,
             out=self.out,
-            dropped=self.ends[Status.DROPPED],
-            failed=self.ends[Status.FAILED],
-            lost=self.ends[Status.LOST],
-            skipped=self.ends[Status.SKIPPED],
+            dropped=self.ended[Status.DROPPED],
+            failed=self.ended[Status.FAILED],
+            lost=self.ended[Status.LOST],
+            skipped=self.ended[Status.SKIPPED],
             seconds=self.seconds,
             busy=min(1.0, self.seconds / (elapsed * self.workers)) if elapsed else 0.0,
         )
@@ -87,14 +87,14 @@ class PipelineReport(Report[R]):
 
     def __init__(self, tallies: Sequence[StageCounter], *, keep: str, queryset: Any = None) -> None:
         super().__init__(keep=keep, queryset=queryset)
-        self._tallies = tallies
+        self._counters = tallies
         self._unsafe: set[int] = set()
 
     @property
     def stages(self) -> list[StageReport]:
         """A row per stage, from the first to the last."""
         elapsed = self.elapsed
-        return [tally.told(elapsed) for tally in self._tallies]
+        return [counter.report(elapsed) for counter in self._counters]
 
     def failed_items(self) -> Any:
         """The original objects that failed and can safely be fed again, each once, in input order.
@@ -103,12 +103,12 @@ class PipelineReport(Report[R]):
         passed, or as another one of the values that it became. So set `transaction=None` for stages that save nothing.
         After a run over a queryset it is that queryset, filtered by the primary keys.
         """
-        found = {
+        failed = {
             failure.index: failure.item
             for failure in self.failures
             if failure.status is Status.FAILED and failure.index not in self._unsafe
         }
-        items = list(found.values())
+        items = list(failed.values())
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
 
     def _of_workers(self) -> dict[str, Any]:
@@ -118,17 +118,17 @@ class PipelineReport(Report[R]):
         kept = super()._kept(batch)
         if kept is None or self._keep != "values":
             return kept
-        bare = {
-            place: replace(outcome, item=None) if outcome.status is Status.DROPPED else outcome
-            for place, outcome in kept.notable.items()
+        notable = {
+            offset: replace(outcome, item=None) if outcome.status is Status.DROPPED else outcome
+            for offset, outcome in kept.notable.items()
         }
-        return kept._replace(notable=bare)
+        return kept._replace(notable=notable)
 
     def __str__(self) -> str:
-        width = max(len(tally.name) for tally in self._tallies)
-        heads = ("fed", "out", "dropped", "failed", "lost", "skipped")
-        lines = [f"  {'stage':<{width}}" + "".join(f" {head:>8}" for head in heads) + "  seconds  busy"]
+        width = max(len(counter.name) for counter in self._counters)
+        columns = ("fed", "out", "dropped", "failed", "lost", "skipped")
+        lines = [f"  {'stage':<{width}}" + "".join(f" {column:>8}" for column in columns) + "  seconds  busy"]
         for row in self.stages:
-            counts = "".join(f" {getattr(row, head):>8}" for head in heads)
+            counts = "".join(f" {getattr(row, column):>8}" for column in columns)
             lines.append(f"  {row.name:<{width}}{counts} {row.seconds:>8.2f} {row.busy:>5.0%}")
         return "\n".join([super().__str__(), *lines])

@@ -1,9 +1,10 @@
-"""One run of a pipeline in the caller's thread."""
+"""One run of a pipeline in the caller's thread: its checks, its engine and the order of its outcomes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any
 
 from .._reports.batches import OutcomeBatch
@@ -20,73 +21,76 @@ from .report import PipelineReport, StageCounter
 
 
 class PipelineRun(Run):
-    """The same as a Run, with a line of hops in place of the engine."""
+    """A Run with a PipelineEngine in place of the Engine."""
 
     def __init__(self, stages: Sequence[Stage], objects: Iterable[Any], name: str) -> None:
         options = options_of_the_run(stages)
         first = stages[0]
         queryset = None if first.work.call is call_spread else as_queryset(objects)
         stages = [first._replace(work=first.work._replace(queryset=queryset)), *stages[1:]]
-        hops = [prepare_segment(hop) for hop in plan_segments(stages)]
-        _refuse_shared_executors(hops)
-        _take_turns(hops)
-        for hop in hops:
-            _carry_along(hop)
-            check_job_picklable(hop.executor, hop.job)  # before others have been started
+        segments = [prepare_segment(segment) for segment in plan_segments(stages)]
+        _refuse_shared_executors(segments)
+        _share_turn(segments)
+        for segment in segments:
+            _capture_context(segment)
+            check_job_picklable(segment.executor, segment.job)  # before others have been started
         source = source_of(objects, queryset)
-        tallies = [StageCounter(stage.name, stage.options.workers) for stage in stages]
-        report = PipelineReport[Any](tallies, keep=options.keep, queryset=queryset)
-        self._line = PipelineEngine(hops, options, source, tallies)
+        counters = [StageCounter(stage.name, stage.options.workers) for stage in stages]
+        report = PipelineReport[Any](counters, keep=options.keep, queryset=queryset)
+        self._pipeline = PipelineEngine(segments, options, source, counters)
         self._expands = any(stage.expands for stage in stages)
-        report._unsafe = self._line.unsafe
-        aliases = _aliases(hop for hop in hops if not hop.executor.inline)
-        self._assemble(Parts(options, name, source, Workers(self._line), self._line, report, aliases))
+        report._unsafe = self._pipeline.unsafe
+        aliases = _aliases(segment for segment in segments if not segment.executor.inline)
+        self._assemble(Parts(options, name, source, Workers(self._pipeline), self._pipeline, report, aliases))
 
     def _total(self) -> int | None:
         return None if self._expands else self._source.total
 
     def _in_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
-        """Hold outcomes back until all of the objects before them have gone."""
-        line, due = self._line, 0
-        complete = line.complete = {}
+        """Hold outcomes back until all of the objects before them have left."""
+        engine, next_index = self._pipeline, 0
+        complete = engine.complete = {}
         waiting: dict[int, list[OutcomeBatch]] = {}
         for batch in batches:
-            line.held_back += len(batch.values)
-            for place in range(len(batch.values)):
-                index = batch.first + place
-                waiting.setdefault(index, []).append(batch.alone(place, index))
-            while due in complete and len(waiting.get(due, ())) == complete[due]:
-                del complete[due]
-                gone = sorted(waiting.pop(due), key=lambda one: one.order)
-                line.held_back -= len(gone)
-                due += 1
-                yield from gone
+            engine.held_back += len(batch.values)
+            for offset in range(len(batch.values)):
+                index = batch.first + offset
+                waiting.setdefault(index, []).append(batch.single(offset, index))
+            while next_index in complete and len(waiting.get(next_index, ())) == complete[next_index]:
+                del complete[next_index]
+                batches_of_object = sorted(waiting.pop(next_index), key=attrgetter("order"))
+                engine.held_back -= len(batches_of_object)
+                next_index += 1
+                yield from batches_of_object
 
 
 class Workers:
-    """All executors of a line, as far as a run speaks to them."""
+    """What a run asks of its executor, answered for all executors of a pipeline."""
 
-    def __init__(self, line: PipelineEngine) -> None:
-        self._line = line
+    def __init__(self, engine: PipelineEngine) -> None:
+        self._pipeline = engine
 
     @property
     def inline(self) -> bool:
-        return self._line.inline
+        return self._pipeline.inline
 
     def wake(self) -> None:
-        self._line.wake()
+        self._pipeline.wake()
 
     def halt(self) -> None:
-        self._line.halt_executors()
+        self._pipeline.halt_executors()
 
 
-def _aliases(hops: Iterable[SegmentPlan]) -> tuple[str, ...]:
-    found = [aliases_of_caller(stage.work, stage.options) for hop in hops for stage in hop.stages]
-    return tuple(dict.fromkeys(chain.from_iterable(found)))
+def _aliases(segments: Iterable[SegmentPlan]) -> tuple[str, ...]:
+    aliases = [aliases_of_caller(stage.work, stage.options) for segment in segments for stage in segment.stages]
+    return tuple(dict.fromkeys(chain.from_iterable(aliases)))
 
 
-def _refuse_shared_executors(hops: Sequence[SegmentPlan]) -> None:
-    for _identity, same in groupby(sorted(hops, key=lambda hop: id(hop.executor)), key=lambda hop: id(hop.executor)):
+def _refuse_shared_executors(segments: Sequence[SegmentPlan]) -> None:
+    def identity(segment: SegmentPlan) -> int:
+        return id(segment.executor)
+
+    for _identity, same in groupby(sorted(segments, key=identity), key=identity):
         first, *others = same
         if others:
             raise InvalidOption(
@@ -97,20 +101,20 @@ def _refuse_shared_executors(hops: Sequence[SegmentPlan]) -> None:
             )
 
 
-def _take_turns(hops: Sequence[SegmentPlan]) -> None:
-    """A SQLite database in memory that threads share has one user at a time, whatever hop that belongs to."""
-    jobs = [job for hop in hops for job in (hop.job, *_fused(hop))]
+def _share_turn(segments: Sequence[SegmentPlan]) -> None:
+    """Give all jobs one lock: threads take turns on a SQLite database in memory, across all segments."""
+    jobs = [job for segment in segments for job in (segment.job, *_stage_jobs(segment))]
     turn = next((job.turn for job in jobs if job.turn is not None), None)
     for job in jobs:
         job.turn = turn if job.turn is not None else None
 
 
-def _fused(hop: SegmentPlan) -> Sequence[Any]:
-    return hop.job.stages if isinstance(hop.job, StagedJob) else ()
+def _stage_jobs(segment: SegmentPlan) -> Sequence[Any]:
+    return segment.job.stages if isinstance(segment.job, StagedJob) else ()
 
 
-def _carry_along(hop: SegmentPlan) -> None:
-    if isinstance(hop.job.carried, CapturedContext):
-        captured = hop.job.carried.captured()
-        for job in (hop.job, *_fused(hop)):
+def _capture_context(segment: SegmentPlan) -> None:
+    if isinstance(segment.job.carried, CapturedContext):
+        captured = segment.job.carried.captured()
+        for job in (segment.job, *_stage_jobs(segment)):
             job.carried = captured

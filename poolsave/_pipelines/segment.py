@@ -1,4 +1,7 @@
-"""One hop of a pipeline: an engine that is fed by the hop before it, and what it tells about travelling objects."""
+"""One segment of a pipeline: an engine that is fed by the segment before it, and the records that pass through it.
+
+`PipelineEngine` makes the segments and connects them. Nothing here knows which segment comes next.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ from .planning import SegmentPlan
 
 
 class InputObject:
-    """One object of the input, and what is known of all that it became."""
+    """One object of the input, and what is known of all values that it became."""
 
-    __slots__ = ("ended", "failed", "index", "item", "open", "saved")
+    __slots__ = ("ended", "failed", "index", "item", "saved", "unfinished")
 
     def __init__(self, index: int, item: Any) -> None:
         self.index = index
         self.item = item
-        self.open = 1
-        """How much of it is on its way."""
+        self.unfinished = 1
+        """How many of its values have no outcome yet."""
         self.ended = 0
         """How many outcomes it has."""
         self.saved = False
@@ -35,57 +38,57 @@ class InputObject:
 
 
 class Record(NamedTuple):
-    """A value on its way from one hop to the next."""
+    """A value on its way from one segment to the next."""
 
     origin: InputObject
     value: Any
     path: tuple[int, ...] = ()
-    """Its places among the several values that the object, and these values in turn, became."""
+    """Position among the values of each stage with `expand` that it has passed, the first such stage first."""
     seconds: float = 0.0
     flaw: BaseException | None = None
     """What an `on_commit` callback raised on the way."""
 
 
 class SegmentResult(NamedTuple):
-    """What a hop did to one traveller: it goes on, or it has ended in one of the hop's stages."""
+    """What a segment did to one record: the record goes on, or it has ended in one of the segment's stages."""
 
-    traveller: Record
+    record: Record
     stage: int
     value: Any
     outcome: Outcome[Any] | None
     """If there is more to say than the value."""
     dropped: bool
     worker: int | str | None
-    unsure: bool = False
-    """Nobody knows which of the hop's stages it was."""
+    stage_unknown: bool = False
+    """Whether the record ended in any of the segment's stages: a dead worker does not say in which."""
 
 
 class SegmentBuffer:
-    """The source of a hop behind another one: takes travellers, and hands out their values."""
+    """The source of a segment behind another one: takes records, and hands out their values."""
 
     ready = False
 
     def __init__(self, expected: Callable[[], int | None]) -> None:
         self._expected = expected
         self._waiting: deque[Record] = deque()
-        self._handed: dict[int, Record] = {}
+        self._handed_out: dict[int, Record] = {}
         self._fed = 0
         self._closed = False
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many records wait."""
         return len(self._waiting)
 
-    def put(self, traveller: Record) -> None:
-        self._waiting.append(traveller)
+    def put(self, record: Record) -> None:
+        self._waiting.append(record)
 
     def close(self) -> None:
         """Nothing more will be put in."""
         self._closed = True
 
     def claim(self, index: int) -> Record:
-        """Take back what was handed out as the object of this index."""
-        return self._handed.pop(index)
+        """Take back the record whose value was handed out as the object of this index."""
+        return self._handed_out.pop(index)
 
     @property
     def exhausted(self) -> bool:
@@ -106,15 +109,15 @@ class SegmentBuffer:
     def _hand_out(self, size: int) -> list[Any]:
         values = []
         for _ in range(min(size, len(self._waiting))):
-            traveller = self._waiting.popleft()
-            self._handed[self._fed] = traveller
+            record = self._waiting.popleft()
+            self._handed_out[self._fed] = record
             self._fed += 1  # as the engine counts
-            values.append(traveller.value)
+            values.append(record.value)
         return values
 
 
 class NonBlockingExecutor:
-    """An executor that never waits, so that one thread can look after several."""
+    """An executor that never waits, so that one thread can drive several."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -134,87 +137,87 @@ class NonBlockingExecutor:
 
 
 class Segment(Engine):
-    """Runs the fused stages of one hop."""
+    """Runs the fused stages of one segment."""
 
-    def __init__(self, fused: SegmentPlan, source: Source) -> None:
-        self.polled = NonBlockingExecutor(fused.executor)
-        self.stages = fused.stages
-        self.executor = fused.executor
-        transactions = [stage.options.transaction is not None for stage in fused.stages]
+    def __init__(self, plan: SegmentPlan, source: Source) -> None:
+        self.non_blocking = NonBlockingExecutor(plan.executor)
+        self.stages = plan.stages
+        self.executor = plan.executor
+        transactions = [stage.options.transaction is not None for stage in plan.stages]
         self.saves = [any(transactions[:number]) for number in range(len(transactions) + 1)]
-        """Whether any of the first so many stages has a transaction."""
-        # What counts failures is the whole run.
-        options = fused.stages[0].options.using(max_failures=None)
-        super().__init__(cast("Executor", self.polled), fused.job, options, source)
+        """`saves[n]`: whether one of the first n stages has a transaction."""
+        # The pipeline counts failures, over all segments.
+        options = plan.stages[0].options.using(max_failures=None)
+        super().__init__(cast("Executor", self.non_blocking), plan.job, options, source)
 
     @property
-    def counted(self) -> int:
-        """Grows with everything that is fed or ends."""
+    def activity(self) -> int:
+        """A count that grows with every object that is fed, sent or ended."""
         return self._fed + self._ended + self._tickets
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """How many objects have been taken and not given back."""
         return self._fed - self._ended
 
     @property
     def is_busy(self) -> bool:
-        """Whether the executor has something that it will tell about."""
+        """Whether the executor has tasks, and so will give events."""
         return bool(self._tasks)
 
     @property
-    def is_eager(self) -> bool:
+    def can_proceed(self) -> bool:
         """Whether there is something to do without waiting."""
-        due_here = self._executor.inline and self.is_busy
-        return due_here or bool(self._aside) or (self._source.ready and self._has_room())
+        runs_here = self._executor.inline and self.is_busy
+        return runs_here or bool(self._aside) or (self._source.ready and self._has_room())
 
     @property
     def may_fork(self) -> bool:
         """Whether its start may fork this process."""
         return isinstance(self.executor, ProcessExecutor)
 
-    def stay_ahead_of(self, other: Segment) -> None:
-        """Take no more than the next hop has use for at its present speed."""
+    def limit_lead_over(self, other: Segment) -> None:
+        """Take no more than the next segment can use at its present speed."""
         capacity = other._pacing.capacity(max(1, other.executor.workers), other.bound)
         self.bound = max_lead(capacity, workers=max(1, self.executor.workers))
 
-    def names(self, end: SegmentResult) -> list[str]:
-        """The stage that an end was in, or all that it may have been in."""
-        return [stage.name for stage in (self.stages if end.unsure else [self.stages[end.stage]])]
+    def names(self, result: SegmentResult) -> list[str]:
+        """Name the stage that a record ended in, or all stages that it may have ended in."""
+        return [stage.name for stage in (self.stages if result.stage_unknown else [self.stages[result.stage]])]
 
     def expected(self) -> int | None:
         """How many objects may still come out, if that is known."""
         coming = None if self.stages[-1].expands else self._source.remaining()
-        return None if coming is None else coming + self.under_way
+        return None if coming is None else coming + self.in_flight
 
-    def ends(self, batch: OutcomeBatch) -> Iterator[SegmentResult]:
-        """What became of each traveller of a batch."""
+    def results(self, batch: OutcomeBatch) -> Iterator[SegmentResult]:
+        """Give the result of each record of a batch."""
         last = len(self.stages) - 1
         columns = [*batch.seconds] if len(batch.seconds) > len(batch.values) else []
-        for place, value in enumerate(batch.values):
-            seconds = sum(columns[place :: len(batch.values)]) if columns else batch.seconds[place]
-            origin, _value, path, before, flaw = self._claim(batch, place)
-            traveller = Record(origin, None, path, before + seconds, flaw)
-            outcome = batch.notable.get(place)
+        for offset, value in enumerate(batch.values):
+            seconds = sum(columns[offset :: len(batch.values)]) if columns else batch.seconds[offset]
+            origin, _value, path, before, flaw = self._claim(batch, offset)
+            record = Record(origin, None, path, before + seconds, flaw)
+            outcome = batch.notable.get(offset)
             if outcome is not None and outcome.status is not Status.SUCCEEDED:
-                told = outcome.value if last and isinstance(outcome.value, int) else None
-                # What has not begun has ended in the first one.
-                unsure = told is None and last > 0 and outcome.status is Status.LOST
+                stage = outcome.value if last and isinstance(outcome.value, int) else None
+                # A record that no stage has started ends in the first one.
+                unknown = stage is None and last > 0 and outcome.status is Status.LOST
                 yield SegmentResult(
-                    traveller, told or 0, None, outcome, dropped=False, worker=batch.worker, unsure=unsure
+                    record, stage or 0, None, outcome, dropped=False, worker=batch.worker, stage_unknown=unknown
                 )
             elif last and isinstance(value, Dropped):
-                yield SegmentResult(traveller, value.stage, None, outcome, dropped=True, worker=batch.worker)
+                yield SegmentResult(record, value.stage, None, outcome, dropped=True, worker=batch.worker)
             else:
-                yield SegmentResult(traveller, last, value, outcome, dropped=value is DROP, worker=batch.worker)
+                yield SegmentResult(record, last, value, outcome, dropped=value is DROP, worker=batch.worker)
 
-    def _claim(self, batch: OutcomeBatch, place: int) -> Record:
+    def _claim(self, batch: OutcomeBatch, offset: int) -> Record:
         if isinstance(self._source, SegmentBuffer):
-            return self._source.claim(batch.first + place)
-        return Record(InputObject(batch.first + place, batch.objects[place]), None)
+            return self._source.claim(batch.first + offset)
+        return Record(InputObject(batch.first + offset, batch.objects[offset]), None)
 
     def times(self, batch: OutcomeBatch) -> list[float]:
-        """The seconds of each stage."""
+        """Give the seconds of each stage."""
         size = len(batch.values)
         if len(batch.seconds) == size:
             return [sum(batch.seconds)] + [0.0] * (len(self.stages) - 1)

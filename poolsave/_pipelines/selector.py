@@ -1,4 +1,4 @@
-"""One thread that waits for several executors at once."""
+"""Waiting for several executors at once, in one thread. `PipelineEngine` has one; a plain run needs none."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from typing import Any
 from ..executors import Executor
 
 HEARTBEAT = 0.1
-"""Seconds after which executors are looked at in any case: for time-outs, and for workers whose end nobody told."""
+"""Seconds after which a wait ends in any case: time-outs and some deaths of workers make no event of their own."""
 POLL_INTERVAL = 0.005
-"""Seconds between looks at an executor that cannot say when it has something to tell."""
+"""Polling interval in seconds for executors without a file descriptor or an `on_event` callback."""
 
 
 class ExecutorSelector:
-    """Rings when one of the executors has something to tell, or somebody calls `ring`."""
+    """Ends a wait when one of the executors has an event, or when `wakeup` is called."""
 
     def __init__(self) -> None:
-        # Sockets, since pipes cannot be waited for everywhere.
+        # Sockets, since `select` takes no pipes on Windows.
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._reader, selectors.EVENT_READ, None)
-        self._silent: list[Executor] = []
+        self._polled: list[Executor] = []
         self._descriptors: dict[int, int] = {}
-        self._there = True
+        self._open = True
 
-    def listen_to(self, executor: Any) -> None:
-        """Be rung by an executor that has been started."""
+    def register(self, executor: Any) -> None:
+        """Wait for an executor too, which has been started."""
         descriptor: int = executor.fileno() if hasattr(executor, "fileno") else -1
         if descriptor >= 0:
             self._selector.register(descriptor, selectors.EVENT_READ, None)
             self._descriptors[id(executor)] = descriptor
         elif hasattr(executor, "on_event"):
-            executor.on_event = self.ring
+            executor.on_event = self.wakeup
         elif not executor.inline:
-            self._silent.append(executor)
+            self._polled.append(executor)
 
-    def leave(self, executor: Any) -> None:
-        """Be rung no more by an executor that has nothing left to do.
+    def unregister(self, executor: Any) -> None:
+        """Wait no more for an executor that has nothing left to do.
 
-        Its idle worker may end all the same, and then its descriptor stays readable, since nobody asks it any more.
+        An idle worker of it may still end. Its descriptor would then stay readable, since no step reads it any more.
         """
         descriptor = self._descriptors.pop(id(executor), None)
         if descriptor is not None:
             self._selector.unregister(descriptor)
 
-    def ring(self) -> None:
+    def wakeup(self) -> None:
         """End a `wait`, now or the next one. Callable from any thread, and after `close`."""
         with self._lock:
-            self.ring_from_signal()
+            self.wakeup_from_signal()
 
-    def ring_from_signal(self) -> None:
-        """The same in the thread that waits, which closes the bell itself, and may hold the lock just now."""
-        if self._there:
-            with suppress(BlockingIOError):  # full: it will ring anyway
+    def wakeup_from_signal(self) -> None:
+        """The same in a signal handler of the thread that waits and closes. No lock: that thread may hold it."""
+        if self._open:
+            with suppress(BlockingIOError):  # full: the wait ends anyway
                 self._writer.send(b"!")
 
     def wait(self, busy: Iterable[Executor]) -> None:
         """Wait for something to happen."""
-        patrol = any(one is executor for executor in self._silent for one in busy)
-        ready = self._selector.select(POLL_INTERVAL if patrol else HEARTBEAT)
+        poll = any(executor is polled for polled in self._polled for executor in busy)
+        ready = self._selector.select(POLL_INTERVAL if poll else HEARTBEAT)
         if any(key.fileobj is self._reader for key, _mask in ready):
             self._reader.recv(4096)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close the sockets and the selector."""
         with self._lock:
-            self._there = False
+            self._open = False
             self._selector.close()
             self._reader.close()
             self._writer.close()

@@ -68,7 +68,7 @@ class OutcomeBatch(NamedTuple):
             worker=self.worker,
         )
 
-    def alone(self, place: int, index: int) -> OutcomeBatch:
+    def single(self, place: int, index: int) -> OutcomeBatch:
         """One of the outcomes as a batch of its own, at another index."""
         outcome = self.notable.get(place)
         return OutcomeBatch(

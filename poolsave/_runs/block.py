@@ -188,7 +188,7 @@ class BlockDriver:
         for place, call in enumerate(calls):
             with self._halting():
                 if call.sink is not None:
-                    call.sink.take(batch.alone(place, call.place))
+                    call.sink.take(batch.single(place, call.place))
                 if not call.cancelled:
                     resolve_future(call.future, results[place], batch.notable.get(place))
         with self._halting():

@@ -373,7 +373,7 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
 def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
     waits = []
     wait = ExecutorSelector.wait
-    monkeypatch.setattr(ExecutorSelector, "wait", lambda bell, busy: (waits.append(1), wait(bell, busy)))
+    monkeypatch.setattr(ExecutorSelector, "wait", lambda selector, busy: (waits.append(1), wait(selector, busy)))
 
     @pooled_operation(transaction=None, progress=False, **THREAD)
     def outlives(trail):

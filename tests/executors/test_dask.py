@@ -22,7 +22,7 @@ from django.test import override_settings
 from poolsave import ClusterUnusable, InvalidOption, Status, executors, pooled_operation
 from poolsave._environment.django_setup import _overridden
 from poolsave._environment.versions import Versions
-from poolsave._pipelines import selector as _waiting
+from poolsave._pipelines import selector as _selector
 from poolsave.executors.dask import cluster as _dask_cluster
 from poolsave.executors.dask import worker as _dask_worker
 from tests.conftest import wait_until
@@ -411,7 +411,7 @@ def test_a_scheduler_that_ends_ends_the_run_with_its_report(tmp_path):
 @pytest.mark.parametrize("patience", [0.005, 60], ids=["asked", "told"])
 def test_a_stage_of_a_pipeline_runs_in_the_cluster(address, monkeypatch, patience):
     """A lambda reaches only a worker that was forked, which happens only before Dask starts a thread in the caller."""
-    monkeypatch.setattr(_waiting, "HEARTBEAT", patience)
+    monkeypatch.setattr(_selector, "HEARTBEAT", patience)
     shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
     report = (on(address, stages.doubles) | shout).using(keep="all").map(range(50))
     assert report.values == [f"{2 * number}!" for number in range(50)]
