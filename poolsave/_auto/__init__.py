@@ -1,1 +1,1 @@
-"""executor="auto": in the caller's thread first, in processes when that pays."""
+"""`executor="auto"`: measure the first objects in the caller's thread, decide, switch to a pool and back."""

@@ -1,7 +1,8 @@
 """Whether a run with `executor="auto"` goes on in the caller's thread or in a pool. Pure: figures in, decisions out.
 
-The run starts serially, so that few objects cost what a loop costs. It is worth a pool when what is left, sped up by as
-much as may well be expected, saves more than it costs to start one. What cannot be known before is tried, and given up.
+`AutoEngine` measures, asks, and acts. The run starts serially, so that few objects cost what a loop costs. A pool is
+worth its start if the expected speed-up of the objects that are left saves more than the start costs. A pool whose
+speed cannot be expected is tried, and given up if it is too slow.
 """
 
 from __future__ import annotations
@@ -9,126 +10,129 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEFAULT_START_SECONDS = {"fork": 0.04, "forkserver": 0.8, "spawn": 1.5}
-"""Seconds until workers work, by start method, before any has been measured in this process."""
+"""Seconds until a pool gives its first answer, by start method, before this process has measured one."""
 MIN_SAMPLE_SECONDS = 0.04
-"""Seconds of work, without the first slice, after which its speed is known well enough."""
+"""Seconds of work, without the first sample, after which its speed is known well enough."""
 MAX_TRIAL_SHARE = 0.03
-"""Share of the time that the run takes at least, which may be spent on what may turn out to be a mistake."""
-DISPATCH = 0.00002
-"""Seconds that the caller has to do with each object of a pool."""
+"""Share of the run's least possible time that a start or trial of a pool may cost if it may turn out a mistake."""
+DISPATCH_SECONDS = 0.00002
+"""Seconds that the caller spends on each object of a pool."""
 SHARE_OF_BOUND = 0.5
-"""How much of the speed-up that is possible at most is expected: there are things that nobody has measured, such as a
-database server on the same machine, which wants the same CPUs."""
+"""Share of the largest possible speed-up that is expected. Not all that limits a pool is measured: a database server
+on the same machine uses the same CPUs."""
 LOCKED, LOCKED_IF_SHORT = 0.5, 0.28
 """Share of an object's time inside SQLite's only write lock from which a pool is not expected to be faster than the
-caller: who waits for that lock sleeps, and asks again. The second is for objects of less than a millisecond, which is
-as long as the shortest of these sleeps; two workers with trivial saves were slower from there on."""
+caller: a worker that waits for that lock sleeps, and asks again. The second value is for objects below `SHORT`, the
+length of the shortest such sleep; from there on two workers with trivial saves were measured to be slower."""
 SHORT = 0.001
-"""Seconds; see above."""
-SHORTEST, LONGEST = 0.15, 0.6
-"""Seconds for which a pool is watched until it is judged: if its speed is clearly another, and at most."""
+"""Seconds per object below which `LOCKED_IF_SHORT` counts."""
+MIN_WATCH_SECONDS, MAX_WATCH_SECONDS = 0.15, 0.6
+"""Seconds for which a pool is measured before it is kept or given up: if its speed differs clearly, and at most."""
 CLEARLY_FASTER, CLEARLY_SLOWER = 1.3, 0.5
-"""How many times as fast is clear after a short look. To give up a pool that is only slow to get going costs more than
-to watch it for longer."""
+"""Factors of the caller's speed that are clear after the shorter measurement. The second one is low: giving up a pool
+that only starts slowly costs more than measuring it for longer."""
 MIN_SPEEDUP = 1.05
-"""How many times as fast as the caller alone a pool has to be to be kept."""
+"""Factor of the caller's speed that a pool must reach to be kept."""
 RETRY_AFTER = 5.0
-"""Seconds after which a pool that was given up may be tried again; twice as long after every further time."""
+"""Seconds after which a pool that was given up may be tried again. They double with every further time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalMeasurement:
-    """What is known of the work after some slices of it have run in the caller's thread."""
+    """What the samples in the caller's thread say about the work."""
 
-    slices: int
+    samples: int
     seconds: float
-    """How long all of them took."""
+    """Seconds that all samples took."""
     evidence: float
-    """How long those took from which `per_object` is known: all but the first, which imports and connects."""
+    """Seconds of the samples that `per_object` comes from: all but the first, which imports and connects."""
     per_object: float
     """Seconds that the function and its transaction take for one object."""
     computing: float
-    """Share of that in which this process computes; in the rest it waits for others."""
+    """Share of that time in which this process computes. In the rest it waits."""
     locked: float
-    """Share of that inside transactions on a SQLite file, of which there is one at a time."""
+    """Share of that time inside write transactions on a SQLite file, which takes one at a time."""
     left: int
-    """Objects that are still to come, or as many as have been if nobody knows."""
+    """Objects that are still to come. If that is unknown: as many as have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEstimate:
-    """What a pool would be."""
+    """What is expected of a pool."""
 
     workers: int
     cpus: int
     start: float
-    """Seconds until its workers work."""
+    """Seconds until it gives its first answer."""
     given_up: int = 0
-    """How many times it has been too slow in this run."""
+    """How many times a pool was too slow in this run."""
     since: float = 0.0
-    """Seconds since it was given up last."""
+    """Seconds since a pool was given up last."""
 
 
-def max_speedup(work: LocalMeasurement, ride: PoolEstimate) -> float:
-    """How many times as fast a pool can be at most: as there are workers, CPUs for what computes, and one at a time
-    for what is locked."""
-    by_cpus = ride.cpus / work.computing if work.computing > 0 else ride.workers
-    by_lock = 1 / work.locked if work.locked > 0 else ride.workers
-    return max(1.0, min(ride.workers, by_cpus, by_lock))
+def max_speedup(work: LocalMeasurement, pool: PoolEstimate) -> float:
+    """Give the upper bound on a pool's speed-up. Workers bound it, CPUs bound what computes, and one lock bounds what
+    holds it."""
+    by_cpus = pool.cpus / work.computing if work.computing > 0 else pool.workers
+    by_lock = 1 / work.locked if work.locked > 0 else pool.workers
+    return max(1.0, min(pool.workers, by_cpus, by_lock))
 
 
-def should_start_pool(work: LocalMeasurement, ride: PoolEstimate) -> tuple[bool, str]:
-    """Say whether to go over to a pool now, and why."""
-    rest = work.left * work.per_object
-    if work.evidence < MIN_SAMPLE_SECONDS and (work.slices != 1 or ride.start > MAX_TRIAL_SHARE * work.seconds):
+def should_start_pool(work: LocalMeasurement, pool: PoolEstimate) -> tuple[bool, str]:
+    """Say whether to switch to a pool now, and why."""
+    local_seconds = work.left * work.per_object
+    if work.evidence < MIN_SAMPLE_SECONDS and (work.samples != 1 or pool.start > MAX_TRIAL_SHARE * work.seconds):
         return False, "too little has run to say anything"
     locked = work.locked >= (LOCKED_IF_SHORT if work.per_object < SHORT else LOCKED)
-    if not locked and max_speedup(work, ride) <= MIN_SPEEDUP:
+    if not locked and max_speedup(work, pool) <= MIN_SPEEDUP:
         return False, f"each object computes for {work.computing:.0%} of its time, and there is one CPU"
-    if ride.given_up or locked:
-        return _on_trial(rest, work, ride)
-    if rest - _in_pool(work, ride) <= ride.start:
+    if pool.given_up or locked:
+        return _should_try_pool(local_seconds, work, pool)
+    if local_seconds - _seconds_in_pool(work, pool) <= pool.start:
         return (
             False,
-            f"at {_time(work.per_object)} each, what was left was not worth {_time(ride.start)} to start a pool",
+            f"at {_format_seconds(work.per_object)} each, what was left was not worth {_format_seconds(pool.start)} "
+            "to start a pool",
         )
-    return True, f"{work.left} objects left at {_time(work.per_object)} each are worth a pool"
+    return True, f"{work.left} objects left at {_format_seconds(work.per_object)} each are worth a pool"
 
 
-def _on_trial(rest: float, work: LocalMeasurement, ride: PoolEstimate) -> tuple[bool, str]:
-    """It is not to be expected that a pool is faster; a trial that costs little beside what is left may tell."""
-    if ride.given_up:
+def _should_try_pool(local_seconds: float, work: LocalMeasurement, pool: PoolEstimate) -> tuple[bool, str]:
+    """Say whether to try a pool that is not expected to be faster: only if a trial costs little beside what is left."""
+    if pool.given_up:
         why = "a pool was no faster than the caller alone"
     else:
         why = f"{work.locked:.0%} of each object's time goes by inside SQLite's one write lock"
-    waited = not ride.given_up or ride.since >= RETRY_AFTER * 2 ** (ride.given_up - 1)
-    if waited and ride.start + LONGEST < MAX_TRIAL_SHARE * rest:
+    waited = not pool.given_up or pool.since >= RETRY_AFTER * 2 ** (pool.given_up - 1)
+    if waited and pool.start + MAX_WATCH_SECONDS < MAX_TRIAL_SHARE * local_seconds:
         return True, f"{why}, but so much is left that a trial of a pool costs little"
     return False, why
 
 
-def _in_pool(work: LocalMeasurement, ride: PoolEstimate) -> float:
-    speedup = 1 + SHARE_OF_BOUND * (max_speedup(work, ride) - 1)
-    return work.left * max(DISPATCH, work.per_object / speedup)
+def _seconds_in_pool(work: LocalMeasurement, pool: PoolEstimate) -> float:
+    speedup = 1 + SHARE_OF_BOUND * (max_speedup(work, pool) - 1)
+    return work.left * max(DISPATCH_SECONDS, work.per_object / speedup)
 
 
 def should_keep_pool(
-    alone: float, objects: int, seconds: float, *, left: int | None, ride: PoolEstimate
+    per_object: float, objects: int, seconds: float, *, left: int | None, pool: PoolEstimate
 ) -> tuple[bool | None, str]:
-    """Say whether to keep a pool that has ended `objects` in `seconds`, where the caller alone takes `alone` seconds
-    for each; None: not yet."""
-    if objects < 2 * ride.workers or seconds < SHORTEST:
+    """Say whether to keep a pool that has ended `objects` in `seconds`, and why. None: not known yet.
+
+    The caller alone takes `per_object` seconds for each.
+    """
+    if objects < 2 * pool.workers or seconds < MIN_WATCH_SECONDS:
         return None, "the pool is being measured"
-    speedup = alone * objects / seconds
-    told = f"a pool of {ride.workers} workers is {speedup:.2f} times as fast as the caller alone"
-    if seconds < LONGEST and CLEARLY_SLOWER < speedup < CLEARLY_FASTER:
-        return None, told
+    speedup = per_object * objects / seconds
+    verdict = f"a pool of {pool.workers} workers is {speedup:.2f} times as fast as the caller alone"
+    if seconds < MAX_WATCH_SECONDS and CLEARLY_SLOWER < speedup < CLEARLY_FASTER:
+        return None, verdict
     if speedup >= MIN_SPEEDUP:
-        return True, told
-    if left is not None and left * (seconds / objects - alone) < ride.start:
-        return True, f"{told}, and little is left"
-    return False, told
+        return True, verdict
+    if left is not None and left * (seconds / objects - per_object) < pool.start:
+        return True, f"{verdict}, and little is left"
+    return False, verdict
 
 
-def _time(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"

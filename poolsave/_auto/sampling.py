@@ -1,4 +1,7 @@
-"""How fast the caller's own thread is, measured on the first objects of a run, all of them real work."""
+"""How fast the caller's own thread is, measured on the first objects of a run.
+
+The objects are real work, not a rehearsal. `AutoEngine` takes the samples, and gives what they say to `policy`.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,25 @@ from .._reports.batches import OutcomeBatch
 from ..executors import Event, SerialExecutor
 from .policy import MIN_SAMPLE_SECONDS, LocalMeasurement
 
-REMEMBERED = 8
-"""Slices whose average says how fast the caller is now."""
+RECENT_SAMPLES = 8
+"""Samples whose average is the present speed: enough to smooth noise, few enough to follow a change."""
 
 
 class SamplingSerialExecutor(SerialExecutor):
-    """Notes how long the objects of the last task took, and how much of it this process computed."""
+    """A serial executor that sums up seconds and CPU seconds of its tasks until the next sample is taken."""
 
     ran = computed = 0.0
     locks: WriteLockTimer | None = None
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        computed, began = time.process_time(), time.perf_counter()
+        computed, started = time.process_time(), time.perf_counter()
         try:
             if self.locks is None:
                 return super().wait(timeout)
             with self.locks.watching():
                 return super().wait(timeout)
         finally:
-            self.ran += time.perf_counter() - began
+            self.ran += time.perf_counter() - started
             self.computed += time.process_time() - computed
 
 
@@ -39,65 +42,67 @@ class Sample(NamedTuple):
 
     objects: int
     took: float
-    """Seconds, with the pulling of the input and all else that the caller has to do for them."""
+    """Seconds in all, including the pulling of the input and the engine's own work."""
     ran: float
+    """Seconds in which the objects ran."""
     computed: float
+    """CPU seconds of this process meanwhile."""
 
 
 class LocalSamples:
-    """The last slices of work. What locks it holds is measured once, after the first slice, which connects."""
+    """The last samples of work. The locks that it holds are measured once, after the first sample, which connects."""
 
     def __init__(self) -> None:
-        self._all = 0
+        self._count = 0
         self.seconds = 0.0
-        """How long all of them took."""
+        """Seconds that all samples took."""
         self._took = 0.0
-        self._recent: deque[Sample] = deque(maxlen=REMEMBERED)
+        self._recent: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
         self._locks = WriteLockTimer()
         self._locked: float | None = None
         self.fresh = False
-        """Whether one has been added since the last look."""
-        self.sample: OutcomeBatch | None = None
-        """Objects and what came of them."""
+        """Whether a sample has been added since the last `measured()`."""
+        self.last_batch: OutcomeBatch | None = None
+        """The objects of the last sample and their values."""
 
     def take(
         self, batches: Sequence[OutcomeBatch], objects: int, took: float, executor: SamplingSerialExecutor
     ) -> None:
-        """Add what a step of the engine has done."""
+        """Add a step of the engine as a sample."""
         self._took += took
-        if not objects:  # it has pulled a slow input
+        if not objects:  # the step waited for a slow input
             return
-        if self._all == 1:
+        if self._count == 1:
             self._recent.clear()
         self._recent.append(Sample(objects, self._took, executor.ran, executor.computed))
-        self._all += 1
+        self._count += 1
         self.seconds += self._took
         self._took = executor.ran = executor.computed = 0.0
         self._watch_locks(executor)
-        self.sample = batches[-1]
+        self.last_batch = batches[-1]
         self.fresh = True
 
     def _watch_locks(self, executor: SamplingSerialExecutor) -> None:
-        if self._locked is None and self._all > 1 and self._sum("took") >= MIN_SAMPLE_SECONDS:
+        if self._locked is None and self._count > 1 and self._sum("took") >= MIN_SAMPLE_SECONDS:
             self._locked = self._locks.held / max(self._sum("ran"), 1e-9)
         executor.locks = self._locks if self._locked is None else None
 
     def _sum(self, name: str) -> float:
-        return sum(float(getattr(one, name)) for one in self._recent)
+        return sum(float(getattr(sample, name)) for sample in self._recent)
 
     @property
     def per_object(self) -> float:
-        """Seconds that the caller takes for one object, with everything."""
+        """Seconds that the caller takes for one object in all."""
         return self._sum("took") / self._sum("objects")
 
     def measured(self, left: int) -> LocalMeasurement:
-        """What is known now."""
+        """Give what the samples say, with the number of objects that are left."""
         self.fresh = False
         ran = self._sum("ran")
         return LocalMeasurement(
-            slices=self._all,
+            samples=self._count,
             seconds=self.seconds,
-            evidence=self._sum("took") if self._all > 1 else 0.0,
+            evidence=self._sum("took") if self._count > 1 else 0.0,
             per_object=ran / self._sum("objects"),
             computing=min(1.0, self._sum("computed") / ran) if ran else 1.0,
             locked=min(1.0, self._locked or 0.0),

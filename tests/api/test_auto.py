@@ -30,7 +30,7 @@ AUTO = {"executor": "auto", "start_method": "fork"}
 @pytest.fixture
 def flapping(monkeypatch):
     """Go over at every opportunity, there and back."""
-    monkeypatch.setattr(_auto_engine, "LONGEST", 0.0)  # on SQLite one worker may keep the lock from the other
+    monkeypatch.setattr(_auto_engine, "MAX_WATCH_SECONDS", 0.0)  # on SQLite one worker may keep the lock from the other
     monkeypatch.setattr(_auto_engine, "MIN_SAMPLE_SECONDS", 0.0)
     monkeypatch.setattr(_auto_engine, "should_start_pool", lambda *_figures: (True, "for a test"))
     monkeypatch.setattr(_auto_engine, "should_keep_pool", lambda *_figures, **_more: (False, "for a test"))

@@ -10,9 +10,9 @@ from poolsave._auto.policy import LocalMeasurement, PoolEstimate, max_speedup, s
 
 seconds = st.floats(1e-6, 10)
 shares = st.floats(0, 1)
-works = st.builds(
+measurements = st.builds(
     LocalMeasurement,
-    slices=st.integers(1, 50),
+    samples=st.integers(1, 50),
     seconds=st.floats(0.04, 100),
     evidence=st.just(0.0) | st.floats(0.04, 100),
     per_object=seconds,
@@ -20,7 +20,7 @@ works = st.builds(
     locked=shares,
     left=st.integers(0, 10**7),
 )
-rides = st.builds(
+pools = st.builds(
     PoolEstimate,
     workers=st.integers(2, 64),
     cpus=st.integers(1, 64),
@@ -30,42 +30,42 @@ rides = st.builds(
 )
 
 
-@given(works, rides)
-def test_a_pool_is_never_worth_more_than_what_is_left(work, ride):
-    go, _why = should_start_pool(work, ride)
-    assert not go or work.left * work.per_object > ride.start
+@given(measurements, pools)
+def test_a_pool_is_never_worth_more_than_what_is_left(work, pool):
+    go, _why = should_start_pool(work, pool)
+    assert not go or work.left * work.per_object > pool.start
 
 
-@given(works, rides, st.integers(0, 10**6))
-def test_more_that_is_left_never_speaks_against_a_pool(work, ride, more):
-    if should_start_pool(work, ride)[0]:
-        assert should_start_pool(dataclasses.replace(work, left=work.left + more), ride)[0]
+@given(measurements, pools, st.integers(0, 10**6))
+def test_more_that_is_left_never_speaks_against_a_pool(work, pool, more):
+    if should_start_pool(work, pool)[0]:
+        assert should_start_pool(dataclasses.replace(work, left=work.left + more), pool)[0]
 
 
-@given(works, rides, st.floats(0, 5))
-def test_a_dearer_start_never_speaks_for_a_pool(work, ride, more):
-    if should_start_pool(work, dataclasses.replace(ride, start=ride.start + more))[0]:
-        assert should_start_pool(work, ride)[0]
+@given(measurements, pools, st.floats(0, 5))
+def test_a_dearer_start_never_speaks_for_a_pool(work, pool, more):
+    if should_start_pool(work, dataclasses.replace(pool, start=pool.start + more))[0]:
+        assert should_start_pool(work, pool)[0]
 
 
-@given(works, rides)
-def test_a_bound_is_that_of_workers_cpus_and_locks(work, ride):
-    bound = max_speedup(work, ride)
-    assert 1 <= bound <= ride.workers
+@given(measurements, pools)
+def test_a_bound_is_that_of_workers_cpus_and_locks(work, pool):
+    bound = max_speedup(work, pool)
+    assert 1 <= bound <= pool.workers
     assert bound * work.locked <= 1 + 1e-9
-    assert bound == 1 or bound * work.computing <= ride.cpus + 1e-9
+    assert bound == 1 or bound * work.computing <= pool.cpus + 1e-9
 
 
-@given(works, rides)
-def test_a_pool_that_was_given_up_rests_before_it_is_tried_again(work, ride):
-    assume(ride.given_up)
-    go, _why = should_start_pool(work, dataclasses.replace(ride, since=0.0))
+@given(measurements, pools)
+def test_a_pool_that_was_given_up_rests_before_it_is_tried_again(work, pool):
+    assume(pool.given_up)
+    go, _why = should_start_pool(work, dataclasses.replace(pool, since=0.0))
     assert not go
 
 
-@given(seconds, st.integers(1, 10**6), st.floats(0.01, 100), rides)
-def test_a_pool_that_is_faster_is_never_given_up(alone, objects, took, ride):
-    keep, _why = should_keep_pool(alone, objects, took, left=None, ride=ride)
+@given(seconds, st.integers(1, 10**6), st.floats(0.01, 100), pools)
+def test_a_pool_that_is_faster_is_never_given_up(alone, objects, took, pool):
+    keep, _why = should_keep_pool(alone, objects, took, left=None, pool=pool)
     if alone * objects >= 1.06 * took:
         assert keep is not False
     if keep:
@@ -73,51 +73,51 @@ def test_a_pool_that_is_faster_is_never_given_up(alone, objects, took, ride):
 
 
 TRIVIAL = LocalMeasurement(
-    slices=8, seconds=0.06, evidence=0.05, per_object=0.0004, computing=0.6, locked=0.0, left=10_000
+    samples=8, seconds=0.06, evidence=0.05, per_object=0.0004, computing=0.6, locked=0.0, left=10_000
 )
-RIDE = PoolEstimate(workers=2, cpus=2, start=0.04)
+POOL = PoolEstimate(workers=2, cpus=2, start=0.04)
 
 
 def test_trivial_saves_on_a_server_are_worth_a_pool_if_there_are_many():
-    assert should_start_pool(TRIVIAL, RIDE)[0]
-    assert not should_start_pool(dataclasses.replace(TRIVIAL, left=100), RIDE)[0]
+    assert should_start_pool(TRIVIAL, POOL)[0]
+    assert not should_start_pool(dataclasses.replace(TRIVIAL, left=100), POOL)[0]
 
 
 @pytest.mark.parametrize("locked", [0.3, 0.8])
 def test_what_is_inside_the_lock_of_sqlite_is_not(locked):
-    go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=locked), RIDE)
+    go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=locked), POOL)
     assert not go
     assert f"{locked:.0%} of each object's time goes by inside SQLite's one write lock" in why
 
 
 def test_what_is_longer_than_a_sleep_for_that_lock_may_be_inside_it_for_some_time():
     longer = dataclasses.replace(TRIVIAL, per_object=0.01)
-    assert should_start_pool(dataclasses.replace(longer, locked=0.3, left=1000), RIDE)[0]
-    assert not should_start_pool(dataclasses.replace(longer, locked=0.6, left=1000), RIDE)[0]
+    assert should_start_pool(dataclasses.replace(longer, locked=0.3, left=1000), POOL)[0]
+    assert not should_start_pool(dataclasses.replace(longer, locked=0.6, left=1000), POOL)[0]
 
 
 def test_but_it_is_tried_if_the_run_is_so_long_that_a_trial_costs_nothing():
-    go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=0.8, left=1_000_000), RIDE)
+    go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=0.8, left=1_000_000), POOL)
     assert go
     assert "a trial of a pool costs little" in why
 
 
 def test_one_cpu_is_no_use_to_what_computes_but_to_what_waits():
-    single = dataclasses.replace(RIDE, cpus=1)
+    single = dataclasses.replace(POOL, cpus=1)
     assert not should_start_pool(dataclasses.replace(TRIVIAL, computing=1.0), single)[0]
     assert should_start_pool(dataclasses.replace(TRIVIAL, computing=0.01), single)[0]
 
 
 def test_the_first_objects_alone_say_little_unless_they_took_long():
-    first = dataclasses.replace(TRIVIAL, slices=1, evidence=0.0, per_object=0.05, seconds=0.05, left=100)
-    assert not should_start_pool(first, RIDE)[0]
-    assert should_start_pool(dataclasses.replace(first, per_object=2.0, seconds=2.0), RIDE)[0]
+    first = dataclasses.replace(TRIVIAL, samples=1, evidence=0.0, per_object=0.05, seconds=0.05, left=100)
+    assert not should_start_pool(first, POOL)[0]
+    assert should_start_pool(dataclasses.replace(first, per_object=2.0, seconds=2.0), POOL)[0]
 
 
 def test_a_pool_is_watched_for_longer_if_its_speed_is_about_the_same():
-    assert should_keep_pool(0.001, 400, 0.2, left=None, ride=RIDE)[0] is True
-    assert should_keep_pool(0.001, 100, 0.2, left=None, ride=RIDE)[0] is False
-    assert should_keep_pool(0.001, 200, 0.2, left=None, ride=RIDE)[0] is None
-    assert should_keep_pool(0.001, 600, 0.6, left=None, ride=RIDE)[0] is False
-    assert should_keep_pool(0.001, 600, 0.61, left=10, ride=RIDE)[0] is True
-    assert should_keep_pool(1.0, 3, 30.0, left=None, ride=RIDE)[0] is None
+    assert should_keep_pool(0.001, 400, 0.2, left=None, pool=POOL)[0] is True
+    assert should_keep_pool(0.001, 100, 0.2, left=None, pool=POOL)[0] is False
+    assert should_keep_pool(0.001, 200, 0.2, left=None, pool=POOL)[0] is None
+    assert should_keep_pool(0.001, 600, 0.6, left=None, pool=POOL)[0] is False
+    assert should_keep_pool(0.001, 600, 0.61, left=10, pool=POOL)[0] is True
+    assert should_keep_pool(1.0, 3, 30.0, left=None, pool=POOL)[0] is None
