@@ -1,7 +1,7 @@
-"""Where chunks run: the executor protocol, the registry of names, and the executors that poolsave brings.
+"""Where chunks run: the executor protocol, the registry of names, and poolsave's own executors.
 
-An executor takes chunks and gives events; it knows nothing of Django, transactions or outcomes, since the code that
-it runs in its workers does. To plug one in, pass an instance as `executor=`, or register a factory by name:
+An executor takes chunks and returns events. It knows nothing of Django, transactions or outcomes: the code that it runs
+in its workers does. To plug one in, pass an instance as `executor=`, or register a factory by name:
 
     [project.entry-points."poolsave.executors"]
     mine = "my_package:MyExecutor"

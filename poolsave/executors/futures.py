@@ -1,4 +1,4 @@
-"""Any PEP 3148 executor: the standard library's, loky's, mpi4py's, or one of your own."""
+"""The adapter for PEP 3148 executors: the standard library's, loky's, mpi4py's, or your own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["FuturesExecutor", "ProcessPoolExecutor", "ThreadFuturesExecutor"]
 
 
 class FuturesExecutor:
-    """Runs each task as one call of `executor.submit`, and never shuts the executor down, since it is yours.
+    """Runs each task as one call of `executor.submit`. It never shuts the executor down: the executor is yours.
 
-    Workers are set up once per process and thread, give their connections back after every task (nobody tells them
-    when the last one is over), and are warm again in the next run.
+    Each task sets up a worker and closes its connections at the end, since no task knows whether it is the last one.
+    Django is set up once per process, and stays so for the next run.
     """
 
     shares_memory = False
@@ -34,55 +34,55 @@ class FuturesExecutor:
     can_kill = False
     at_most_once = True  # as far as the executor itself runs no future twice
     _alone = False
-    """Whether its processes do nothing else."""
+    """Whether its processes run nothing else."""
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor
-        self.workers = _workers_of(executor)
+        self.workers = _max_workers_of(executor)
         self.on_event: Callable[[], None] | None = None
-        self._start_over()
+        self._reset()
 
-    def _start_over(self) -> None:
+    def _reset(self) -> None:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._flag = LocalMarks()
+        self._marks = LocalMarks()
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        self._start_over()
+        self._reset()
         if not self.shares_memory:
-            job.before_fork()  # it may start its processes only now
-        # Once, and here: a function that cannot be pickled is refused before anything runs.
-        self._parcel: Job | bytes = job if self.shares_memory else dumps(job)
+            job.before_fork()  # the executor may fork its processes only now
+        # Pickled once, and here: a function that cannot be pickled is refused before anything runs.
+        self._job: Job | bytes = job if self.shares_memory else dumps(job)
         self.workers = min(workers, self.workers)
 
     def submit(self, task: Task) -> None:
-        marks = self._flag if self.shares_memory else None
+        marks = self._marks if self.shares_memory else None
         try:
-            future = self._executor.submit(run_task, self._parcel, task.payload, marks, self._alone)
-        except BaseException as error:  # shut down or broken: this task certainly never started
-            self._tell(Broken(task.id, error, begun=False))
+            future = self._executor.submit(run_task, self._job, task.payload, marks, self._alone)
+        except BaseException as error:  # shut down or broken: this task has certainly not started
+            self._emit(Broken(task.id, error, begun=False))
             return
         self._futures[task.id] = future
-        future.add_done_callback(lambda future: self._done(task.id, future))
+        future.add_done_callback(lambda future: self._on_done(task.id, future))
 
-    def _done(self, task: int, future: concurrent.futures.Future[Any]) -> None:
+    def _on_done(self, task: int, future: concurrent.futures.Future[Any]) -> None:
         if future.cancelled():
-            self._tell(Broken(task, concurrent.futures.CancelledError(), begun=False))
+            self._emit(Broken(task, concurrent.futures.CancelledError(), begun=False))
         elif (error := future.exception()) is not None:
-            self._tell(Broken(task, error, begun=True))
+            self._emit(Broken(task, error, begun=True))
         else:
-            self._answered(task, *future.result())
+            self._emit_answer(task, *future.result())
 
-    def _answered(self, task: int, refusal: ExceptionRecord | None, replies: list[Any]) -> None:
-        if refusal is not None:
-            error = restore_exception(refusal)
-            self._tell(SetupFailed(error))
-            self._tell(Broken(task, error, begun=False))
+    def _emit_answer(self, task: int, setup_error: ExceptionRecord | None, replies: list[Any]) -> None:
+        if setup_error is not None:
+            error = restore_exception(setup_error)
+            self._emit(SetupFailed(error))
+            self._emit(Broken(task, error, begun=False))
         else:
             for number, body in enumerate(replies, 1):
-                self._tell(Replied(task, body, number == len(replies)))
+                self._emit(Replied(task, body, number == len(replies)))
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         self._events.put(event)
         if self.on_event is not None:
             self.on_event()
@@ -90,16 +90,16 @@ class FuturesExecutor:
     def wait(self, timeout: float | None) -> Sequence[Event]:
         events: list[Event] = []
         try:
-            found = self._events.get(timeout=timeout)
+            event = self._events.get(timeout=timeout)
             while True:
-                if found is not None:
-                    events.append(found)
-                    self._forget(found)
-                found = self._events.get_nowait()
+                if event is not None:
+                    events.append(event)
+                    self._drop_if_final(event)
+                event = self._events.get_nowait()
         except queue.Empty:
             return events
 
-    def _forget(self, event: Event) -> None:
+    def _drop_if_final(self, event: Event) -> None:
         if isinstance(event, Broken) or (isinstance(event, Replied) and event.final):
             self._futures.pop(event.task, None)
 
@@ -107,29 +107,29 @@ class FuturesExecutor:
         self._events.put(None)
 
     def halt(self) -> None:
-        self._flag.halted = True
+        self._marks.halted = True
         for future in list(self._futures.values()):
             future.cancel()
 
     def kill(self) -> None:
-        """A future that runs cannot be ended from outside: it is finished."""
+        """Like `halt`: a running future cannot be ended from outside."""
         self.halt()
 
     def stop(self) -> None:
-        """Take back what has not begun, and wait for the rest: a future that runs cannot be stopped."""
+        """Cancel the futures that have not started, and wait for the others."""
         self.halt()
         concurrent.futures.wait(list(self._futures.values()))
         self._futures.clear()
 
 
 class ThreadFuturesExecutor(FuturesExecutor):
-    """The same for a `ThreadPoolExecutor`, whose workers see the caller's objects themselves."""
+    """The adapter for a `ThreadPoolExecutor`, whose workers get the caller's objects themselves."""
 
     shares_memory = True
 
 
 class ProcessPoolExecutor(FuturesExecutor):
-    """The standard library's process pool, made for one run and shut down after it.
+    """The standard library's process pool, made for one run and shut down afterwards.
 
     This is what `executor="process"` means on Windows, where the pipes of `ProcessExecutor` do not exist.
     """
@@ -140,7 +140,7 @@ class ProcessPoolExecutor(FuturesExecutor):
         check_start_method(start_method)
         self._start_method = start_method or "spawn"
         self.on_event = None
-        self._start_over()
+        self._reset()
 
     workers = 0
 
@@ -156,23 +156,23 @@ class ProcessPoolExecutor(FuturesExecutor):
 
 
 def run_task(
-    parcel: Job | bytes, payload: Any, marks: LocalMarks | None, alone: bool
+    job_or_bytes: Job | bytes, payload: Any, marks: LocalMarks | None, alone: bool
 ) -> tuple[ExceptionRecord | None, list[Any]]:
-    """Run one task wherever the foreign executor put it; every reply is held until the end."""
+    """In a worker of the foreign executor: run one task, and return all replies at its end."""
     if marks is not None:
-        return _run_task(parcel, payload, marks, alone)
-    # A process may have been forked by the caller, whose context is not for a worker.
-    return Context().run(_run_task, parcel, payload, LocalMarks(), alone)
+        return _run_task(job_or_bytes, payload, marks, alone)
+    # A forked process has the caller's context, which is not for a worker.
+    return Context().run(_run_task, job_or_bytes, payload, LocalMarks(), alone)
 
 
 def _run_task(
-    parcel: Job | bytes, payload: Any, marks: LocalMarks, alone: bool
+    job_or_bytes: Job | bytes, payload: Any, marks: LocalMarks, alone: bool
 ) -> tuple[ExceptionRecord | None, list[Any]]:
     replies: list[Any] = []
     try:
-        job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
+        job: Job = pickle.loads(job_or_bytes) if isinstance(job_or_bytes, bytes) else job_or_bytes
         session = job.open(alone=alone)
-    except BaseException as error:  # told to the caller, who raises it; the task has not begun
+    except BaseException as error:  # reported to the caller, which raises it; the task has not started
         return record_exception(error), replies
     try:
         session.run(payload, marks, lambda body, final: replies.append(body))
@@ -181,7 +181,7 @@ def _run_task(
     return None, replies
 
 
-def _workers_of(executor: concurrent.futures.Executor) -> int:
-    # ThreadPoolExecutor, ProcessPoolExecutor, loky and MPIPoolExecutor all keep the number under this name.
-    found = getattr(executor, "_max_workers", None)
-    return found if isinstance(found, int) and found > 0 else os.cpu_count() or 1
+def _max_workers_of(executor: concurrent.futures.Executor) -> int:
+    # ThreadPoolExecutor, ProcessPoolExecutor, loky and MPIPoolExecutor all use this attribute.
+    workers = getattr(executor, "_max_workers", None)
+    return workers if isinstance(workers, int) and workers > 0 else os.cpu_count() or 1

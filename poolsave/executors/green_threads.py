@@ -1,7 +1,7 @@
-"""Processes that gevent or eventlet have patched, where threads are greenlets of one event loop.
+"""Detects processes that gevent or eventlet have patched, where threads are greenlets of one event loop.
 
-A fork copies all greenlets and the loop with its descriptors: whatever runs beside the caller goes on in each worker as
-well, and the loop of either side aborts over what the other one closes. A process that is started afresh has neither.
+A fork copies all greenlets and the loop with its descriptors. The copied greenlets go on running in each worker, and
+the loop of either side aborts when the other one closes a descriptor. A spawned process has neither.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from ..errors import InvalidOption
 
 PATCHED = ("threading", "thread", "select", "socket", "os")
-"""Modules of the standard library, one of which is enough."""
+"""Modules of the standard library. A process counts as patched if one of them is."""
 
 
 def patched_by() -> str | None:
-    """The library that has patched this process, if one has. It is not imported for that."""
+    """The name of the library that has patched this process, or None. It imports neither library."""
     gevent: Any = sys.modules.get("gevent.monkey")
     if gevent is not None and any(map(gevent.is_module_patched, PATCHED)):
         return "gevent"
@@ -26,17 +26,17 @@ def patched_by() -> str | None:
     return None
 
 
-def check_start_method(wish: str | None) -> None:
+def check_start_method(start_method: str | None) -> None:
     """Refuse to fork beside greenlets.
 
     Raises:
-        InvalidOption: naming the library and the ways out.
+        InvalidOption: naming the library and the alternatives.
     """
-    library = patched_by() if wish in ("fork", "forkserver") else None
+    library = patched_by() if start_method in ("fork", "forkserver") else None
     if library is not None:
         raise InvalidOption(
             "start_method",
-            wish,
+            start_method,
             f"{library} has patched this process, and its greenlets would go on in every fork: "
             'use start_method="spawn" (the default here), or executor="thread"',
         )

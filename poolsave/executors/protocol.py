@@ -1,7 +1,7 @@
-"""The seam between the engine and whatever runs chunks.
+"""The protocol between the engine and the executors. Other packages may implement it.
 
-The engine calls, all from one thread: `start`, then `submit` and `wait` in turn, then `stop`. Every task that was
-submitted must come back in events: its replies in order with `final=True` on the last, or `Died`, or `Broken`.
+The engine calls, all from one thread: `start`, then `submit` and `wait` in turn, then `stop`. Each submitted task must
+come back in events: its replies in order with `final=True` on the last one, or `Died`, or `Broken`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Task(NamedTuple):
-    """One chunk on its way to a worker; `payload` means something to the worker code only."""
+    """One chunk for a worker. Only the worker code interprets `payload`."""
 
     id: int
     payload: Any
@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """A worker answered for some or all (`final`) of a task."""
+    """A worker replied for objects of a task; `final`: for the last ones."""
 
     task: int
     body: Any
@@ -47,30 +47,30 @@ class Replied(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A worker is set up, so many seconds after its start was begun. For the statistics; no executor must say so."""
+    """A worker is set up, `seconds` after its start. It is optional and for the statistics only."""
 
     worker: int | str
     seconds: float
 
 
 class Died(NamedTuple):
-    """A worker process ended. `running` is the task that it had begun, with one mark per object; `queued` are
-    tasks that it had been sent and had certainly not begun."""
+    """A worker process exited. `running` is the task that it had started, with one mark per object. `queued` are tasks
+    that it had been sent and had certainly not started."""
 
     error: WorkerDied
     running: int | None
     marks: bytes
     queued: tuple[int, ...]
     note: int = 0
-    """What it noted last in that task."""
+    """The last number that it noted in that task, or 0."""
     overdue: bool = False
-    """It was ended because its object took too long."""
+    """It was ended because its object exceeded the time-out."""
     worker: int | None = None
     """Its process id, for the statistics."""
 
 
 class Broken(NamedTuple):
-    """The executor lost a task; `begun` is False only if it is sure that no worker has started it."""
+    """The executor lost a task. `begun` is False only if certainly no worker has started it."""
 
     task: int
     error: BaseException
@@ -78,7 +78,7 @@ class Broken(NamedTuple):
 
 
 class SetupFailed(NamedTuple):
-    """A worker could not be set up, so it has run nothing."""
+    """A worker could not be set up, and has run nothing."""
 
     error: BaseException
 
@@ -87,54 +87,56 @@ Event: TypeAlias = Ready | Replied | Died | Broken | SetupFailed
 
 
 class Marks(Protocol):
-    """Where a worker notes how far it is; a process executor keeps these notes where its death cannot take them."""
+    """Where a worker notes how far it is. In a process executor the marks outlive the worker."""
 
     @property
     def halted(self) -> bool:
-        """Whether no further object is to be started."""
+        """Whether no further object may start."""
         ...
 
     def put(self, offset: int, mark: int) -> None:
-        """Note the state of one object of the current task."""
+        """Note the mark of one object of the current task."""
 
     def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float] | array[float]:
-        """Give zeros, at least as many as the current task has objects, in which the worker notes when each of them
-        ended instead of its mark: what has a time (that may be an earlier one, and is never 0) has the mark `ended`,
-        and the first that has none `begun`."""
+        """Return a zeroed array of end times, one per object of the current task, used instead of `put`.
+
+        An object with a non-zero time has the mark `ended`; the first zero is `begun`. A time may be too early, but is
+        never 0. The array may be longer than the task.
+        """
         ...
 
     def note(self, number: int) -> None:
-        """Note a number that tells what became of the task, if its worker cannot."""
+        """Note a number by which `Job.settle` finds out what became of a transaction if the worker dies."""
 
     def clock(self, began: float) -> None:
-        """Note when the present object began, by `time.monotonic()`, or 0 when it has ended."""
+        """Note when the current object started, by `time.monotonic()`; 0: it has ended."""
 
 
 class Session(Protocol):
-    """An opened worker: it runs tasks one after the other and then is closed, in one thread."""
+    """An opened worker. One thread runs its tasks one after the other, and then closes it."""
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one task, calling `reply(body, final)` at least once. Does not raise."""
 
     def close(self) -> None:
-        """Leave nothing open."""
+        """Close everything that the session has opened."""
 
 
 class Job(Protocol):
-    """What every worker of a run needs. It can be pickled if the executor does not share memory with its workers."""
+    """What every worker of a run needs. Executors that share no memory with their workers may pickle it."""
 
     @property
     def preload(self) -> bytes:
-        """What `poolsave._environment.preload` needs to know in a fork server."""
+        """What `poolsave._environment.preload` reads in a fork server."""
         ...
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that an object may take; only executors that `enforce_timeout` are given any."""
+        """Seconds that an object may take, or None. Only for executors with `enforces_timeout`."""
         ...
 
     def settle(self, note: int) -> Any:
-        """For the engine: what became of a transaction, by what its worker noted."""
+        """For the engine: what became of a transaction, by the number that its worker noted."""
         ...
 
     @property
@@ -144,36 +146,37 @@ class Job(Protocol):
 
     @property
     def fork_changes_nothing(self) -> bool:
-        """Whether a worker may be forked in the middle of a run, when the caller is at something else."""
+        """Whether a worker may be forked in the middle of a run, whatever the caller does at that moment."""
         ...
 
     def before_start(self) -> None:
-        """Must be called in the parent right before a worker process is started in place of another, in whichever way.
-        The engine has called it before `start`."""
+        """Call it in the parent right before a worker process replaces another one, by any start method.
+
+        For the first workers the engine calls it, before `start`.
+        """
 
     def before_fork(self) -> None:
-        """Must be called in the parent right before worker processes are forked."""
+        """Call it in the parent right before worker processes are forked."""
 
     def open(self, *, alone: bool = True) -> Session:
-        """Set up a worker in the thread and process that will run tasks. Raises if that is impossible.
+        """Set up a worker in the thread that will run its tasks. Raises if that is impossible.
 
-        Without `alone`, others use that process too, before, after or meanwhile.
+        `alone=False`: other code uses the process too, before, after or meanwhile.
         """
         ...
 
 
 class Executor(Protocol):
-    """Runs tasks. The class attributes say what it can promise; the engine and the documentation go by them.
+    """Runs tasks. The class attributes say what it guarantees; the engine and the documentation rely on them.
 
-    A pipeline waits for several executors at once. One that has a method `fileno` is waited for by that descriptor,
-    which must be readable when `wait` has something to do (-1: there is none); one that has an attribute `on_event` is
-    given a callable there, to be called from any thread after an event has come. Others are asked every few
-    milliseconds.
+    A pipeline waits for several executors at once, in one of three ways. A method `fileno` returns a descriptor that is
+    readable when `wait` has something to do (-1: there is none). An attribute `on_event` is set to a callable that the
+    executor calls from any thread after an event has come. All other executors are polled every few milliseconds.
     """
 
     @property
     def shares_memory(self) -> bool:
-        """Whether workers see the caller's objects themselves, so that nothing needs to be pickled."""
+        """Whether workers get the caller's objects themselves, without pickling."""
         ...
 
     @property
@@ -183,58 +186,58 @@ class Executor(Protocol):
 
     @property
     def enforces_timeout(self) -> bool:
-        """Whether an object that takes too long can be ended, also if it does not listen."""
+        """Whether an object that exceeds its time-out can be ended, even if it ignores exceptions."""
         ...
 
     @property
     def blames_exactly(self) -> bool:
-        """Whether a worker that dies costs at most the object that it was at, and all others are known."""
+        """Whether the death of a worker costs at most the object that it was running; all others are known."""
         ...
 
     @property
     def can_kill(self) -> bool:
-        """Whether what runs can be ended at once, as a second Ctrl-C does."""
+        """Whether running objects can be ended at once, as a second Ctrl-C does."""
         ...
 
     @property
     def at_most_once(self) -> bool:
-        """Whether no task is ever begun twice, also when its worker dies: what may have left something behind comes
-        back as `Died` or `Broken`."""
+        """Whether no task ever starts twice, even if its worker dies: a task that may have had effects comes back as
+        `Died` or `Broken`."""
         ...
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        """Start up to `workers` workers now; no task will be longer than `longest` objects.
+        """Start up to `workers` workers now. No task will have more than `longest` objects.
 
-        An executor that can be used for several runs, one after the other, begins each of them anew here. If it has an
-        attribute `running`, it is not started while that is true.
+        An executor that serves several runs, one after the other, resets itself here. If it has an attribute
+        `running`, it is not started while that is true.
         """
 
     @property
     def workers(self) -> int:
-        """How many tasks can run at once; 0 when all workers have ended."""
+        """How many tasks can run at once; 0 once all workers have ended."""
         ...
 
     def submit(self, task: Task) -> None:
-        """Take a task. Does not block, whatever its size."""
+        """Take a task. It must not block, whatever the size of the task."""
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        """Give what has happened, waiting up to `timeout` seconds (None: as long as it takes) for at least one event.
+        """Return events, waiting up to `timeout` seconds (None: as long as it takes) for the first one.
 
         May return early without any event, but not if it is `inline` and has tasks.
         """
         ...
 
     def wake(self) -> None:
-        """Make a `wait` that is under way in another thread, or the next one, return. Callable from any thread."""
+        """Make the present or the next `wait` return. Callable from any thread."""
 
     def halt(self) -> None:
-        """Begin no further object: what runs is finished, the rest comes back as not started."""
+        """Start no further object. Running objects are finished; the others come back as not started."""
 
     def kill(self) -> None:
-        """End what runs at once, where that is possible; `wait` still tells of it."""
+        """End running objects at once, where that is possible. `wait` still returns their events."""
 
     def stop(self) -> None:
-        """End all workers, which by now have nothing to do or were killed, and leave nothing behind."""
+        """End all workers, which are idle or killed by now, and leave nothing behind."""
 
 
 EXECUTOR_METHODS = ("start", "submit", "wait", "wake", "halt", "kill", "stop")

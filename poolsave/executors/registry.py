@@ -35,15 +35,15 @@ def register(name: str, factory: Callable[..., Executor]) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether `executor=` takes this name. Asks what is installed, which takes a while, only if it has to."""
+    """Whether `executor=` takes this name. Reads the slow list of entry points only if it has to."""
     return name in _factories or name in _published()
 
 
 def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) -> Executor:
-    """Give the executor for the option `executor`.
+    """Return the executor for the option `executor`.
 
     Raises:
-        InvalidOption: if there cannot be one, and why.
+        InvalidOption: saying why there can be none.
     """
     if type(wish).__module__ == "distributed.cfexecutor":
         raise InvalidOption(
@@ -55,8 +55,8 @@ def create(wish: str | Executor | concurrent.futures.Executor, **settings: Any) 
     if not isinstance(wish, str):
         return wish
     factory = _factories[wish] if wish in _factories else _published()[wish].load()
-    made: Executor = factory(**settings)
-    return made
+    executor: Executor = factory(**settings)
+    return executor
 
 
 @cache

@@ -1,4 +1,4 @@
-"""One task after the other, in the caller's own thread: the debugger's friend, and the oracle for all others."""
+"""One task after the other, in the caller's own thread: for debugging, and the oracle for all other executors."""
 
 from __future__ import annotations
 
@@ -49,20 +49,22 @@ class SerialExecutor:
             self._session.run(
                 task.payload, self._marks, lambda body, final: events.append(Replied(task.id, body, final))
             )
-        except BaseException as error:  # a second Ctrl-C outside the object's own code; told when the engine winds up
+        except (
+            BaseException
+        ) as error:  # a second Ctrl-C outside the object's own code; the engine gets it when it closes the run
             self._broken.append(Broken(task.id, error, begun=True))
             raise
         return events
 
     def wake(self) -> None:
-        """Nothing ever waits here."""
+        """Do nothing: `wait` never blocks here."""
 
     def halt(self) -> None:
         if self._session is not None:
             self._marks.halted = True
 
     def kill(self) -> None:
-        """The object that runs in this thread can be ended only by an exception, such as a second Ctrl-C."""
+        """Like `halt`: only an exception ends an object in this thread, for example a second Ctrl-C."""
         self.halt()
 
     def stop(self) -> None:
@@ -72,20 +74,20 @@ class SerialExecutor:
 
 
 class LocalMarks:
-    """Marks for workers that share memory with the engine and cannot die by themselves."""
+    """Marks for workers in the caller's process. They cannot die alone, so only `halted` is kept."""
 
     def __init__(self) -> None:
         self.halted = False
 
     def put(self, offset: int, mark: int) -> None:
-        """Nobody needs to look: an object that is started here ends here."""
+        """Do nothing: an object that starts here ends here."""
 
     def stamps(self, size: int, *, begun: int, ended: int) -> array[float]:
-        """Give room for the times."""
+        """Return an array for the end times, which nothing reads."""
         return array("d", bytes(8 * size))
 
     def note(self, number: int) -> None:
-        """As above."""
+        """Do nothing, as in `put`."""
 
     def clock(self, began: float) -> None:
-        """As above."""
+        """Do nothing, as in `put`."""

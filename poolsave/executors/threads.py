@@ -38,9 +38,9 @@ class ThreadExecutor:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._marks = LocalMarks()
         self._threads = [
-            # Daemonic, so that an interpreter that exits with a pool open does not wait for ever. In a context of its
-            # own, since without the GIL a thread begins with that of its caller.
-            threading.Thread(target=Context().run, args=(self._work, job), name=f"poolsave-{number}", daemon=True)
+            # Daemonic, so that an interpreter that exits with an open pool does not wait for ever. With a new context,
+            # since in free-threaded Python a thread inherits the context of its caller.
+            threading.Thread(target=Context().run, args=(self._run_tasks, job), name=f"poolsave-{number}", daemon=True)
             for number in range(workers)
         ]
         self.workers = workers
@@ -53,13 +53,13 @@ class ThreadExecutor:
     def wait(self, timeout: float | None) -> Sequence[Event]:
         events: list[Event] = []
         try:
-            found = self._events.get(timeout=timeout)
+            event = self._events.get(timeout=timeout)
             while True:
-                if isinstance(found, SetupFailed):
+                if isinstance(event, SetupFailed):
                     self.workers -= 1
-                if found is not None:
-                    events.append(found)
-                found = self._events.get_nowait()
+                if event is not None:
+                    events.append(event)
+                event = self._events.get_nowait()
         except queue.Empty:
             return events
 
@@ -72,32 +72,32 @@ class ThreadExecutor:
             self._marks.halted = True
 
     def kill(self) -> None:
-        """A thread cannot be ended from outside: what runs is finished."""
+        """Like `halt`: a running thread cannot be ended from outside."""
         self.halt()
 
     def stop(self) -> None:
-        """End the threads; what they are running is finished first, since a thread cannot be stopped from outside."""
+        """End the threads. Their current objects are finished first: a running thread cannot be ended from outside."""
         self.halt()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            if thread.ident is not None:  # not if their start was broken off
+            if thread.ident is not None:  # None if `start` was interrupted
                 thread.join()
         self._threads = []
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         self._events.put(event)
         if self.on_event is not None:
             self.on_event()
 
-    def _work(self, job: Job) -> None:
-        born = time.perf_counter()
+    def _run_tasks(self, job: Job) -> None:
+        started = time.perf_counter()
         try:
             session = job.open()
-        except BaseException as error:  # told to the caller, who raises it
-            self._tell(SetupFailed(error))
+        except BaseException as error:  # reported to the caller, which raises it
+            self._emit(SetupFailed(error))
             return
-        self._tell(Ready(threading.current_thread().name, time.perf_counter() - born))
+        self._emit(Ready(threading.current_thread().name, time.perf_counter() - started))
         try:
             while (task := self._tasks.get()) is not None:
                 self._run(session, task)
@@ -106,6 +106,6 @@ class ThreadExecutor:
 
     def _run(self, session: Session, task: Task) -> None:
         try:
-            session.run(task.payload, self._marks, lambda body, final: self._tell(Replied(task.id, body, final)))
-        except BaseException as error:  # a fault of poolsave's own must end the run, not hang it
-            self._tell(Broken(task.id, error, begun=True))
+            session.run(task.payload, self._marks, lambda body, final: self._emit(Replied(task.id, body, final)))
+        except BaseException as error:  # an error in poolsave itself must end the run, not hang it
+            self._emit(Broken(task.id, error, begun=True))

@@ -33,10 +33,10 @@ from tests.support.chaos import End, audit, found_in, lines_of, names_until
 from tests.support.dask_cluster import (
     address_of,
     database_of_others,
-    desks,
     keys_of_tasks,
     pretend,
     run_inside,
+    run_states,
     transactions_of,
 )
 
@@ -64,28 +64,28 @@ class TestDesk:
     """The guard itself, which is asked wherever Dask puts a task."""
 
     @pytest.fixture
-    def desk(self, monkeypatch):
+    def run_state(self, monkeypatch):
         monkeypatch.setattr(_dask_worker, "_runs", {})
         ours = Versions.here()
         assert _dask_worker.register_run("token", b"parcel", ours) == ours
         return _dask_worker._runs["token"]
 
-    def test_a_task_begins_once(self, desk):
-        assert desk.begin(1, 1)
-        assert not desk.begin(1, 1)
-        assert desk.begin(3, 1)
-        assert desk.begin(2, 1)
-        assert not desk.begin(2, 1)
+    def test_a_task_begins_once(self, run_state):
+        assert run_state.begin(1, 1)
+        assert not run_state.begin(1, 1)
+        assert run_state.begin(3, 1)
+        assert run_state.begin(2, 1)
+        assert not run_state.begin(2, 1)
 
-    def test_a_task_that_has_ended_does_not_begin_again_though_it_is_not_kept(self, desk):
-        assert all(desk.begin(number, number) for number in range(1, 1000))
-        assert len(desk._begun) == 1
-        assert not any(desk.begin(number, number) for number in range(1, 1000))
+    def test_a_task_that_has_ended_does_not_begin_again_though_it_is_not_kept(self, run_state):
+        assert all(run_state.begin(number, number) for number in range(1, 1000))
+        assert len(run_state._begun) == 1
+        assert not any(run_state.begin(number, number) for number in range(1, 1000))
 
-    def test_another_process_does_not_begin_it(self, desk):
+    def test_another_process_does_not_begin_it(self, run_state):
         assert _dask_worker.run_task("another token", 1, 1, b"") is None
 
-    def test_workers_with_other_code_get_no_desk(self, monkeypatch):
+    def test_workers_with_other_code_are_not_given_the_run(self, monkeypatch):
         monkeypatch.setattr(_dask_worker, "_runs", {})
         theirs = Versions.here()._replace(django="1.0")
         assert _dask_worker.register_run("token", b"", theirs) == Versions.here()
@@ -98,8 +98,8 @@ def test_the_scheduler_runs_the_tasks_of_dead_workers_again_and_the_worker_refus
     monkeypatch.setattr(Client, "submit", lambda self, *args, workers, **more: submit(
         self, *args, workers=workers, **{**more, "allow_other_workers": True}
     ))  # fmt: skip
-    monkeypatch.setattr(_dask_cluster.Cluster, "_heard", lambda self, event: None)
-    monkeypatch.setattr(_dask_cluster.Cluster, "_leave", lambda self, address: None)
+    monkeypatch.setattr(_dask_cluster.Cluster, "_on_scheduler_event", lambda self, event: None)
+    monkeypatch.setattr(_dask_cluster.Cluster, "_remove", lambda self, address: None)
     operation = on(address_of(2, 1), cases.leaves_a_trace, chunksize=2, keep="all", workers=1)
     report = operation.bind(folder=str(tmp_path), deadly=1).map(range(2))
     assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}
@@ -135,7 +135,7 @@ def test_a_worker_with_other_code_that_joins_later_is_not_used(monkeypatch):
     async def finds_none(_self):
         return
 
-    monkeypatch.setattr(_dask_cluster.Cluster, "_refuse_strangers", finds_none)
+    monkeypatch.setattr(_dask_cluster.Cluster, "_check_versions", finds_none)
     with Client(address_of(2, 1), set_as_default=False) as client:
         client.wait_for_workers(2)
         (strange, _pid), (_ours, our_pid) = client.run(os.getpid).items()
@@ -241,7 +241,7 @@ def test_a_client_of_the_caller_stays_as_it_is(client):
     assert client.submit(pow, 2, 3).result(30) == 8
     wait_until(lambda: heard)
     assert [key for key in client.run_on_scheduler(keys_of_tasks) if str(key).startswith("poolsave")] == []
-    assert set(client.run(desks).values()) == {0}
+    assert set(client.run(run_states).values()) == {0}
 
 
 def test_a_transaction_of_others_in_the_same_worker_stays_as_it_is(tmp_path):
@@ -341,7 +341,7 @@ def test_no_worker_is_sent_more_than_it_has_threads(address, client):
     send = _dask_cluster.Cluster.send
 
     async def counted(self, where, *more):
-        sizes.append(len(self._staff[where].errands) + 1 <= self._staff[where].threads)
+        sizes.append(len(self._workers[where].running) + 1 <= self._workers[where].threads)
         await send(self, where, *more)
 
     with pytest.MonkeyPatch.context() as patch:

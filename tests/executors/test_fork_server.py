@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 import pytest
 
 from poolsave import WorkerDied
-from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver, why_without_django
+from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver, why_not_preloaded
 from poolsave.executors.processes.worker_handle import WorkerHandle
 from tests.support import projects
 
@@ -111,7 +111,7 @@ def test_server_is_clean_and_says_why(what, server, tmp_path, monkeypatch):
     done.join()
     assert done.exitcode == 0
     assert server._forkserver_pid == servers[-1]
-    assert why_without_django() == (reason or "")
+    assert why_not_preloaded() == (reason or "")
 
 
 def test_running_server_is_left_alone(server, tmp_path, monkeypatch):

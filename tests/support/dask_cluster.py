@@ -84,7 +84,7 @@ def keys_of_tasks(dask_scheduler):
     return list(dask_scheduler.tasks)
 
 
-def desks():
+def run_states():
     from poolsave.executors.dask import worker as _dask_worker
 
     return len(_dask_worker._runs)

@@ -47,9 +47,9 @@ def test_marks_are_seen_on_the_other_side_and_old_ones_never():
     worker = _states.SharedMarks.attach(fd)
     worker.begin(1, 4)
     worker.put(2, 3)
-    assert (block.task, block.marks(4)) == (1, b"\0\0\3\0")
+    assert (block.task, block.of_task(4)) == (1, b"\0\0\3\0")
     worker.begin(2, 3)
-    assert (block.task, block.marks(3)) == (2, b"\0\0\0")
+    assert (block.task, block.of_task(3)) == (2, b"\0\0\0")
     block.halt()
     assert worker.halted
     block.close()
@@ -67,9 +67,9 @@ def test_times_stand_for_marks_until_the_next_task(size, done, next_size):
         ended = done // task
         for place in range(ended):
             times[place] = 1.5 * task
-        assert block.marks(size) == (bytes([9] * ended) + bytes([7]) + bytes(size))[:size]
+        assert block.of_task(size) == (bytes([9] * ended) + bytes([7]) + bytes(size))[:size]
     worker.begin(3, next_size)
-    assert block.marks(next_size) == bytes(next_size)
+    assert block.of_task(next_size) == bytes(next_size)
     times.release()
     block.close()
 

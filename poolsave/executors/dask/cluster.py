@@ -1,7 +1,8 @@
-"""Who works in a Dask cluster: finds its workers, admits those that run the caller's code, sends them tasks, and says
-what becomes of a task whose worker leaves.
+"""The workers of a Dask cluster: finds them, admits those that run the caller's code, sends them tasks, and reports
+tasks whose worker has left.
 
-All of this runs in the event loop of a Dask client, a thread of its own; what it finds out goes to `tell`.
+It runs in the event loop of a Dask client, which has a thread of its own. `DaskExecutor` passes `emit` and receives the
+messages of `messages.py` by it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,23 +24,24 @@ from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJo
 from .worker import RemoteCall, TaskAnswer, forget_run, halt, register_run, run_task, try_setup
 
 HEARTBEAT = 0.5
-"""Seconds between looks at who is there, besides what the scheduler tells by itself."""
+"""Polling interval in seconds for the list of workers. The scheduler also reports most changes by itself."""
 WORKER_TIMEOUT = 30.0
-"""Seconds in which some worker has to be there, also after the last one has left: nannies start them anew."""
+"""Seconds that the cluster may have no worker, at the start or later: nannies restart workers."""
 MAX_FAILED_STARTS = 3
-"""Workers in a row that may leave while they are set up, until the run is given up."""
-LARGE = "distributed.admin.large-graph-warning-threshold"
-MUCH = 1_000_000
-"""Bytes; only from 10 MB does Dask warn, but who configures less gets a warning for that."""
+"""Number of workers that may leave in a row while they are set up. Then the run is given up."""
+WARNING_THRESHOLD = "distributed.admin.large-graph-warning-threshold"
+"""The name of Dask's setting, in bytes."""
+LARGE_PAYLOAD = 1_000_000
+"""Payloads above this many bytes get their own warning threshold: Dask's default is 10 MB, but users may lower it."""
 
-IMPORTED = (
+IMPORT_NOTE = (
     "poolsave: Dask workers find functions by their names in modules that they can import, among which the script that "
     "runs is only if it has started the cluster itself"
 )
 
 
 class RunningTask(NamedTuple):
-    """A task that is on its way."""
+    """A task that was sent and has not ended."""
 
     task: int
     future: Any
@@ -47,48 +49,48 @@ class RunningTask(NamedTuple):
 
 @dataclass
 class WorkerState:
-    """A worker that is there, and from `admitted` on can be sent tasks."""
+    """A worker of the cluster. Once `admitted`, it can be sent tasks."""
 
     address: str
     threads: int
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     admitted: bool = False
-    welcome: asyncio.Task[None] | None = None
-    errands: dict[str, RunningTask] = field(default_factory=dict)
+    admission: asyncio.Task[None] | None = None
+    running: dict[str, RunningTask] = field(default_factory=dict)
 
 
 class Cluster:
     """The workers of one run."""
 
-    def __init__(self, client: Any, parcel: bytes, tell: Callable[[Any], None]) -> None:
+    def __init__(self, client: Any, pickled_job: bytes, emit: Callable[[Any], None]) -> None:
         self._client = client
-        self._parcel = parcel
-        self._tell = tell
+        self._pickled_job = pickled_job
+        self._emit = emit
         self._versions = Versions.here()
-        self._staff: dict[str, WorkerState] = {}
-        self._turned_away: set[str] = set()
-        self._stillborn = 0
-        self._seen = time.monotonic()
+        self._workers: dict[str, WorkerState] = {}
+        self._rejected: set[str] = set()
+        self._failed_starts = 0
+        self._last_seen = time.monotonic()
 
     async def watch(self) -> None:
-        """Look after the workers until cancelled."""
+        """Keep the list of workers up to date until cancelled."""
         try:
-            self._client.subscribe_topic("all", self._heard)
-            await self._refuse_strangers()
+            self._client.subscribe_topic("all", self._on_scheduler_event)
+            await self._check_versions()
             while True:
-                await self._look()
+                await self._refresh()
                 await asyncio.sleep(HEARTBEAT)
-        except Exception as error:  # whatever the connection raises: from here on nothing can be known
-            self._tell(SchedulerLost(error))
+        except Exception as error:  # whatever the connection raises: without it nothing is known any more
+            self._emit(SchedulerLost(error))
 
-    async def _refuse_strangers(self) -> None:
+    async def _check_versions(self) -> None:
         answers: Any = self._client.run(Versions.here, on_error="return")
         for address, answer in (await answers).items():
-            if (error := self._objection(address, answer)) is not None:
+            if (error := self._mismatch(address, answer)) is not None:
                 raise error
 
-    def _objection(self, address: str, answer: Any) -> BaseException | None:
-        """What speaks against a worker, by what it said of itself."""
+    def _mismatch(self, address: str, answer: Any) -> BaseException | None:
+        """Why a worker cannot run the caller's code, by its answer; None if it can."""
         if isinstance(answer, Versions):
             different = self._versions.differences(answer)
             return ClusterUnusable(f"the Dask worker {address} has {different}") if different else None
@@ -96,93 +98,93 @@ class Cluster:
             return None  # it has left
         return ClusterUnusable(f"the Dask worker {address} cannot run poolsave {self._versions.poolsave}: {answer!r}")
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         answer: Any = self._client.nthreads()
-        found: dict[str, int] = dict(await answer)
-        for address in found.keys() - self._staff.keys() - self._turned_away:
-            colleague = self._staff[address] = WorkerState(address, found[address])
-            colleague.welcome = asyncio.create_task(self._welcome(colleague))
-        for address in self._staff.keys() - found.keys():
-            self._leave(address)
-        if self._staff:
-            self._seen = time.monotonic()
-        elif time.monotonic() > self._seen + WORKER_TIMEOUT:
-            self._tell(
+        threads: dict[str, int] = dict(await answer)
+        for address in threads.keys() - self._workers.keys() - self._rejected:
+            worker = self._workers[address] = WorkerState(address, threads[address])
+            worker.admission = asyncio.create_task(self._add(worker))
+        for address in self._workers.keys() - threads.keys():
+            self._remove(address)
+        if self._workers:
+            self._last_seen = time.monotonic()
+        elif time.monotonic() > self._last_seen + WORKER_TIMEOUT:
+            self._emit(
                 SetupRefused(ClusterUnusable(f"the Dask cluster has had no worker for {WORKER_TIMEOUT:.0f} seconds"))
             )
 
-    def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
-        told = event[1]
-        if told.get("action") == "remove-worker":
-            self._leave(told["worker"])
+    def _on_scheduler_event(self, event: tuple[float, dict[str, Any]]) -> None:
+        message = event[1]
+        if message.get("action") == "remove-worker":
+            self._remove(message["worker"])
 
-    def _leave(self, address: str) -> None:
-        self._turned_away.discard(address)
-        colleague = self._staff.pop(address, None)
-        if colleague is None:
+    def _remove(self, address: str) -> None:
+        self._rejected.discard(address)
+        worker = self._workers.pop(address, None)
+        if worker is None:
             return
-        # The scheduler also says which tasks a worker had, and the others would be known not to have begun. But it, and
-        # the client, forget the end of a task whose result cannot be fetched since its worker is dying.
-        errands, colleague.errands = colleague.errands, {}
-        for errand in errands.values():
-            self._tell(TaskEnded(address, errand.task, LostTask.UNKNOWN))
-            errand.future.release()
-        if colleague.admitted:
-            self._tell(WorkerLeft(address))
+        # Why UNKNOWN: the scheduler also reports which tasks a worker had, so the others would be known not to have
+        # started. But if a worker dies before the result of an ended task is fetched, scheduler and client forget it.
+        running, worker.running = worker.running, {}
+        for lost in running.values():
+            self._emit(TaskEnded(address, lost.task, LostTask.UNKNOWN))
+            lost.future.release()
+        if worker.admitted:
+            self._emit(WorkerLeft(address))
         else:
-            self._not_admitted(colleague)
+            self._on_failed_start(worker)
 
-    def _not_admitted(self, colleague: WorkerState) -> None:
-        if colleague.welcome is not None:
-            colleague.welcome.cancel()
-        self._stillborn += 1
-        if self._stillborn >= MAX_FAILED_STARTS:
-            details = f"{colleague.address} left the Dask cluster while it was set up"
-            self._tell(SetupRefused(WorkerDied(None, details=details)))
+    def _on_failed_start(self, worker: WorkerState) -> None:
+        if worker.admission is not None:
+            worker.admission.cancel()
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            text = f"{worker.address} left the Dask cluster while it was set up"
+            self._emit(SetupRefused(WorkerDied(None, details=text)))
 
-    async def _welcome(self, colleague: WorkerState) -> None:
+    async def _add(self, worker: WorkerState) -> None:
         try:
-            await self._admit(colleague)
-        except Exception as error:  # of Dask's, such as a scheduler that has left
-            self._tell(SetupRefused(error))
+            await self._admit(worker)
+        except Exception as error:  # of Dask, for example because the scheduler has left
+            self._emit(SetupRefused(error))
 
-    async def _admit(self, colleague: WorkerState) -> None:
-        address, token = colleague.address, colleague.token
+    async def _admit(self, worker: WorkerState) -> None:
+        address, token = worker.address, worker.token
         answers: Any = self._client.run(
-            register_run, token, self._parcel, self._versions, workers=[address], on_error="return"
+            register_run, token, self._pickled_job, self._versions, workers=[address], on_error="return"
         )
-        if self._objection(address, (await answers).get(address)) is not None:
-            self._turned_away.add(address)
-            del self._staff[address]
+        if self._mismatch(address, (await answers).get(address)) is not None:
+            self._rejected.add(address)
+            del self._workers[address]
             return
-        if await self._set_up(colleague):
-            self._stillborn = 0
-            colleague.admitted = True
-            self._tell(WorkerJoined(address, colleague.threads))
+        if await self._set_up(worker):
+            self._failed_starts = 0
+            worker.admitted = True
+            self._emit(WorkerJoined(address, worker.threads))
 
-    async def _set_up(self, colleague: WorkerState) -> bool:
-        future = self._submit(RemoteCall(try_setup, colleague.token), uuid.uuid4().hex, colleague.address)
+    async def _set_up(self, worker: WorkerState) -> bool:
+        future = self._submit(RemoteCall(try_setup, worker.token), uuid.uuid4().hex, worker.address)
         try:
-            refusal = await self._client.gather(future, asynchronous=True)
-        except import_dask("distributed").KilledWorker:  # it has left, as the scheduler also tells
+            failure = await self._client.gather(future, asynchronous=True)
+        except import_dask("distributed").KilledWorker:  # it has left, which the scheduler reports as well
             return False
         finally:
             future.release()
-        if refusal is not None:
-            error = restore_exception(refusal)
+        if failure is not None:
+            error = restore_exception(failure)
             if is_a(error, AttributeError) or is_a(error, ImportError):
-                add_note(error, IMPORTED)
-            self._tell(SetupRefused(error))
-        return refusal is None
+                add_note(error, IMPORT_NOTE)
+            self._emit(SetupRefused(error))
+        return failure is None
 
-    def _submit(self, order: RemoteCall, key: str, address: str) -> Any:
-        packed = pickle.dumps(order, pickle.HIGHEST_PROTOCOL)
-        # Dask warns of large tasks, which is for those who could have their workers load the data.
-        with import_dask("dask").config.set({LARGE: 2 * len(packed)}) if len(packed) > MUCH else nullcontext():
+    def _submit(self, call: RemoteCall, key: str, address: str) -> Any:
+        pickled = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
+        # Dask warns of large tasks and advises to load the data in the workers, which is impossible here.
+        with _without_size_warning(len(pickled)):
             return self._client.submit(
-                # Not the function itself: the scheduler restores it, and need not have poolsave or Django.
+                # Not the function itself: the scheduler unpickles it, and may have neither poolsave nor Django.
                 pickle.loads,
-                packed,
+                pickled,
                 key=f"poolsave-{key}",
                 workers=[address],
                 allow_other_workers=False,
@@ -191,44 +193,51 @@ class Cluster:
             )
 
     async def send(self, address: str, task: int, oldest: int, payload: bytes) -> None:
-        """Have a worker run a task; `oldest` is the first of those that have not ended. Tells how it ended."""
-        colleague = self._staff.get(address)
-        if colleague is None or not colleague.admitted:
-            self._tell(TaskEnded(address, task, LostTask.UNTOUCHED))
+        """Run a task in a worker and emit how it ended. `oldest` is the first task of the run that has not ended."""
+        worker = self._workers.get(address)
+        if worker is None or not worker.admitted:
+            self._emit(TaskEnded(address, task, LostTask.UNTOUCHED))
             return
-        order = RemoteCall(run_task, colleague.token, task, oldest, payload)
-        future = self._submit(order, f"{colleague.token}-{task}", address)
-        colleague.errands[future.key] = RunningTask(task, future)
+        call = RemoteCall(run_task, worker.token, task, oldest, payload)
+        future = self._submit(call, f"{worker.token}-{task}", address)
+        worker.running[future.key] = RunningTask(task, future)
         result = await self._result(future)
         future.release()
-        if colleague.errands.pop(future.key, None) is None:
-            return  # the worker has left, and what became of its tasks was told then
-        self._tell(TaskEnded(address, task, result or LostTask.UNKNOWN))
-        if result is None and self._staff.get(address) is colleague:
-            self._leave(address)  # the worker there is not the one that it was; it is welcomed anew
+        if worker.running.pop(future.key, None) is None:
+            return  # the worker has left, and `_remove` has reported its tasks
+        self._emit(TaskEnded(address, task, result or LostTask.UNKNOWN))
+        if result is None and self._workers.get(address) is worker:
+            self._remove(address)  # another process has this address now; it is admitted anew
 
     async def _result(self, future: Any) -> TaskAnswer | LostTask | BaseException | None:
         try:
             answer: TaskAnswer | None = await self._client.gather(future, asynchronous=True)
-        except import_dask("distributed").KilledWorker:  # the scheduler has been told not to try again
+        except import_dask("distributed").KilledWorker:  # retries=0: the scheduler does not try again
             return LostTask.UNKNOWN
-        except (Exception, asyncio.CancelledError) as error:  # Dask's own, whatever it is
+        except (Exception, asyncio.CancelledError) as error:  # whatever Dask raises
             return error
         return LostTask.UNKNOWN if answer is not None and answer.repeated else answer
 
     async def halt(self) -> None:
-        """Have no worker begin a further object."""
-        await self._everywhere(halt)
+        """Let no worker start a further object."""
+        await self._run_on_all(halt)
 
     async def close(self) -> None:
-        """Leave nothing in the workers."""
+        """Remove the run from all workers."""
         with suppress(OSError, ValueError):
             self._client.unsubscribe_topic("all")
-        await self._everywhere(forget_run)
+        await self._run_on_all(forget_run)
 
-    async def _everywhere(self, function: Callable[[str], None]) -> None:
+    async def _run_on_all(self, function: Callable[[str], None]) -> None:
         calls: list[Any] = [
-            self._client.run(function, one.token, workers=[one.address], on_error="ignore")
-            for one in self._staff.values()
+            self._client.run(function, worker.token, workers=[worker.address], on_error="ignore")
+            for worker in self._workers.values()
         ]
         await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _without_size_warning(size: int) -> AbstractContextManager[object]:
+    if size <= LARGE_PAYLOAD:
+        return nullcontext()
+    threshold: AbstractContextManager[object] = import_dask("dask").config.set({WARNING_THRESHOLD: 2 * size})
+    return threshold

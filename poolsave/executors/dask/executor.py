@@ -1,4 +1,4 @@
-"""The workers of a Dask cluster, on this machine or on others."""
+"""The executor for Dask clusters, on this machine or on others. The caller's thread drives it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJo
 from .worker import TaskAnswer
 
 PORTLESS = ("inproc://", "ucx://")
-"""Addresses without a port that could be checked."""
+"""Schemes of addresses that have no port to check."""
 STOP_TIMEOUT = 10.0
-"""Seconds that workers get to forget a run, at its end."""
+"""Seconds that workers have to remove a run at its end."""
 
 
 class DaskExecutor:
-    """Runs each task as one Dask task, in a worker that was chosen for it and in no other.
+    """Runs each task as one Dask task, in the worker that it is sent to and in no other.
 
-    It has a connection of its own to the scheduler of the client, cluster or address that it is given, which stay as
-    they are. `workers` says how many tasks run at once, at most, in as many threads of the cluster. What a worker was
-    at when it died is lost, since nobody knows how far it came; the run goes on with the others and with those that
-    join. Nothing is begun twice, though Dask runs the tasks of dead workers again: workers refuse that. If a worker has
-    another poolsave, Python (3.x), Django or settings module, nothing runs; if such a one joins later, it is not used.
+    It opens a connection of its own to the scheduler, and leaves the client or cluster that it is given unchanged.
+    `workers` limits how many tasks run at once; each takes one thread of the cluster. If a worker dies, the tasks that
+    it was running are lost, since their progress is unknown. The run goes on with the other workers and with those that
+    join. No task starts twice: Dask runs the tasks of dead workers again, but poolsave's workers refuse that. If a
+    worker has another poolsave, Python (3.x), Django or settings module, nothing runs. Such a worker that joins later
+    is not used.
 
     Example:
         report = operation.using(executor=DaskExecutor(Client("tcp://...")), workers=100).map(rows)
@@ -51,7 +52,7 @@ class DaskExecutor:
         self._where = where
         self._client: Any = None
         self.on_event: Callable[[], None] | None = None
-        self._start_over(0)
+        self._reset(0)
 
     @classmethod
     def from_settings(cls, **_unused: object) -> DaskExecutor:
@@ -71,10 +72,10 @@ class DaskExecutor:
             )
         return cls(address)
 
-    def _start_over(self, limit: int) -> None:
-        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def _reset(self, limit: int) -> None:
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._backlog: deque[Task] = deque()
-        self._seats: dict[str, WorkerSlot] = {}
+        self._slots: dict[str, WorkerSlot] = {}
         self._sent: dict[int, int] = {}
         self._limit = limit
 
@@ -84,19 +85,19 @@ class DaskExecutor:
 
     @property
     def workers(self) -> int:
-        return min(self._limit, sum(seat.threads for seat in self._seats.values()))
+        return min(self._limit, sum(slot.threads for slot in self._slots.values()))
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         _refuse_inside_task()
-        self._start_over(workers)
-        # Once, and here: a function that cannot be pickled is refused before anything runs.
-        parcel = dumps(job)
+        self._reset(workers)
+        # Pickled once, and here: a function that cannot be pickled is refused before anything runs.
+        pickled_job = dumps(job)
         self._client = _connect(self._where)
-        self._cluster = Cluster(self._client, parcel, self._tell)
+        self._cluster = Cluster(self._client, pickled_job, self._emit)
         self._watch = self._in_loop(self._cluster.watch())
 
-    def _tell(self, news: Any) -> None:
-        self._news.put(news)
+    def _emit(self, message: Any) -> None:
+        self._messages.put(message)
         if self.on_event is not None:
             self.on_event()
 
@@ -108,77 +109,77 @@ class DaskExecutor:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Send no worker more than it can begin at once, since all that it has may be lost with it."""
+        """Send tasks, to no worker more than it can start at once: all tasks of a worker may be lost with it."""
         while self._backlog and len(self._sent) < self.workers:
-            address, seat = max(self._seats.items(), key=lambda item: item[1].free)
+            address, slot = max(self._slots.items(), key=lambda item: item[1].free)
             task = self._backlog.popleft()
-            seat.tasks.add(task.id)
+            slot.tasks.add(task.id)
             self._sent[task.id] = task.size
             self._in_loop(self._cluster.send(address, task.id, min(self._sent), task.payload))
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
         events: list[Event] = []
         try:
-            news = self._news.get(timeout=timeout)
+            message = self._messages.get(timeout=timeout)
             while True:
-                events += self._learned(news)
-                news = self._news.get_nowait()
+                events += self._events_of(message)
+                message = self._messages.get_nowait()
         except queue.Empty:
             self._dispatch()
             return events
 
-    def _learned(self, news: Any) -> Sequence[Event]:
-        match news:
+    def _events_of(self, message: Any) -> Sequence[Event]:
+        match message:
             case TaskEnded():
-                return self._ended(news)
+                return self._on_task_ended(message)
             case WorkerJoined():
-                self._seats[news.address] = WorkerSlot(news.threads)
+                self._slots[message.address] = WorkerSlot(message.threads)
             case WorkerLeft():
-                self._seats.pop(news.address, None)
+                self._slots.pop(message.address, None)
             case SetupRefused():
-                return [SetupFailed(news.error)]
+                return [SetupFailed(message.error)]
             case SchedulerLost():
-                return [SetupFailed(news.error), *self._all_lost(news.error)]
+                return [SetupFailed(message.error), *self._lose_all(message.error)]
             case Broken():
-                return [news]
+                return [message]
         return []
 
-    def _ended(self, news: TaskEnded) -> Sequence[Event]:
-        size = self._sent.pop(news.task, None)
+    def _on_task_ended(self, message: TaskEnded) -> Sequence[Event]:
+        size = self._sent.pop(message.task, None)
         if size is None:
             return []  # lost with the scheduler
-        if news.address in self._seats:
-            self._seats[news.address].tasks.discard(news.task)
-        if isinstance(news.result, TaskAnswer):
-            return _answered(news.task, news.result)
-        if isinstance(news.result, BaseException):
-            return [Broken(news.task, news.result, begun=True)]
-        gone = WorkerDied(None, details=f"{news.address} left the Dask cluster")
-        if news.result is LostTask.UNTOUCHED:
-            return [Died(gone, None, b"", (news.task,))]
-        return [Died(gone, news.task, bytes([UNKNOWN]) * size, ())]
+        if message.address in self._slots:
+            self._slots[message.address].tasks.discard(message.task)
+        if isinstance(message.result, TaskAnswer):
+            return _replies_of(message.task, message.result)
+        if isinstance(message.result, BaseException):
+            return [Broken(message.task, message.result, begun=True)]
+        died = WorkerDied(None, details=f"{message.address} left the Dask cluster")
+        if message.result is LostTask.UNTOUCHED:
+            return [Died(died, None, b"", (message.task,))]
+        return [Died(died, message.task, bytes([UNKNOWN]) * size, ())]
 
-    def _all_lost(self, error: BaseException) -> list[Event]:
+    def _lose_all(self, error: BaseException) -> list[Event]:
         lost = [Broken(task, error, begun=True) for task in self._sent]
         self._sent.clear()
-        self._seats.clear()
-        return [*lost, *self._taken_back()]
+        self._slots.clear()
+        return [*lost, *self._withdraw_backlog()]
 
-    def _taken_back(self) -> list[Broken]:
+    def _withdraw_backlog(self) -> list[Broken]:
         tasks, self._backlog = self._backlog, deque()
         return [Broken(task.id, concurrent.futures.CancelledError(), begun=False) for task in tasks]
 
     def wake(self) -> None:
-        self._news.put(None)
+        self._messages.put(None)
 
     def halt(self) -> None:
-        for event in self._taken_back():
-            self._tell(event)
+        for event in self._withdraw_backlog():
+            self._emit(event)
         if self._client is not None:
             self._in_loop(self._cluster.halt())
 
     def kill(self) -> None:
-        """A task that runs in a worker of somebody else's cannot be ended from outside: it is finished."""
+        """Like `halt`: a running task of a Dask cluster cannot be ended from outside."""
         self.halt()
 
     def stop(self) -> None:
@@ -189,7 +190,7 @@ class DaskExecutor:
             self._watch.cancel()
             self._in_loop(self._cluster.close()).result(STOP_TIMEOUT)
         except TimeoutError:
-            pass  # a worker that is too busy to answer keeps what it knows of this run until it ends
+            pass  # a worker that is too busy to answer keeps the state of this run until it exits
         finally:
             self._client = None
             client.close()
@@ -197,7 +198,7 @@ class DaskExecutor:
 
 @dataclass
 class WorkerSlot:
-    """A worker that can be sent tasks, and those that it was sent and has not answered."""
+    """The threads of an admitted worker, and the tasks that it was sent and has not answered."""
 
     threads: int
     tasks: set[int] = field(default_factory=set)
@@ -207,7 +208,7 @@ class WorkerSlot:
         return self.threads - len(self.tasks)
 
 
-def _answered(task: int, answer: TaskAnswer) -> Sequence[Event]:
+def _replies_of(task: int, answer: TaskAnswer) -> Sequence[Event]:
     if answer.error is None:
         return [Replied(task, body, number == len(answer.replies)) for number, body in enumerate(answer.replies, 1)]
     error = restore_exception(answer.error)
@@ -218,7 +219,7 @@ def _answered(task: int, answer: TaskAnswer) -> Sequence[Event]:
 def _refuse_inside_task() -> None:
     try:
         address = import_dask("distributed").get_worker().address
-    except ValueError:  # which says that this thread runs no task
+    except ValueError:  # this thread runs no task
         return
     raise InvalidOption(
         "executor",
@@ -228,13 +229,13 @@ def _refuse_inside_task() -> None:
 
 
 def _connect(where: Any) -> Any:
-    """A client of one's own: its end ends all that it has asked for, and it shares no handlers with the caller's."""
+    """Make a separate client. Closing it ends only its own tasks, and it shares no handlers with the caller's."""
     address = where if isinstance(where, str) else getattr(where, "scheduler_address", None)
     address = address or getattr(getattr(where, "scheduler", None), "address", None)
     if not isinstance(address, str):
         raise InvalidOption("executor", where, "give a connected distributed.Client, a Dask cluster or an address")
     if not address.startswith(PORTLESS):
-        try:  # before Dask's client does, which leaves a thread behind that keeps the interpreter from its exit
+        try:  # Dask's client would check it too late: it leaves a thread behind that keeps the interpreter from exiting
             import_dask("distributed.comm").get_address_host_port(address)
         except ValueError as error:
             raise InvalidOption("executor", where, f"give an address such as tcp://scheduler:8786: {error}") from error

@@ -1,4 +1,4 @@
-"""What the event loop of a Dask client finds out about a run, for the thread that runs it."""
+"""Messages from the event loop of a Dask client (`cluster.py`) to the thread that drives a run (`executor.py`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .worker import TaskAnswer
 
 
 def import_dask(name: str) -> Any:
-    """Import Dask when it is wanted: it is an extra, and slow to import.
+    """Import Dask on first use: it is an extra, and slow to import.
 
     Raises:
         InvalidOption: if it is not installed.
@@ -25,41 +25,41 @@ def import_dask(name: str) -> Any:
 
 
 class WorkerJoined(NamedTuple):
-    """A worker can be sent tasks, as many at a time as it has threads."""
+    """A worker was admitted. It can be sent as many tasks at a time as it has threads."""
 
     address: str
     threads: int
 
 
 class WorkerLeft(NamedTuple):
-    """A worker is gone. What has become of its tasks has been told before."""
+    """An admitted worker has left. A `TaskEnded` for each of its tasks came before."""
 
     address: str
 
 
 class SetupRefused(NamedTuple):
-    """A worker could not be set up, or none can be had, and why."""
+    """A worker could not be set up, or the cluster has none; `error` says why."""
 
     error: BaseException
 
 
 class SchedulerLost(NamedTuple):
-    """The scheduler does not answer any more, and why."""
+    """The connection to the scheduler is lost; `error` says why."""
 
     error: BaseException
 
 
 class LostTask(Enum):
-    """What has become of a task whose worker has left."""
+    """What is known of a task whose worker has left."""
 
     UNTOUCHED = "it was not sent, since the worker had left before"
-    UNKNOWN = "nobody knows how far it came"
+    UNKNOWN = "its progress is unknown"
 
 
 class TaskEnded(NamedTuple):
-    """A task is over."""
+    """A task has ended."""
 
     address: str
     task: int
     result: TaskAnswer | LostTask | BaseException
-    """What the worker answered; what became of it without an answer; or an error of Dask's."""
+    """The worker's answer; what is known without an answer; or an error of Dask."""

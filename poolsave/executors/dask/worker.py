@@ -1,8 +1,8 @@
-"""What runs in the workers of a Dask cluster.
+"""What runs in the workers of a Dask cluster. `Cluster` sends these calls.
 
-A scheduler runs a task again, without a word, when the worker that had it is gone, or when its result is. So a task is
-meant for one process, which knows it by a desk that the caller has set up there for this run, and a desk begins each
-task once. In any other process, and for the second time, a task does nothing and says so.
+A scheduler silently runs a task again when its worker or its result is lost. So each task is meant for one process: the
+caller registers a `RunState` there first, and that starts each task once. In any other process, and at a second time,
+a task does nothing and says so.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ from ..serial import LocalMarks
 
 
 class TaskAnswer(NamedTuple):
-    """What a worker says of a task that is meant for it."""
+    """The answer of a worker to a task that is meant for it."""
 
     begun: bool
     replies: Sequence[Any] = ()
     error: ExceptionRecord | None = None
-    """Why it was not begun, or a fault of poolsave's own if it was."""
+    """Why the task was not started. If it was started: an error in poolsave itself."""
     repeated: bool = False
-    """It was begun before, and whatever that came to is not known any more."""
+    """The task was started before, and its result is lost."""
 
 
 class RunState:
-    """What one worker process knows of one run."""
+    """The state of one run in one worker process."""
 
-    def __init__(self, parcel: bytes) -> None:
-        self.parcel = parcel
+    def __init__(self, pickled_job: bytes) -> None:
+        self.pickled_job = pickled_job
         self.marks = LocalMarks()
         self._lock = threading.Lock()
         self._begun: set[int] = set()
         self._oldest = 0
 
     def begin(self, task: int, oldest: int) -> bool:
-        """Whether the task may begin, which it may once. Those before `oldest` have ended and need not be kept."""
+        """Note that a task starts. Returns False if it was started before.
+
+        Tasks before `oldest` have ended and are dropped from memory."""
         with self._lock:
             if task < self._oldest or task in self._begun:
                 return False
@@ -51,72 +53,72 @@ class RunState:
 
 
 _runs: dict[str, RunState] = {}
-_opening = threading.Lock()
-"""Django comes up once per process, and a Dask worker has several threads."""
+_setup_lock = threading.Lock()
+"""Held while a thread sets up: Django is set up once per process, and a Dask worker has several threads."""
 
 
-def register_run(token: str, parcel: bytes, callers: Versions) -> Versions:
-    """Set a desk up if this worker runs the caller's code. Restores nothing of the user's."""
-    mine = Versions.here()
-    if mine == callers:
-        _runs[token] = RunState(parcel)
-    return mine
+def register_run(token: str, pickled_job: bytes, caller: Versions) -> Versions:
+    """Register a run if this worker runs the caller's code. Unpickles nothing of the user's."""
+    own = Versions.here()
+    if own == caller:
+        _runs[token] = RunState(pickled_job)
+    return own
 
 
 def halt(token: str) -> None:
-    """Begin no further object in this run."""
+    """Start no further object in this run."""
     if token in _runs:
         _runs[token].marks.halted = True
 
 
 def forget_run(token: str) -> None:
-    """Keep nothing of this run."""
+    """Remove the state of this run."""
     _runs.pop(token, None)
 
 
 def try_setup(token: str) -> ExceptionRecord | None:
-    """Try to set a worker up, so that whatever is wrong with that is known before any task is sent."""
-    desk = _runs.get(token)
-    if desk is None:
+    """Set a worker up and close it, so that an error is known before any task is sent."""
+    run = _runs.get(token)
+    if run is None:
         return None
     try:
-        _open(desk).close()
-    except BaseException as error:  # told to the caller, who raises it
+        _open(run).close()
+    except BaseException as error:  # reported to the caller, which raises it
         return record_exception(error)
     return None
 
 
 def run_task(token: str, task: int, oldest: int, payload: bytes) -> TaskAnswer | None:
-    """Run a task, unless it was begun before; None if it is not meant for this process."""
-    desk = _runs.get(token)
-    if desk is None:
+    """Run a task, unless it was started before; None if it is not meant for this process."""
+    run = _runs.get(token)
+    if run is None:
         return None
-    if not desk.begin(task, oldest):
+    if not run.begin(task, oldest):
         return TaskAnswer(begun=True, repeated=True)
     try:
-        session = _open(desk)
-    except BaseException as error:  # told to the caller, who raises it
+        session = _open(run)
+    except BaseException as error:  # reported to the caller, which raises it
         return TaskAnswer(begun=False, error=record_exception(error))
     replies: list[Any] = []
     try:
         with closing(session):
-            session.run(payload, desk.marks, lambda body, final: replies.append(body))
-    except BaseException as error:  # if this were raised, nobody could tell whether the task has begun
+            session.run(payload, run.marks, lambda body, final: replies.append(body))
+    except BaseException as error:  # if this were raised, the caller could not tell whether the task has started
         return TaskAnswer(begun=True, error=record_exception(error))
     return TaskAnswer(begun=True, replies=replies)
 
 
-def _open(desk: RunState) -> Session:
-    with _opening:
-        job: Job = pickle.loads(desk.parcel)
+def _open(run: RunState) -> Session:
+    with _setup_lock:
+        job: Job = pickle.loads(run.pickled_job)
         return job.open(alone=False)
 
 
 class RemoteCall:
-    """A call that is made where it is restored.
+    """A call that is made when it is unpickled.
 
-    The scheduler restores the function of a task, and so would have to have poolsave and Django, if that were anything
-    but `pickle.loads`.
+    The scheduler unpickles the function of a task. If that were not `pickle.loads`, the scheduler would need poolsave
+    and Django.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:

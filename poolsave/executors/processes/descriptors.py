@@ -1,4 +1,4 @@
-"""Descriptors that a worker gets from its parent, whichever way it is started, and those that tell of its end."""
+"""File descriptors for worker processes: shared files, pipes, and a descriptor that reports a process's exit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 STANDARD = 3
-"""Descriptors below are stdin, stdout and stderr, whatever is open there."""
+"""The first descriptor above stdin, stdout and stderr."""
 NO_SUCH_CALL = (errno.ENOSYS, errno.EINVAL)
-"""An old kernel."""
+"""What `pidfd_open` fails with on an old kernel."""
 
 
 class InheritedFile:
-    """The descriptor of a file without a name; pickled for a worker that is started afresh, it is one there."""
+    """The descriptor of a nameless file. Pickled for a worker, it becomes a descriptor there."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -31,13 +31,13 @@ def _received(duplicate: Any) -> InheritedFile:
 
 
 def reserved_file(size: int) -> int:
-    """Make a file without a name, in memory where that is possible, that has its room already.
+    """Make a nameless file of `size` bytes, in memory where that is possible, with its space allocated.
 
-    /dev/shm may be full (it holds 64 MB in a Docker container, for all that runs there), and to write to a mapped file
-    for which there is no room ends the process by SIGBUS.
+    /dev/shm may be full: all processes of a Docker container share 64 MB. Writing to a mapped file without space ends
+    the process by SIGBUS.
 
     Raises:
-        OSError: if there is no room, or no descriptor.
+        OSError: if there is no space, or no descriptor.
     """
     fd = nameless_file()
     try:
@@ -52,7 +52,7 @@ def reserved_file(size: int) -> int:
 
 
 def nameless_file() -> int:
-    """Make a file that nothing can leave behind, in memory where that is possible."""
+    """Make a file that vanishes with its last descriptor, in memory where that is possible."""
     if hasattr(os, "memfd_create"):
         with suppress(OSError):  # an old kernel
             return above_standard(os.memfd_create("poolsave"))
@@ -61,9 +61,10 @@ def nameless_file() -> int:
 
 
 def above_standard(fd: int) -> int:
-    """Move a descriptor out of the way of what a function, or a library in C, may write to or close as stdout.
+    """Move a descriptor above stdin, stdout and stderr.
 
-    That is what it gets in a program that was started without stdin, stdout or stderr.
+    A program that was started without these gets their numbers for new files. A function or a C library would then
+    write to such a file, or close it, as if it were stdout.
     """
     if fd >= STANDARD:
         return fd
@@ -74,28 +75,28 @@ def above_standard(fd: int) -> int:
 
 
 def _duplicate(fd: int) -> int:
-    import fcntl  # Windows has none, and imports this module all the same
+    import fcntl  # not at the top: Windows has no fcntl and imports this module too
 
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STANDARD)
 
 
 def pipe() -> tuple[Connection[Any, Any], Connection[Any, Any]]:
-    """Give the reading and the writing end of a pipe."""
+    """Return the reading and the writing end of a new pipe."""
     reader, writer = map(above_standard, os.pipe())
     return Connection(reader, writable=False), Connection(writer, readable=False)
 
 
 def process_descriptor(pid: int) -> int | None:
-    """Give a descriptor that is readable when that process has ended, and not before; None where there is none.
+    """Return a descriptor that becomes readable when the process exits; None if the system offers none.
 
-    A process's sentinel is a pipe, which also ends if a function closes descriptors that it does not know, or if the
-    fork server is gone; and which does not end if a child has inherited it.
+    A process's sentinel is a pipe. It also ends if a function closes descriptors that are not its own, or if the fork
+    server exits, and it does not end while a child that has inherited it lives.
     """
     if not hasattr(os, "pidfd_open"):
         return None
     try:
         return above_standard(os.pidfd_open(pid))
-    except (ProcessLookupError, PermissionError):  # ended and reaped by the host; a sandbox
+    except (ProcessLookupError, PermissionError):  # exited and reaped by the host; a sandbox
         return None
     except OSError as error:
         if error.errno in NO_SUCH_CALL:

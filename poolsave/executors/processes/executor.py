@@ -23,44 +23,44 @@ from ...errors import InvalidOperation, InvalidOption
 from ..green_threads import check_start_method
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
 from .pipes import Waker
-from .start_methods import choose_start_method, ensure_forkserver, is_alone, why_without_django
+from .start_methods import choose_start_method, ensure_forkserver, is_alone, why_not_preloaded
 from .worker_handle import WorkerHandle
 from .worker_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 
 HEARTBEAT = 0.5
-"""Seconds between looks at workers whose end nobody told, since a child of theirs keeps their pipes open."""
+"""Polling interval in seconds for workers whose exit no descriptor reports: a child of theirs keeps the pipes open."""
 HEARTBEAT_OF_TIMEOUTS = 0.1
-"""Seconds between looks at the clocks of objects that have a time-out."""
+"""Polling interval in seconds for the clocks of objects with a time-out."""
 STOP_TIMEOUT = 5.0
-"""Seconds that a worker gets to close its connections and leave, before it is killed."""
+"""Seconds that a worker has to close its connections and exit. After them it is killed."""
 MAX_FAILED_STARTS = 3
-"""Workers in a row that may die before they are set up, until the run is given up."""
+"""Number of workers that may die in a row before they are set up. Then the run is given up."""
 
 
 _started: WeakSet[ProcessExecutor] = WeakSet()
 
 
 @atexit.register
-def _replace_no_more() -> None:
-    # multiprocessing ends all workers at exit and then waits for those that are left. The driver thread of a block that
-    # is still open sees its workers end, and would start others in between, for which the exit then waits for ever.
-    # Runs before, since what was registered later goes first, and multiprocessing is imported above.
+def _stop_replacing_workers() -> None:
+    # Why: multiprocessing ends all workers at exit and then waits for those that are left. The driver thread of an open
+    # block sees its workers end. It would start others in between, and the exit would wait for them for ever.
+    # This handler runs first: multiprocessing, imported above, has registered its own before.
     for executor in list(_started):
         executor.halt()
 
 
-def _let_go() -> None:
+def _discard_inherited() -> None:
     for executor in list(_started):
         executor.let_go()
     _started.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_discard_inherited)
 
 
 class ProcessExecutor:
-    """Runs tasks in processes of its own and knows exactly what each of them was at when it died."""
+    """Runs tasks in processes of its own and knows exactly which object each of them was running when it died."""
 
     shares_memory = False
     inline = False
@@ -71,10 +71,10 @@ class ProcessExecutor:
 
     def __init__(self, *, start_method: str | None = None) -> None:
         check_start_method(start_method)
-        self._wish = start_method
+        self._start_method = start_method
         self._workers: list[WorkerHandle] = []
         self._wanted = 0
-        self._stillborn = 0
+        self._failed_starts = 0
         self._halted = False
 
     @property
@@ -87,20 +87,20 @@ class ProcessExecutor:
 
     def method_for(self, job: Job) -> str:
         """The start method that would be used now."""
-        return choose_start_method(self._wish, fork_is_possible=job.fork_is_possible)
+        return choose_start_method(self._start_method, fork_is_possible=job.fork_is_possible)
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._method = self.method_for(job)
-        self._parcels: dict[str, Any] = {"fork": job}
+        self._jobs_by_method: dict[str, Any] = {"fork": job}
         self._job = job
         self._longest = longest
         self._halted = False
-        self._stillborn = 0
+        self._failed_starts = 0
         self._prepare(self._method)
         self._waker = Waker()
         try:
             self._selector = selectors.DefaultSelector()
-        except BaseException:  # there is no further descriptor
+        except BaseException:  # no descriptor is left
             self._waker.close()
             raise
         _started.add(self)
@@ -113,8 +113,8 @@ class ProcessExecutor:
         if method == "fork":
             self._job.before_fork()
             return
-        if method not in self._parcels:
-            self._parcels[method] = dumps(self._job)
+        if method not in self._jobs_by_method:
+            self._jobs_by_method[method] = dumps(self._job)
         if method == "forkserver" and (reason := ensure_forkserver(self._job.preload)):
             warn(
                 f"Django cannot be set up once for all workers, in Python's fork server: {reason}; each worker sets it "
@@ -124,7 +124,7 @@ class ProcessExecutor:
     def _start_worker(self) -> None:
         worker = WorkerHandle(self._longest)
         try:
-            worker.start(self._method, self._parcels[self._method])
+            worker.start(self._method, self._jobs_by_method[self._method])
         except BaseException:
             worker.abort()
             raise
@@ -133,11 +133,12 @@ class ProcessExecutor:
         self._selector.register(worker.sentinel, selectors.EVENT_READ, worker)
 
     def _replace_worker(self) -> None:
-        """Start another one. By now there may be threads, with locks, and open SQLite files, so that it is forked by
-        the fork server if the job can be sent there."""
+        """Start another worker, from the fork server if the job can be pickled.
+
+        By now the caller may have threads with locks, and open SQLite files."""
         self._job.before_start()
         if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
-            with suppress(InvalidOperation, InvalidOption):  # a closure: then a fork is the only way
+            with suppress(InvalidOperation, InvalidOption):  # a closure cannot be pickled: only a fork is left
                 method = choose_start_method("forkserver")
                 self._prepare(method)
                 self._method = method
@@ -146,8 +147,10 @@ class ProcessExecutor:
         self._start_worker()
 
     def let_go(self) -> None:
-        """In a forked child: close what it has inherited, or the workers would not notice the end of their parent; and
-        forget them, since they are not its own to end."""
+        """In a forked child: close the inherited descriptors and forget the workers.
+
+        With the descriptors open, the workers would not notice the end of their parent. They are not the child's to
+        end."""
         for worker in self._workers:
             worker.let_go()
         self._workers = []
@@ -172,7 +175,7 @@ class ProcessExecutor:
             for worker in self._workers:
                 worker.check_time(self._job.timeout)
         events: list[Event] = []
-        dead = [] if ready else [worker for worker in self._workers if not worker.alive()]
+        dead = [] if ready else [worker for worker in self._workers if not worker.is_alive()]
         for key, mask in ready:
             if key.data is None:
                 self._waker.clear()
@@ -183,7 +186,7 @@ class ProcessExecutor:
             else:
                 dead.append(key.data)
         for worker in dead:
-            self._bury(worker, events)
+            self._on_exit(worker, events)
         return events
 
     def _write(self, worker: WorkerHandle) -> None:
@@ -193,16 +196,16 @@ class ProcessExecutor:
 
     def _read(self, worker: WorkerHandle, events: list[Event]) -> None:
         for message in worker.inbox.messages():
-            self._take(worker, message, events)
+            self._handle(worker, message, events)
         if worker.inbox.ended:
             self._selector.unregister(worker.inbox.fd)
 
-    def _take(self, worker: WorkerHandle, message: bytes, events: list[Event]) -> None:
+    def _handle(self, worker: WorkerHandle, message: bytes, events: list[Event]) -> None:
         kind, body = message[:1], message[1:]
         if kind == READY:
-            self._stillborn = 0
-            worker.settled = True
-            events.append(Ready(worker.pid, time.perf_counter() - worker.born))
+            self._failed_starts = 0
+            worker.is_set_up = True
+            events.append(Ready(worker.pid, time.perf_counter() - worker.started_at))
         elif kind == SETUP_FAILED:
             events.append(SetupFailed(restore_exception(pickle.loads(body))))
         elif kind in (PARTIAL, FINAL):
@@ -211,46 +214,46 @@ class ProcessExecutor:
                 worker.tasks.popleft()
             events.append(Replied(task, body, kind == FINAL))
 
-    def _bury(self, worker: WorkerHandle, events: list[Event]) -> None:
+    def _on_exit(self, worker: WorkerHandle, events: list[Event]) -> None:
         worker.end()
         self._read_rest(worker, events)
-        self._forget(worker)
+        self._unregister(worker)
         failed_setup = any(isinstance(event, SetupFailed) for event in events)
-        event = worker.death_certificate()
+        event = worker.exit_event()
         worker.close()
         if event.running is not None or event.queued:
             events.append(event)
         if self._halted or failed_setup:
             self._wanted = max(self._wanted - 1, 0)
             return
-        self._stillborn += not worker.settled
-        if self._stillborn >= MAX_FAILED_STARTS:
-            if self._method == "forkserver" and (reason := why_without_django()):
-                told = f"(Python's fork server could not keep Django set up: {reason})"
-                event.error.details = f"{event.error.details}\n{told}".lstrip()
+        self._failed_starts += not worker.is_set_up
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            if self._method == "forkserver" and (reason := why_not_preloaded()):
+                details = f"(Python's fork server could not keep Django set up: {reason})"
+                event.error.details = f"{event.error.details}\n{details}".lstrip()
             events.append(SetupFailed(event.error))
         else:
             try:
                 self._replace_worker()
-            except BaseException as error:  # a hook's, or there is no memory for another process: told to the caller
+            except BaseException as error:  # a hook's, or no memory is left for a process; the caller raises it
                 events.append(SetupFailed(error))
                 self._wanted -= 1
 
     def _read_rest(self, worker: WorkerHandle, events: list[Event]) -> None:
         if not worker.inbox.ended:
             for message in worker.inbox.messages():
-                self._take(worker, message, events)
+                self._handle(worker, message, events)
 
-    def _forget(self, worker: WorkerHandle) -> None:
+    def _unregister(self, worker: WorkerHandle) -> None:
         self._workers.remove(worker)
         for fd in (worker.inbox.fd, worker.outbox.fd, worker.sentinel):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
 
     def fileno(self) -> int:
-        """What is readable when `wait` has something to do."""
-        found: int = getattr(self._selector, "fileno", lambda: -1)()  # epoll and kqueue have one
-        return found
+        """The descriptor that is readable when `wait` has something to do; -1 if the selector has none."""
+        fd: int = getattr(self._selector, "fileno", lambda: -1)()  # epoll and kqueue have one
+        return fd
 
     def wake(self) -> None:
         if self in _started:
@@ -259,7 +262,7 @@ class ProcessExecutor:
     def halt(self) -> None:
         self._halted = True
         for worker in self._workers:
-            worker.state.halt()
+            worker.marks.halt()
 
     def kill(self) -> None:
         self._halted = True
@@ -267,7 +270,7 @@ class ProcessExecutor:
             worker.kill()
 
     def stop(self) -> None:
-        """Let idle workers leave by themselves, and kill those that still have something to do."""
+        """Ask idle workers to exit, and kill those that still have tasks."""
         if self not in _started:
             return
         self._halted = True
@@ -276,7 +279,7 @@ class ProcessExecutor:
                 worker.kill()
             else:
                 worker.outbox.post(STOP)
-        self._selector.close()  # before what it watches: gevent's aborts the process over a closed descriptor
+        self._selector.close()  # before the watched descriptors: gevent's selector aborts the process over a closed one
         deadline = time.monotonic() + STOP_TIMEOUT
         for worker in self._workers:
             worker.join(deadline)

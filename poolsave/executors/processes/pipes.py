@@ -1,8 +1,8 @@
 """Messages over the private pipes between the parent and one worker.
 
-The worker's ends block. The parent's ends never do: what a worker is too busy (or too stopped) to read stays in a
-buffer here, and a message that arrives in pieces is put together here, so that no worker can hold up the parent, and
-a parent and a worker that both send 200 MB cannot wait for each other for ever.
+The worker's ends block, the parent's ends never do. `Outbox` buffers what a busy or stopped worker does not read yet,
+and `Inbox` puts together messages that arrive in parts. So no worker can hold up the parent, and a parent and a worker
+that both send 200 MB do not wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from itertools import islice
 from .descriptors import above_standard
 
 HEADER = struct.Struct("!Q")
-PIECE = 1 << 16
-"""Bytes that are read at once; a pipe holds no more, and a larger buffer costs more than the reading."""
-SMALL = 4096
-"""Bytes of a message up to which it is copied to stand behind its header, so that both are one piece."""
-MOST_AT_ONCE = 64
-"""Messages that are written by one call; Linux takes up to 1,024."""
+READ_SIZE = 1 << 16
+"""Bytes per read. A pipe holds no more, and allocating a larger buffer costs more than the read."""
+MAX_JOINED_SIZE = 4096
+"""Bytes. Up to this size a message is joined to its header, so that one write sends both."""
+MAX_BUFFERS = 64
+"""Buffers per `writev` call; Linux takes up to 1,024."""
 
 
 def send(fd: int, message: bytes) -> None:
-    """Write a whole message, waiting as long as it takes (worker's side)."""
+    """In the worker: write a whole message, waiting as long as it takes."""
     header = HEADER.pack(len(message))
-    if len(message) <= SMALL:
+    if len(message) <= MAX_JOINED_SIZE:
         _write_all(fd, header + message)
         return
     _write_all(fd, header)
@@ -50,22 +50,22 @@ class Reader:
         self._unread = bytearray()
 
     def receive(self) -> bytes | None:
-        """Give the next whole message, waiting as long as it takes; None at the end of the pipe."""
-        if not self._has(HEADER.size):
+        """Return the next whole message, waiting as long as it takes; None at the end of the pipe."""
+        if not self._read_until(HEADER.size):
             return None
         end = HEADER.size + HEADER.unpack_from(self._unread)[0]
-        if not self._has(end):
+        if not self._read_until(end):
             return None
         message = bytes(memoryview(self._unread)[HEADER.size : end])
         del self._unread[:end]
         return message
 
-    def _has(self, size: int) -> bool:
+    def _read_until(self, size: int) -> bool:
         while len(self._unread) < size:
-            piece = os.read(self._fd, PIECE)
-            if not piece:
+            data = os.read(self._fd, READ_SIZE)
+            if not data:
                 return False
-            self._unread += piece
+            self._unread += data
         return True
 
 
@@ -79,23 +79,23 @@ class Outbox:
 
     @property
     def pending(self) -> bool:
-        """Whether something is still to be written."""
+        """Whether anything is still to be written."""
         return bool(self._unsent)
 
     def post(self, message: bytes) -> None:
-        """Take a message and write as much of everything as possible."""
+        """Add a message to the buffer and flush."""
         header = HEADER.pack(len(message))
-        if len(message) <= SMALL:
+        if len(message) <= MAX_JOINED_SIZE:
             self._unsent.append(memoryview(header + message))
         else:
             self._unsent += (memoryview(header), memoryview(message))
         self.flush()
 
     def flush(self) -> None:
-        """Write as much as the pipe takes now. A worker that is gone is noticed elsewhere, by its end."""
+        """Write as much as the pipe takes now. An exited worker is no error here: the executor sees its exit."""
         try:
             while self._unsent:
-                self._drop(os.writev(self.fd, list(islice(self._unsent, MOST_AT_ONCE))))
+                self._drop(os.writev(self.fd, list(islice(self._unsent, MAX_BUFFERS))))
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -109,7 +109,7 @@ class Outbox:
 
 
 class Inbox:
-    """The parent's reading end: gives the messages that are complete by now."""
+    """The parent's reading end: returns the messages that are complete."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -118,30 +118,30 @@ class Inbox:
         self.ended = False
 
     def messages(self) -> list[bytes]:
-        """Read what is there, to the last byte, and give every complete message."""
+        """Read all available bytes, and return the complete messages."""
         while not self.ended:
             try:
-                piece = os.read(self.fd, PIECE)
+                data = os.read(self.fd, READ_SIZE)
             except BlockingIOError:
                 break
-            self.ended = not piece
-            self._partial += piece
-            if len(piece) < PIECE:
+            self.ended = not data
+            self._partial += data
+            if len(data) < READ_SIZE:
                 break
         return self._complete()
 
     def _complete(self) -> list[bytes]:
-        found = []
+        messages = []
         start = 0
         while len(self._partial) - start >= HEADER.size:
             (size,) = HEADER.unpack_from(self._partial, start)
             end = start + HEADER.size + size
             if len(self._partial) < end:
                 break
-            found.append(bytes(memoryview(self._partial)[start + HEADER.size : end]))
+            messages.append(bytes(memoryview(self._partial)[start + HEADER.size : end]))
             start = end
         del self._partial[:start]
-        return found
+        return messages
 
 
 class Waker:
@@ -155,7 +155,7 @@ class Waker:
     def wake(self) -> None:
         try:
             os.write(self._writer, b"!")
-        except BlockingIOError:  # full: it will wake up anyway
+        except BlockingIOError:  # the pipe is full, so it wakes up anyway
             return
 
     def clear(self) -> None:

@@ -1,8 +1,11 @@
-"""A small block of memory that a worker shares with its parent, where the worker's death cannot take it.
+"""A block of memory that a worker shares with its parent and that outlives the worker.
 
-It holds the number of the task that the worker has begun, when it began its present object, a number that the worker
-noted, and for each object of that task one byte, or where objects are brisk the time at which it ended. Only the
-worker writes these; only the parent writes the byte that says that no further object is to be begun.
+It holds the id of the current task, the start time of the current object, a number that the worker has noted, and one
+mark per object of the task. Where objects are short, their end times take the place of the marks. Only the worker
+writes these. Only the parent writes the byte HALTED: no further object may start.
+
+    0        8          16       17         24     56      64
+    | task   | started  | HALTED | STAMPED  | note |       | marks, a byte each | end times, 8 bytes each |
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from .descriptors import reserved_file
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
 CLOCK_AT, HALTED, STAMPED, NOTE_AT, MARKS = 8, 16, 17, 24, 64
+"""Offsets in bytes. STAMPED has two: the marks for the first object without an end time, and for those with one."""
 NOTE_SIZE = 32
+"""Bytes."""
 
 
 class SharedMarks:
-    """The block, in the parent by `create` and in the worker by `attach`; both write and read it in place."""
+    """The block. The parent makes it by `create`, the worker opens it by `attach`; both use it in place."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -29,7 +34,7 @@ class SharedMarks:
 
     @classmethod
     def create(cls, longest: int) -> tuple[SharedMarks, int]:
-        """Make a block for tasks of up to `longest` objects, and give the descriptor by which a worker finds it."""
+        """Make a block for tasks of up to `longest` objects. Also returns the descriptor for `attach`."""
         # A byte and a time per object, in whole words.
         size = MARKS + 9 * 8 * -(-longest // 8)
         fd = reserved_file(size)
@@ -49,19 +54,19 @@ class SharedMarks:
 
     def begin(self, task: int, size: int) -> None:
         """Note in the worker that a task has begun; tasks are numbered from 1."""
-        # Clear first: if the worker dies between the two lines, the parent still sees the task before, which it
-        # knows to be answered, and so it does not take old marks for those of the new task.
+        # Clear first: if the worker dies before the last line, the parent still sees the previous task, knows it to be
+        # answered, and does not take its marks for those of the new task.
         self._memory[STAMPED : STAMPED + 2] = bytes(2)
         self._memory[MARKS : MARKS + size] = bytes(size)
         self.note(0)
         TASK.pack_into(self._memory, 0, task)
 
     def put(self, offset: int, mark: int) -> None:
-        """Note the state of an object."""
+        """Note the mark of an object."""
         self._memory[MARKS + offset] = mark
 
     def stamps(self, size: int, *, begun: int, ended: int) -> memoryview[float]:
-        """Give room for the times at which the objects of this task end, which stand for their marks."""
+        """Return a zeroed array for the end times of this task's objects, which take the place of their marks."""
         if self._stamps is None:
             self._stamps = memoryview(self._memory)[self._stamps_at :].cast("d")
         self._memory[self._stamps_at : self._stamps_at + 8 * size] = bytes(8 * size)
@@ -69,32 +74,32 @@ class SharedMarks:
         return self._stamps
 
     def note(self, number: int) -> None:
-        """Keep a number of up to 256 bits that the parent will want if the worker dies."""
+        """Keep a number of up to 256 bits that the parent needs if the worker dies."""
         self._memory[NOTE_AT : NOTE_AT + NOTE_SIZE] = number.to_bytes(NOTE_SIZE, "little")
 
     @property
-    def noted(self) -> int:
-        """The number that was noted last in this task, or 0."""
+    def last_note(self) -> int:
+        """The last number that the worker noted in this task, or 0."""
         return int.from_bytes(self._memory[NOTE_AT : NOTE_AT + NOTE_SIZE], "little")
 
     def clock(self, began: float) -> None:
-        """Note when the present object began, by `time.monotonic()`, which all processes share; 0: it has ended."""
+        """Note when the current object started, by `time.monotonic()`, which all processes share; 0: it has ended."""
         CLOCK.pack_into(self._memory, CLOCK_AT, began)
 
     @property
-    def began(self) -> float:
-        """When the present object began, or 0."""
-        found: float = CLOCK.unpack_from(self._memory, CLOCK_AT)[0]
-        return found
+    def object_started(self) -> float:
+        """When the current object started, or 0."""
+        started: float = CLOCK.unpack_from(self._memory, CLOCK_AT)[0]
+        return started
 
     @property
     def task(self) -> int:
-        """The task that was begun last, or 0."""
-        found: int = TASK.unpack_from(self._memory, 0)[0]
-        return found
+        """The id of the current task, or 0."""
+        task: int = TASK.unpack_from(self._memory, 0)[0]
+        return task
 
-    def marks(self, size: int) -> bytes:
-        """The marks of the first `size` objects of that task."""
+    def of_task(self, size: int) -> bytes:
+        """The marks of the first `size` objects of the current task."""
         begun, ended = self._memory[STAMPED : STAMPED + 2]
         if not ended:
             return self._memory[MARKS : MARKS + size]
@@ -104,13 +109,13 @@ class SharedMarks:
 
     @property
     def halted(self) -> bool:
-        """Whether no further object is to be begun."""
+        """Whether no further object may start."""
         return self._memory[HALTED] != 0
 
     def halt(self) -> None:
-        """Tell the worker to begin no further object."""
+        """Let the worker start no further object."""
         self._memory[HALTED] = 1
 
     def close(self) -> None:
-        """Give the memory back, in the parent."""
+        """Release the memory, in the parent."""
         self._memory.close()

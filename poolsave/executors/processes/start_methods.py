@@ -25,28 +25,28 @@ PRELOAD_MODULE = "poolsave._environment.preload"
 PRELOAD_ADDRESS = "POOLSAVE_PRELOAD"
 """The environment variable that names the socket from which the preloaded module gets what to set up."""
 POLL_INTERVAL = 0.05
-"""Seconds between looks at whether a fork server that starts is still alive."""
-_starting = threading.Lock()
-"""Held by the thread that starts the fork server: another one would wait for the answer that this one gets."""
-_without_django: dict[int | None, str] = {}
-"""Reasons by the ids of fork servers."""
+"""Polling interval in seconds for the life of a fork server that is being started."""
+_start_lock = threading.Lock()
+"""Held while a thread starts the fork server. A second thread would wait for the answer that the first one gets."""
+_preload_failures: dict[int | None, str] = {}
+"""Why Django is not set up in a fork server, by the process id of the server."""
 SERVER_DIED = "it ended while it was being set up"
 
 
-def choose_start_method(wish: str | None, *, fork_is_possible: bool = True) -> str:
-    """Give `wish`, or fork where it is safe (Linux, one thread alive), else forkserver, else spawn.
+def choose_start_method(option: str | None, *, fork_is_possible: bool = True) -> str:
+    """Give `option`. Without it: fork where that is safe (Linux, one thread), else forkserver, else spawn.
 
-    In place of a fork server that has imported what the caller has reloaded since, it is spawn.
+    If the caller has reloaded a module that the fork server has imported, spawn takes the place of forkserver.
 
     Raises:
-        InvalidOption: if `wish` would fork beside greenlets; without one it is spawn there.
+        InvalidOption: if `option` would fork beside greenlets. Without `option` the method is spawn there.
     """
-    check_start_method(wish)
-    method = wish or _safest(fork_is_possible=fork_is_possible)
-    return "spawn" if method == "forkserver" and _is_outdated() else method
+    check_start_method(option)
+    method = option or _safest_method(fork_is_possible=fork_is_possible)
+    return "spawn" if method == "forkserver" and _has_outdated_modules() else method
 
 
-def _safest(*, fork_is_possible: bool) -> str:
+def _safest_method(*, fork_is_possible: bool) -> str:
     if patched_by() is not None:
         return "spawn"
     if fork_is_possible and sys.platform == "linux" and is_alone():
@@ -56,7 +56,7 @@ def _safest(*, fork_is_possible: bool) -> str:
 
 
 def is_alone() -> bool:
-    """Whether this is the only thread, also of those that Python did not start, which can hold locks just as well."""
+    """Whether this is the only thread. Threads that Python did not start count as well: they can hold locks too."""
     # A thread that has been joined may need a moment to leave the kernel's list.
     for _ in range(20):
         if threading.active_count() > 1:
@@ -73,10 +73,10 @@ def native_threads() -> int:
 
 
 _specs_at_start: dict[str, Any] = {}
-"""By the name of a module, how it was loaded in the caller when the fork server was started."""
+"""The specifications of the caller's modules when the fork server was started, by module name."""
 
 
-def _is_outdated() -> bool:
+def _has_outdated_modules() -> bool:
     server: Any = forkserver._forkserver
     if server._forkserver_pid is None or not _specs_at_start:
         return False
@@ -85,9 +85,9 @@ def _is_outdated() -> bool:
 
 
 def _specs() -> dict[str, Any]:
-    """To reload a module gives it a new specification, also by IPython's autoreload."""
+    """The present specification of each module. A reload makes a new one, and so does IPython's autoreload."""
     return {
-        # Asked like this, a lazy module does not load itself.
+        # object.__getattribute__ keeps a lazy module from loading itself.
         name: object.__getattribute__(module, "__dict__").get("__spec__")
         for name, module in list(sys.modules.items())
         if issubclass(type(module), ModuleType)
@@ -97,58 +97,58 @@ def _specs() -> dict[str, Any]:
 def ensure_forkserver(preload: bytes) -> str | None:
     """Start Python's fork server with Django set up in it, unless one is running already.
 
-    If that cannot be kept there, give the reason: the server then starts anew without Django, and each worker sets it
-    up for itself, as it does in a server that somebody else has started.
+    If Django cannot be kept there, the server starts anew without it, and the reason is returned. Each worker then sets
+    Django up for itself, as under a server that was started elsewhere.
     """
-    with _starting:
+    with _start_lock:
         return _ensure_forkserver(preload)
 
 
 def _ensure_forkserver(preload: bytes) -> str | None:
-    server: Any = forkserver._forkserver  # there is no other way to ask it
+    server: Any = forkserver._forkserver  # private, but multiprocessing offers no public access
     # Without __main__, which the preloaded module imports: CPython 3.14 does so outside of any `try`, and the server
     # dies of a script without a guard (gh-126631).
-    known = [name for name in server._preload_modules if name not in ("__main__", PRELOAD_MODULE)]
-    forkserver.set_forkserver_preload([*known, PRELOAD_MODULE])
+    preloaded = [name for name in server._preload_modules if name not in ("__main__", PRELOAD_MODULE)]
+    forkserver.set_forkserver_preload([*preloaded, PRELOAD_MODULE])
     with _PreloadSocket() as channel:
         # The server ignores the parent's sys.path in Python before 3.12.4 and 3.13.1 (CPython issue 117378).
-        with _environment(PYTHONPATH=os.pathsep.join(sys.path), **{PRELOAD_ADDRESS: channel.address}):
-            before = server._forkserver_pid
+        with _environ(PYTHONPATH=os.pathsep.join(sys.path), **{PRELOAD_ADDRESS: channel.address}):
+            old_pid = server._forkserver_pid
             forkserver.ensure_running()
-        if server._forkserver_pid == before:
+        if server._forkserver_pid == old_pid:
             return None
         _specs_at_start.clear()
         _specs_at_start.update(_specs())
-        note = dumps((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload))
-        reason = channel.exchange(note, server._forkserver_pid)
+        request = dumps((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload))
+        reason = channel.exchange(request, server._forkserver_pid)
     if reason:
-        _end(server._forkserver_pid)
+        _kill_server(server._forkserver_pid)
         forkserver.ensure_running()
-        _without_django[server._forkserver_pid] = reason
+        _preload_failures[server._forkserver_pid] = reason
     return reason or None
 
 
-def why_without_django() -> str:
-    """Why the fork server that runs has no Django set up; empty if it has, or nobody knows."""
+def why_not_preloaded() -> str:
+    """Why the present fork server has no Django set up; empty if it has, or if the reason is unknown."""
     server: Any = forkserver._forkserver
-    return _without_django.get(server._forkserver_pid, "")
+    return _preload_failures.get(server._forkserver_pid, "")
 
 
-def _end(server: int) -> None:
-    """Kill the fork server, with what the project has started in it, and leave it for multiprocessing to reap."""
+def _kill_server(server: int) -> None:
+    """Kill the fork server and what the project has started in it. multiprocessing reaps it."""
     os.kill(server, signal.SIGKILL)
     os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
 
 
 class _PreloadSocket:
-    """Where a fork server that starts gets what to set up, and says what came of it.
+    """Sends a new fork server what to set up, and receives the result.
 
-    A socket, since passwords are in what it gets: they must not stay behind in a file if the server does not start.
+    It is a socket because the message holds passwords, which a file would keep if the server did not start.
     """
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            # Only this user can enter the folder. Its name is short, as the address of a socket has to be.
+            # Only this user can enter the folder. Its name is short because the address of a socket is limited.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="poolsave-"))
             self.address = os.path.join(folder, "preload")
             self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -160,21 +160,21 @@ class _PreloadSocket:
     def __exit__(self, *_error: object) -> None:
         self._stack.close()
 
-    def exchange(self, note: bytes, server: int) -> str:
-        """Send the note and wait for the answer: why nothing may be preloaded, or nothing if all is well."""
+    def exchange(self, request: bytes, server: int) -> str:
+        """Send the request. Returns why nothing may be preloaded, or an empty string."""
         try:
             while not select.select([self._listener], [], [], POLL_INTERVAL)[0]:
                 if os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                     return SERVER_DIED
             with Connection(self._listener.accept()[0].detach()) as connection:
-                connection.send_bytes(note)
+                connection.send_bytes(request)
                 return connection.recv_bytes().decode()
         except (EOFError, ConnectionError):
             return SERVER_DIED
 
 
 @contextmanager
-def _environment(**changes: str) -> Iterator[None]:
+def _environ(**changes: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -1,4 +1,7 @@
-"""The parent's side of one worker process: its pipes, its state block, its birth and its death."""
+"""The parent's side of one worker process: its pipes, its shared marks, its start and its exit.
+
+Only `ProcessExecutor` uses it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ from .shared_marks import SharedMarks
 from .worker_main import WorkerPipes, main
 
 GRACE = 1.0
-"""Seconds after its time-out until a worker is terminated, and again until it is killed."""
+"""Seconds between the time-out of an object and SIGTERM for its worker, and again until SIGKILL."""
 POLL_INTERVAL = 0.001
-"""Seconds between looks at a process of which nothing tells that it has ended."""
+"""Polling interval in seconds for the exit of a process without a descriptor."""
 
 
 class WorkerHandle:
@@ -33,41 +36,41 @@ class WorkerHandle:
 
     def __init__(self, longest: int) -> None:
         self.tasks: deque[Task] = deque()
-        self.settled = False
+        self.is_set_up = False
         self.overdue = False
         self._process: Any = None
         self._descriptor: int | None = None
         self._open: list[Connection[Any, Any]] = []
         self._stack = ExitStack()
         with self._stack:
-            self._make_ends(longest)
+            self._open_resources(longest)
             self._stack = self._stack.pop_all()
 
-    def _make_ends(self, longest: int) -> None:
+    def _open_resources(self, longest: int) -> None:
         self._stack.callback(self.close_pipes)
-        self.state, self._marks = SharedMarks.create(longest)
-        self._stack.callback(self.state.close)
-        self._stack.callback(os.close, self._marks)
-        self._faults = nameless_file()
-        self._stack.callback(os.close, self._faults)
-        their_tasks, self._our_tasks = self._pipe()
-        self._our_replies, their_replies = self._pipe()
-        self._theirs = (their_tasks, their_replies)
-        self.outbox = Outbox(self._our_tasks.fileno())
-        self.inbox = Inbox(self._our_replies.fileno())
+        self.marks, self._marks_fd = SharedMarks.create(longest)
+        self._stack.callback(self.marks.close)
+        self._stack.callback(os.close, self._marks_fd)
+        self._crash_log_fd = nameless_file()
+        self._stack.callback(os.close, self._crash_log_fd)
+        task_reader, self._task_writer = self._pipe()
+        self._reply_reader, reply_writer = self._pipe()
+        self._worker_ends = (task_reader, reply_writer)
+        self.outbox = Outbox(self._task_writer.fileno())
+        self.inbox = Inbox(self._reply_reader.fileno())
 
     def _pipe(self) -> tuple[Connection[Any, Any], Connection[Any, Any]]:
         ends = pipe()
         self._open += ends
         return ends
 
-    def start(self, method: str, parcel: Any) -> None:
-        self.born = time.perf_counter()
-        line = WorkerPipes(*self._theirs, InheritedFile(self._marks), InheritedFile(self._faults))
+    def start(self, method: str, job_or_bytes: Any) -> None:
+        self.started_at = time.perf_counter()
+        pipes = WorkerPipes(*self._worker_ends, InheritedFile(self._marks_fd), InheritedFile(self._crash_log_fd))
         context: Any = multiprocessing.get_context(method)
-        arguments: tuple[Any, ...] = (parcel, line)
+        arguments: tuple[Any, ...] = (job_or_bytes, pipes)
         if method == "fork":
-            arguments = (parcel, line, self._close_ours)
+            arguments = (job_or_bytes, pipes, self._close_parent_ends)
         # Daemonic, so that an interpreter that exits with a pool open ends its workers instead of waiting for them.
         self._process = context.Process(target=main, args=arguments, name="poolsave-worker", daemon=True)
         with _forking() if method == "fork" else nullcontext():
@@ -75,36 +78,39 @@ class WorkerHandle:
         self.pid: int = self._process.pid
         self._descriptor = process_descriptor(self.pid)
         self.sentinel: int = self._process.sentinel if self._descriptor is None else self._descriptor
-        for end in self._theirs:
+        for end in self._worker_ends:
             end.close()
 
     def _start(self) -> None:
         try:
             self._process.start()
-        except (EOFError, ConnectionError) as error:  # a fork server that has ended: unguarded scripts have it end
+        except (
+            EOFError,
+            ConnectionError,
+        ) as error:  # the fork server has ended, as it does over a script without a guard
             raise WorkerDied(1, details=f"Python's fork server has ended, which was to start it: {error!r}") from error
 
-    def _close_ours(self) -> None:
-        self._our_tasks.close()
-        self._our_replies.close()
+    def _close_parent_ends(self) -> None:
+        self._task_writer.close()
+        self._reply_reader.close()
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         if self._descriptor is None:
             return bool(self._process.is_alive())
         return not self._has_ended(0)
 
     def _has_ended(self, seconds: float | None) -> bool:
-        """Wait so long, or as long as it takes, for the process's real end."""
+        """Wait up to `seconds` for the exit of the process itself (None: as long as it takes)."""
         if self._descriptor is None:
             self._process.join(seconds)
             return not self._process.is_alive()
         return bool(wait([self._descriptor], seconds))
 
     def end(self) -> None:
-        """Wait for the end of a process that seems to have ended: what it has marked counts only then.
+        """Wait for the exit of a process that seems to have ended. Its marks are final only after that.
 
-        Where only the sentinel tells of it, that may have been the fork server's end, or a function that has closed
-        descriptors which it did not know. So the worker is ended first.
+        The sentinel alone is no proof: the fork server may have ended, or a function may have closed descriptors that
+        are not its own. So without a descriptor of the process, the worker is killed first.
         """
         if self._descriptor is None:
             with suppress(ProcessLookupError):
@@ -115,60 +121,61 @@ class WorkerHandle:
     def _wait_until_gone(self) -> None:
         deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline:
-            self._process.join(0)  # a child of this process stays until it is asked for its status
+            self._process.join(0)  # reaps the process if it is a child of this one
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
                 return
             time.sleep(POLL_INTERVAL)
 
-    def death_certificate(self) -> Died:
-        """Say what the worker was at. Its last words were read before."""
-        error = WorkerDied(self._process.exitcode, _signal_name(self._process.exitcode), details=self._last_words())
-        if self.tasks and self.state.task == self.tasks[0].id:
+    def exit_event(self) -> Died:
+        """Say what the worker was running. Its replies have been read before."""
+        exitcode = self._process.exitcode
+        error = WorkerDied(exitcode, _signal_name(exitcode), details=self._crash_traceback())
+        if self.tasks and self.marks.task == self.tasks[0].id:
             running = self.tasks.popleft()
             queued = tuple(task.id for task in self.tasks)
-            marks = self.state.marks(running.size)
-            return Died(error, running.id, marks, queued, self.state.noted, self.overdue, self.pid)
+            marks = self.marks.of_task(running.size)
+            return Died(error, running.id, marks, queued, self.marks.last_note, self.overdue, self.pid)
         return Died(error, None, b"", tuple(task.id for task in self.tasks), worker=self.pid)
 
-    def _last_words(self) -> str:
+    def _crash_traceback(self) -> str:
         """What faulthandler wrote when the process crashed."""
-        size = os.fstat(self._faults).st_size
-        return os.pread(self._faults, size, 0).decode(errors="replace")
+        size = os.fstat(self._crash_log_fd).st_size
+        return os.pread(self._crash_log_fd, size, 0).decode(errors="replace")
 
     def check_time(self, timeout: float) -> None:
-        """End the worker if its object takes too long although it was told by an exception."""
-        began = self.state.began
-        if not began or not self.tasks:
+        """End the worker if its object still runs after its time-out, which has raised an exception in it."""
+        started = self.marks.object_started
+        if not started or not self.tasks:
             return
-        late = time.monotonic() - began - timeout
+        late = time.monotonic() - started - timeout
         if late > GRACE and not self.overdue:
             self.overdue = True
-            self._signal_tree(signal.SIGTERM)
+            self._signal_group(signal.SIGTERM)
         elif late > 2 * GRACE:
             self.kill()
 
     def kill(self) -> None:
-        """End the process and all that it has started, at once."""
-        self._signal_tree(signal.SIGKILL)
+        """End the process and all processes that it has started, at once."""
+        self._signal_group(signal.SIGKILL)
 
-    def _signal_tree(self, signum: signal.Signals) -> None:
+    def _signal_group(self, signum: signal.Signals) -> None:
         try:
             os.killpg(self._process.pid, signum)
-        except ProcessLookupError:  # it has not come so far as to lead a group, or it is gone
+        except ProcessLookupError:  # it does not lead a group yet, or it has exited
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signum)
 
     def join(self, deadline: float) -> None:
-        """Wait until the process has ended, and help it along after the deadline."""
+        """Wait until the process has exited. It is killed at the deadline."""
         if not self._has_ended(max(0.0, deadline - time.monotonic())):
             self.kill()
             self._has_ended(None)
         self._process.join()
 
     def abort(self) -> None:
-        """Leave nothing of a worker whose start was broken off."""
+        """Clean up a worker whose start was interrupted."""
         if self._process is not None and self._process.pid is not None:
             self.pid = self._process.pid
             self.kill()
@@ -181,30 +188,33 @@ class WorkerHandle:
                 end.close()
 
     def let_go(self) -> None:
-        """In a forked child: close the copies of the pipes, and keep multiprocessing from ending what it takes for a
-        child of this process, too, when it exits."""
+        """In a forked child: close the copies of the pipes, and hide the worker from multiprocessing.
+
+        At exit, multiprocessing would end the worker as if it were a child of this process."""
         self.close_pipes()
         process._children.discard(self._process)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Give back everything of a worker that has ended or was never started."""
+        """Release all resources of a worker that has exited or was never started."""
         self._stack.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
         if self._process is not None:
-            with suppress(ValueError):  # a host that ignores SIGCHLD makes its children's ends unknown
+            with suppress(
+                ValueError
+            ):  # if the host ignores SIGCHLD, multiprocessing does not know that the process has exited
                 self._process.close()
 
 
 @contextmanager
 def _forking() -> Iterator[None]:
-    """Fork with SIGINT and SIGTERM held back, so that the child has no time in which the parent's handlers run."""
+    """Fork with SIGINT and SIGTERM blocked, so that the parent's handlers never run in the child."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         with warnings.catch_warnings():
             if threading.current_thread() is not threading.main_thread():
-                # Beside another thread only a replacement is forked, whose function cannot be pickled.
+                # Beside another thread only a replacement is forked, and only if its function cannot be pickled.
                 warnings.filterwarnings("ignore", r".*multi-threaded", DeprecationWarning)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""The life of a worker process, seen from inside."""
+"""The main function of a worker process: set up, run tasks, close. `WorkerHandle` starts it."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ from .shared_marks import SharedMarks
 READY, PARTIAL, FINAL, SETUP_FAILED = b"R", b"P", b"F", b"X"
 STOP = b""
 TASK_HEADER = struct.Struct("!QQ")
-"""The number and the size of a task; its payload follows."""
+"""The id of a task and its number of objects, as 64-bit integers. The payload follows."""
 
 
 class WorkerPipes(NamedTuple):
-    """The worker's ends of what joins it to its parent."""
+    """The worker's ends of the pipes, and the files that it shares with its parent."""
 
     tasks: Connection[Any, Any]
     replies: Connection[Any, Any]
     marks: InheritedFile
-    faults: InheritedFile
-    """What faulthandler writes when the process crashes."""
+    crash_log: InheritedFile
+    """For the traceback that faulthandler writes when the process crashes."""
 
 
-def main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
-    """Set up, run tasks until told to stop, close everything."""
-    if close_copies is None:
-        _main(parcel, line)
-    else:  # Forked by the caller, whose context is not for a worker: it would join what the caller has open there.
-        Context().run(_main, parcel, line, close_copies)
+def main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], None] | None = None) -> None:
+    """Set up, run tasks until the parent sends STOP, close everything."""
+    if close_parent_ends is None:
+        _main(job_or_bytes, pipes)
+    else:  # The caller's context was forked too. A worker in it would join what the caller has open there.
+        Context().run(_main, job_or_bytes, pipes, close_parent_ends)
 
 
-def _main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | None = None) -> None:
+def _main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], None] | None = None) -> None:
     _reset_signals()
-    os.setpgid(0, 0)  # so that what an object has started can be ended with it
-    if close_copies is not None:  # of the parent's own ends
-        close_copies()
-    gc.freeze()  # what was inherited stays; looking at it would copy its memory
-    state = SharedMarks.attach(line.marks.fd)
-    faulthandler.enable(line.faults.fd)
-    _exit_with_parent(line.tasks.fileno())
-    replies = line.replies.fileno()
+    os.setpgid(0, 0)  # a group of its own, so that processes that an object starts are ended together with it
+    if close_parent_ends is not None:  # of the parent's own ends
+        close_parent_ends()
+    gc.freeze()  # a collection would write to inherited pages, and so copy them
+    marks = SharedMarks.attach(pipes.marks.fd)
+    faulthandler.enable(pipes.crash_log.fd)
+    _exit_with_parent(pipes.tasks.fileno())
+    replies = pipes.replies.fileno()
     try:
-        job: Job = pickle.loads(parcel) if isinstance(parcel, bytes) else parcel
+        job: Job = pickle.loads(job_or_bytes) if isinstance(job_or_bytes, bytes) else job_or_bytes
         session = job.open()
-    except BaseException as error:  # told to the caller, who raises it
+    except BaseException as error:  # reported to the caller, which raises it
         send(replies, SETUP_FAILED + pickle.dumps(record_exception(error)))
         return
     send(replies, READY)
     try:
-        tasks = Reader(line.tasks.fileno())
+        tasks = Reader(pipes.tasks.fileno())
         while message := tasks.receive():
             task, size = TASK_HEADER.unpack_from(message)
-            state.begin(task, size)
+            marks.begin(task, size)
             session.run(
                 memoryview(message)[TASK_HEADER.size :],
-                state,
+                marks,
                 lambda body, final: send(replies, (FINAL if final else PARTIAL) + body),
             )
     finally:
@@ -77,7 +77,7 @@ def _main(parcel: Any, line: WorkerPipes, close_copies: Callable[[], None] | Non
 
 
 def _reset_signals() -> None:
-    # Ctrl-C goes to the whole group: the parent decides what it means, workers finish what they are at.
+    # Ctrl-C goes to the whole group. The parent decides what it means; workers finish the present object.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -85,14 +85,15 @@ def _reset_signals() -> None:
 
 
 def _exit_with_parent(fd: int) -> None:
-    """End this process as soon as nobody holds the other end of the pipe, also in the middle of an object, whose
-    transaction the server then rolls back."""
+    """End this process when the other end of the pipe is closed, even in the middle of an object.
+
+    The server then rolls the object's transaction back."""
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(fd, 0)  # no events asked for: only the hang-up is told
+        poll.register(fd, 0)  # no events requested: poll reports only the hang-up
         poll.poll()
         os._exit(1)
 
-    # Not by threading.Thread, which waits until the thread runs.
+    # threading.Thread.start() would wait until the thread runs.
     _thread.start_new_thread(watch, ())
