@@ -1,4 +1,4 @@
-"""What became of all objects of a run."""
+"""The report of a run: counts, outcomes and statistics. Runs and blocks fill it; users read it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .outcomes import Outcome, Status
 __all__ = ["Report"]
 
 R = TypeVar("R")
-SHOWN = 5
-"""Causes that `str(report)` lists."""
+CAUSES_SHOWN = 5
+"""Causes that `str(report)` lists, the most frequent first."""
 
 
 class Report(Generic[R]):
@@ -37,14 +37,14 @@ class Report(Generic[R]):
         self._batches: list[OutcomeBatch] = []
         self._sorted = True
         self._counts = dict.fromkeys(Status, 0)
-        self._began = time.perf_counter()
-        self._ended: float | None = None
+        self._started_at = time.perf_counter()
+        self._ended_at: float | None = None
         self.statistics = statistics or Statistics()
         """How the workers spent their time, which objects took longest, and perhaps a hint; prints as a table."""
         self.stopped: str | None = None
         """Why the run ended before its input did, or None."""
         self.tried: tuple[Trial, ...] = ()
-        """With `executor="auto"`: what worked the run off, one after the other, and what was found."""
+        """With `executor="auto"`: the executors that ran the objects, in order, and why each was kept or not."""
 
     @property
     def chosen(self) -> str | None:
@@ -65,16 +65,16 @@ class Report(Generic[R]):
             return batch
         if self._keep == "values":
             return batch.without_objects()
-        # Successes are notable too if they took several attempts or lost something on the way.
-        telling = {
-            place: outcome
-            for place, outcome in batch.notable.items()
+        # Successes with several attempts are notable, too, but not kept here; successes with an error are.
+        notable = {
+            offset: outcome
+            for offset, outcome in batch.notable.items()
             if outcome.error is not None or not (outcome.ok or outcome.status is Status.DROPPED)
         }
-        return batch._replace(values=(), objects=(), notable=telling) if telling else None
+        return batch._replace(values=(), objects=(), notable=notable) if notable else None
 
     def _finish(self) -> None:
-        self._ended = time.perf_counter()
+        self._ended_at = time.perf_counter()
         self.statistics.finish()
 
     def _in_order(self) -> list[OutcomeBatch]:
@@ -87,7 +87,7 @@ class Report(Generic[R]):
         """Iterate over the kept outcomes in input order."""
         for batch in self._in_order():
             if self._keep == "failures":
-                yield from (batch.notable[place] for place in sorted(batch.notable))
+                yield from (batch.notable[offset] for offset in sorted(batch.notable))
             else:
                 yield from batch.outcomes(with_items=self._keep == "all")
 
@@ -96,7 +96,7 @@ class Report(Generic[R]):
         return self.total
 
     def __bool__(self) -> bool:
-        """A report is a report, also an empty one; ask `ok` for success."""
+        """Always true, also for an empty report; `ok` says whether all succeeded."""
         return True
 
     @property
@@ -139,13 +139,13 @@ class Report(Generic[R]):
         """The values of the successes, in input order; empty with `keep="failures"`."""
         if self._keep == "failures":
             return []
-        found: list[R] = []
+        values: list[R] = []
         for batch in self._in_order():
             if batch.notable:
-                found += [outcome.value for outcome in batch.outcomes(with_items=False) if outcome.ok]  # type: ignore[misc]
+                values += [outcome.value for outcome in batch.outcomes(with_items=False) if outcome.ok]  # type: ignore[misc]
             else:
-                found += batch.values
-        return found
+                values += batch.values
+        return values
 
     @property
     def failures(self) -> list[Outcome[R]]:
@@ -159,16 +159,16 @@ class Report(Generic[R]):
 
     def _notable(self) -> Iterator[Outcome[R]]:
         for batch in self._in_order():
-            yield from (batch.notable[place] for place in sorted(batch.notable))
+            yield from (batch.notable[offset] for offset in sorted(batch.notable))
 
     @property
     def elapsed(self) -> float:
         """Seconds from the start of the run to its end, or to now while it runs."""
-        return (time.perf_counter() if self._ended is None else self._ended) - self._began
+        return (time.perf_counter() if self._ended_at is None else self._ended_at) - self._started_at
 
     @property
     def rate(self) -> float:
-        """Objects per second that have ended, skipped ones left out."""
+        """Objects that ended per second, without the skipped ones."""
         return (self.total - self.skipped) / self.elapsed if self.elapsed else 0.0
 
     def by_cause(self) -> dict[tuple[str, str | None], list[Outcome[R]]]:
@@ -188,12 +188,12 @@ class Report(Generic[R]):
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_queryset": None}  # pickling one fetches all its rows
+        return {**self.__dict__, "_queryset": None}  # pickling a queryset fetches all its rows
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the counts and every kept outcome to a file, strictly as JSON: what that does not know (NaN, a set)
-        is told by its repr. A new file can be read by its owner only; it is there when it is complete."""
-        write_json(path, self._summary() | self._of_workers(), self)
+        """Write the counts and every kept outcome to a file, as strict JSON. What JSON lacks (NaN, a set) is written as
+        its repr. Only the owner can read a new file. The file appears when it is complete."""
+        write_json(path, self._summary() | self._worker_summary(), self)
 
     def _summary(self) -> dict[str, Any]:
         counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
@@ -205,16 +205,16 @@ class Report(Generic[R]):
             **trial_summary(self.tried),
         }
 
-    def _of_workers(self) -> dict[str, Any]:
+    def _worker_summary(self) -> dict[str, Any]:
         return self.statistics.as_dict()
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write one line per kept outcome to a file; no cell is taken for a formula by a spreadsheet. A new file can be
-        read by its owner only; it is there when it is complete."""
+        """Write one line per kept outcome to a file. No spreadsheet takes a cell for a formula. Only the owner can read
+        a new file. The file appears when it is complete."""
         write_csv(path, self)
 
     def raise_if_failed(self) -> None:
-        """Do nothing if all is well.
+        """Raise if an object failed or was lost; else do nothing.
 
         Raises:
             OperationsFailed: with one error per failed or lost object, and this report.
@@ -235,9 +235,9 @@ class Report(Generic[R]):
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
         causes = list(self.by_cause().items())
-        lines += [format_cause(*cause, of_rows=self._queryset is not None) for cause in causes[:SHOWN]]
-        if len(causes) > SHOWN:
-            lines.append(f"  and {len(causes) - SHOWN} more causes")
+        lines += [format_cause(*cause, of_rows=self._queryset is not None) for cause in causes[:CAUSES_SHOWN]]
+        if len(causes) > CAUSES_SHOWN:
+            lines.append(f"  and {len(causes) - CAUSES_SHOWN} more causes")
         if self.flawed:
             lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
         lines += trial_lines(self.tried)

@@ -111,7 +111,7 @@ class PipelineReport(Report[R]):
         items = list(failed.values())
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
 
-    def _of_workers(self) -> dict[str, Any]:
+    def _worker_summary(self) -> dict[str, Any]:
         return {"stages": [asdict(row) for row in self.stages]}
 
     def _kept(self, batch: OutcomeBatch) -> OutcomeBatch | None:

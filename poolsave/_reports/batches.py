@@ -1,4 +1,8 @@
-"""Outcomes of objects that stand side by side in the input, in columns: most runs have millions that say nothing."""
+"""Outcomes of objects that stand side by side in the input, in columns.
+
+Most runs have millions of outcomes that are only a value and a time; a column holds those at little cost. Engines make
+batches, and a Report keeps them.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,29 @@ from ..outcomes import Outcome, Status
 
 
 class EndTimes:
-    """Seconds that objects took one after the other, as the times at which each of them ended: a subtraction for each
-    would cost more than a brisk object itself, and is made when somebody asks."""
+    """Seconds of objects that ran one after the other, held as the times at which each of them ended.
 
-    __slots__ = ("began", "ends")
+    A subtraction per object would cost more than a short object itself. It is made when a duration is read.
+    """
 
-    def __init__(self, began: float, ends: array[float]) -> None:
-        self.began = began
+    __slots__ = ("ends", "started")
+
+    def __init__(self, started: float, ends: array[float]) -> None:
+        self.started = started
         self.ends = ends
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, place: int) -> float:
-        return self.ends[place] - (self.ends[place - 1] if place else self.began)
+    def __getitem__(self, offset: int) -> float:
+        return self.ends[offset] - (self.ends[offset - 1] if offset else self.started)
 
     def __iter__(self) -> Iterator[float]:
-        return map(operator.sub, self.ends, chain((self.began,), self.ends))
+        return map(operator.sub, self.ends, chain((self.started,), self.ends))
 
 
 class OutcomeBatch(NamedTuple):
-    """`notable` holds, by place in the batch, every outcome that is more than a value and a time."""
+    """`notable` holds, by offset in the batch, each outcome that is more than a value and a time."""
 
     first: int
     values: Sequence[Any]
@@ -42,40 +48,40 @@ class OutcomeBatch(NamedTuple):
     worker: int | str | None
     notable: dict[int, Outcome[Any]]
     path: tuple[int, ...] = ()
-    """In a pipeline: the place of what is here among the several values that one object became."""
+    """In a pipeline: the position of the value among those that one object became (see `Record.path`)."""
 
     @property
     def order(self) -> tuple[int, tuple[int, ...]]:
-        """By this, batches stand in the order of the input."""
+        """Sort key: the order of the input."""
         return self.first, self.path
 
     def without_objects(self) -> OutcomeBatch:
-        """The same without what was fed in. Not by `_replace`, since this is done for every chunk of a run."""
+        """Give a copy without the input objects. Every chunk of a run comes here, so not by `_replace`."""
         return OutcomeBatch(self.first, self.values, self.seconds, (), self.worker, self.notable, self.path)
 
     def outcomes(self, *, with_items: bool) -> Iterator[Outcome[Any]]:
-        """Write out every outcome, in input order."""
-        for place in range(len(self.values)):
-            yield self.notable.get(place) or self._plain(place, with_items=with_items)
+        """Give every outcome in full, in input order."""
+        for offset in range(len(self.values)):
+            yield self.notable.get(offset) or self._plain(offset, with_items=with_items)
 
-    def _plain(self, place: int, *, with_items: bool) -> Outcome[Any]:
+    def _plain(self, offset: int, *, with_items: bool) -> Outcome[Any]:
         return Outcome(
-            index=self.first + place,
+            index=self.first + offset,
             status=Status.SUCCEEDED,
-            value=self.values[place],
-            item=self.objects[place] if with_items else None,
-            seconds=self.seconds[place],
+            value=self.values[offset],
+            item=self.objects[offset] if with_items else None,
+            seconds=self.seconds[offset],
             worker=self.worker,
         )
 
-    def single(self, place: int, index: int) -> OutcomeBatch:
-        """One of the outcomes as a batch of its own, at another index."""
-        outcome = self.notable.get(place)
+    def single(self, offset: int, index: int) -> OutcomeBatch:
+        """Give one of the outcomes as a batch of its own, at another index."""
+        outcome = self.notable.get(offset)
         return OutcomeBatch(
             index,
-            [self.values[place]],
-            array("d", (self.seconds[place],)),
-            [self.objects[place]],
+            [self.values[offset]],
+            array("d", (self.seconds[offset],)),
+            [self.objects[offset]],
             self.worker,
             {} if outcome is None else {0: replace(outcome, index=index)},
             self.path,
@@ -85,9 +91,9 @@ class OutcomeBatch(NamedTuple):
 def unanswered_batch(
     index: int, objects: Sequence[Any], status: Status, error: BaseException | None = None, attempts: int = 0
 ) -> OutcomeBatch:
-    """A batch of objects that no worker has answered for."""
+    """Give a batch of objects without an answer from a worker."""
     notable: dict[int, Outcome[Any]] = {
-        place: Outcome(index=index + place, status=status, error=error, item=item, attempts=attempts)
-        for place, item in enumerate(objects)
+        offset: Outcome(index=index + offset, status=status, error=error, item=item, attempts=attempts)
+        for offset, item in enumerate(objects)
     }
     return OutcomeBatch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)

@@ -1,4 +1,7 @@
-"""Causes of failures: failures in words, grouped by their cause, and the errors that an error was raised from."""
+"""Failures in words: the key that they are grouped by, the chain of errors behind one, and lines of a report.
+
+Reports and pipelines call it. What an error means for a retry is not decided here but in `_db.error_codes`.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,18 @@ from ..errors import RemoteError
 from ..outcomes import Outcome
 
 WIDTH = 300
-"""Characters of an error's first line that are shown."""
+"""Characters of an error's first line that a report shows: more would wrap over many lines of a terminal."""
 
 
 def printable(text: str) -> str:
-    """The same where every encoding knows each character: half of a surrogate pair (an undecodable file name) has no
-    UTF-8, and is written as its number."""
+    """Escape what UTF-8 cannot encode: half of a surrogate pair (from an undecodable file name) becomes its number."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the one that it was raised from, and so on, each of them once."""
+    """Give an error, the error that it was raised from, and so on, each of them once."""
     seen: list[BaseException] = []  # `raise error from error` is allowed, and errors may lack a hash
-    while error is not None and not any(error is one for one in seen):
+    while error is not None and not any(error is earlier for earlier in seen):
         yield error
         seen.append(error)
         error = cause_of(error)

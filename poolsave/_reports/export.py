@@ -1,5 +1,8 @@
-"""A report as a file: JSON for programs, CSV for spreadsheets. Whatever the objects and values are, it is complete and
-valid, or it is not there."""
+"""A report as a file: JSON for programs, CSV for spreadsheets.
+
+Whatever the objects and values are, the file is complete and valid, or it is not there. `Report.to_json` and
+`Report.to_csv` call it.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ FIELDS: tuple[str, ...] = (
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Source: OWASP, "CSV Injection"; the last four are the full-width variants of the first."""
 MAX_DEPTH = 50
-"""Lists and mappings within one another; what is deeper is told by its repr. Parsers have limits, too."""
+"""Levels of nested lists and mappings; below them a value is written as its repr. Parsers have limits, too."""
 BITS_PER_DIGIT = math.log2(10)
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 MAX_LINKS = 40
-"""Links after one another, as Linux counts them before it speaks of a loop."""
+"""Symbolic links that are followed one after the other: the limit of Linux, which then reports a loop (ELOOP)."""
 DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
@@ -58,15 +61,18 @@ def write_csv(path: str | PathLike[str], outcomes: Iterable[Outcome[Any]]) -> No
 
 @contextmanager
 def _complete_file(path: str | PathLike[str]) -> Iterator[IO[str]]:
-    """A file that takes its name when it is complete. Nobody else can read a new one, since it holds the objects; one
-    that is replaced keeps its permissions, and a link to it stays."""
-    target = _destination(os.fspath(path))
+    """Open a draft that takes the file's name when it is complete.
+
+    Only its owner can read a new file, since it holds the objects. A file that is replaced keeps its permissions, and a
+    link to it stays.
+    """
+    target = _resolve_links(os.fspath(path))
     draft = _new_draft(target) if isinstance(target, str) and not _is_special(target) else None
     try:
-        with open(draft or _opened(target), "w", encoding="utf-8", newline="") as file:
+        with open(draft or _without_cutting(target), "w", encoding="utf-8", newline="") as file:
             yield file
         if isinstance(target, str) and draft is not None:
-            _put_in_place(draft, target)
+            _replace_file(draft, target)
     finally:
         if draft is not None:
             with suppress(FileNotFoundError):
@@ -76,27 +82,27 @@ def _complete_file(path: str | PathLike[str]) -> Iterator[IO[str]]:
 def _new_draft(target: str) -> str | None:
     try:
         handle, draft = tempfile.mkstemp(prefix=".poolsave-", dir=os.path.dirname(target) or ".")
-    except OSError:  # a file of one's own in a folder of others; where it is something else, to open it says so
+    except OSError:  # the folder is not writable, though the file may be; any other cause fails again in open()
         return None
     os.close(handle)
     return draft
 
 
-def _put_in_place(draft: str, target: str) -> None:
+def _replace_file(draft: str, target: str) -> None:
     with suppress(FileNotFoundError):
         os.chmod(draft, os.stat(target).st_mode & 0o777)
     try:
         os.replace(draft, target)
-    except OSError:  # a file that a container has mounted, or that belongs to another user, can only be written to
+    except OSError:  # a file that a container mounts, or of another user, cannot be replaced but written to
         shutil.copyfile(draft, target)
 
 
-def _destination(path: str) -> str | int:
-    """The file that a path leads to, which need not be there, or the number of a descriptor that is open."""
+def _resolve_links(path: str) -> str | int:
+    """Give the file that a path leads to, which need not exist, or the number of an open descriptor."""
     for _ in range(MAX_LINKS):
         name = os.path.abspath(path)
-        if found := DESCRIPTOR.fullmatch(name):
-            return int(found[1])
+        if match := DESCRIPTOR.fullmatch(name):
+            return int(match[1])
         if name in STREAMS:
             return STREAMS[name]
         if not os.path.islink(path):
@@ -109,13 +115,13 @@ def _is_special(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
 
 
-def _opened(target: str | int) -> str | int:
+def _without_cutting(target: str | int) -> str | int:
     if isinstance(target, str):
         return target
-    for stream in (sys.stdout, sys.stderr):  # what was printed before comes before
-        if stream is not None:  # as it is without a console
+    for stream in (sys.stdout, sys.stderr):  # text printed so far comes first
+        if stream is not None:  # None without a console
             stream.flush()
-    return os.dup(target)  # opened anew, a redirected file would be cut, or written over by what is printed later
+    return os.dup(target)  # a second open() would truncate a redirected file, or later prints would overwrite it
 
 
 def _row(outcome: Outcome[Any]) -> dict[str, Any]:
@@ -140,32 +146,32 @@ def _json(value: Any) -> str:
     return json.dumps(_plain(value, ()), allow_nan=False)
 
 
-def _plain(value: Any, around: tuple[int, ...]) -> Any:
-    """As JSON knows it, by the methods of the built-in classes, which those of a subclass may hide."""
+def _plain(value: Any, ancestors: tuple[int, ...]) -> Any:
+    """Give a value as JSON types. Calls the methods of the built-in classes, since a subclass may override them."""
     kind = type(value)
     if issubclass(kind, dict | list | tuple):
-        if id(value) in around or len(around) >= MAX_DEPTH:
+        if id(value) in ancestors or len(ancestors) >= MAX_DEPTH:
             return printable(repr_of(value))
-        around = (*around, id(value))
+        ancestors = (*ancestors, id(value))
         if issubclass(kind, dict):
-            return _with_text_keys(dict.items(value), around)
-        return [_plain(one, around) for one in (list if issubclass(kind, list) else tuple).__iter__(value)]
+            return _with_text_keys(dict.items(value), ancestors)
+        return [_plain(element, ancestors) for element in (list if issubclass(kind, list) else tuple).__iter__(value)]
     return _scalar(value)
 
 
-def _with_text_keys(items: Iterable[tuple[Any, Any]], around: tuple[int, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _with_text_keys(items: Iterable[tuple[Any, Any]], ancestors: tuple[int, ...]) -> dict[str, Any]:
+    texts: dict[str, Any] = {}
     for key, value in items:
         name = _scalar(key)
         text = name if isinstance(name, str) else json.dumps(name)
-        while text in found:  # 1 and "1"
+        while text in texts:  # 1 and "1"
             text += "'"
-        found[text] = _plain(value, around)
-    return found
+        texts[text] = _plain(value, ancestors)
+    return texts
 
 
 def _scalar(value: Any) -> str | int | float | None:
-    """A value of exactly these classes."""
+    """Give a value of exactly one of these classes."""
     kind = type(value)
     if value is None or kind is bool:
         return value  # type: ignore[no-any-return]
@@ -174,7 +180,7 @@ def _scalar(value: Any) -> str | int | float | None:
     if issubclass(kind, float):
         number = float.__float__(value)
         return number if math.isfinite(number) else repr(number)
-    return printable(str.__str__(value) if issubclass(kind, str) else _told(value))
+    return printable(str.__str__(value) if issubclass(kind, str) else _as_text(value))
 
 
 def _number(number: int) -> int | str:
@@ -182,12 +188,12 @@ def _number(number: int) -> int | str:
     return number if not limit or number.bit_length() < limit * BITS_PER_DIGIT - 1 else hex(number)
 
 
-def _told(value: object) -> str:
-    # Dates, decimals and UUIDs are best told by str(); whatever else an object may be, by its repr.
+def _as_text(value: object) -> str:
+    # Dates, decimals and UUIDs read best as str(), all other objects as their repr.
     by_text = attribute_of(type(value), "__module__") in ("datetime", "decimal", "uuid")
     return text_of(value) if by_text else repr_of(value)
 
 
 def _cell(value: object) -> str | int | float | None:
-    found = _scalar(value)
-    return f"'{found}" if isinstance(found, str) and found.startswith(FORMULA_STARTS) else found
+    scalar = _scalar(value)
+    return f"'{scalar}" if isinstance(scalar, str) and scalar.startswith(FORMULA_STARTS) else scalar

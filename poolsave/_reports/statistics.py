@@ -1,4 +1,7 @@
-"""How the workers of a run spent their time, which objects took longest, and what to change."""
+"""How the workers of a run spent their time, which objects took longest, and what to change.
+
+The engine reports events to `Statistics`, and a Report shows it. Nothing here influences a run.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from typing import Any
 from .._worker.replies import WorkerTime
 from .batches import EndTimes, OutcomeBatch
 
-SLOWEST = 5
-"""Objects that are listed as the slowest."""
-SLOW = 0.002
-"""Seconds that an object has to take to drive another one out of that list; what is brisker is not looked at."""
-BUSY = 0.8
-"""The share of their time that workers should be busy, below which there is a hint; the mark that mpire sets, too."""
-TELLING = 1.0
-"""Seconds of a run below which there is no hint, since starting workers takes a good part of it anyway."""
+SLOWEST_SHOWN = 5
+"""Number of objects that are listed as the slowest."""
+SLOW_SECONDS = 0.002
+"""Seconds that an object must take to replace another one in that list. Shorter ones are not compared."""
+MIN_BUSY_SHARE = 0.8
+"""Share of their time for which workers should be busy; below it there is a hint. mpire uses the same value."""
+MIN_SECONDS_FOR_HINT = 1.0
+"""Seconds of a run below which there is no hint: the start of workers takes much of a shorter one in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class WorkerTimes:
     commit: float = 0.0
     """On commits."""
     last: float = 0.0
-    """When it was heard of last, by the caller's clock."""
+    """When its last event came, by the caller's clock."""
     ended: bool = False
     """Whether it ended before its run did."""
 
@@ -62,19 +65,19 @@ class Statistics:
     """How the workers of a run spent their time; prints as a table."""
 
     def __init__(self) -> None:
-        self.item_of: Callable[[Any], Any] = _itself
+        self.item_of: Callable[[Any], Any] = _unchanged
         """What to show for an object that was fed in."""
         self._times: dict[int | str, WorkerTimes] = {}
         self._slowest: list[SlowObject] = []
-        self._began = time.perf_counter()
-        self._ended: float | None = None
+        self._started_at = time.perf_counter()
+        self._ended_at: float | None = None
         self._tail = 0.0
         self.pulling = 0.0
         """Seconds that the caller spent on pulling objects out of its input."""
 
     @property
     def workers(self) -> list[WorkerTimes]:
-        """One for each worker, in the order in which they were ready."""
+        """The times of each worker, in the order in which workers were ready."""
         return [*self._times.values()]
 
     @property
@@ -85,21 +88,21 @@ class Statistics:
     @property
     def busy(self) -> float:
         """The share of their time in which the workers worked or committed, from 0 to 1."""
-        spent = sum(one.start + one.wait + one.work + one.commit for one in self.workers)
-        return sum(one.work + one.commit for one in self.workers) / spent if spent else 0.0
+        spent = sum(times.start + times.wait + times.work + times.commit for times in self.workers)
+        return sum(times.work + times.commit for times in self.workers) / spent if spent else 0.0
 
     @property
     def hint(self) -> str | None:
         """What to change if the workers were busy for less than 80 % of their time; None if they were, or if the run
         took less than a second."""
-        elapsed = (self._ended or time.perf_counter()) - self._began
-        if not self.workers or self.busy >= BUSY or elapsed < TELLING:
+        elapsed = (self._ended_at or time.perf_counter()) - self._started_at
+        if not self.workers or self.busy >= MIN_BUSY_SHARE or elapsed < MIN_SECONDS_FOR_HINT:
             return None
         return f"the workers were busy for {self.busy:.0%} of their time only: {self._reason(elapsed)}"
 
     def _reason(self, elapsed: float) -> str:
-        starting = sum(one.start for one in self.workers)
-        idle = starting + sum(one.wait for one in self.workers)
+        starting = sum(times.start for times in self.workers)
+        idle = starting + sum(times.wait for times in self.workers)
         if self.pulling > elapsed / 2:
             return "the input gives objects slowly, so use fewer workers, or let the function make the objects"
         if starting > idle / 2:
@@ -109,25 +112,25 @@ class Statistics:
         return "objects came slowly, so use fewer workers, larger chunks, or a caller with less to do in between"
 
     def started(self, worker: int | str, seconds: float) -> None:
-        """A worker is ready, so long after its start was begun."""
-        times = self._of(worker)
+        """Note that a worker is ready, `seconds` after its start."""
+        times = self._times_of(worker)
         times.start, times.last = seconds, time.perf_counter()
 
     def died(self, worker: int | str) -> None:
-        """A worker has ended before its time."""
-        self._of(worker).ended = True
+        """Note that a worker has died."""
+        self._times_of(worker).ended = True
 
     def left(self) -> None:
-        """All workers have ended, and others will go on."""
+        """Note that all workers have ended and others go on."""
         now = time.perf_counter()
-        for one in self.workers:
-            if not one.ended:
-                one.wait += now - one.last
-                one.ended = True
+        for times in self.workers:
+            if not times.ended:
+                times.wait += now - times.last
+                times.ended = True
 
     def answered(self, worker: int | str, spent: WorkerTime, batch: OutcomeBatch) -> None:
-        """A worker has answered for some objects."""
-        times = self._of(worker)
+        """Add a worker's answer for some objects."""
+        times = self._times_of(worker)
         count = len(batch.values)
         times.objects += count
         times.wait += spent.waited
@@ -135,19 +138,19 @@ class Statistics:
         times.work += spent.worked - spent.committed
         times.last = time.perf_counter()
         times.ended = False
-        # Looking at every object would take as long as a brisk one itself.
-        if len(self._slowest) < SLOWEST or spent.longest > max(SLOW, self._slowest[0].seconds):
-            self._look_for_slow_ones(batch)
+        # A look at every object would cost as much as a short object itself.
+        if len(self._slowest) < SLOWEST_SHOWN or spent.longest > max(SLOW_SECONDS, self._slowest[0].seconds):
+            self._update_slowest(batch)
 
-    def _look_for_slow_ones(self, batch: OutcomeBatch) -> None:
-        laps = enumerate(_laps(batch.seconds, len(batch.values)))
-        found = [
-            SlowObject(lap, batch.first + place, self.item_of(batch.objects[place]))
-            for place, lap in nlargest(SLOWEST, laps, key=itemgetter(1))
+    def _update_slowest(self, batch: OutcomeBatch) -> None:
+        durations = enumerate(_seconds_of_objects(batch.seconds, len(batch.values)))
+        slowest = [
+            SlowObject(seconds, batch.first + offset, self.item_of(batch.objects[offset]))
+            for offset, seconds in nlargest(SLOWEST_SHOWN, durations, key=itemgetter(1))
         ]
-        self._slowest = sorted([*self._slowest, *found], key=attrgetter("seconds"))[-SLOWEST:]
+        self._slowest = sorted([*self._slowest, *slowest], key=attrgetter("seconds"))[-SLOWEST_SHOWN:]
 
-    def _of(self, worker: int | str) -> WorkerTimes:
+    def _times_of(self, worker: int | str) -> WorkerTimes:
         times = self._times.get(worker)
         if times is None:
             times = self._times[worker] = WorkerTimes(worker)
@@ -155,49 +158,49 @@ class Statistics:
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the objects, which may not be picklable.
-        slowest = [SlowObject(one.seconds, one.index, None) for one in self._slowest]
-        return {**self.__dict__, "item_of": _itself, "_slowest": slowest}
+        slowest = [SlowObject(slow.seconds, slow.index, None) for slow in self._slowest]
+        return {**self.__dict__, "item_of": _unchanged, "_slowest": slowest}
 
     def finish(self) -> None:
-        """The run is over: who was not heard of since has waited."""
-        if self._ended is not None:
+        """End the run: workers that have not ended have waited since their last answer."""
+        if self._ended_at is not None:
             return
-        self._ended = time.perf_counter()
-        for one in self.workers:
-            if not one.ended:
-                one.wait += self._ended - one.last
-                self._tail += self._ended - one.last
+        self._ended_at = time.perf_counter()
+        for times in self.workers:
+            if not times.ended:
+                times.wait += self._ended_at - times.last
+                self._tail += self._ended_at - times.last
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data, for files."""
+        """Give plain data, for files."""
         workers = [
-            {"worker": one.worker, "objects": one.objects, "ended": one.ended}
-            | {name: round(getattr(one, name), 6) for name in ("start", "wait", "work", "commit", "busy")}
-            for one in self.workers
+            {"worker": times.worker, "objects": times.objects, "ended": times.ended}
+            | {name: round(getattr(times, name), 6) for name in ("start", "wait", "work", "commit", "busy")}
+            for times in self.workers
         ]
-        slowest = [{"index": one.index, "seconds": round(one.seconds, 6)} for one in self.slowest]
+        slowest = [{"index": slow.index, "seconds": round(slow.seconds, 6)} for slow in self.slowest]
         return {"workers": workers, "busy": round(self.busy, 4), "slowest": slowest, "hint": self.hint}
 
     def __str__(self) -> str:
         lines = [f"{'worker':>16} {'objects':>9} {'start':>8} {'wait':>8} {'work':>8} {'commit':>8} {'busy':>5}"]
         lines += [
-            f"{one.worker:>16} {one.objects:>9} {one.start:>8.2f} {one.wait:>8.2f} {one.work:>8.2f} {one.commit:>8.2f}"
-            f" {one.busy:>5.0%}"
-            for one in self.workers
+            f"{times.worker:>16} {times.objects:>9} {times.start:>8.2f} {times.wait:>8.2f} {times.work:>8.2f}"
+            f" {times.commit:>8.2f} {times.busy:>5.0%}"
+            for times in self.workers
         ]
-        lines += [f"slowest: {one.seconds:.3f} s at index {one.index}" for one in self.slowest]
+        lines += [f"slowest: {slow.seconds:.3f} s at index {slow.index}" for slow in self.slowest]
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)
 
 
-def _laps(seconds: Sequence[float] | EndTimes, count: int) -> Iterable[float]:
-    """What each object took; where stages share a worker, there is a column for each of them, one after the other."""
+def _seconds_of_objects(seconds: Sequence[float] | EndTimes, count: int) -> Iterable[float]:
+    """Give the seconds of each object. Fused stages have a column each, one after the other, which are summed."""
     if len(seconds) == count:
         return seconds
     column = [*seconds]
-    return [sum(column[place::count]) for place in range(count)]
+    return [sum(column[offset::count]) for offset in range(count)]
 
 
-def _itself(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item

@@ -1,4 +1,4 @@
-"""What `executor="auto"` has tried, for the report."""
+"""What `executor="auto"` has tried, and how a report shows it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A stretch of a run with `executor="auto"` that was worked off by one executor."""
+    """A part of a run with `executor="auto"` in which one executor ran the objects."""
 
     executor: str
     """ "serial", "process", or "thread"."""
     objects: int
     """How many objects ended in it."""
     seconds: float
-    """How long it took, without the time that whoever reads a stream took."""
+    """Seconds that it took, without the time that the reader of a stream took."""
     verdict: str
-    """Why it was kept to the end of the run, or given up for the next one."""
+    """Why the executor was kept to the end of the run, or given up for the next one."""
 
     @property
     def rate(self) -> float:
@@ -30,12 +30,12 @@ class Trial:
 
 
 def trial_lines(trials: Sequence[Trial]) -> list[str]:
-    """What `str(report)` says of them, if there are any."""
+    """Give the line of `str(report)`, if there are trials."""
     return [f"  auto: {', then '.join(map(str, trials))}: {trials[-1].verdict}"] if trials else []
 
 
 def trial_summary(trials: Sequence[Trial]) -> dict[str, Any]:
-    """What a file says of them, if there are any."""
+    """Give the entries of a report's file, if there are trials."""
     if not trials:
         return {}
-    return {"chosen": trials[-1].executor, "tried": [{**asdict(one), "rate": one.rate} for one in trials]}
+    return {"chosen": trials[-1].executor, "tried": [{**asdict(trial), "rate": trial.rate} for trial in trials]}

@@ -165,7 +165,7 @@ class ReplyBuilder:
 def packed_seconds(seconds: array[float] | EndTimes) -> tuple[float | None, bytes]:
     """As what is pickled fastest."""
     if isinstance(seconds, EndTimes):
-        return seconds.began, seconds.ends.tobytes()
+        return seconds.started, seconds.ends.tobytes()
     return None, seconds.tobytes()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from poolsave import concurrent_saves, pooled_operation
 from poolsave._reports.batches import EndTimes, OutcomeBatch
-from poolsave._reports.statistics import BUSY, SLOW, SLOWEST, Statistics
+from poolsave._reports.statistics import MIN_BUSY_SHARE, SLOW_SECONDS, SLOWEST_SHOWN, Statistics
 from poolsave._worker.replies import WorkerTime
 from tests.models import Person
 from tests.support import operations
@@ -38,24 +38,24 @@ def test_what_is_listed_as_slowest_is_true_and_in_order(answers):
         first += len(seconds)
     everything = [one for seconds in answers for one in seconds]
     found = statistics.slowest
-    assert len(found) == min(SLOWEST, len(everything))
+    assert len(found) == min(SLOWEST_SHOWN, len(everything))
     assert [one.seconds for one in found] == sorted((one.seconds for one in found), reverse=True)
-    if len(everything) <= SLOWEST:
+    if len(everything) <= SLOWEST_SHOWN:
         assert sorted(one.seconds for one in found) == sorted(everything)
     assert all(everything[one.index] == one.seconds for one in found)
-    assert max(everything) <= max(found[0].seconds, SLOW)
+    assert max(everything) <= max(found[0].seconds, SLOW_SECONDS)
 
 
 @given(times, st.lists(times, min_size=1))
-def test_laps_are_the_differences_of_the_times_and_cross_as_they_are(began, lengths):
-    ends, now = array("d"), began
+def test_durations_are_the_differences_of_the_end_times(started, lengths):
+    ends, now = array("d"), started
     for length in lengths:
         now += length
         ends.append(now)
-    laps = pickle.loads(pickle.dumps(EndTimes(began, ends)))
-    assert list(laps) == [laps[place] for place in range(len(laps))]
-    assert len(laps) == len(lengths)
-    assert sum(laps) == pytest.approx(now - began, abs=1e-6)
+    durations = pickle.loads(pickle.dumps(EndTimes(started, ends)))
+    assert list(durations) == [durations[place] for place in range(len(durations))]
+    assert len(durations) == len(lengths)
+    assert sum(durations) == pytest.approx(now - started, abs=1e-6)
 
 
 def test_one_slow_object_among_many_brisk_ones_is_found():
@@ -88,7 +88,7 @@ def test_a_worker_that_got_nothing_to_do_has_waited():
 
 
 def took(statistics, seconds):
-    statistics._began -= seconds
+    statistics._started_at -= seconds
     statistics.finish()
     return statistics
 
@@ -106,7 +106,7 @@ def test_a_hint_says_what_kept_the_workers_idle(prepare, word):
     answered(statistics, "w", 1.0, waited=4.0)
     statistics.died("w")
     prepare(statistics)
-    assert statistics.busy < BUSY
+    assert statistics.busy < MIN_BUSY_SHARE
     assert word in took(statistics, 100).hint
 
 
@@ -185,7 +185,7 @@ def test_they_print_as_a_table_and_go_into_files(tmp_path):
     report.to_json(tmp_path / "report.json")
     summary = json.loads((tmp_path / "report.json").read_text())
     assert summary["workers"][0]["objects"] == 10
-    assert len(summary["slowest"]) == SLOWEST
+    assert len(summary["slowest"]) == SLOWEST_SHOWN
     assert str(pickle.loads(pickle.dumps(report)).statistics) == table
 
 
