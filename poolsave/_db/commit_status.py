@@ -1,8 +1,10 @@
-"""Asks PostgreSQL what became of a transaction whose COMMIT nobody heard answered.
+"""Asks PostgreSQL whether a transaction was committed, when the answer to its COMMIT did not arrive.
 
-A crash makes the server forget transactions of which nothing had reached its log, and give their ids again. So does a
-failover to a standby that had not heard of them. So an answer about an id counts only as far as it is known that the id
-is still that of the same transaction.
+After a crash the server has no trace of transactions that never reached its log, and assigns their ids again. So does a
+standby that is promoted before it received them. An answer about an id therefore counts only while the id is known to
+belong to the same transaction still.
+
+The engine calls `commit_status` in the caller's process. Workers write the note (`_db/transactions.py: record_xid`).
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from ..outcomes import Status
 from .error_codes import connection_lost, sqlstate_of
 
 NO_XID = 1
-"""Noted for a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
+"""The note of a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
 FIELD_BITS = 64
+"""Bits of one field of a note: PostgreSQL's ids and microseconds fit."""
 MAX_WAIT = 30.0
 """Seconds that a server gets to end the transaction, or to come back after a crash."""
 POLL_INTERVAL = 0.05
+"""Seconds between two questions."""
 MAX_UNWATCHED = 1.0
-"""Seconds before the first question in which the server cannot have crashed, recovered, given the id again and crashed
-once more: to start it takes about half of that."""
+"""Seconds before the first question that are too short for the server to crash, recover, assign the id again and crash
+once more. A start alone takes about half of that."""
 MAX_PAUSE = 0.5
-"""The same between two questions."""
+"""Seconds between two questions that are too short for the same."""
 ANSWERS = {"committed": Status.SUCCEEDED, "aborted": Status.FAILED}
 UNKNOWN_XID = "22023"
 """The SQLSTATE for an id that is "in the future": the crash left nothing of the transaction."""
@@ -37,8 +41,8 @@ IDENTITY = """
         CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END
     FROM pg_control_system()
 """
-"""Which cluster it is, and which timeline: a promoted standby begins a new one. Not that of pg_control_checkpoint(),
-which is told only by the next checkpoint."""
+"""Identifies the cluster and its timeline: a promoted standby begins a new timeline. pg_control_checkpoint() has the
+new one only after the next checkpoint."""
 WAS_RESET = """
     SELECT extract(epoch FROM stats_reset) * 1000000 > %s, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
     FROM pg_stat_bgwriter
@@ -49,38 +53,37 @@ RECOVERED = """
     FROM pg_control_checkpoint(), pg_stat_bgwriter
     WHERE redo_lsn = checkpoint_lsn AND checkpoint_time >= date_trunc('second', stats_reset)
 """
-"""Whether recovery came across the id. No row, if the last checkpoint is not the one that a recovery ends with."""
+"""Whether recovery met the id. There is no row if the last checkpoint is not the one that ends a recovery."""
 
 
 class TransactionNote(NamedTuple):
-    """By what a server can say later what became of a transaction. It travels as a number, since it is kept where a
-    worker's death cannot take it."""
+    """Identifies a transaction for a later question. It is stored as one number, in memory that survives the worker."""
 
     xid: int
-    moment: int
-    """When it was noted, right before the COMMIT, by the server's clock in microseconds."""
+    noted_at: int
+    """When the note was written, right before the COMMIT: microseconds by the server's clock."""
     server: int
-    """Says which cluster and timeline it was; 0 if the server cannot say."""
+    """Identifies the cluster and its timeline; 0 if the server cannot say."""
     waited: int = 0
-    """Microseconds until the worker knew that its COMMIT would not be answered."""
+    """Microseconds from the COMMIT to the error that stands for its missing answer."""
 
     def to_int(self) -> int:
-        return sum(field << FIELD_BITS * place for place, field in enumerate(self))
+        return sum(field << FIELD_BITS * index for index, field in enumerate(self))
 
     @classmethod
     def from_int(cls, number: int) -> TransactionNote:
-        return cls(*(number >> FIELD_BITS * place & (1 << FIELD_BITS) - 1 for place in range(len(cls._fields))))
+        return cls(*(number >> FIELD_BITS * index & (1 << FIELD_BITS) - 1 for index in range(len(cls._fields))))
 
 
 def unanswered_note(note: int, seconds: float) -> int:
-    """The note of a COMMIT that has failed to be answered for so long."""
+    """Add to a note how many seconds its COMMIT has waited for an answer in vain."""
     if note <= NO_XID:
         return note
     return TransactionNote.from_int(note)._replace(waited=int(seconds * 1_000_000)).to_int()
 
 
 def identify_server(connection: Any) -> int | None:
-    """Which cluster and timeline a server is, as a number; None if it is a standby still."""
+    """Give a number for a server's cluster and timeline; None while it is a standby."""
     with connection.cursor() as cursor:
         cursor.execute(IDENTITY)
         cluster, timeline = cursor.fetchone()
@@ -90,10 +93,10 @@ def identify_server(connection: Any) -> int | None:
 
 
 def remember_server(connection: Any) -> None:
-    """Ask outside of any transaction, once per connection, which server that is.
+    """Identify the server, once per connection and outside of any transaction.
 
     Raises:
-        Error: if there is no connection to be had.
+        Error: if no connection can be opened.
     """
     connection.ensure_connection()
     driver, _server = getattr(connection, "_poolsave_server", (None, 0))
@@ -101,7 +104,7 @@ def remember_server(connection: Any) -> None:
         return
     try:
         server = identify_server(connection) or 0
-    except Error as error:  # not all that speak PostgreSQL's language have these functions
+    except Error as error:  # not every server that speaks PostgreSQL's protocol has these functions
         if connection_lost(error):
             raise
         server = 0
@@ -109,14 +112,14 @@ def remember_server(connection: Any) -> None:
 
 
 def identity_of(connection: Any) -> int:
-    """What `remember_server` has found on the connection that is open."""
+    """Give what `remember_server` stored for the open connection; 0 if that is another connection."""
     known: tuple[Any, int] = getattr(connection, "_poolsave_server", (None, 0))
     driver, server = known
     return server if driver is connection.connection else 0
 
 
 def commit_status(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
-    """SUCCEEDED, FAILED, or LOST if the server cannot say. On a connection of its own, which is closed again.
+    """Give SUCCEEDED, FAILED, or LOST if the server cannot say. Uses a connection of its own and closes it.
 
     Source: pg_xact_status() in PostgreSQL's "System Information Functions".
     """
@@ -137,8 +140,10 @@ def commit_status(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
 
 
 class _Watch:
-    """How long the server has been asked without a pause, about whichever transaction: one question waits until it is
-    up again, and the others come right after."""
+    """How long a server has been asked without a pause, about any of its transactions.
+
+    The first inquiry waits until the server is up again. The others follow at once and share its knowledge.
+    """
 
     def __init__(self) -> None:
         self.since = self.until = time.monotonic()
@@ -146,9 +151,9 @@ class _Watch:
         self._answered = False
 
     def tried(self, *, answered: bool) -> None:
-        """One question more."""
+        """Record a question, and whether it was answered."""
         now = time.monotonic()
-        if self._answered and not answered:  # it crashes, while it is being watched
+        if self._answered and not answered:  # it has crashed between these two questions
             self.since, self.unwatched = now, MAX_PAUSE
         self._answered, self.until = answered, now
 
@@ -164,17 +169,20 @@ def _watch(server: int) -> _Watch:
 
 
 class _Inquiry:
-    """Asks about one transaction, again and again. What is known by then is that the server did not crash between the
-    note and a question that it has answered, and hardly twice between two questions."""
+    """Asks about one transaction repeatedly.
+
+    An answered question proves that the server has not crashed since the note. Between two questions there is hardly
+    time for two crashes.
+    """
 
     def __init__(self, note: TransactionNote) -> None:
         self._note = note
-        self._sound_until = note.moment + note.waited
-        """By the server's clock; at the end of `waited` came the first crash, if there was one."""
+        self._no_crash_before = note.noted_at + note.waited
+        """Microseconds by the server's clock. If there was a crash, the first one came at the end of `waited`."""
         self._watch = _watch(note.server)
 
     def ask(self, connection: Any) -> str | None:
-        """What pg_xact_status() says, or what that means after a crash; None if nobody can say."""
+        """Give the answer of pg_xact_status(), or what it means after a crash; None if that is unknown."""
         try:
             answer = self._answer(connection)
         except Error as error:
@@ -189,18 +197,18 @@ class _Inquiry:
     def _answer(self, connection: Any) -> str | None:
         if self._note.server:
             server = identify_server(connection)
-            if server is None:  # it will be promoted, or another one will be there
+            if server is None:  # it will be promoted, or another server takes its address
                 connection.close()
                 return "in progress"
             if server != self._note.server:
-                return None  # another cluster, or a standby that has given the id itself
+                return None  # another cluster, or a standby that has assigned the id itself
         with connection.cursor() as cursor:
             answer: str | None = _row(cursor, "SELECT pg_xact_status(%s::text::xid8)", str(self._note.xid))[0]
             if answer == "aborted":
-                return answer  # it left nothing, whosever id it is
-            crashed, now = _row(cursor, WAS_RESET, self._note.moment) or (False, 0)
+                return answer  # rolled back, whichever transaction has the id now
+            crashed, now = _row(cursor, WAS_RESET, self._note.noted_at) or (False, 0)
             if not crashed:
-                self._sound_until = max(now, self._sound_until)
+                self._no_crash_before = max(now, self._no_crash_before)
                 return answer
             recovered = _row(cursor, RECOVERED, self._note.xid)
         if recovered is None:
@@ -208,9 +216,9 @@ class _Inquiry:
         return "aborted" if not recovered[0] else answer if self._was_watching(now) else None
 
     def _was_watching(self, now: int) -> bool:
-        """Whether there was no time for a second crash, by whose recovery others had the same id."""
-        began = now - (time.monotonic() - self._watch.since) * 1_000_000
-        return began - self._sound_until <= self._watch.unwatched * 1_000_000
+        """Whether there was no time for a second crash, after whose recovery another transaction could have the id."""
+        started = now - (time.monotonic() - self._watch.since) * 1_000_000
+        return started - self._no_crash_before <= self._watch.unwatched * 1_000_000
 
 
 def _row(cursor: Any, query: str, parameter: object) -> Any:

@@ -1,14 +1,18 @@
-"""Every rule about database connections, threads and forks.
+"""The rules about database connections, threads and forks.
 
 1. No connection, pool or cache client of the parent is used or closed in a forked child. An explicit close sends a
    Terminate on the socket that the parent still uses: psycopg compares process ids only when garbage is collected,
-   and mysqlclient not even then. The child forgets the old objects but keeps them referenced for ever.
+   and mysqlclient not even then. The child drops the old objects from Django's registry and keeps them referenced.
 2. Workers have connections of their own, made from the caller's real `settings_dict`, so that under a test runner
    they write to the test database. They do not pool, and on SQLite they begin transactions IMMEDIATE.
 3. Workers close what they opened.
 4. No open SQLite file crosses a fork. SQLite keeps its locks per process and in memory: a child that inherits them
-   believes to hold a lock that it does not, and rows that it commits vanish. The parent closes idle ones before the
-   fork; it opens them again by itself. Source: "How To Corrupt An SQLite Database File", section 2.6.
+   believes that it holds a lock, which it does not, and rows that it commits vanish. The parent closes idle files
+   before the fork, and Django opens them again when they are used. Source: "How To Corrupt An SQLite Database File",
+   section 2.6.
+
+`_worker/job.py` calls this when it opens and closes a worker, and `_runs/preflight.py` and `_runs/checks.py` before a
+run. What a forked child inherits is handled in `fork_safety.py`.
 """
 
 from __future__ import annotations
@@ -34,18 +38,19 @@ SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
 DUMMY_ENGINE = "django.db.backends.dummy"
 CHECK_INTERVAL = 0.01
-"""Seconds that chunks without any trouble may follow one another until all connections are looked at again."""
+"""Seconds between two checks of all connections, as long as no error occurs. A check costs as much as several objects
+that do nothing."""
 
 
 def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
-    """Those of the aliases that have a database behind them."""
+    """Give those of the aliases that have a database."""
     return tuple(
         alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY_ENGINE) != DUMMY_ENGINE
     )
 
 
 def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
-    """The caller's real database settings, as workers use them."""
+    """Give the caller's real database settings, adapted for workers."""
     return {
         alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
         for alias in configured_aliases(connections)
@@ -61,16 +66,18 @@ def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> d
         options.setdefault("transaction_mode", "IMMEDIATE")
     settings["OPTIONS"] = options
     if settings.get("CONN_MAX_AGE") == 0:
-        settings["CONN_MAX_AGE"] = None  # 0 would mean to connect anew for every chunk
+        settings["CONN_MAX_AGE"] = None  # 0 would open a connection for every chunk
     if own_transactions:
-        settings["AUTOCOMMIT"] = True  # or atomic() would leave the commit to somebody else
+        settings["AUTOCOMMIT"] = True  # otherwise atomic() would not commit
     return settings
 
 
 @contextmanager
 def outside_event_loop() -> Iterator[None]:
-    """Have `connections` show those of this thread: while an event loop runs, asgiref shows those of its task, and
-    Django lets nothing be done with them."""
+    """Make `connections` give this thread's connections.
+
+    While an event loop runs, asgiref gives those of the loop's task, and Django refuses to use them.
+    """
     loop = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     try:
@@ -80,7 +87,7 @@ def outside_event_loop() -> Iterator[None]:
 
 
 def wrappers_of_thread() -> list[Any]:
-    """Connection wrappers of this thread, those of an event loop's task that runs in it included."""
+    """Give the connection wrappers of this thread and of an event loop's task that runs in it."""
     handler: Any = connections
     of_task = handler.all(initialized_only=True)
     with outside_event_loop():
@@ -88,9 +95,12 @@ def wrappers_of_thread() -> list[Any]:
 
 
 def open_sqlite_files() -> list[Any]:
-    """Wrappers of this thread that have a SQLite file open."""
-    found = wrappers_of_thread()
-    return [one for one in found if one.vendor == "sqlite" and one.connection is not None and not one.is_in_memory_db()]
+    """Give the wrappers of this thread that have a SQLite file open."""
+    return [
+        wrapper
+        for wrapper in wrappers_of_thread()
+        if wrapper.vendor == "sqlite" and wrapper.connection is not None and not wrapper.is_in_memory_db()
+    ]
 
 
 def sqlite_is_open_elsewhere() -> bool:
@@ -99,13 +109,13 @@ def sqlite_is_open_elsewhere() -> bool:
 
 
 def close_sqlite_files() -> None:
-    """Before a fork: close the SQLite files of this thread.
+    """Close the SQLite files of this thread, before a fork.
 
     Raises:
-        InsideTransaction: if one of them is inside a transaction, and so cannot be closed.
+        InsideTransaction: if one of them is inside a transaction, so that it cannot be closed.
         InvalidOperation: if one is open elsewhere in this process.
     """
-    refuse_open_sqlite_transactions()
+    check_no_open_sqlite_transaction()
     for wrapper in open_sqlite_files():
         (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
         with outside_event_loop():
@@ -120,18 +130,21 @@ def close_sqlite_files() -> None:
 
 
 def _reopen_unenforced(wrapper: Any) -> None:
-    """Keep foreign keys from being enforced, as a schema editor has asked for: it remakes tables by dropping them, and
-    a cascade would take along what points to their rows."""
+    """Let the next connection keep foreign keys unenforced.
 
-    def begin() -> None:
-        del wrapper.init_connection_state  # this instance's own; the next time it is the class's
+    A schema editor has asked for that: it remakes tables by dropping them, and a cascade would delete the rows that
+    refer to them.
+    """
+
+    def init_once() -> None:
+        del wrapper.init_connection_state  # this instance's own method; later connections use the class's
         wrapper.init_connection_state()
         wrapper.connection.execute("PRAGMA foreign_keys = OFF")
 
-    wrapper.init_connection_state = begin
+    wrapper.init_connection_state = init_once
 
 
-def refuse_open_sqlite_transactions() -> None:
+def check_no_open_sqlite_transaction() -> None:
     """Refuse to fork while a SQLite file is inside a transaction of this thread.
 
     Raises:
@@ -143,17 +156,17 @@ def refuse_open_sqlite_transactions() -> None:
 
 
 def load_backends() -> None:
-    """In a fork server: import the backends and drivers of all databases, without connecting to any."""
+    """Import the backends and drivers of all databases in a fork server, without connecting to any."""
     for alias in configured_aliases(connections):
         load_backend(connections.settings[alias]["ENGINE"])
 
 
 @contextmanager
 def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Iterator[None]:
-    """Have connections of one's own in this thread, and leave none open.
+    """Give this thread connections of its own, and close them at the end.
 
-    With `whole_process` threads that are started here get the same settings. That is for a process that does nothing
-    else, and is not undone.
+    With `whole_process`, threads that are started here get the same settings. That is not undone, so it is only for a
+    process that does nothing else.
     """
     before = {alias: connections[alias] for alias in _initialised()}
     if whole_process:
@@ -168,8 +181,8 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
             yield
     finally:
         for alias in settings:
-            # The class's own close() keeps a SQLite database in memory open, for the sake of what is in it; here the
-            # caller's connection does that.
+            # SQLite's own close() keeps a database in memory open, to preserve its content; here the caller's
+            # connection preserves it.
             BaseDatabaseWrapper.close(connections[alias])
             if alias in before:
                 connections[alias] = before[alias]
@@ -179,17 +192,17 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
 
 @contextmanager
 def refused(wrapper: BaseDatabaseWrapper) -> Iterator[None]:
-    """Have everything fail that reaches a database by this wrapper, also by a cursor of it that a module keeps: a
-    worker's transaction would know nothing of that."""
+    """Make every use of this wrapper fail, also by a cursor that a module keeps: the statements would run outside of
+    the worker's transaction."""
     wrapper.wrap_database_errors = UseRefused(wrapper)
     try:
         yield
     finally:
-        vars(wrapper).pop("wrap_database_errors", None)  # Django's is made anew when it is asked for
+        vars(wrapper).pop("wrap_database_errors", None)  # a cached property: Django makes a new one
 
 
 class UseRefused(DatabaseErrorWrapper):
-    """In the place of a wrapper's `wrap_database_errors`, by which Django goes wherever it calls the driver."""
+    """Replaces a wrapper's `wrap_database_errors`, which Django enters around every call of the driver."""
 
     def __enter__(self) -> None:
         alias = self.wrapper.alias  # type: ignore[attr-defined]
@@ -200,15 +213,17 @@ class UseRefused(DatabaseErrorWrapper):
 
 
 class OwnThreadOnly(DatabaseErrorWrapper):
-    """The same for the caller of threads, in whose own thread everything works as ever. Django asks for the thread when
-    a cursor is made, but not when it is used."""
+    """The same for connections of the thread that started worker threads: other threads are refused.
+
+    Django checks the thread when a cursor is made, but not when it is used.
+    """
 
     def __enter__(self) -> None:
         self.wrapper.validate_thread_sharing()  # type: ignore[attr-defined]
 
 
 def keep_from_other_threads() -> None:
-    """Have cursors of this thread's connections fail in threads that have connections of their own."""
+    """Make cursors of this thread's connections fail in other threads, which have connections of their own."""
     for wrapper in wrappers_of_thread():
         wrapper.wrap_database_errors = OwnThreadOnly(wrapper)
 
@@ -228,8 +243,9 @@ def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
 
 
 def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes connections of psycopg2 take savepoints along with other statements, if nobody has other wishes."""
-    from django.db.backends.postgresql.psycopg_any import is_psycopg3  # drivers are there if their backend is used
+    """Give the options by which psycopg2 sends savepoints together with other statements; none if the project has set
+    factories of its own."""
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3  # imported here: the driver may not be installed
 
     if is_psycopg3 or "connection_factory" in options or "cursor_factory" in options:
         return {}
@@ -239,29 +255,29 @@ def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _delay_begin_until_first_statement(wrapper: Any) -> None:
-    """Let atomic() on SQLite take the lock when the first statement comes, through Django or past it.
+    """Delay the BEGIN of atomic() on SQLite until the first statement, through Django or past it.
 
-    There is one writer at a time, and BEGIN IMMEDIATE makes this transaction the one: what an object computes before
-    it asks the database anything would keep all other workers waiting.
+    BEGIN IMMEDIATE takes the only write lock. What an object computes before its first statement would otherwise keep
+    all other workers waiting.
     """
     begin = wrapper._start_transaction_under_autocommit
 
-    def begin_first() -> None:
-        # Not if the transaction has ended without any statement, and this one comes after it.
+    def begin_now() -> None:
+        # The transaction may have ended without a statement; then this one comes after it and needs no BEGIN.
         if wrapper.in_atomic_block:
             begin()
             guard: Any = guard_of(wrapper.connection)
             if guard is not None:
                 guard.set_savepoint()
 
-    def begin_later() -> None:
-        wrapper.connection.begin_is_due = begin_first
+    def postpone() -> None:
+        wrapper.connection.pending_begin = begin_now
 
-    wrapper._start_transaction_under_autocommit = begin_later
+    wrapper._start_transaction_under_autocommit = postpone
 
 
 def _apply_to_process(settings: SettingsByAlias) -> None:
-    # Also for threads that the user's code starts in this process, and for code that reads settings.DATABASES.
+    # This reaches threads that the user's code starts, and code that reads settings.DATABASES.
     for alias, values in settings.items():
         connections.settings[alias] = values
 
@@ -271,27 +287,27 @@ def _initialised() -> list[str]:
 
 
 class ConnectionMaintenance:
-    """What comes between two chunks of a worker, in its thread: letting go of connections that are broken or too old,
-    and of what DEBUG has logged."""
+    """Closes broken and expired connections between two chunks of a worker, in its thread, and clears DEBUG's log of
+    queries."""
 
     def __init__(self) -> None:
         self._known: Any = connections.all(initialized_only=True)
-        self._looked = 0.0
+        self._checked_at = 0.0
 
-    def reached(self, *, troubled: bool) -> None:
-        """Look at all connections if anything went wrong, as poolsave (`troubled`) or Django has noticed, or if it is
-        time to: to find them takes as long as several objects that do nothing."""
+    def after_chunk(self, *, had_errors: bool) -> None:
+        """Check all connections after an error that poolsave (`had_errors`) or Django has seen, and else every
+        `CHECK_INTERVAL` seconds."""
         for connection in self._known:
             connection.queries_log.clear()
             connection.health_check_done = False
-            troubled = troubled or connection.errors_occurred or _autocommit_was_changed(connection)
+            had_errors = had_errors or connection.errors_occurred or _autocommit_was_changed(connection)
         now = time.perf_counter()
-        if troubled or now - self._looked > CHECK_INTERVAL:
-            self._looked = now
-            self._look()
+        if had_errors or now - self._checked_at > CHECK_INTERVAL:
+            self._checked_at = now
+            self._check()
 
-    def _look(self) -> None:
-        self._known = connections.all(initialized_only=True)  # somebody may have put another one in a place
+    def _check(self) -> None:
+        self._known = connections.all(initialized_only=True)  # the user's code may have replaced a connection
         for connection in self._known:
             connection.queries_log.clear()
             connection.close_if_unusable_or_obsolete()

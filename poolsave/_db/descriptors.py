@@ -1,4 +1,7 @@
-"""Open files and sockets of this process, as the kernel knows them, whatever driver they belong to."""
+"""Open files and sockets of this process as the kernel lists them, whatever driver they belong to.
+
+Called before a fork and in its child (`fork_safety.py`), and by the fork server (`_environment/preload.py`).
+"""
 
 from __future__ import annotations
 
@@ -19,33 +22,33 @@ from django.db.utils import load_backend
 FOLDER = "/proc/self/fd"
 DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}
 SOCKET_FILES = {"postgresql": re.compile(r"/\.s\.PGSQL\.\d+$"), "mysql": re.compile(r"(mysql|maria)[^/]*$")}
-"""How a path looks that is a server's socket on this machine, if no setting gives it."""
+"""Patterns of the path of a local server's socket, for databases whose settings do not give it."""
 NOT_YOURS = "this connection was opened before the worker began: get one from django.db.connections in the function"
 
 
 def open_descriptors() -> Iterator[tuple[int, str]]:
-    """Each descriptor and what it leads to; nothing where there is no /proc."""
+    """Give each descriptor and its target; nothing where there is no /proc."""
     if not os.path.isdir(FOLDER):
         return
     for name in os.listdir(FOLDER):
-        with suppress(FileNotFoundError):  # that of the listing itself
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             yield int(name), os.readlink(f"{FOLDER}/{name}")
 
 
 def open_sockets() -> frozenset[str]:
-    """The sockets that are open, by name."""
+    """Give the names of the open sockets."""
     return frozenset(target for _number, target in open_descriptors() if target.startswith("socket:"))
 
 
 def open_sqlite_descriptors() -> Counter[str]:
-    """How many descriptors lead to the file of a SQLite database of the project, by alias."""
+    """Count the descriptors of each SQLite database file of the project, by alias."""
     files = dict(_sqlite_files())
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for number, target in open_descriptors() if files else ():
         with suppress(OSError):
             if target.startswith("/") and (alias := files.get(_identity(os.fstat(number)))):
-                found[alias] += 1
-    return found
+                counts[alias] += 1
+    return counts
 
 
 def _sqlite_files() -> Iterator[tuple[tuple[int, int], str]]:
@@ -54,13 +57,13 @@ def _sqlite_files() -> Iterator[tuple[tuple[int, int], str]]:
             name = str(settings["NAME"])
             path = unquote(urlsplit(name).path) if name.startswith("file:") else name
             with suppress(OSError):  # in memory, or not made yet
-                found = os.stat(path)
-                if stat.S_ISREG(found.st_mode):
-                    yield _identity(found), alias
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    yield _identity(status), alias
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _vendor(settings: dict[str, Any]) -> str:
@@ -69,21 +72,21 @@ def _vendor(settings: dict[str, Any]) -> str:
 
 
 def cut_database_sockets() -> None:
-    """In a forked child: put a dead socket in the place of each that leads to a database, so that nothing which this
-    process does with it, or with what is above it, comes to the server or to the parent, whose socket lives on.
+    """Replace each database socket of a forked child by a dead one.
 
-    That is also for connections that no wrapper of Django's knows: those that a module keeps, a thread's, a pool's.
+    Nothing that the child does with its copy then reaches the server or the parent, whose socket stays open. This
+    covers connections without a Django wrapper too: those of a module, a thread or a pool.
     """
     for number, vendor in _open_database_sockets():
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        near, far = socket.socketpair()
+        with near, far:
             if vendor == "postgresql":
-                theirs.sendall(_fatal_error(NOT_YOURS))  # libpq reads it when it notices that it cannot write
-            os.dup2(ours.fileno(), number, inheritable=False)
+                far.sendall(_fatal_error(NOT_YOURS))  # libpq reads it when it notices that it cannot write
+            os.dup2(near.fileno(), number, inheritable=False)
 
 
 def _open_database_sockets() -> list[tuple[int, str]]:
-    # With a default time-out, to look at a socket would have it no longer block, in the parent as well.
+    # With a default time-out, `socket.socket(fileno=...)` makes the socket non-blocking, in the parent as well.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(None)
     try:
@@ -93,7 +96,7 @@ def _open_database_sockets() -> list[tuple[int, str]]:
 
 
 def _fatal_error(message: str) -> bytes:
-    """An ErrorResponse of PostgreSQL's protocol, of which nobody thinks that trying again will help."""
+    """Build an ErrorResponse of PostgreSQL's protocol, with an SQLSTATE for which no client tries again (55000)."""
     fields = b"".join(part.encode() + b"\0" for part in ("SFATAL", "VFATAL", "C55000", f"M{message}", ""))
     return b"E" + struct.pack("!I", 4 + len(fields)) + fields
 
@@ -108,13 +111,13 @@ def _database_sockets(addresses: dict[Any, str]) -> Iterator[tuple[int, str]]:
 
 
 def _peer(number: int) -> Any:
-    """To which address a socket is connected; None if it is to none, or is no stream."""
+    """Give the address that a socket is connected to; None if it is not connected, or no stream."""
     with suppress(OSError):
-        found = socket.socket(fileno=number)
+        copy = socket.socket(fileno=number)
         try:
-            return found.getpeername() if found.type == socket.SOCK_STREAM else None
+            return copy.getpeername() if copy.type == socket.SOCK_STREAM else None
         finally:
-            found.detach()
+            copy.detach()
     return None
 
 
@@ -124,9 +127,9 @@ def _vendor_of_file(peer: str | bytes) -> str | None:
 
 
 def _database_addresses() -> Iterator[tuple[Any, str]]:
-    """Ports and paths of the project's databases, as far as its settings tell, and addresses to which it is connected.
+    """Give the ports and paths in the project's settings, and the addresses of its open connections.
 
-    The name of a host is not looked up, which may take long: its port is enough.
+    The name of a host is not resolved, since that may take long: its port is enough.
     """
     for settings in connections.settings.values():
         vendor, options = _vendor(settings), settings.get("OPTIONS", {})
@@ -139,5 +142,5 @@ def _database_addresses() -> Iterator[tuple[Any, str]]:
     wrappers: Any = connections.all(initialized_only=True)
     for wrapper in wrappers:
         if hasattr(wrapper.connection, "fileno"):
-            with suppress(Exception):  # whatever a driver raises of a connection that is closed
+            with suppress(Exception):  # what a driver raises for a closed connection
                 yield _peer(wrapper.connection.fileno()), wrapper.vendor

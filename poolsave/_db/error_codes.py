@@ -1,4 +1,4 @@
-"""What a database error means for the transaction that it ended. Pure: errors in, facts out.
+"""What a database error means for the transaction that it ended. Pure: an error in, a fact out.
 
 Sources: PostgreSQL's appendix "Error Codes"; MySQL's "Server Error Message Reference" and MariaDB's "Error Codes";
 sqlite3's result codes.
@@ -22,7 +22,7 @@ CONNECTION_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
 NOT_SENT_MYSQL = frozenset({0, 2006})
 # Changed since it was read (MariaDB's innodb_snapshot_isolation), lock table full, deadlock.
 ROLLBACK_MYSQL = frozenset({1020, 1206, 1213})
-# And: too many connections, lock not available (MySQL's NOWAIT).
+# Besides these: too many connections, lock not available (MySQL's NOWAIT).
 TRANSIENT_MYSQL = CONNECTION_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
 # Query cancelled (statement_timeout), lock not available (lock_timeout).
 TIME_LIMITS = frozenset({"57014", "55P03"})
@@ -35,30 +35,32 @@ SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """The five characters that the server sent with an error, whichever driver and wrapper brought it."""
+    """Give the SQLSTATE of an error, five characters from the server; any driver and wrapper will do."""
     for candidate in _with_cause(error):
         for name in ("sqlstate", "pgcode"):
-            found = attribute_of(candidate, name)
-            if isinstance(found, str) and len(found) == 5:
-                return found
+            state = attribute_of(candidate, name)
+            if isinstance(state, str) and len(state) == 5:
+                return state
     return None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the database says that the same transaction may succeed if it is tried again, by the error itself or by
-    what it was raised from, or while handling."""
+    """Whether the database says that the same transaction may succeed if it is tried again.
+
+    The error itself may say so, or one in its chain of causes and contexts.
+    """
     return any(_is_transient(candidate) for candidate in chain_of(error))
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """The error, and all that it was raised from, or while handling."""
+    """Give the error, its causes and its contexts."""
     seen: set[int] = set()
     left = [error]
     while left:
         candidate = left.pop()
         if id(candidate) not in seen:
             seen.add(id(candidate))
-            left += [one for one in (context_of(candidate), cause_of(candidate)) if one is not None]
+            left += [other for other in (context_of(candidate), cause_of(candidate)) if other is not None]
             yield candidate
 
 
@@ -72,40 +74,40 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def hit_time_limit(error: BaseException) -> bool:
-    """Whether a limit of the server was hit (statement, lock), so that a smaller transaction may pass."""
+    """Whether a time limit of the server was hit (statement, lock), so that a smaller transaction may pass."""
     return sqlstate_of(error) in TIME_LIMITS or _mysql_code(error) in TIME_LIMITS_MYSQL
 
 
 def rolls_back_transaction(error: BaseException) -> bool:
-    """Whether MySQL or MariaDB has rolled back the whole transaction, its savepoints too, and not just a statement."""
+    """Whether MySQL or MariaDB has rolled back the whole transaction with its savepoints, and not just a statement."""
     return _mysql_code(error) in ROLLBACK_MYSQL | CONNECTION_MYSQL
 
 
 def is_lock_timeout(error: BaseException) -> bool:
-    """Whether MySQL or MariaDB has waited for a lock in vain. By default that undoes the statement only."""
+    """Whether MySQL or MariaDB has waited too long for a lock. By default that undoes the statement only."""
     return _mysql_code(error) == LOCK_WAIT_MYSQL
 
 
 def is_savepoint_missing(error: BaseException) -> bool:
-    """Whether a savepoint is not there, as in any other transaction than the one in which it was set."""
+    """Whether a savepoint does not exist, as in any transaction but the one in which it was set."""
     if _mysql_code(error) == DOES_NOT_EXIST_MYSQL:  # a procedure or a savepoint
         return "SAVEPOINT" in str(error)
     return sqlstate_of(error) in SAVEPOINT_MISSING or "no such savepoint" in str(error)  # SQLite has no code for it
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether the error says that nobody heard the server's answer, which after a COMMIT means not to know."""
+    """Whether the connection broke before the answer arrived. After COMMIT the outcome is then unknown."""
     state = sqlstate_of(error)
     if state is not None:
         return state.startswith(CONNECTION_CLASSES) or state == "40003"
     if _mysql_code(error) is not None:
         return _mysql_code(error) in CONNECTION_MYSQL
-    # PostgreSQL's drivers make such errors themselves, without a SQLSTATE: no server was there to send one.
+    # PostgreSQL's drivers raise such errors themselves, without a SQLSTATE, since no server sent one.
     return any(_is_driver_error(candidate) for candidate in _with_cause(error))
 
 
 def was_not_sent(error: BaseException) -> bool:
-    """Whether the statement never left this process, so that it is known to have had no effect."""
+    """Whether the statement never left this process, so that it certainly had no effect."""
     return _mysql_code(error) in NOT_SENT_MYSQL
 
 
@@ -113,7 +115,7 @@ def _is_driver_error(error: BaseException) -> bool:
     root = module_of(error).partition(".")[0]
     return root in {"psycopg", "psycopg2", "psycopg_pool"} and type(error).__name__ in {
         "AdminShutdown",
-        "DatabaseError",  # itself, and no subclass: libpq found a server gone that had crashed meanwhile
+        "DatabaseError",  # the class itself and no subclass: libpq found that the server had crashed
         "InterfaceError",
         "OperationalError",
     }
@@ -129,9 +131,9 @@ def _mysql_code(error: BaseException) -> int | None:
 
 def _sqlite_name(error: BaseException) -> str:
     for candidate in _with_cause(error):
-        found = attribute_of(candidate, "sqlite_errorname")
-        if isinstance(found, str):
-            return found
+        name = attribute_of(candidate, "sqlite_errorname")
+        if isinstance(name, str):
+            return name
     return ""
 
 

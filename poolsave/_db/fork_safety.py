@@ -1,4 +1,7 @@
-"""What a forked child has of its parent, and must not touch: rule 1 of `_connections`."""
+"""What a forked child inherits and must not touch: rule 1 of `connections.py`.
+
+`_worker/job.py` calls `pin_connections` in the parent and `discard_inherited_connections` in the child.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,28 @@ from .descriptors import cut_database_sockets, open_sqlite_descriptors
 
 _kept_alive: list[object] = []
 _clean_pids = {os.getpid()}
-"""Processes that have forgotten what they inherited, and the one that has imported this, which inherited nothing."""
+"""Ids of processes that hold nothing inherited: the one that imported this, and children that have discarded it."""
 
 
 def pin_connections() -> tuple[object, ...]:
-    """Right before a fork: give every wrapper that is alive, in whichever thread, and every connection of mysqlclient.
+    """Give every live wrapper of every thread, and every connection of mysqlclient, right before a fork.
 
-    CPython clears the thread-locals of all other threads in the child, and with them their wrappers, whose drivers
-    may close the socket that the parent uses. Who holds them keeps them from being finalised there. mysqlclient does
-    so whoever opened the connection, also the user's own code, past Django.
+    In the child CPython clears the thread-locals of all other threads. Their wrappers are finalised, and the drivers
+    may close the socket that the parent uses. A reference to them prevents that. With mysqlclient it concerns every
+    connection, also those that the user's code has opened past Django.
     """
     drivers = sys.modules.get("MySQLdb._mysql")
-    held = BaseDatabaseWrapper if drivers is None else (BaseDatabaseWrapper, drivers.connection)
-    # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
-    # Through a list: a tuple that grows is spoilt if another thread, doing the same, finds it among the objects.
-    return tuple([found for found in gc.get_objects() if issubclass(type(found), held)])
+    classes = BaseDatabaseWrapper if drivers is None else (BaseDatabaseWrapper, drivers.connection)
+    # type() and not isinstance(), which reads `__class__` and so evaluates lazy objects.
+    # Through a list: a tuple under construction breaks if another thread finds it in gc.get_objects() meanwhile.
+    return tuple([value for value in gc.get_objects() if issubclass(type(value), classes)])
 
 
 def discard_inherited_connections(held: Iterable[object] = ()) -> None:
-    """In a forked child: let go of the parent's connections, pools and cache clients without touching them.
+    """Drop the parent's connections, pools and cache clients in a forked child, without touching them.
 
-    Who keeps one of them, such as a module that keeps a cursor, gets an error when it is used.
-    Once, and not in a process that nobody has forked: other threads of it may be in the middle of something.
+    Code that still refers to one, such as a module with a cursor of its own, gets an error when it uses it. Runs once
+    per process, and not in one that was not forked: its other threads may be using their connections.
     """
     if os.getpid() in _clean_pids:
         return

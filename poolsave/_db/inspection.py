@@ -1,4 +1,7 @@
-"""Asks databases what workers will find there, each on a connection of its own that is closed again."""
+"""Asks databases what workers will find there, for the checks before a run.
+
+Each question uses a connection of its own and closes it.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +23,41 @@ POSTGRESQL = """
             SELECT numbackends FROM pg_stat_database WHERE datid = pg_database.oid) END
             FROM pg_database WHERE datname = current_database()))
 """
-"""The connections that are left, without this one. Everybody may see numbackends; of the sessions of others, only that
-they are there."""
+"""The connections that are still free, without this one. Every role may read numbackends, and count the sessions of
+others."""
 PGBOUNCER_PORT = "6432"
+"""PgBouncer's default port."""
 
 
 class DatabaseInfo(NamedTuple):
-    """What a database said."""
+    """The answers of a database."""
 
     free: int | None = None
-    """Connections that it would take besides those that it has, if it limits them."""
+    """Connections that it accepts besides the open ones; None if it sets no limit."""
     pooler: tuple[str, ...] = ()
-    """What makes it look as if it was reached through a pooler."""
+    """Signs that a pooler stands in front of it."""
     journal_mode: str | None = None
-    """Of a SQLite file."""
+    """For a SQLite file; else None."""
 
 
 def inspect_database(alias: str, settings: Mapping[str, Any]) -> DatabaseInfo:
-    """Ask the database with the settings of a worker.
+    """Ask a database, with the settings of a worker.
 
     Raises:
-        Exception: what the driver raises if it cannot be reached.
+        Exception: what the driver raises if the database cannot be reached.
     """
     connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
-    ask = INSPECTORS.get(connection.vendor)
-    if ask is None or (connection.vendor == "sqlite" and not _is_file(connection)):
+    inspect = INSPECTORS.get(connection.vendor)
+    if inspect is None or (connection.vendor == "sqlite" and not _is_file(connection)):
         return DatabaseInfo()
     try:
-        return ask(connection)
+        return inspect(connection)
     finally:
         connection.close()
 
 
 def _is_file(connection: Any) -> bool:
-    # One that is not there yet would be made by looking at it.
+    # A connection to a missing file would create it.
     return not connection.is_in_memory_db() and Path(connection.settings_dict["NAME"]).is_file()
 
 
@@ -65,7 +69,7 @@ def _ask_sqlite(connection: Any) -> DatabaseInfo:
 def _ask_postgresql(connection: Any) -> DatabaseInfo:
     answering, free = _row(connection, POSTGRESQL)
     signs = []
-    # A pooler makes up the key by which queries are cancelled, with a process id in it, for each of its clients.
+    # A pooler invents the cancellation key of each client, and the process id in it.
     if connection.connection.info.backend_pid != answering:
         signs.append("another server process answers than the one that connected")
     if str(connection.settings_dict["PORT"]) == PGBOUNCER_PORT:

@@ -1,6 +1,7 @@
-"""MySQL and MariaDB end transactions by themselves: they undo one that is the victim of a deadlock, and they commit
-one before a statement that cannot be undone. Either way the next statement silently begins another transaction, so
-that the COMMIT at the end says nothing about what came before.
+"""Notices that MySQL or MariaDB has ended a transaction by itself.
+
+They roll back the victim of a deadlock, and commit before a statement that cannot be undone. Either way the next
+statement silently begins another transaction, so the COMMIT at the end says nothing about what came before.
 
 Sources: MariaDB's "InnoDB Lock Modes", "SAVEPOINT" and "SQL statements that cause an implicit commit".
 """
@@ -15,11 +16,11 @@ from typing import Any
 from django.db import DatabaseError, connections
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
-from .transaction_ends import COMMITS_BEFORE, ends_transaction, text_of
+from .transaction_ends import COMMITS_BEFORE, ends_transaction, statement_text
 from .transaction_guard import TransactionGuard, check_end, guard_of
 
 HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
-"""A stored procedure may commit, which only a savepoint tells that was set before."""
+"""Statements that may commit inside: whether they did, only a savepoint shows that was set before."""
 SAVEPOINT = "poolsave_before_call"
 
 
@@ -50,17 +51,17 @@ class MysqlGuard(TransactionGuard):
             self.note_error(error)
 
     def check_statement(self, statement: Any) -> None:
-        text = text_of(statement)
+        text = statement_text(statement)
         if COMMITS_BEFORE.match(text):
             self.refuse(" ".join(text.split())[:40], "commit")
         super().check_statement(text)
-        # Inside another savepoint that one tells, and an end of it would take this one along.
+        # Inside a block of atomic(), its savepoint shows the same, and releasing that one would release this one.
         if HIDES_WHAT_IT_RUNS.match(text) and not self._is_set and not self.connection.savepoint_ids:
             self._is_set = True
             self.raw.query(f"SAVEPOINT {SAVEPOINT}")
 
     def note_error(self, error: BaseException) -> None:
-        """A statement has failed: with the whole transaction, or in another one than that in which a savepoint is."""
+        """Record whether a failed statement has ended the transaction, or shows that it was ended before."""
         if rolls_back_transaction(error):
             self.note_rollback()
         elif is_savepoint_missing(error) and not self.rolled_back:
@@ -72,7 +73,7 @@ def _guarded_connection(base: Any) -> Any:
     if hasattr(base, "is_guarded"):
         return base
 
-    class Connection(base):  # type: ignore[misc]  # with no other base, or it could not take the place of this one
+    class Connection(base):  # type: ignore[misc]  # a second base would make `__class__` refuse it
         __slots__ = ()
         is_guarded = True
 
@@ -103,19 +104,19 @@ def _guarded_connection(base: Any) -> Any:
 
 
 def mysql_aliases(aliases: Sequence[str]) -> list[str]:
-    """Those of the aliases that are MySQL or MariaDB."""
+    """Give those of the aliases that are MySQL or MariaDB."""
     return [alias for alias in aliases if connections[alias].vendor == "mysql"]
 
 
 def call_guarded(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
-    """Call the function, and have Django know when a server has ended its transaction.
+    """Call the function, and set `needs_rollback` if a server has ended its transaction.
 
-    Costs the databases nothing: a server is asked after a lock wait time-out, and only then.
+    It sends a query only after a lock wait time-out.
     """
     guarded = [connections[alias] for alias in aliases]
     for connection in guarded:
         connection.execute_wrappers.append(_StatementGuard(connection))
-    try:  # not by execute_wrapper(): a generator's context manager cannot pass an exception on that is frozen
+    try:  # not by execute_wrapper(): a generator's context manager fails on a frozen exception
         return call()
     finally:
         for connection in guarded:
@@ -131,8 +132,8 @@ class _StatementGuard:
             return execute(sql, *rest)
         except DatabaseError as error:
             if rolls_back_transaction(error) or (is_lock_timeout(error) and self._undoes_after_lock_waits()):
-                # What Django itself does where a savepoint turns out to be gone. A function that catches the error
-                # can go on in no new transaction, and is not called a success.
+                # As Django does where a savepoint is gone: a function that catches the error cannot go on in a new
+                # transaction, nor end as a success.
                 self._connection.needs_rollback = True
                 guard = guard_of(self._connection.connection)
                 if guard is not None:
@@ -144,5 +145,5 @@ class _StatementGuard:
             with self._connection.cursor() as cursor:
                 cursor.execute("SELECT @@innodb_rollback_on_timeout")
                 return bool(cursor.fetchone()[0])
-        except DatabaseError:  # the session is gone by now, and the transaction with it
+        except DatabaseError:  # the session has ended, and the transaction with it
             return True

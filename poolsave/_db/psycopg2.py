@@ -1,9 +1,12 @@
-"""Connections of psycopg2 on which something can go ahead of the next statement, in the same question to the server.
+"""psycopg2: sends a prefix in the round trip of the next statement, and guards transactions.
 
-psycopg2 sends what it is given as one simple query: several statements take one round trip, and the answer is that of
-the last. Whatever is sent, by Django or past it, goes through the methods below, so that nothing overtakes what is due.
-One thing cannot be seen: a cursor or large object that somebody makes without asking the connection for it
-(`psycopg2.extensions.cursor(connection)`), and libpq itself used by `pgconn_ptr`.
+psycopg2 sends its text as one simple query: several statements take one round trip, and the answer is that of the
+last. Whatever is sent, by Django or past it, goes through the methods below, so that no statement overtakes the prefix.
+Two things bypass them: a cursor or large object that is not made by the connection's own methods
+(`psycopg2.extensions.cursor(connection)`), and libpq used through `pgconn_ptr`.
+
+    savepoints.py -> prefix_next() -> pending -> next statement: send_pending() -> server
+                                              -> nothing follows: discard(), or flush() sends it alone
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ R = TypeVar("R")
 
 
 class Psycopg2Guard(TransactionGuard):
-    """Sees what goes through cursors of the connection's own class, and where its connection is a worker's, all."""
+    """Checks statements of cursors: all of them on a worker's connection, else those of the connection's own class."""
 
     _was_open = False
 
@@ -50,7 +53,7 @@ class Psycopg2Guard(TransactionGuard):
         return not self.raw.closed and bool(self.raw.get_transaction_status() == TRANSACTION_STATUS_IDLE)
 
     def execute(self, execute: Callable[..., None], query: Any, *values: Any) -> None:
-        """Check the statement, and look before and after it whether a transaction is open."""
+        """Check the statement, and note before and after it whether a transaction is open."""
         self.check_statement(query)
         self.has_ended()
         try:
@@ -62,84 +65,86 @@ class Psycopg2Guard(TransactionGuard):
 
 @dataclass(slots=True)
 class PendingPrefix:
-    """What has to reach the server before anything else does."""
+    """Statements that have to reach the server before any other."""
 
     text: bytes
     undo: bytes
-    """Leads back to right after it."""
-    begun: bool = False
-    """Whether it may have reached the server. False says that nothing has been sent since it became due."""
+    """A statement that rolls back to right after them."""
+    maybe_sent: bool = False
+    """Whether they may have reached the server. False: nothing has been sent since they became pending."""
 
 
 class PrefixingConnection(psycopg2.extensions.connection):
-    """Holds what is due, until it was sent or is forgotten."""
+    """Holds a prefix until it is sent or discarded."""
 
-    due: PendingPrefix | None = None
+    pending: PendingPrefix | None = None
     _sees_all = True
+    """False once a cursor or large object exists that bypasses this class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.turn = RLock()  # an object's own threads may share this connection; the first one takes along what is due
+        self.prefix_lock = RLock()  # the user's threads may share this connection; the first to send takes the prefix
 
-    def send_ahead(self, text: str, undo: str) -> PendingPrefix | None:
-        """Have the statements sent before anything else; None if somebody has what can send something unseen.
+    def prefix_next(self, text: str, undo: str) -> PendingPrefix | None:
+        """Send `text` in front of the next statement. Gives None once raw cursors exist that bypass this class.
 
-        `undo` leads back to right after them.
+        `undo` rolls back to right after `text`.
         """
         if self._sees_all:
-            # A line of its own, or the server's messages would quote it.
-            self.due = PendingPrefix(text.encode() + b";\n", undo.encode())
-            return self.due
+            # On a line of its own, so that the server's messages do not quote it.
+            self.pending = PendingPrefix(text.encode() + b";\n", undo.encode())
+            return self.pending
         return None
 
-    def forget(self) -> None:
-        """Send nothing any more of what is still due."""
-        self.due = None
+    def discard(self) -> None:
+        """Do not send the pending prefix."""
+        self.pending = None
 
-    def catch_up(self) -> None:
-        """Send what is due, by itself."""
-        if self.due is None:
+    def flush(self) -> None:
+        """Send the pending prefix by itself."""
+        if self.pending is None:
             return
-        with self.turn, super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-            if self.due is not None:  # no other thread has sent it in the meantime
-                self.send_due(self.due, cursor.execute, b"")
+        with self.prefix_lock, super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            if self.pending is not None:  # no other thread has sent it in the meantime
+                self.send_pending(self.pending, cursor.execute, b"")
 
-    def send_due(self, due: PendingPrefix, execute: Callable[[bytes], None], statement: bytes) -> None:
-        """Send what is due and the statement. If this fails it stays due.
+    def send_pending(self, pending: PendingPrefix, execute: Callable[[bytes], None], statement: bytes) -> None:
+        """Send the prefix and the statement. The prefix stays pending if that fails.
 
-        Somebody may catch the error and go on, although the transaction is no longer the one that he believes in.
+        A function may catch the error and go on, although its transaction may be another one by then. The prefix fails
+        in that one too.
         """
-        due.begun = True  # before, since an exception may come at any time: a time-out's, say
-        execute(due.text + statement)
-        self.due = None
+        pending.maybe_sent = True  # first, since an exception such as a time-out may come at any time
+        execute(pending.text + statement)
+        self.pending = None
 
-    def undo_statement(self, due: PendingPrefix, error: psycopg2.Error) -> bool:
-        """Whether the statement that failed is to be sent once more, by itself.
+    def undo_statement(self, pending: PendingPrefix, error: psycopg2.Error) -> bool:
+        """Undo a failed statement; says whether it is to be sent once more, by itself.
 
-        The server tells where in the text it has found the mistake, and counts what went ahead. It looks for such
-        mistakes before it runs a statement, so that it finds them again. Not handled: what it cannot even parse, of
-        which nothing has been run; then the chunk is run again, object by object.
+        The server gives the position of a mistake in the text, and counts the prefix. It looks for such mistakes before
+        it runs a statement, so it finds them again. Not handled: text that it cannot parse. None of it has run, and the
+        chunk runs again object by object.
         """
         if error.diag.statement_position is None:
             return False
         try:
             with super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-                cursor.execute(due.undo)
+                cursor.execute(pending.undo)
         except psycopg2.Error:
             return False
-        self.due = None
+        self.pending = None
         return True
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         factory = cursor_factory or self.cursor_factory
         if factory is not PrefixingCursor:
-            self._see_no_more()
+            self._stop_prefixing()
         elif name is not None:
             factory = NamedCursor
         return super().cursor(name, factory, *args, **kwargs)
 
     def lobject(self, *args: Any, **kwargs: Any) -> Any:
-        self._see_no_more()
+        self._stop_prefixing()
         return super().lobject(*args, **kwargs)
 
     def commit(self) -> None:
@@ -154,16 +159,16 @@ class PrefixingConnection(psycopg2.extensions.connection):
         check_end(self, "set_isolation_level()")
         super().set_isolation_level(level)
 
-    def _see_no_more(self) -> None:
-        # For good, since nobody says when it is used for the last time.
-        self.catch_up()
+    def _stop_prefixing(self) -> None:
+        # For good, since the last use of the cursor is unknown.
+        self.flush()
         self._sees_all = False
 
 
 def _after_flush(method: Callable[P, R]) -> Callable[P, R]:
     def after(*args: P.args, **kwargs: P.kwargs) -> R:
         cursor: Any = args[0]
-        cursor.connection.catch_up()
+        cursor.connection.flush()
         return method(*args, **kwargs)
 
     return after
@@ -196,35 +201,35 @@ def _guarded_cursor(base: Any) -> Any:
 
 
 class PrefixingCursor(_GuardedCursor, psycopg2.extensions.cursor):
-    """Takes along what is due on its connection."""
+    """Sends its connection's pending prefix with its next statement."""
 
-    _ahead = b""
+    _prefix = b""
 
     def _execute(self, query: Any, values: Any) -> None:
         connection: Any = self.connection
-        if connection.due is None:
+        if connection.pending is None:
             super()._execute(query, values)
             return
-        statement = self.mogrify(query, values)  # an error of this one comes before anything is sent
-        with connection.turn:
-            due = connection.due
-            if due is not None and self.name is None and _can_be_prefixed(statement):
-                self._ahead = due.text
+        statement = self.mogrify(query, values)  # if this fails, nothing has been sent
+        with connection.prefix_lock:
+            pending = connection.pending
+            if pending is not None and self.name is None and _can_be_prefixed(statement):
+                self._prefix = pending.text
                 try:
-                    connection.send_due(due, partial(super()._execute, values=None), statement)
+                    connection.send_pending(pending, partial(super()._execute, values=None), statement)
                     return
                 except psycopg2.Error as error:
-                    if not connection.undo_statement(due, error):
+                    if not connection.undo_statement(pending, error):
                         raise
-                self._ahead = b""
-            connection.catch_up()
+                self._prefix = b""
+            connection.flush()
         super()._execute(query, values)
 
     @property
     def query(self) -> bytes | None:
-        """The last statement as it was sent, without what went ahead of it."""
+        """The last statement as it was sent, without the prefix."""
         sent = super().query
-        return None if sent is None else sent.removeprefix(self._ahead)
+        return None if sent is None else sent.removeprefix(self._prefix)
 
     callproc = _after_flush(psycopg2.extensions.cursor.callproc)
     copy_expert = _after_flush(psycopg2.extensions.cursor.copy_expert)
@@ -234,12 +239,12 @@ class PrefixingCursor(_GuardedCursor, psycopg2.extensions.cursor):
 
 
 def _can_be_prefixed(statement: bytes) -> bool:
-    # Not if a comment comes first, since it may be a hint to the planner, or that is all and psycopg2 would complain.
+    # Not after a comment: it may be a hint to the planner, or be all there is, which psycopg2 refuses.
     return statement[:80].lstrip()[:1].isalpha()
 
 
 class NamedCursor(PrefixingCursor):
-    """One on the server, where fetching rows runs the functions of its query."""
+    """A cursor on the server: fetching its rows runs the functions in its query."""
 
     fetchone = _after_flush(psycopg2.extensions.cursor.fetchone)
     fetchmany = _after_flush(psycopg2.extensions.cursor.fetchmany)

@@ -1,6 +1,6 @@
-"""psycopg 3 inside an object's transaction: what a function may not send, and what tells that its transaction is over.
+"""psycopg 3: refuses what ends an object's transaction, and notices that it has ended.
 
-Every answer of the server passes `Connection.wait`, and the driver knows afterwards whether a transaction is open.
+Every answer of the server passes through `Connection.wait`, after which the driver knows whether a transaction is open.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _guarded_connection(base: Any) -> Any:
     if hasattr(base, "is_guarded"):
         return base
 
-    class Connection(base):  # type: ignore[misc]  # with no other base, or it could not take the place of this one
+    class Connection(base):  # type: ignore[misc]  # a second base would make `__class__` refuse it
         __slots__ = ()
         is_guarded = True
 
@@ -55,7 +55,7 @@ def _guarded_connection(base: Any) -> Any:
                 _note_status(self, was_open)
 
         def transaction(self, *args: Any, **kwargs: Any) -> Any:
-            _begin(self)  # or this would be the outermost one
+            _begin(self)  # otherwise this block would be the outermost one, and commit
             return super().transaction(*args, **kwargs)
 
         def commit(self) -> None:

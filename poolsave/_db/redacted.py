@@ -1,7 +1,7 @@
-"""Values with passwords in them, which an error report that shows the variables of every frame does not show.
+"""Containers for passwords whose repr hides them from error reports.
 
-Django's error mails and Sentry print each local variable by its `repr`, and cleanse only settings that they know by
-their names.
+Django's error mails and Sentry print the `repr` of every local variable. They cleanse only settings whose names they
+know.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class RedactedDict(dict[str, Any]):
-    """Settings by name."""
+    """Settings by name; the repr gives only their number."""
 
     __slots__ = ()
 
@@ -20,7 +20,7 @@ class RedactedDict(dict[str, Any]):
 
 
 class RedactedBytes(bytes):
-    """Pickled settings, alone or among other things."""
+    """A pickle with settings in it; the repr gives only its size."""
 
     __slots__ = ()
 
@@ -29,5 +29,5 @@ class RedactedBytes(bytes):
 
 
 def dumps(value: object) -> RedactedBytes:
-    """Pickle what has passwords in it."""
+    """Pickle a value that has passwords in it."""
     return RedactedBytes(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))

@@ -1,8 +1,10 @@
-"""A savepoint for each object of a chunk, with at most one question to the server for each, and none where that can be.
+"""A savepoint for each object of a chunk, in fewer round trips than `atomic()` takes.
 
-Django's `atomic()` sets a savepoint and releases it. Here the one of the object before is released together with the
-setting of the next, where a server takes two statements at once, which is a good part of the time of a small `save()`.
-On connections that workers opened by psycopg2, both go along with the first statement of the object, if there is any.
+Django's `atomic()` takes two: it sets a savepoint and releases it. Here, if the server takes two statements at once,
+the next savepoint is set in the round trip that releases the one before. That saves a good part of a small `save()`.
+On a worker's psycopg2 connection both go in front of the object's first statement, and need no round trip of their own.
+
+Called by `_worker/per_chunk.py`. The transaction around the objects is in `transactions.py`.
 """
 
 from __future__ import annotations
@@ -24,26 +26,26 @@ HOOKS = ("_savepoint", "_savepoint_commit", "_savepoint_rollback")
 
 
 class Savepoints:
-    """Those of one transaction, on all its aliases.
+    """The savepoints of one transaction, on all its aliases.
 
-    A block of `atomic()` is around each object, so that what others have put into Django's public methods (a backend
-    that sets the schema again after a rollback, a cache that forgets what it has read) happens as it does in a loop.
+    Each object runs in a block of `atomic()`. So what third parties do in Django's public methods happens as in a loop:
+    a backend that sets the schema again after a rollback, a cache that drops what it has read.
     """
 
     def __init__(self, used: Sequence[Any]) -> None:
-        """`used`: the connections that the transaction is on."""
+        """Use these connections, which have the transaction open."""
         self.connections = used
         self._each = [_ConnectionSavepoints(connection) for connection in used]
 
     def around(self, call: Callable[[], R]) -> R:
-        """Call it, and undo what it did if it raises or could only be rolled back, on every alias.
+        """Call it, and undo its work on every alias if it raises or if its work can only be rolled back.
 
-        Where a server cannot, `needs_rollback` is true afterwards, as it is with `atomic()`.
+        If a server cannot undo it, `needs_rollback` is true afterwards, as with `atomic()`.
         """
         blocks: list[FunctionBlock] = []
         try:
             for each in self._each:
-                blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, these are left
+                blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, the blocks so far are rolled back
             value = call()
             if not self.has_ended():
                 check_can_commit(self.connections)
@@ -60,23 +62,22 @@ class Savepoints:
         return any(each.has_ended() for each in self._each)
 
     def release(self) -> None:
-        """Release the last one, which succeeds only in the transaction in which the first one was set.
+        """Release the last savepoint, which succeeds only in the transaction in which the first one was set.
 
         Raises:
-            Error: if it is another one: a function has ended that past Django, which `has_ended` says afterwards, or
-                the server did.
+            Error: if that transaction has ended: by a function past Django, as `has_ended` then says, or by the server.
         """
         for each in self._each:
             each.release()
 
     def close(self) -> None:
-        """Give the connections back as they were."""
+        """Restore the connections' own methods."""
         for each in reversed(self._each):
             each.close()
 
 
 class _ConnectionSavepoints:
-    """Stands between Django and one connection. The savepoints of objects are released late; all others pass."""
+    """Replaces Django's savepoint methods on one connection: objects' savepoints are released late, others at once."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -84,15 +85,15 @@ class _ConnectionSavepoints:
         self._set, self._release, self._roll_back = (getattr(connection, name) for name in HOOKS)
         for name, method in zip(HOOKS, (self._on_set, self._on_release, self._on_rollback), strict=True):
             setattr(connection, name, method)
-        self._beginning = False
+        self._is_beginning = False
         self._own: str | None = None
-        """Django's name for the savepoint of the present object."""
+        """Django's name for the savepoint of the current object."""
         self._last: str | None = None
-        """The server's name for it, or for that of an object before if nothing was sent since."""
+        """The server's name for the last savepoint that was set, for this object or an earlier one."""
         self._joined = connection.vendor == "postgresql" and _takes_two_statements(connection)
-        # What workers opened by psycopg2 is of the class in psycopg2.py, which is there only if the driver is.
-        self._ahead: Any = connection.connection if hasattr(connection.connection, "send_ahead") else None
-        self._due: Any = None
+        # Duck-typed: importing `psycopg2.py` here would require the driver.
+        self._prefixing: Any = connection.connection if hasattr(connection.connection, "prefix_next") else None
+        self._prefix: Any = None
         self._guard: Any = guard_of(connection.connection)
 
     def has_ended(self) -> bool:
@@ -103,15 +104,15 @@ class _ConnectionSavepoints:
         """Begin an object, if the transaction can go on."""
         self._connection.validate_no_broken_transaction()
         block = FunctionBlock(self._connection.alias, True, False)
-        self._beginning = True
+        self._is_beginning = True
         try:
             block.__enter__()
         finally:
-            self._beginning = False
+            self._is_beginning = False
         return block
 
     def _on_set(self, name: str) -> None:
-        if not self._beginning:
+        if not self._is_beginning:
             self._set(name)
             return
         self._own = name
@@ -125,15 +126,15 @@ class _ConnectionSavepoints:
             self._set(self._last)
 
     def _renew(self, last: str, name: str) -> None:
-        # The same text again, which is known where statements are prepared; but not if it goes along with one that the
-        # server may refuse: then to roll back to it has to fail, and not to lead to the end of an object before, in a
-        # transaction that cannot go on.
+        # Without a prefix, reuse the name, so that a prepared statement stays valid. A prefix needs a new name: if the
+        # server refuses the text, rolling back to the new name has to fail. With the old name it would roll back to the
+        # end of the object before, in a transaction that cannot go on.
         ops = self._connection.ops
         release = ops.savepoint_commit_sql(last)
-        if self._ahead is not None:
+        if self._prefixing is not None:
             text = f"{release}; {ops.savepoint_create_sql(name)}"
-            self._due = self._ahead.send_ahead(text, ops.savepoint_rollback_sql(name))
-        if self._due is None:
+            self._prefix = self._prefixing.prefix_next(text, ops.savepoint_rollback_sql(name))
+        if self._prefix is None:
             with self._connection.cursor() as cursor:
                 cursor.execute(f"{release}; {ops.savepoint_create_sql(last)}")
 
@@ -141,7 +142,7 @@ class _ConnectionSavepoints:
         if name != self._own:
             self._roll_back(name)
             return
-        is_set, before = self._due is None or self._due.begun, self._last
+        is_set, before = self._prefix is None or self._prefix.maybe_sent, self._last
         self._settle()
         if is_set and self._last is not None and before is not None:
             self._undo(self._last, before)
@@ -152,12 +153,12 @@ class _ConnectionSavepoints:
             return
         try:
             self._roll_back(name)
-        except Error:  # it was never set, if the server has refused the text that it went along with
+        except Error:  # it was never set: the server has refused the text with the prefix
             self._checked(self._roll_back, before)
             raise
 
     def _checked(self, send: Callable[..., None], *names: str) -> None:
-        # A savepoint that is gone was set in another transaction than the one that is open.
+        # If the savepoint is missing, the transaction in which it was set has ended.
         try:
             send(*names)
         except Error as error:
@@ -172,24 +173,24 @@ class _ConnectionSavepoints:
         self._settle()
 
     def _settle(self) -> None:
-        if self._due is not None:
-            if self._due.begun:
+        if self._prefix is not None:
+            if self._prefix.maybe_sent:
                 self._last = self._own
-            self._due = None
-            self._ahead.forget()
+            self._prefix = None
+            self._prefixing.discard()
 
     def release(self) -> None:
-        """Release the last one."""
+        """Release the last savepoint."""
         if self._last is not None:
             self._checked(self._release, self._last)
 
     def close(self) -> None:
-        """Take nothing in between any more."""
+        """Restore the connection's own methods."""
         for name in HOOKS:
             delattr(self._connection, name)
         vars(self._connection).update(self._before)
 
 
 def _takes_two_statements(connection: Any) -> bool:
-    # psycopg 3 prepares what it has seen several times, if it is asked to, and cannot prepare two at once.
+    # With a `prepare_threshold` psycopg 3 prepares repeated statements, and it cannot prepare two at once.
     return getattr(connection.connection, "prepare_threshold", None) is None

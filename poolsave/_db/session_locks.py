@@ -1,8 +1,8 @@
-"""Locks of a session that an object which failed has left behind.
+"""Releases session locks that a failed object has left behind.
 
-`pg_advisory_lock()` and `GET_LOCK()` last longer than their transaction. A function that fails between lock and unlock,
-or whose unlock the aborted transaction refuses, keeps the lock: in a loop nobody notices, since a session may take its
-own lock again, but all other workers would wait for one that does not end.
+`pg_advisory_lock()` and `GET_LOCK()` outlast their transaction. A function keeps the lock if it fails between lock and
+unlock, or if the aborted transaction refuses the unlock. A plain loop is not affected, since a session may take its own
+lock again. In a pool all other workers would wait for ever.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from django.db import Error, connections
 
 RELEASE = {"postgresql": "SELECT pg_advisory_unlock_all()", "mysql": "SELECT RELEASE_ALL_LOCKS()"}
-"""By vendor. A question to the server, and so only asked after a failure."""
+"""By vendor. It takes a round trip, so it is sent only after a failure."""
 
 
 def release_session_locks() -> None:
-    """Release those of this thread's connections, which must be a worker's own, outside of any transaction."""
+    """Release the locks of this thread's connections, which must be a worker's own and outside of any transaction."""
     for connection in connections.all(initialized_only=True):
         statement = RELEASE.get(connection.vendor)
         if statement is None or connection.connection is None or connection.in_atomic_block:
@@ -22,5 +22,5 @@ def release_session_locks() -> None:
         try:
             with connection.cursor() as cursor:
                 cursor.execute(statement)
-        except Error:  # the function has left it in a transaction, or the session is gone: its locks go with it
+        except Error:  # left in a transaction, or gone: closing it ends the session and its locks
             connection.close()

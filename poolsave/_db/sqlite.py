@@ -1,6 +1,6 @@
-"""SQLite inside an object's transaction: when it begins, what a function may not send, and what tells that it is over.
+"""SQLite: begins an object's transaction late, refuses what ends it, and notices that it has ended.
 
-A savepoint that is set right after BEGIN is gone if the transaction was ended, whoever did it. It costs no round trip.
+A savepoint is set right after BEGIN. Any end of the transaction removes it. It costs no round trip.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ from .transaction_guard import TransactionGuard, check_end, guard_of
 
 
 class SqliteGuard(TransactionGuard):
-    """Knows a transaction by a savepoint of its own."""
+    """Recognises its transaction by a savepoint."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self._name = f"poolsave_{id(self)}"
         self._is_set = False
-        self._by_driver = isinstance(self.raw, GuardedConnection)
+        self._is_workers = isinstance(self.raw, GuardedConnection)
 
     def arm(self) -> None:
         super().arm()
-        if not self._by_driver:  # the caller's own, of which only what comes through Django can be seen
+        if (
+            not self._is_workers
+        ):  # the caller's own connection, whose statements can be seen only if they come through Django
             self.connection.execute_wrappers.append(self._around_statement)
-        if getattr(self.raw, "begin_is_due", None) is None:
+        if getattr(self.raw, "pending_begin", None) is None:
             self.set_savepoint()
 
     def set_savepoint(self) -> None:
-        """The transaction has begun."""
+        """Set the savepoint, right after the transaction has begun."""
         self._execute("SAVEPOINT")
         self._is_set = True
 
     def _execute(self, command: str) -> None:
-        sqlite3.Connection.cursor(self.raw).execute(f"{command} {self._name}")  # past all guards
+        sqlite3.Connection.cursor(self.raw).execute(f"{command} {self._name}")  # bypasses the guards
 
     def disarm(self) -> bool:
-        if not self._by_driver:
+        if not self._is_workers:
             self.connection.execute_wrappers.remove(self._around_statement)
         else:
-            self.raw.begin_is_due = None
+            self.raw.pending_begin = None
         if self._is_set and not self.was_replaced() and not self.connection.closed_in_transaction:
             self._release()
         return super().disarm()
@@ -49,7 +51,7 @@ class SqliteGuard(TransactionGuard):
     def _release(self) -> None:
         try:
             self._execute("RELEASE")
-        except sqlite3.ProgrammingError:  # the function has closed it, by its driver
+        except sqlite3.ProgrammingError:  # the function has closed the driver's connection
             self.rolled_back = True
         except sqlite3.Error:
             self.ended = self.ended or not self.rolled_back
@@ -60,7 +62,7 @@ class SqliteGuard(TransactionGuard):
         return not self.raw.in_transaction
 
     def note_error(self) -> None:
-        """A statement has failed, some of which undo the whole transaction (OR ROLLBACK, a full disk)."""
+        """Record whether a failed statement has undone the whole transaction (OR ROLLBACK, a full disk)."""
         if self.is_over() and not self.ended:
             self.note_rollback()
 
@@ -75,14 +77,14 @@ class SqliteGuard(TransactionGuard):
 
 
 class GuardedConnection(sqlite3.Connection):
-    """A worker's connection, which begins a transaction that is due with its first statement, past Django as well."""
+    """A worker's connection, which runs a postponed BEGIN before the first statement, past Django as well."""
 
-    begin_is_due: Callable[[], None] | None = None
+    pending_begin: Callable[[], None] | None = None
 
     def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
         return super().cursor(_guarded_cursor(factory))
 
-    # The driver's own ones go past cursor().
+    # The driver's own methods bypass cursor().
     def execute(self, *statement: Any) -> Any:
         return self.cursor().execute(*statement)
 
@@ -93,7 +95,7 @@ class GuardedConnection(sqlite3.Connection):
         return self.cursor().executescript(script)
 
     def blobopen(self, *args: Any, **kwargs: Any) -> Any:
-        self.catch_up()
+        self.begin_if_pending()
         return super().blobopen(*args, **kwargs)
 
     def commit(self) -> None:
@@ -108,9 +110,9 @@ class GuardedConnection(sqlite3.Connection):
         check_end(self, "with connection")
         return super().__exit__(*error)  # type: ignore[arg-type]
 
-    def catch_up(self) -> None:
-        """Begin the transaction, if it is due."""
-        begin, self.begin_is_due = self.begin_is_due, None
+    def begin_if_pending(self) -> None:
+        """Begin the transaction, if that was postponed."""
+        begin, self.pending_begin = self.pending_begin, None
         if begin is not None:
             begin()
 
@@ -140,8 +142,8 @@ class _GuardedCursor:
         if guard is not None:
             guard.check_statement(statement)
             guard.has_ended()
-        if self.connection.begin_is_due is not None:
-            self.connection.catch_up()
+        if self.connection.pending_begin is not None:
+            self.connection.begin_if_pending()
         if guard is None:
             return execute(statement, *args)
         try:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 _COMMENTS = r"(?:\s|/\*(?!!).*?\*/|--[^\n]*\n|#[^\n]*\n)*+"
-"""Possessive: a long row of comments is not looked through again and again for other ways to part it."""
+"""Possessive, so that a long row of comments is matched in one pass."""
 _FLAGS = re.IGNORECASE | re.DOTALL
 _ENDS = r"(?:ABORT|COMMIT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b"
 _END = r"END\s*(?:WORK|TRANSACTION|AND|;|$)"
@@ -18,10 +18,10 @@ _FIRST = re.compile(f"{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
 _LATER = re.compile(f";{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
 _NO_STATEMENT = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _HAS_BODY = re.compile(rf"{_COMMENTS}(?:CREATE|DO|BEGIN)\b", _FLAGS)
-"""The statements inside of these run later, or in a block of their own."""
+"""Statements with a body, whose statements run later or in a block of their own."""
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _HARMLESS = frozenset("DdFfIiSsUuVvWw")
-"""First letters of what most statements are, and none of those that end a transaction is."""
+"""First letters of the most frequent statements; no statement that ends a transaction begins with one."""
 
 COMMITS_BEFORE = re.compile(
     rf"{_COMMENTS}"
@@ -30,25 +30,25 @@ COMMITS_BEFORE = re.compile(
     r"|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
     _FLAGS,
 )
-"""What MySQL and MariaDB commit before. Not complete, and blind for what a stored procedure does: for those that people
-put into per-object functions."""
+"""Statements before which MySQL and MariaDB commit. Limited to those that occur in per-object functions; what a stored
+procedure does is not seen."""
 
 
-def text_of(statement: Any) -> str:
-    """The text of a statement, of which only keywords matter; empty for what drivers compose themselves."""
+def statement_text(statement: Any) -> str:
+    """Give the text of a statement, in which only keywords matter; "?" for parts that only the driver can compose."""
     if isinstance(statement, str):
         return statement
     if isinstance(statement, bytes | bytearray):
         return statement.decode("latin-1")
-    parts = getattr(statement, "_obj", getattr(statement, "_wrapped", ""))  # of both psycopgs
+    parts = getattr(statement, "_obj", getattr(statement, "_wrapped", ""))  # psycopg 3, psycopg2
     if isinstance(parts, list):  # sql.Composed
-        return "".join(map(text_of, parts))
+        return "".join(map(statement_text, parts))
     return parts if type(statement).__name__ == "SQL" and isinstance(parts, str) else "?"
 
 
 def ends_transaction(text: str, *, escapes: bool = False) -> bool:
-    """Whether the statement, or one of several in the same text, ends the transaction that is open. With `escapes` a
-    string may have quotes behind backslashes, as those of MySQL and MariaDB."""
+    """Whether a statement in the text ends the open transaction. With `escapes`, strings may contain backslash escapes,
+    as in MySQL and MariaDB."""
     if text[:1] not in _HARMLESS and _FIRST.match(text):
         return True
     if ";" not in text or not _LATER.search(text):

@@ -1,14 +1,14 @@
-"""Keeps a function from ending its transaction past Django, and notices if it was ended all the same.
+"""Refuses to end a function's transaction past Django, and notices if it was ended nevertheless.
 
 A raw COMMIT, a driver's `commit()`, a driver's own context manager or a new connection end the transaction that Django
-believes to be in. Afterwards an exception does not undo what came before, and a COMMIT does not save it. What can be
-seen before it is sent is refused, as Django refuses `connection.commit()`, so that nothing is lost. The rest is noticed
-when the function has ended, and its object is LOST.
+takes for open. Afterwards an exception does not undo what came before, and a COMMIT does not save it. A guard refuses
+what it sees before it is sent, as Django refuses `connection.commit()`, so that nothing is lost. It notices the rest
+when the function has returned, and the object is LOST.
 
     begin_on -> guard.arm() -> function -> driver -> check_statement(), check_end() -> guard.disarm() -> commit_on
 
-Each driver has a subclass in the module of its name, which knows where all statements pass and what tells that a
-transaction is open. None of them asks the server anything.
+Each driver has a subclass in the module of its name. It knows which methods every statement passes through, and how the
+driver shows that a transaction is open. No guard sends a query.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any
 from django.db import connections
 from django.db.transaction import TransactionManagementError
 
-from .transaction_ends import ends_transaction, text_of
+from .transaction_ends import ends_transaction, statement_text
 
 _armed: dict[int, TransactionGuard] = {}
-"""By the id of the driver's connection, which the guard keeps alive."""
+"""The armed guards, by the id of the driver's connection, which the guard keeps alive."""
 
 
 def guard_of(raw: Any) -> TransactionGuard | None:
-    """The guard of a driver's connection, while a function runs inside a transaction of it."""
+    """Give the guard of a driver's connection while a function runs inside its transaction, else None."""
     return _armed.get(id(raw))
 
 
 def check_end(raw: Any, name: str) -> None:
-    """Refuse a call of the driver that would end the transaction in which a function runs.
+    """Refuse a method of the driver that would end the transaction in which a function runs.
 
     Raises:
-        TransactionManagementError: naming it.
+        TransactionManagementError: naming the statement or method.
     """
     guard = guard_of(raw)
     if guard is not None:
@@ -44,7 +44,7 @@ def check_end(raw: Any, name: str) -> None:
 
 
 class TransactionGuard:
-    """Watches over one transaction, from its begin to just before its end."""
+    """Guards one transaction from its BEGIN to just before its COMMIT or ROLLBACK."""
 
     ends: Callable[[str], bool] = staticmethod(ends_transaction)
 
@@ -52,21 +52,21 @@ class TransactionGuard:
         self.connection = connection
         self.raw = connection.connection
         self.ended = False
-        """The transaction was ended past Django: what it held is in the database or is not."""
+        """The transaction was ended past Django: its work may be in the database or not."""
         self.rolled_back = False
-        """The server has ended it with an error, so that nothing of it is left."""
+        """The server has rolled it back with an error, so none of its work is left."""
         self._outer: TransactionGuard | None = None
         self._connect: Any = None
 
     def arm(self) -> None:
-        """From now on a function may run."""
+        """Begin to guard, right before the function runs."""
         self._outer = _armed.get(id(self.raw))
         _armed[id(self.raw)] = self
         self._connect = vars(self.connection).get("connect")
         self.connection.connect = partial(self.refuse, "connect()")
 
     def disarm(self) -> bool:
-        """The function has ended; says whether its transaction was ended past Django."""
+        """Stop guarding after the function has ended; says whether its transaction was ended past Django."""
         ended = self.has_ended() or connections[self.connection.alias] is not self.connection
         if self._connect is None:
             vars(self.connection).pop("connect", None)
@@ -74,7 +74,7 @@ class TransactionGuard:
             self.connection.connect = self._connect
         if self._outer is None:
             _armed.pop(id(self.raw), None)
-        else:  # an object of a run inside another object's transaction
+        else:  # this run is inside the transaction of another run's object
             _armed[id(self.raw)] = self._outer
             self._outer.ended |= ended
             self._outer.rolled_back |= self.rolled_back
@@ -91,28 +91,28 @@ class TransactionGuard:
         return False
 
     def was_replaced(self) -> bool:
-        """Whether Django has another connection by now."""
+        """Whether the Django wrapper has another driver connection by now."""
         return self.connection.connection is not self.raw
 
     def check_statement(self, statement: Any) -> None:
-        """Refuse to send what would end the transaction, or what would come after its end.
+        """Refuse a statement that would end the transaction, or that follows its rollback by the server.
 
         Raises:
-            TransactionManagementError: naming it.
+            TransactionManagementError: naming the statement or method.
         """
         if self.rolled_back:
             raise TransactionManagementError(
                 f"the database has rolled back the transaction of this object on {self.connection.alias!r} with an "
                 "error, so that nothing can follow in it: let that error end the function"
             )
-        text = text_of(statement)
+        text = statement_text(statement)
         if self.ends(text):
             self.refuse(" ".join(text.split())[:40])
 
     def note_rollback(self) -> None:
-        """The server has ended the transaction with an error, which the function may catch.
+        """Record that the server has rolled back the transaction with an error, which the function may catch.
 
-        What is sent afterwards would be in no transaction, or in another one.
+        Later statements would run in no transaction, or in another one.
         """
         self.rolled_back = True
         self.connection.needs_rollback = True
@@ -125,9 +125,9 @@ class TransactionGuard:
         )
 
     def abandon(self) -> None:
-        """After `disarm` has said so: keep nothing of the connection, nor of one that it was replaced by.
+        """Close this connection and its replacement, after `disarm` has returned true.
 
-        A connection that is still referenced would keep its locks, for which another try would wait for ever.
+        An open connection would keep its locks, and another try would wait for them for ever.
         """
         if connections[self.connection.alias] is not self.connection:
             connections[self.connection.alias].close()

@@ -1,4 +1,7 @@
-"""What surrounds one call of the user's function, and what can be said about the database afterwards."""
+"""Runs one call of the user's function in its transaction, and says what is known of the database afterwards.
+
+Called by `_worker/session.py` for each try. `_worker/per_chunk.py` builds a chunk's transaction from the same parts.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,21 @@ from .transient_errors import add_transient_cause, watch_transient_errors
 
 
 class AttemptResult(NamedTuple):
-    """What one call came to."""
+    """How one call ended."""
 
     status: Status
     value: Any = None
     error: BaseException | None = None
     retry: bool = False
-    """The database says that the same may succeed if it is tried again, and nothing of this attempt is left."""
+    """The database says that another try may succeed, and none of this attempt's work is left."""
     note: int = 0
-    """For what was lost: the transaction's id, if it was noted."""
+    """For a lost object: the note of its transaction (`TransactionNote`), or 0."""
     committing: float = 0.0
-    """Seconds that its COMMIT took."""
+    """Seconds that the COMMIT took."""
 
 
 def run_without_transaction(call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
-    """`transaction=None`: the function manages its own transactions, if any."""
+    """Run the call for `transaction=None`: the function manages its own transactions."""
     marks.put(offset, RUNNING)
     try:
         value = call()
@@ -55,35 +58,37 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     noted: bool = False,
     limit: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AttemptResult:
-    """`transaction="object"`: one transaction around the call, on every alias. `limit` ends callbacks that take too
-    long."""
+    """Run the call for `transaction="object"`: in one transaction on every alias.
+
+    With `noted`, the transaction's id is noted before COMMIT. `limit` ends `on_commit` callbacks that take too long.
+    """
     marks.put(offset, RUNNING)
-    entered = begin_on(aliases, noted=noted)
-    note, value, error = 0, None, entered.error
+    opened = begin_on(aliases, noted=noted)
+    note, value, error = 0, None, opened.error
     if error is None:
         try:
             value = call()
-            if not entered.has_ended():
-                check_can_commit(entered.connections)
+            if not opened.has_ended():
+                check_can_commit(opened.connections)
                 note = record_xid(aliases, marks) if noted else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
-            add_transient_cause(error, filter(is_doomed, entered.connections))
-    ended = entered.disarm()
+            add_transient_cause(error, filter(is_doomed, opened.connections))
+    ended = opened.disarm()
     if ended:
         marks.put(offset, COMMITTING)
-        return lose(entered, ended, error)
+        return lost_attempt(opened, ended, error)
     if error is not None:
-        rollback_on(entered.blocks, error)
-        return AttemptResult(Status.FAILED, error=error, retry=entered.outermost and is_transient(error))
-    callbacks = detach_on_commit(entered.owned)
+        rollback_on(opened.blocks, error)
+        return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
+    callbacks = detach_on_commit(opened.owned)
     marks.put(offset, COMMITTING)
-    began = time.perf_counter()
-    failed = commit_on(entered.blocks)
-    committing = time.perf_counter() - began
+    started = time.perf_counter()
+    failed = commit_on(opened.blocks)
+    committing = time.perf_counter() - started
     if failed is not None:
         return failed._replace(
-            value=value, note=unanswered_note(note, committing), retry=failed.retry and entered.outermost
+            value=value, note=unanswered_note(note, committing), retry=failed.retry and opened.outermost
         )
     marks.put(offset, COMMITTED)
     return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, limit), committing=committing)
@@ -94,7 +99,7 @@ class FunctionBlock(transaction.Atomic):
 
     @property
     def _from_testcase(self) -> bool:
-        # Django asks the innermost block for it when a durable one begins, and only then.
+        # Django reads it from the innermost block when a durable block begins, and only then.
         raise RuntimeError(
             f"atomic(durable=True) cannot begin inside the transaction that poolsave has opened on {self.using!r} for "
             "the object: use transaction=None, with which the function's own transactions are the only ones"
@@ -102,101 +107,101 @@ class FunctionBlock(transaction.Atomic):
 
     @_from_testcase.setter
     def _from_testcase(self, value: bool) -> None:
-        """Atomic's own constructor sets it."""
+        """Ignore it; the constructor of Atomic sets it."""
 
 
 class OpenTransactions(NamedTuple):
-    """The atomic blocks that were opened, one per alias."""
+    """The open atomic blocks, one per alias."""
 
     blocks: list[FunctionBlock]
     connections: list[Any]
-    """Those of the blocks."""
+    """The connection of each block."""
     owned: list[tuple[Any, int]]
-    """Connections whose transaction began with the block, with the number of `on_commit` callbacks that it began with:
-    those of a cache that has patched `Atomic`, say, which Django itself runs. The others are inside a transaction of
-    the caller's, whose commit is the caller's affair, and so are its callbacks."""
+    """Connections whose transaction began with the block, each with its number of `on_commit` callbacks at that time.
+    Those come from elsewhere, such as a cache that has patched `Atomic`, and Django itself runs them. Connections
+    that are not listed are inside a transaction of the caller, who commits it and runs its callbacks."""
     guards: list[TransactionGuard]
-    """Those of the connections."""
+    """The guard of each connection."""
     error: BaseException | None = None
-    """What went wrong on the way."""
+    """The error that kept a block from opening."""
 
     def has_ended(self) -> bool:
         """Whether one of the transactions is known to have been ended past Django."""
         return any(guard.has_ended() for guard in self.guards)
 
     def disarm(self) -> list[TransactionGuard]:
-        """No function runs inside any more; gives the guards of the transactions that were ended past Django."""
+        """Disarm all guards; gives those whose transactions were ended past Django."""
         return [guard for guard in reversed(self.guards) if guard.disarm()]
 
     @property
     def outermost(self) -> bool:
-        """Whether every transaction is the block's own, so that nothing is left when it is rolled back."""
+        """Whether every transaction began with its block, so that a rollback undoes all of it."""
         return len(self.owned) == len(self.blocks)
 
 
 def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions:
-    """Open an atomic block on every alias, as far as that is possible.
+    """Open an atomic block on every alias; stops at the first error, which the result contains.
 
-    With `noted`, the server is known by then, on which its transaction will be noted.
+    With `noted`, identify the PostgreSQL server first, for the transaction's note.
     """
-    entered = OpenTransactions([], [], [], [])
+    opened = OpenTransactions([], [], [], [])
     try:
         for alias in aliases:
             if noted and connections[alias].vendor == "postgresql" and not connections[alias].in_atomic_block:
                 remember_server(connections[alias])
-            _begin(alias, entered)
-    except BaseException as error:  # no connection to be had, say: the failure of the object that needs it
-        return entered._replace(error=error)
-    return entered
+            _begin(alias, opened)
+    except BaseException as error:  # such as no connection: the failure of the object
+        return opened._replace(error=error)
+    return opened
 
 
-def _begin(alias: str, entered: OpenTransactions) -> None:
+def _begin(alias: str, opened: OpenTransactions) -> None:
     connection = connections[alias]
     is_outermost = not connection.in_atomic_block and connection.get_autocommit()
     block = FunctionBlock(alias, True, False)
     block.__enter__()
     watch_transient_errors(connection)
-    entered.blocks.append(block)
-    entered.connections.append(connection)
+    opened.blocks.append(block)
+    opened.connections.append(connection)
     if is_outermost:
-        entered.owned.append((connection, len(connection.run_on_commit)))
+        opened.owned.append((connection, len(connection.run_on_commit)))
     guard = _guard_class(connection)(connection)
-    entered.guards.append(guard)
+    opened.guards.append(guard)
     guard.arm()
 
 
 def _guard_class(connection: Any) -> type[TransactionGuard]:
-    found = _guard_classes.get(type(connection.connection))
-    if found is None:
-        found = _guard_classes[type(connection.connection)] = _find_guard_class(connection)
-    return found
+    guard_class = _guard_classes.get(type(connection.connection))
+    if guard_class is None:
+        guard_class = _guard_classes[type(connection.connection)] = _find_guard_class(connection)
+    return guard_class
 
 
 _guard_classes: dict[type, type[TransactionGuard]] = {}
 
 
 def _find_guard_class(connection: Any) -> type[TransactionGuard]:
-    # A driver is there only if its backend is used.
+    # Imported here: a driver that the project does not use may not be installed.
     if connection.vendor == "sqlite":
-        from .sqlite import SqliteGuard as Found
+        from .sqlite import SqliteGuard as GuardClass
     elif connection.vendor == "mysql":
-        from .mysql import MysqlGuard as Found  # type: ignore[assignment]
+        from .mysql import MysqlGuard as GuardClass  # type: ignore[assignment]
     elif hasattr(connection.connection, "pgconn"):
-        from .psycopg3 import Psycopg3Guard as Found  # type: ignore[assignment]
+        from .psycopg3 import Psycopg3Guard as GuardClass  # type: ignore[assignment]
     elif connection.vendor == "postgresql":
-        from .psycopg2 import Psycopg2Guard as Found  # type: ignore[assignment]
+        from .psycopg2 import Psycopg2Guard as GuardClass  # type: ignore[assignment]
     else:
         return TransactionGuard
-    return Found
+    return GuardClass
 
 
 def check_can_commit(used: Iterable[Any]) -> None:
-    """Refuse to call something saved that the end of its block would roll back without a word.
+    """Refuse a success that the end of its block would silently roll back.
 
     Raises:
         TransactionManagementError: saying what to do.
     """
-    # atomic() does so when needs_rollback is set, and PostgreSQL answers COMMIT with ROLLBACK.
+    # atomic() rolls back when needs_rollback is set, and PostgreSQL may answer COMMIT with ROLLBACK.
     for connection in used:
         if is_doomed(connection):
             raise TransactionManagementError(
@@ -207,28 +212,28 @@ def check_can_commit(used: Iterable[Any]) -> None:
 
 
 def is_doomed(connection: Any) -> bool:
-    """Whether its transaction can only be rolled back, as far as that is known without asking the server."""
+    """Whether its transaction can only be rolled back, as far as is known without a query."""
     return connection.needs_rollback or _has_aborted(connection)
 
 
 def _has_aborted(connection: Any) -> bool:
     if connection.connection is None:
         return False
-    if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end its transaction
-        begun = connection.commit_on_exit and not getattr(connection.connection, "begin_is_due", None)
+    if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end the transaction
+        begun = connection.commit_on_exit and not getattr(connection.connection, "pending_begin", None)
         return begun and not connection.connection.in_transaction
     if connection.vendor == "mysql":
         return not getattr(connection.connection, "open", True)
     if connection.vendor != "postgresql":
         return False
-    # libpq's PQTRANS_INERROR, and PQTRANS_UNKNOWN for a connection that is closed, so that no COMMIT would be sent. The
+    # libpq's PQTRANS_INERROR, and PQTRANS_UNKNOWN for a closed connection, on which no COMMIT would be sent. Both
     # numbers are the same in psycopg2 and psycopg 3.
     return int(connection.connection.info.transaction_status) in (3, 4)
 
 
-def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:
-    """Leave the blocks with an error."""
-    for block in reversed(entered):
+def rollback_on(opened: Sequence[FunctionBlock], error: BaseException) -> None:
+    """Roll back by leaving the blocks with an error."""
+    for block in reversed(opened):
         try:
             block.__exit__(type(error), error, traceback_of(error))
         except Error as secondary:  # the connection is gone, and with it the transaction
@@ -236,8 +241,8 @@ def rollback_on(entered: Sequence[FunctionBlock], error: BaseException) -> None:
             add_note(error, f"rolling back on {block.using!r} failed, too: {text_of(secondary)}")
 
 
-def lose(entered: OpenTransactions, ended: list[TransactionGuard], error: BaseException | None) -> AttemptResult:
-    """Undo what can still be undone after a transaction was ended past Django; the object may have been saved."""
+def lost_attempt(opened: OpenTransactions, ended: list[TransactionGuard], error: BaseException | None) -> AttemptResult:
+    """Undo what can be undone after a transaction was ended past Django. The object is LOST: it may be saved."""
     aliases = [guard.connection.alias for guard in ended]
     if error is None:
         error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
@@ -246,18 +251,18 @@ def lose(entered: OpenTransactions, ended: list[TransactionGuard], error: BaseEx
         f"poolsave: COMMIT, ROLLBACK or a new connection has ended the transaction on {aliases!r} past Django, so that "
         "what was saved before may be in the database or not: leave it out, or use transaction=None",
     )
-    rollback_on(entered.blocks, error)
+    rollback_on(opened.blocks, error)
     for guard in ended:
         guard.abandon()
-        if any(connection is guard.connection for connection, _ in entered.owned):
+        if any(connection is guard.connection for connection, _ in opened.owned):
             guard.connection.close()
     return AttemptResult(Status.LOST, error=error)
 
 
 def record_xid(aliases: Sequence[str], marks: Marks) -> int:
-    """Note the id of the open transaction, by which PostgreSQL can say later what became of it; 0 if it cannot.
+    """Note the id of the open transaction, so that PostgreSQL can say later whether it was committed; 0 if it cannot.
 
-    With it goes the server's time in microseconds, since after a crash the id may be given to another transaction.
+    The note contains the server's time, since after a crash another transaction may get the id.
     """
     connection = connections[aliases[0]]
     if len(aliases) != 1 or connection.vendor != "postgresql":
@@ -266,20 +271,20 @@ def record_xid(aliases: Sequence[str], marks: Marks) -> int:
         cursor.execute(
             "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         )
-        found, moment = cursor.fetchone()
-    note = NO_XID if found is None else TransactionNote(int(found), moment, identity_of(connection)).to_int()
+        xid, now = cursor.fetchone()
+    note = NO_XID if xid is None else TransactionNote(int(xid), now, identity_of(connection)).to_int()
     marks.note(note)
     return note
 
 
-def commit_on(entered: Sequence[FunctionBlock]) -> AttemptResult | None:
-    """Commit on all aliases; gives what went wrong, or None."""
+def commit_on(opened: Sequence[FunctionBlock]) -> AttemptResult | None:
+    """Commit on all aliases; gives the result of a failure, or None."""
     committed: list[str | None] = []
-    for block in reversed(entered):
+    for block in reversed(opened):
         try:
             block.__exit__(None, None, None)
         except BaseException as error:
-            rollback_on(entered[: len(entered) - len(committed) - 1], error)
+            rollback_on(opened[: len(opened) - len(committed) - 1], error)
             return _failed_commit(error, block.using, committed)
         committed.append(block.using)
     return None
@@ -289,7 +294,7 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
     if committed:
         add_note(error, f"committed on {committed!r} before the commit on {alias!r} failed")
         return AttemptResult(Status.LOST, error=error)
-    if is_savepoint_missing(error):  # the transaction of the caller's is another one than that of the object
+    if is_savepoint_missing(error):  # the caller's transaction is no longer the one that the object ran in
         add_note(
             error, "the transaction was ended before its object was done, so the object may have been saved or not"
         )
@@ -304,14 +309,16 @@ def _failed_commit(error: BaseException, alias: str | None, committed: list[str 
 
 
 def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], object]]:
-    """Take the function's `on_commit` callbacks away from Django, which would run them inside the block's exit, where
-    an error of theirs looks like one of COMMIT."""
-    taken: list[Callable[[], object]] = []
+    """Remove the function's `on_commit` callbacks from Django, and give them.
+
+    Django would run them inside the block's exit, where their errors look like errors of COMMIT.
+    """
+    callbacks: list[Callable[[], object]] = []
     for connection, before in owned:
         if len(connection.run_on_commit) > before:
-            taken += [entry[1] for entry in connection.run_on_commit[before:]]
+            callbacks += [entry[1] for entry in connection.run_on_commit[before:]]
             del connection.run_on_commit[before:]
-    return taken
+    return callbacks
 
 
 def _error_of(
@@ -328,14 +335,14 @@ def _error_of(
 def run_on_commit(
     callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> BaseException | None:
-    """Run all `on_commit` callbacks; gives what they raised. The object is saved whatever they do."""
+    """Run all `on_commit` callbacks; gives what they raised. The object is saved in any case."""
     errors: list[BaseException] = []
     forked = fork_flag()
     for callback in callbacks:
         error = _error_of(callback, limit)
         if forked:
             end_child(error)
-        if error is not None:  # told in the outcome of the object
+        if error is not None:  # reported in the outcome of the object
             errors.append(error)
     if len(errors) > 1:
         return BaseExceptionGroup("several on_commit callbacks raised", errors)

@@ -1,7 +1,7 @@
-"""Keeps in mind the transient error that a function catches, since a caught deadlock is still a deadlock.
+"""Remembers a transient error that a function catches, so that its object is tried again.
 
-A receiver that only logs what went wrong takes a deadlock for an error of its own. The server has undone the work or
-refuses to go on, and what fails afterwards no longer says why. The same transaction may succeed if it is tried again.
+A signal receiver that catches and logs every error hides a deadlock. The server has undone the work or refuses to go
+on, and the error that follows no longer says why. The same transaction may succeed if it is tried again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .error_codes import chain_of, is_transient
 
 
 class TransientErrors(DatabaseErrorWrapper):
-    """In the place of a connection's `wrap_database_errors`, by which Django goes wherever it calls the driver."""
+    """Replaces a connection's `wrap_database_errors`, which Django enters around every call of the driver."""
 
     def __init__(self, connection: Any, inner: Any) -> None:
         super().__init__(connection)
@@ -35,7 +35,7 @@ class TransientErrors(DatabaseErrorWrapper):
 
 
 def watch_transient_errors(connection: Any) -> None:
-    """A transaction begins: forget those of the one before."""
+    """Start to remember at the begin of a transaction, without the errors of the one before."""
     errors = connection.wrap_database_errors
     if isinstance(errors, TransientErrors):
         errors.last = None
@@ -44,11 +44,11 @@ def watch_transient_errors(connection: Any) -> None:
 
 
 def add_transient_cause(error: BaseException, doomed: Iterable[Any]) -> None:
-    """Have an error say what came before it on connections that can only be rolled back, if that was transient."""
+    """Set a remembered transient error as the context of `error`, for connections that can only be rolled back."""
     for connection in doomed:
         last = getattr(connection.wrap_database_errors, "last", None)
         if last is None or is_transient(error):
             continue
         *_, first = chain_of(error)
-        if all(one is not error for one in chain_of(last)):  # or to print it would never end
+        if all(link is not error for link in chain_of(last)):  # a cycle would print without end
             set_context(first, last)

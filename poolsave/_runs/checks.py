@@ -106,7 +106,7 @@ def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Itera
     if method != "fork":
         yield from _refused([partial(check_job_picklable, executor, job)])
     else:
-        yield from _refused([_connections.refuse_open_sqlite_transactions])
+        yield from _refused([_connections.check_no_open_sqlite_transaction])
     others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())
     if others and method == "fork":
         yield Hazard(

@@ -17,7 +17,7 @@ from .._db.transactions import (
     check_can_commit,
     commit_on,
     detach_on_commit,
-    lose,
+    lost_attempt,
     record_xid,
     rollback_on,
     run_on_commit,
@@ -94,7 +94,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
         savepoints.close()
     ended = entered.disarm()
     if ended:
-        return _lose_all(ran, lose(entered, ended, _error_of(error)), marks, first)
+        return _lose_all(ran, lost_attempt(entered, ended, _error_of(error)), marks, first)
     if error is not None:  # nothing is committed yet, so that every object can be run again
         rollback_on(entered.blocks, error)
         return ChunkRolledBack(halve=type(error) is _RollbackChunk and error.halve)

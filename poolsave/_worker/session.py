@@ -123,7 +123,7 @@ class WorkerSession:
             if begun < len(objects):
                 self._skip(len(objects) - begun, reply, collector)
         if self._edge is not None:
-            self._edge.reached(troubled=collector.troubled)
+            self._edge.after_chunk(had_errors=collector.troubled)
         self._idle_since = time.perf_counter()
 
     def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: ReplyBuilder) -> None:

@@ -26,28 +26,28 @@ def test_a_connection_that_is_too_old_is_closed_sooner_or_later_and_without_a_lo
     for due in (True, False, True):
         connection.ensure_connection()
         connection.close_at = time.monotonic() - 1
-        edge._looked = time.perf_counter() - (1 if due else -1000)
-        edge.reached(troubled=False)
+        edge._checked_at = time.perf_counter() - (1 if due else -1000)
+        edge.after_chunk(had_errors=False)
         assert (connection.connection is None) == due
 
 
 def test_trouble_is_reason_enough_to_look(server):
     connection = connections[server]
     edge = ConnectionMaintenance()
-    edge._looked = time.perf_counter() + 1000  # not because it is time to
+    edge._checked_at = time.perf_counter() + 1000  # not because it is time to
     connection.ensure_connection()
     connection.close_at = time.monotonic() - 1
-    edge.reached(troubled=True)
+    edge.after_chunk(had_errors=True)
     assert connection.connection is None
 
 
 def test_a_connection_is_asked_again_whether_it_lives_after_every_chunk(server):
     connection = connections[server]
     edge = ConnectionMaintenance()
-    edge._looked = time.perf_counter() + 1000
+    edge._checked_at = time.perf_counter() + 1000
     connection.ensure_connection()
     connection.health_check_done = True
-    edge.reached(troubled=False)
+    edge.after_chunk(had_errors=False)
     assert not connection.health_check_done
 
 
@@ -63,8 +63,8 @@ def test_a_connection_that_was_put_in_the_place_of_another_is_looked_at(server):
     before = connections[server]
     connections[server] = before.copy()
     try:
-        edge._looked = 0.0
-        edge.reached(troubled=False)
+        edge._checked_at = 0.0
+        edge.after_chunk(had_errors=False)
         assert connections[server] in edge._known
         assert before not in edge._known
     finally:

@@ -1,7 +1,7 @@
-"""How long the caller's own SQLite connections hold the one write lock of their files.
+"""Measures how long the caller's own SQLite connections hold the write lock of their files.
 
-A worker takes that lock with the first query of its transaction and gives it back after its COMMIT, while all others
-wait. What part of the work that is says how much a pool can gain, before one is started.
+A worker takes that lock with the first query of its transaction and releases it after COMMIT, while all others wait.
+The lock's share of the work limits the gain of a pool. `_auto/sampling.py` measures it before a pool is started.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from .connections import open_sqlite_files
 
 ENDS = ("_commit", "_rollback")
-"""How Django ends a transaction."""
+"""Methods by which Django ends a transaction."""
 
 
 class WriteLockTimer:
-    """Adds up the seconds inside transactions, and statements outside of them that write."""
+    """Adds up the seconds of transactions, and of writing statements outside of them."""
 
     def __init__(self) -> None:
         self.held = 0.0
@@ -27,7 +27,7 @@ class WriteLockTimer:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the SQLite files that this thread has open by now."""
+        """Measure on the SQLite files that this thread has open now."""
         with ExitStack() as stack:
             for connection in open_sqlite_files():
                 stack.enter_context(self._watched(connection))
@@ -36,7 +36,7 @@ class WriteLockTimer:
 
     @contextmanager
     def _watched(self, connection: Any) -> Iterator[None]:
-        # Runs can be nested, and others may have put something in the same places.
+        # Runs can be nested, and other code may have replaced the same methods.
         before = {name: vars(connection)[name] for name in ENDS if name in vars(connection)}
         note = self._watch(connection)
         try:
@@ -53,7 +53,7 @@ class WriteLockTimer:
         def note(execute: Callable[..., Any], sql: Any, *more: Any) -> Any:
             if not connection.in_atomic_block:
                 return execute(sql, *more) if _only_reads(sql) else self._timed(execute, sql, *more)
-            # The BEGIN itself came before the block: in a worker it waits for this first query.
+            # Here BEGIN was sent earlier; in a worker it is sent with this first query.
             if self._since is None:
                 self._since = time.perf_counter()
             return execute(sql, *more)
@@ -64,11 +64,11 @@ class WriteLockTimer:
         return note
 
     def _timed(self, execute: Callable[..., Any], *query: Any) -> Any:
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             return execute(*query)
         finally:
-            self.held += time.perf_counter() - began
+            self.held += time.perf_counter() - started
 
     def _ended(self, end: Callable[[], Any]) -> Any:
         try:
