@@ -16,10 +16,9 @@ from django.test import TransactionTestCase
 
 from poolsave import executors
 from poolsave.executors.processes import start_methods
-from tests.support import dask_cluster, mariadb, postgres
+from tests.support import dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
 from tests.support.pools import EXECUTORS, START_METHODS
-from tests.support.selection import mark_exhaustive
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
@@ -52,7 +51,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    mark_exhaustive(items)
+    selection.mark_exhaustive(items)
 
 
 def pytest_configure(config):
@@ -61,6 +60,7 @@ def pytest_configure(config):
     Its workers have a thread of execnet's besides the one that runs the tests. It holds no lock, since it only reads a
     pipe, so that it is safe to fork beside it.
     """
+    selection.look_at(config)
     if hasattr(config, "workerinput"):
         counted = start_methods.native_threads
         start_methods.native_threads = lambda: counted() - 1
@@ -124,6 +124,13 @@ def slow_commit(transactional_db):
 def server(request):
     """Databases that run in processes of their own."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """Where the server is, which runs."""
+    postgres.start_for_this_run()
+    return postgres.url_for_this_run()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import compress
 from typing import Any
 
 _of_fork_server: list[object] = []
@@ -24,7 +25,9 @@ def find_generators() -> list[object]:
     """In a process that is about to fork: what its children must seed, who would copy all memory by looking for it."""
     kinds = {kind for base in (random.Random, *_numpy_kinds()) for kind in _with_subclasses(base)}
     # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
-    return [found for found in gc.get_objects() if type(found) in kinds]
+    # There are 100,000 objects in a usual process: without a line of Python for each, it takes a third of the time.
+    objects = gc.get_objects()
+    return [*compress(objects, map(kinds.__contains__, map(type, objects)))]
 
 
 def remember_generators() -> None:

@@ -21,6 +21,7 @@ from poolsave.testing import serial_saves
 from tests.models import Badge, Person, Thing
 from tests.support import carriers, hooks, operations
 from tests.support.operations import pure
+from tests.support.selection import examples
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -107,7 +108,7 @@ def test_one_worker_is_never_tried():
 
 
 def test_it_tells_why_in_words_and_in_files(tmp_path):
-    report = operations.naps.using(**AUTO).map([0.05] * 20)
+    report = operations.naps.using(**AUTO).map([0.1] * 60)
     assert "auto: serial (" in str(report)
     assert "then process (" in str(report)
     assert report.tried[-1].verdict in str(report)
@@ -223,7 +224,7 @@ def test_after_a_worker_has_died_nothing_comes_back_to_the_caller(monkeypatch, f
 # Everything else is as ever
 
 items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=30)
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @many
@@ -255,7 +256,7 @@ def test_outcomes_are_those_of_a_serial_run(flapping, quick_pools, objects, fail
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
 def test_nothing_is_lost_or_doubled_on_the_way_there_and_back(flapping, alias, mode):
-    names = [f"p{number}" for number in range(400)]
+    names = [f"p{number}" for number in range(120)]
     failing = names[::7]
     save = operations.save_person.using(**AUTO, databases=(alias,), transaction=mode, chunksize=3)
     report = save.bind(alias=alias, fail=failing).map(iter(names))

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolsave import DROP, pooled_operation
+from tests.support.selection import examples
 
 numbers = st.lists(st.integers(-9, 9), max_size=30)
 kinds = st.sampled_from(["adds", "drops", "fails", "expands", "expands to few"])
@@ -17,7 +18,7 @@ layouts = st.fixed_dictionaries({
 })  # fmt: skip
 stages = st.lists(st.tuples(kinds, pools, layouts), min_size=1, max_size=4)
 """Up to four stages, among which there are often neighbours that are fused."""
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def adds(number):

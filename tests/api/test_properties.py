@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolsave import Status, pooled_operation
+from tests.support.selection import examples
 
 items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=40)
 pools = st.sampled_from(
@@ -18,7 +19,7 @@ layouts = st.fixed_dictionaries({
     "window": st.none() | st.integers(1, 30),
     "keep": st.sampled_from(["values", "all"]),
 })  # fmt: skip
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def fails_on(patterns):

@@ -28,6 +28,7 @@ from tests.models import (
     ThingOfGroupOne,
 )
 from tests.support import operations, pools
+from tests.support.selection import examples
 
 ACTOR = ContextVar("ACTOR", default=None)
 
@@ -417,7 +418,7 @@ def test_the_tail_of_a_table_is_known_exactly_whatever_was_estimated(monkeypatch
 
 
 @pytest.mark.django_db(transaction=True)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     keys=st.sets(st.integers(-(10**9), 10**9), max_size=60),
     size=st.integers(1, 20),

@@ -14,6 +14,7 @@ from poolsave import pooled_operation
 from tests.conftest import wait_until
 from tests.models import Person, Tag
 from tests.support import operations, postgres
+from tests.support.selection import examples
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 psycopg2_only = pytest.mark.skipif(is_psycopg3, reason="psycopg 3 takes nothing along")
@@ -648,7 +649,7 @@ def test_logged_queries_and_errors_show_what_the_user_has_sent(first):
 ACTIONS = ["save", "raw", "many", "named", "undone inside", "done inside", "nothing"]
 ENDS = ["returns", "returns", "returns", "raises", "server refuses", "syntax error", "doomed"]
 objects = st.lists(st.tuples(st.lists(st.sampled_from(ACTIONS), max_size=3), st.sampled_from(ENDS)), max_size=12)
-many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def perform(action, name):

@@ -23,9 +23,8 @@ def run(*arguments, script="create_users.py", **environment):
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_create_users_keeps_its_promises(database, start_method):
-    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
-    done = run("--users", "300", "--database", database, "--start-method", start_method, DATABASE_URL=url)
+def test_create_users_keeps_its_promises(database, start_method, postgres_url):
+    done = run("--users", "300", "--database", database, "--start-method", start_method, DATABASE_URL=postgres_url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 succeeded" in done.stdout
     assert "5 x IntegrityError" in done.stdout
@@ -51,10 +50,9 @@ def test_create_users_starts_and_removes_a_server_of_its_own():
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_backfill_table_keeps_its_promises(database, start_method):
-    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+def test_backfill_table_keeps_its_promises(database, start_method, postgres_url):
     arguments = ["--rows", "600", "--database", database, "--start-method", start_method]
-    done = run(*arguments, script="backfill_table.py", DATABASE_URL=url)
+    done = run(*arguments, script="backfill_table.py", DATABASE_URL=postgres_url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "595 succeeded" in done.stdout
     assert "5 x ValueError" in done.stdout
@@ -70,10 +68,9 @@ def test_backfill_table_compares():
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_import_csv_keeps_its_promises(database, start_method):
-    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
+def test_import_csv_keeps_its_promises(database, start_method, postgres_url):
     arguments = ["--lines", "200", "--database", database, "--start-method", start_method]
-    done = run(*arguments, script="import_csv.py", DATABASE_URL=url)
+    done = run(*arguments, script="import_csv.py", DATABASE_URL=postgres_url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "194 succeeded" in done.stdout
     assert "2 dropped" in done.stdout
@@ -83,9 +80,8 @@ def test_import_csv_keeps_its_promises(database, start_method):
     assert done.stderr == ""
 
 
-def test_on_dask_keeps_its_promises():
-    url = os.environ["POOLSAVE_TEST_POSTGRES_URL"]
-    done = run("--rows", "300", "--database", "postgres", script="on_dask.py", DATABASE_URL=url)
+def test_on_dask_keeps_its_promises(postgres_url):
+    done = run("--rows", "300", "--database", "postgres", script="on_dask.py", DATABASE_URL=postgres_url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 succeeded" in done.stdout
     assert "Every promise was kept" in done.stdout

@@ -10,6 +10,7 @@ Audits under random kills and crashes, and inputs of a million objects, are in `
 from collections import defaultdict
 
 import pytest
+from hypothesis import settings
 
 from tests.support.pools import EXECUTORS
 
@@ -19,6 +20,21 @@ OWN = {"serial", "thread", "fork", "forkserver"}
 """Executors that the other tests try in the default run."""
 
 
+thorough = False
+"""Whether this run takes what is marked so. Set before the test modules are imported."""
+
+
+def examples(number):
+    """How many examples Hypothesis tries: all of them where all combinations are tried."""
+    return number if thorough else max(8, number // 6)
+
+
+def look_at(config):
+    globals()["thorough"] = "not exhaustive" not in config.option.markexpr
+    settings.register_profile("run", max_examples=examples(100), deadline=None)
+    settings.load_profile("run")
+
+
 def mark_exhaustive(items):
     tests = defaultdict(list)
     for item in items:
@@ -26,7 +42,7 @@ def mark_exhaustive(items):
     for group in tests.values():
         chosen = covering([item for item in group if not is_left_out(item)] or group[:1])
         if "slow" in group[0].path.parts:
-            chosen = []
+            chosen = [item for item in group if item.get_closest_marker("chaos") or item.get_closest_marker("large")]
         for item in group:
             if item not in chosen:
                 item.add_marker(pytest.mark.exhaustive)
