@@ -28,6 +28,12 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 AUTO = {"executor": "auto", "start_method": "fork"}
 
 
+@pytest.fixture(autouse=True)
+def _starts_of_earlier_tests(monkeypatch):
+    """How long pools took to start before: on a busy machine so long that none would pay here."""
+    monkeypatch.setattr(_auto_engine, "_starts", {})
+
+
 @pytest.fixture
 def flapping(monkeypatch):
     """Go over at every opportunity, there and back."""
@@ -78,7 +84,7 @@ def test_few_or_trivial_objects_stay_in_the_caller(objects):
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_slow_objects_go_over_to_the_pool(sized):
-    objects = [0.05] * 30
+    objects = [0.1] * 30
     report = operations.naps.using(**AUTO).map(objects if sized else iter_of(objects))
     assert report.values == objects
     assert executors(report) == ["serial", "process"]
