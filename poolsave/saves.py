@@ -15,7 +15,7 @@ from django.db.models import Model, QuerySet
 from ._db.connections import configured_aliases
 from ._engine.sources import end_generator
 from ._environment.localization import Localization
-from ._pickling.values import pickle_function, refuse_function_of_shell
+from ._pickling.values import check_not_from_shell, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.executor_choice import prepare_early, untested_trial
@@ -235,7 +235,7 @@ class Saves:
         if not self._crosses:
             return
         if self._imports:
-            refuse_function_of_shell(fn)
+            check_not_from_shell(fn)
         if isinstance(fn, FunctionType):  # most calls are to the same few of them
             if fn not in self._named:
                 pickle_function(fn)

@@ -1,1 +1,1 @@
-"""Django in a process that was started afresh, and what the project's settings say."""
+"""Django in a fresh process, and the project's settings."""

@@ -1,4 +1,8 @@
-"""Django up in a fresh process, before anything of the user's is unpickled there."""
+"""Sets Django up in a fresh process, before anything of the user's is unpickled there.
+
+`_worker/job.py` captures the caller's environment, and activates it in each worker. `preload.py` uses it in the fork
+server.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +24,38 @@ from ..errors import InvalidOperation
 from .localization import Localization
 
 NOT_SENT = frozenset({"DATABASES", "INSTALLED_APPS"})
-"""Of settings that were overridden at run time: databases go separately, and apps are populated once per process."""
+"""Overridden settings that are left out: databases are sent separately, and apps are populated once per process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DjangoEnvironment:
-    """What Django knows in the caller and a worker must know too; it can always be pickled."""
+    """The state of Django in the caller that a worker needs. It can always be pickled."""
 
     settings_module: str | None
     configured: RedactedBytes
-    """Settings of `settings.configure()`, if there is no module."""
+    """Pickled arguments of `settings.configure()`, if there is no module."""
     overridden: RedactedBytes
-    """What tests override."""
+    """Pickled settings that tests override."""
     unsendable: tuple[str, ...]
+    """Names of settings that cannot be pickled."""
     apps_ready: bool
     main: tuple[str | None, str | None]
-    """Name and path of the script, as multiprocessing would import it in a fresh process."""
+    """Module name and path by which multiprocessing imports the script in a fresh process."""
     localization: Localization
     script_prefix: str
-    """What `reverse()` puts before every path."""
+    """The prefix of every path from `reverse()`."""
     urlconf: str | None
-    """None: `ROOT_URLCONF`, or one that has no name."""
+    """None: `ROOT_URLCONF`, or a urlconf without a name."""
 
     @staticmethod
-    def known() -> bool:
-        """Whether Django's settings are configured, or named."""
+    def has_settings() -> bool:
+        """Whether Django's settings are configured, or the environment names a module."""
         return settings.configured or bool(os.environ.get(ENVIRONMENT_VARIABLE))
 
     @classmethod
     def capture(cls) -> DjangoEnvironment | None:
-        """Describe the caller; None if Django's settings are neither configured nor named."""
-        if not cls.known():
+        """Capture the caller's environment; None if Django's settings are neither configured nor named."""
+        if not cls.has_settings():
             return None
         from django.urls import get_script_prefix, get_urlconf
 
@@ -70,9 +75,9 @@ class DjangoEnvironment:
         )
 
     def preload(self) -> None:
-        """Set up a fork server: the script first, which may configure Django itself, then whatever is missing."""
+        """Set up a fork server: import the script, which may configure Django itself, then do what is missing."""
         name, path = self.main
-        # The mark that multiprocessing sets too, so that a script without a __main__ guard fails clearly.
+        # multiprocessing sets this flag too: with it a script without a __main__ guard fails with a clear error.
         process.current_process()._inheriting = True  # type: ignore[attr-defined]
         try:
             if name is not None:
@@ -81,10 +86,10 @@ class DjangoEnvironment:
                 spawn._fixup_main_from_path(path)  # type: ignore[attr-defined]
         finally:
             del process.current_process()._inheriting  # type: ignore[attr-defined]
-        self.bring_up()
+        self.set_up()
 
-    def bring_up(self) -> None:
-        """Configure Django and populate its apps, as far as that has not happened in this process."""
+    def set_up(self) -> None:
+        """Configure Django and populate its apps, unless this process has done so."""
         if not settings.configured:
             self._configure()
         if self.apps_ready and not apps.ready:
@@ -105,8 +110,8 @@ class DjangoEnvironment:
         settings.configure(**values)
         _configured_here.update(values)
 
-    def refuse_other_settings(self) -> None:
-        """Refuse to run in a process that an earlier run has configured in another way.
+    def check_same_settings(self) -> None:
+        """Refuse a process that an earlier run has configured with other values.
 
         Raises:
             InvalidOperation: naming the settings.
@@ -120,8 +125,7 @@ class DjangoEnvironment:
 
     @contextmanager
     def active(self, *, fresh: bool) -> Iterator[None]:
-        """Have the caller's language, time zone and URLs, and in a fresh process the settings that its tests
-        override."""
+        """Activate the caller's language, time zone and URLs, and in a `fresh` process its overridden settings."""
         with ExitStack() as stack:
             if fresh:
                 stack.enter_context(_overridden(self.overridden))
@@ -145,17 +149,17 @@ def _urls(script_prefix: str, urlconf: str | None) -> Iterator[None]:
 
 
 _configured_here: dict[str, Any] = {}
-"""By what values poolsave has configured Django in this process."""
+"""The values with which poolsave has configured Django in this process."""
 
 
 def _differ(name: str, values: dict[str, Any]) -> bool:
     missing = object()
-    # Databases come with each run.
+    # Databases are sent with each run.
     return name != "DATABASES" and bool(values.get(name, missing) != _configured_here.get(name, missing))
 
 
 def settings_by_origin() -> tuple[str | None, RedactedDict, RedactedDict]:
-    """The settings module, or what `settings.configure()` was given, and what has been overridden since."""
+    """Give the settings module or the arguments of `settings.configure()`, and what has been overridden since."""
     layers: list[RedactedDict] = []
     wrapped: Any = settings._wrapped  # type: ignore[misc]
     while isinstance(wrapped, UserSettingsHolder):
@@ -172,16 +176,16 @@ def settings_by_origin() -> tuple[str | None, RedactedDict, RedactedDict]:
 
 
 def _pack_each(values: dict[str, Any]) -> tuple[RedactedBytes, tuple[str, ...]]:
-    good = RedactedDict()
-    bad: list[str] = []
+    packable = RedactedDict()
+    failed: list[str] = []
     for name, value in values.items():
         try:
             pickle.dumps(value)
-        except Exception:  # whatever a setting's own pickling raises: it is named if it turns out to be needed
-            bad.append(name)
+        except Exception:  # whatever a setting's own pickling raises: an error names the setting if it is needed
+            failed.append(name)
         else:
-            good[name] = value
-    return dumps(good), tuple(bad)
+            packable[name] = value
+    return dumps(packable), tuple(failed)
 
 
 def _main_module() -> tuple[str | None, str | None]:
@@ -193,35 +197,37 @@ def _main_module() -> tuple[str | None, str | None]:
 
 @dataclass
 class _ActiveOverride:
-    """What is overridden in this process at the moment, for how many of its threads."""
+    """The settings that are overridden in this process now, and the number of threads that need them."""
 
     packed: bytes = b""
     users: int = 0
     override: Any = None
 
 
-_in_force = _ActiveOverride()
+_active = _ActiveOverride()
 _changed = threading.Condition()
 
 
 @contextmanager
 def _overridden(packed: bytes) -> Iterator[None]:
-    """Settings are those of the process: of its threads the first puts them in force, and the last puts them back.
-    Threads that want others, since they are at work for another caller, wait until then."""
+    """Override settings. They are process-wide: the first thread applies the overrides and the last one reverts them.
+
+    Threads of a run with other overrides wait.
+    """
     with _changed:
-        _changed.wait_for(lambda: not _in_force.users or _in_force.packed == packed)
-        if not _in_force.users:
-            _in_force.override = _override(pickle.loads(packed))
-            _in_force.packed = packed
-        _in_force.users += 1
+        _changed.wait_for(lambda: not _active.users or _active.packed == packed)
+        if not _active.users:
+            _active.override = _override(pickle.loads(packed))
+            _active.packed = packed
+        _active.users += 1
     try:
         yield
     finally:
         with _changed:
-            _in_force.users -= 1
-            if not _in_force.users:
-                if _in_force.override is not None:
-                    _in_force.override.disable()
+            _active.users -= 1
+            if not _active.users:
+                if _active.override is not None:
+                    _active.override.disable()
                 _changed.notify_all()
 
 

@@ -1,4 +1,4 @@
-"""The language and the time zone that texts and times are written in."""
+"""Language and time zone of a thread, as a value that workers can activate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from django.utils import timezone, translation
 
 
 class Localization(NamedTuple):
-    """What one thread has in force."""
+    """The active language and time zone of one thread."""
 
     language: str | None
     """None: translations are off, as in `manage.py migrate`."""
     time_zone: Any
-    """None: the project has none (`USE_TZ = False`)."""
+    """None: the project uses none (`USE_TZ = False`)."""
 
     @classmethod
     def now(cls) -> Localization:
-        """What this thread has in force; Django's settings are known."""
+        """Give those of this thread. Django's settings must be available."""
         return cls(translation.get_language(), timezone.get_current_timezone() if settings.USE_TZ else None)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have it in force in this thread."""
+        """Activate them in this thread."""
         with ExitStack() as stack:
-            # Activating the language that is active already would load its catalogues once more in every worker.
+            # Activating the current language again would load its catalogues again in every worker.
             if self.language != translation.get_language():
                 stack.enter_context(translation.override(self.language))
             if self.time_zone is not None:

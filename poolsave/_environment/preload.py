@@ -1,7 +1,7 @@
-"""Imported by Python's fork server as it starts, so that the workers that it forks have Django up already.
+"""Python's fork server imports this as it starts, so that Django is set up in the workers that it forks.
 
-Nothing may escape from here: the fork server would die of it, or swallow it unseen. The caller gets the reason for
-which the server must not be used as it is, and starts it anew without Django.
+No exception may leave this module: the fork server would end, or swallow it. If the server must not be used, the caller
+gets the reason, and starts it again without Django.
 """
 
 from __future__ import annotations
@@ -37,28 +37,30 @@ def _preload() -> None:
         caller.send_bytes(reason.encode())
 
 
-def _set_up(note: bytes) -> None:
-    python_path, sys.path, sys.argv, preload = pickle.loads(note)
+def _set_up(message: bytes) -> None:
+    python_path, sys.path, sys.argv, preload = pickle.loads(message)
     if python_path is None:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = python_path
-    surroundings: DjangoEnvironment | None
-    surroundings, module = pickle.loads(preload)
-    if surroundings is not None:
-        surroundings.preload()
+    environment: DjangoEnvironment | None
+    environment, module = pickle.loads(preload)
+    if environment is not None:
+        environment.preload()
         load_backends()
     if module is not None and module != "__main__":
         importlib.import_module(module)
-    if surroundings is not None:
-        connections.close_all()  # of queries that the project makes as it is imported
+    if environment is not None:
+        connections.close_all()  # opened by queries that the project makes while it is imported
     remember_generators()
 
 
 def _what_cannot_be_forked(sockets: frozenset[str]) -> str:
-    """What the project has started as it was imported, which must live neither here, beside that of the caller and
-    after the end of the run, nor be shared by workers; empty if that is nothing."""
-    threads = [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    """Name what the project's import has started that must not run here; empty if there is nothing.
+
+    It would run beside the caller's own and outlast the run, and workers would share it.
+    """
+    threads = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
     if threads:
         return f"the project's import or AppConfig.ready() starts threads there ({', '.join(map(repr, threads))})"
     if open_sockets() - sockets:

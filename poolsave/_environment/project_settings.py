@@ -1,4 +1,4 @@
-"""Options that come from the environment and from `settings.POOLSAVE`, as they stand there."""
+"""Reads options from the environment and from `settings.POOLSAVE`. `options.py` checks them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from ..errors import InvalidOption
 ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
 IMPORTED = ("carry", "before_fork", "after_fork")
 """Options that settings may give by dotted paths."""
-OF_EXECUTORS = {"dask": ("address",)}
-"""What stands in `settings.POOLSAVE` beside the options, by the name of the executor that it is for."""
+EXECUTOR_SETTINGS = {"dask": ("address",)}
+"""Keys in `settings.POOLSAVE` besides the options: by the name of an executor, the names of its settings."""
 
 
 def from_environment() -> dict[str, Any]:
-    found: dict[str, Any] = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
-    if "workers" in found and found["workers"].isascii() and found["workers"].isdigit():
-        found["workers"] = int(found["workers"])
-    return found
+    """Give the options that environment variables set."""
+    options: dict[str, Any] = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
+    if "workers" in options and options["workers"].isascii() and options["workers"].isdigit():
+        options["workers"] = int(options["workers"])
+    return options
 
 
 def from_settings() -> Mapping[str, Any]:
-    found = _settings()
-    for name in OF_EXECUTORS:
-        _checked(name, found.get(name, {}))
-    return {name: value for name, value in found.items() if name not in OF_EXECUTORS}
+    """Give the options in `settings.POOLSAVE`, without what is for one executor."""
+    values = _settings()
+    for name in EXECUTOR_SETTINGS:
+        _checked(name, values.get(name, {}))
+    return {name: value for name, value in values.items() if name not in EXECUTOR_SETTINGS}
 
 
-def of_executor(name: str) -> Mapping[str, Any]:
-    """What `settings.POOLSAVE` says for one executor, whichever options are chosen."""
+def executor_settings(name: str) -> Mapping[str, Any]:
+    """Give what `settings.POOLSAVE` says for one executor."""
     return _checked(name, _settings().get(name, {}))
 
 
 def _checked(name: str, value: Any) -> Mapping[str, Any]:
-    keys = OF_EXECUTORS[name]
-    if isinstance(value, Mapping) and all(key in keys and isinstance(one, str) for key, one in value.items()):
+    keys = EXECUTOR_SETTINGS[name]
+    if isinstance(value, Mapping) and all(key in keys and isinstance(text, str) for key, text in value.items()):
         return value
     raise InvalidOption(
         name, value, f"give a dictionary of strings with {' and '.join(map(repr, keys))}", "settings.POOLSAVE"
@@ -50,24 +52,24 @@ def _settings() -> Mapping[str, Any]:
 
     if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
         return {}
-    found = getattr(settings, "POOLSAVE", {})
-    if not isinstance(found, Mapping):
-        raise InvalidOption("POOLSAVE", found, "give a dictionary of options", "settings.POOLSAVE")
-    return found
+    values = getattr(settings, "POOLSAVE", {})
+    if not isinstance(values, Mapping):
+        raise InvalidOption("POOLSAVE", values, "give a dictionary of options", "settings.POOLSAVE")
+    return values
 
 
 def imported(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Dotted paths as what they lead to, since settings are read before most modules can be imported."""
-    return {name: _followed(name, value) if name in IMPORTED else value for name, value in layer.items()}
+    """Import the dotted paths in a layer. Settings give paths, since most modules cannot be imported by then."""
+    return {name: _import_paths(name, value) if name in IMPORTED else value for name, value in layer.items()}
 
 
-def _followed(name: str, value: Any) -> Any:
+def _import_paths(name: str, value: Any) -> Any:
     if isinstance(value, tuple | list):
-        return tuple(_at(name, one) if isinstance(one, str) else one for one in value)
-    return _at(name, value) if isinstance(value, str) else value
+        return tuple(_import(name, entry) if isinstance(entry, str) else entry for entry in value)
+    return _import(name, value) if isinstance(value, str) else value
 
 
-def _at(name: str, path: str) -> Any:
+def _import(name: str, path: str) -> Any:
     try:
         return import_string(path)
     except ImportError as error:

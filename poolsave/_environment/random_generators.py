@@ -1,8 +1,8 @@
-"""Generators of random numbers in a worker process, which has them with the state that its parent or their module gave
-them: every worker would draw the same numbers.
+"""Reseeds generators of random numbers in a worker process.
 
-Python seeds its own `random` anew in a forked child, and knows of no other one, such as those of Faker, factory_boy,
-mimesis and numpy. They are found among the objects that the garbage collector knows.
+A worker has them in the state of its parent or of their module, so that every worker would draw the same numbers. In a
+forked child Python reseeds its own `random` only, and not those of Faker, factory_boy, mimesis and numpy. They are
+found among the objects that the garbage collector tracks. `_worker/job.py` calls this.
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from itertools import compress
 from typing import Any
 
 _of_fork_server: list[object] = []
+"""Generators that were found in the fork server."""
 _reseeded: dict[int, list[object]] = {}
-"""By process, those that have a new seed; they are kept, so that their ids stay theirs."""
+"""By process id, the generators that were reseeded there. They are kept alive, so that their ids stay unique."""
 
 
 def find_generators() -> list[object]:
-    """In a process that is about to fork: what its children must seed, who would copy all memory by looking for it."""
+    """Find the generators before a fork. In the children the search would copy all memory pages."""
     kinds = {kind for base in (random.Random, *_numpy_kinds()) for kind in _with_subclasses(base)}
-    # type() and not isinstance(): the latter asks lazy objects for their __class__, which evaluates them.
-    # There are 100,000 objects in a usual process: without a line of Python for each, it takes a third of the time.
+    # type() and not isinstance(), which reads `__class__` and so evaluates lazy objects.
+    # A usual process has 100,000 objects. Without a line of Python for each, it takes a third of the time.
     objects = gc.get_objects()
     return [*compress(objects, map(kinds.__contains__, map(type, objects)))]
 
 
 def remember_generators() -> None:
-    """In the fork server: find them for all workers that it forks."""
+    """Find them in the fork server, for all workers that it forks."""
     _of_fork_server[:] = find_generators()
 
 
 def is_seeded() -> bool:
-    """Whether this process has been through `reseed_generators` before."""
+    """Whether `reseed_generators` has run in this process."""
     return os.getpid() in _reseeded
 
 
 def reseed_generators(inherited: Iterable[object] | None = ()) -> None:
-    """In a worker process: give those a new seed that have not got one here. None: look among frozen objects, too."""
+    """Reseed, in a worker process, the generators that were not reseeded here. None: search frozen objects too."""
     if inherited is None:
         gc.unfreeze()
         inherited = find_generators()
         gc.freeze()
     done = _reseeded.setdefault(os.getpid(), [])
     known = {*map(id, done)}
-    new = [found for found in (*inherited, *_of_fork_server, *find_generators()) if id(found) not in known]
+    new = [value for value in (*inherited, *_of_fork_server, *find_generators()) if id(value) not in known]
     for generator in new:
-        with suppress(Exception):  # of a subclass that has no such state; it is no worse off than before
+        with suppress(Exception):  # a subclass without such state keeps the one that it has
             _reseed(generator)
     done += new
 
 
 def _reseed(generator: Any) -> None:
     if isinstance(generator, random.Random):
-        random.Random.seed(generator)  # past a subclass whose own method expects something else
-    elif hasattr(generator, "get_state"):  # numpy's RandomState, which has a number in store beside its bit generator
+        random.Random.seed(generator)  # not by a subclass's own method, which may take other arguments
+    elif hasattr(generator, "get_state"):  # numpy's RandomState, which stores one more number beside its bit generator
         generator.set_state({**generator.get_state(legacy=False), "has_gauss": 0})
     else:
         generator.state = type(generator)().state

@@ -1,4 +1,4 @@
-"""What has to be the same in the caller and in a worker that somebody else has started, perhaps long before."""
+"""Versions that must agree between the caller and a worker that was started independently, as Dask's are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .django_setup import settings_by_origin
 
 
 class Versions(NamedTuple):
-    """Which code a process runs, and by which settings."""
+    """The versions and the settings module of one process."""
 
     poolsave: str
     python: str
@@ -24,12 +24,12 @@ class Versions(NamedTuple):
 
     @classmethod
     def here(cls) -> Versions:
-        """Those of this process, whether Django is up or not."""
+        """Give those of this process, whether Django is set up or not."""
         major, minor = sys.version_info[:2]
         module = settings_by_origin()[0] if settings.configured else os.environ.get(ENVIRONMENT_VARIABLE) or None
         return cls(metadata.version("poolsave"), f"{major}.{minor}", django.get_version(), module)
 
     def differences(self, others: Versions) -> str:
-        """What others have another of, as text; empty if that is nothing."""
+        """Name the fields in which the others differ, as text; empty if there are none."""
         pairs = zip(self._fields, self, others, strict=True)
         return ", ".join(f"{name} {there!r} and not {here!r}" for name, here, there in pairs if here != there)

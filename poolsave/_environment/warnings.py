@@ -1,4 +1,4 @@
-"""Warnings that point to the line of the user's that they are about."""
+"""Warnings that point to a line of the user's code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Warn, as of the nearest caller that is not poolsave itself."""
+    """Warn at the nearest caller outside of poolsave."""
     level = 2
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "poolsave":

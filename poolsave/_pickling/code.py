@@ -1,4 +1,4 @@
-"""Whether a worker has the same code of a function as the caller, since a function goes there by its name only."""
+"""Checks that a worker has the caller's code of a function. A function is pickled by its name only."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from ..errors import InvalidOperation
 
 SCRIPT_MODULES = ("__main__", "__mp_main__")
 MAX_KNOWN = 512
-"""Functions that are remembered."""
+"""The most functions whose versions are cached."""
 MAX_LAYERS = 20
-"""Functions around functions that are looked at; an object that answers every attribute has no innermost one."""
+"""The most wrappers that are followed: an object that answers every attribute has no innermost function."""
 
 
 class CodeVersion(NamedTuple):
-    """The code of a function in one process. Functions that it calls are not looked at."""
+    """Identifies the code of a function in one process, without the functions that it calls."""
 
     made_by: bytes
-    """The Python version, and what has loaded the module: where these differ, equal source may be other code."""
+    """The Python version and the loader of the module. If these differ, equal source may give different code."""
     digest: bytes
 
     @classmethod
     def of(cls, function: Any) -> CodeVersion:
-        """What this process has. Takes half a microsecond for a function that was asked for before."""
-        while isinstance(function, MethodType | partial):  # which may be made anew for every call
+        """Give the version in this process. Takes half a microsecond for a cached function."""
+        while isinstance(function, MethodType | partial):  # these may be created for every call
             function = function.__func__ if isinstance(function, MethodType) else function.func
         code = getattr(getattr(function, "func", function), "__code__", None)
         known = _known.get(id(function))
         if known is not None and known[0]() is function and known[1] is code:
             return known[2]
-        maker = f"{sys.version} {_loader(getattr(function, '__module__', None))}"
-        version = cls(_digest(maker), b"".join(_digest(repr(_described(one))) for one in _codes(function)))
+        made_by = f"{sys.version} {_loader(getattr(function, '__module__', None))}"
+        version = cls(_digest(made_by), b"".join(_digest(repr(_described(code))) for code in _codes(function)))
         if len(_known) >= MAX_KNOWN:
             _known.clear()
-        with suppress(TypeError):  # of what has no weak references
+        with suppress(TypeError):  # a callable without weak references
             _known[id(function)] = weakref.ref(function), code, version
         return version
 
     def check(self, function: Any) -> None:
-        """In the worker: refuse to run other code than the caller's.
+        """Refuse, in the worker, to run other code than the caller's.
 
         Raises:
             InvalidOperation: naming the function.
@@ -61,7 +61,7 @@ class CodeVersion(NamedTuple):
 
 
 _known: dict[int, tuple[weakref.ref[Any], Any, CodeVersion]] = {}
-"""By the id of a function: that, its code, which can be replaced, and what it comes to."""
+"""By the id of a function: a reference to it, its code, which can be replaced, and its version."""
 
 
 def _codes(function: Any) -> Iterator[CodeType]:
@@ -79,7 +79,7 @@ def _digest(text: str) -> bytes:
 
 
 def _described(value: Any) -> Any:
-    """A constant as something whose text is the same in all processes."""
+    """Convert a constant to something whose repr is the same in all processes."""
     if isinstance(value, CodeType):
         names = value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars
         counts = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
@@ -87,12 +87,12 @@ def _described(value: Any) -> Any:
     if isinstance(value, tuple):
         return [*map(_described, value)]
     if isinstance(value, frozenset):
-        return sorted(repr(_described(one)) for one in value)
+        return sorted(repr(_described(member)) for member in value)
     return type(value).__name__, repr(value)
 
 
 def _loader(module: str | None) -> str:
-    if module is None or module in SCRIPT_MODULES:  # multiprocessing loads the script in a way of its own
+    if module is None or module in SCRIPT_MODULES:  # multiprocessing loads the script by a different loader
         return ""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return type(getattr(spec, "loader", None)).__qualname__

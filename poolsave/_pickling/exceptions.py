@@ -1,4 +1,4 @@
-"""Exceptions as data: no exception, whatever its own methods do, can break the way from a worker to the caller."""
+"""Exceptions as data, so that no exception's own methods can break its way from a worker to the caller."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ExceptionRecord(NamedTuple):
     traceback: str
     sqlstate: str | None
     pickled: bytes | None
-    """The exception itself, if a round trip in the worker gave the same class."""
+    """The pickled exception, if unpickling it in the worker gave the same class."""
 
 
 def record_exception(error: BaseException) -> ExceptionRecord:
-    """Describe an exception for the way to another process. Never raises."""
+    """Make a record of an exception for another process. Raises nothing but KeyboardInterrupt."""
     return ExceptionRecord(
         class_path=class_path_of(error),
         message=text_of(error),
@@ -49,7 +49,7 @@ def restore_exception(record: ExceptionRecord) -> BaseException:
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as text, from the first frame that is not poolsave's own."""
+    """Give the traceback as text, from the first frame outside of poolsave."""
     frames = _users_part(traceback_of(error))
     try:
         return "".join(traceback.format_exception(type(error), error, frames))
@@ -74,14 +74,13 @@ def _pickled(error: BaseException) -> bytes | None:
         copy = pickle.loads(data)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # whatever the exception's own pickling raises: the record stands in for it
+    except BaseException:  # whatever the exception's own pickling raises: the record replaces it
         return None
     return data if type(copy) is type(error) else None
 
 
 class _ExceptionPickler(pickle.Pickler):
-    """Has exceptions reduce themselves: what tblib, which Dask installs, registers for them forgets the code of a
-    SystemExit."""
+    """Uses the exceptions' own reduction. That of tblib, which Dask installs, loses the code of a SystemExit."""
 
     def reducer_override(self, value: Any) -> Any:
         return (
@@ -93,9 +92,9 @@ def _restored(data: bytes | None) -> BaseException | None:
     if data is None:
         return None
     try:
-        found = pickle.loads(data)
+        value = pickle.loads(data)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # possible in the parent though it worked in the worker: the record stands in for it
+    except BaseException:  # it may fail here though it worked in the worker: the record replaces it
         return None
-    return found if is_a(found, BaseException) else None
+    return value if is_a(value, BaseException) else None

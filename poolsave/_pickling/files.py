@@ -1,6 +1,6 @@
-"""Files that are in no storage yet: what is in memory goes along, what is open on disk is refused.
+"""Pickles files that are not in a storage yet: content in memory is included, a file open on disk is refused.
 
-Pickled by itself, a FieldFile leaves its content behind and says that its file is in the storage, whether it is or not.
+Django's own pickling of a FieldFile drops the content and claims that the file is in the storage.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..errors import InvalidOperation
 
 
 def reduce_file(file: File[Any]) -> Any:
-    """Give what pickle needs; NotImplemented if its own way is right.
+    """Give the reduction for pickle; NotImplemented if the file's own one is right.
 
     Raises:
-        InvalidOperation: if the file is open on disk, where only this process has it.
+        InvalidOperation: if the file is open on disk, where only this process can read it.
     """
     content = _unsaved_content(file)
     if _is_on_disk(content):
@@ -34,12 +34,12 @@ def reduce_file(file: File[Any]) -> Any:
 
 
 def is_unsaved(file: object) -> bool:
-    """Whether this value of a FileField is yet to be put into a storage, by `save()`."""
+    """Whether `save()` has still to put this value of a FileField into a storage."""
     return isinstance(file, File) and not getattr(file, "_committed", False)
 
 
 def _unsaved_content(file: File[Any]) -> Any:
-    # Not by attribute: of a file in a storage that would open it.
+    # Not by attribute, which would open a file that is in a storage.
     if isinstance(file, FieldFile):
         return vars(file).get("_file") if is_unsaved(file) else None
     return vars(file).get("file")

@@ -1,8 +1,8 @@
-"""Historical models, as migrations see them, across processes.
+"""Pickles the historical models of a migration.
 
-A migration's `apps.get_model()` gives a class that is made for that moment, with that moment's columns. Pickle knows
-models and fields by their names only, and would restore today's. So they are pickled as names in the migration's own
-state, and the state goes along: not by the migration's name, since operations before this one may have changed it.
+A migration's `apps.get_model()` makes a class with the columns of that point in the history. Pickle refers to models
+and fields by name, and would restore the current ones. Here they are pickled as names in the migration's state,
+together with that state. The migration's name is not enough, since earlier operations of it may have changed the state.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def is_historical(model: type[Model]) -> bool:
 
 
 def apps_of(data: bytes) -> Any:
-    """The apps that belong to what `dumps` packed: those of the migration, or those of today."""
+    """Give the apps of a pickle made by `dumps`: the migration's, or the current ones."""
     return _restored(pickle.loads(data)[0])
 
 
 def dumps(value: Any, model: type[Model]) -> bytes:
-    """Pickle something in which the model, and models that belong to it, occur."""
+    """Pickle a value that contains the model, or other models of the same apps."""
     if not is_historical(model):
         return pickle.dumps((None, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)))
     buffer = io.BytesIO()
@@ -37,7 +37,7 @@ def dumps(value: Any, model: type[Model]) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Undo `dumps`."""
+    """Restore a pickle made by `dumps`."""
     state, packed = pickle.loads(data)
     return pickle.loads(packed) if state is None else _Unpickler(io.BytesIO(packed), _restored(state)).load()
 
@@ -47,7 +47,7 @@ def _state(apps: Any) -> bytes:
 
     models = ProjectState.from_apps(apps).models
     for state in models.values():
-        for _name, manager in state.managers:  # copies, which are built anew when the state is rendered
+        for _name, manager in state.managers:  # copies; rendering the state makes new ones
             manager.model = None
     buffer = io.BytesIO()
     _StatePickler(buffer, pickle.HIGHEST_PROTOCOL).dump(models)
@@ -64,12 +64,12 @@ def _restored(state: bytes | None) -> Any:
 
 
 class _StatePickler(pickle.Pickler):
-    """Knows `settings.AUTH_USER_MODEL` in a foreign key: a string of two arguments, which pickle makes of one."""
+    """Pickles `settings.AUTH_USER_MODEL` in a foreign key: a string with two arguments, where pickle gives one."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, SettingsReference):
             return SettingsReference, (str(value), value.setting_name)  # type: ignore[attr-defined]
-        if getattr(value, "__qualname__", "").startswith("SET.<locals>"):  # on_delete=SET(...), which is a closure
+        if getattr(value, "__qualname__", "").startswith("SET.<locals>"):  # on_delete=SET(...) is a closure
             return SET, tuple(value.deconstruct()[1])
         return NotImplemented
 
@@ -89,7 +89,7 @@ class _Pickler(pickle.Pickler):
         return None
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Model) and self._is_ours(type(value)):  # in a lookup
+        if isinstance(value, Model) and self._is_ours(type(value)):  # an instance in a lookup
             return _instance, (type(value), value.__reduce__()[2])
         return NotImplemented
 
@@ -101,9 +101,9 @@ class _Pickler(pickle.Pickler):
 
 
 def _instance(model: type[Model], state: dict[str, Any]) -> Model:
-    made = model.__new__(model)
-    made.__setstate__(state)  # type: ignore[attr-defined]
-    return made
+    instance = model.__new__(model)
+    instance.__setstate__(state)  # type: ignore[attr-defined]
+    return instance
 
 
 class _Unpickler(pickle.Unpickler):
@@ -111,8 +111,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._apps = apps
 
-    def persistent_load(self, told: Any) -> Any:
-        kind, label, *name = told
+    def persistent_load(self, reference: Any) -> Any:
+        kind, label, *name = reference
         model = self._apps.get_model(label)
         if kind == "model":
             return model

@@ -1,5 +1,7 @@
-"""Plain values, which never change and can always be pickled and restored, so that nothing has to be tried; and flat
-ones, which hold nothing else."""
+"""Recognises plain and flat values, which need no trial whether they can be pickled and restored.
+
+A plain value is immutable and of a built-in type. A flat value is a tuple or dictionary of plain values.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ from itertools import chain
 from typing import Any
 
 IMMUTABLE_TYPES = frozenset({int, str, bytes, float, bool, complex, type(None)})
-"""Their types."""
+"""The types of plain values."""
 
 
 def all_flat(objects: Sequence[Any]) -> bool:
-    """Whether these are all tuples, or all dictionaries, of plain values, none of them twice, so that what is pickled
-    together shares nothing that could change."""
+    """Whether the objects are all flat tuples, or all distinct flat dictionaries.
+
+    If they are pickled together, they then share nothing mutable.
+    """
     kinds = {*map(type, objects)}
     if kinds == {tuple}:
         return IMMUTABLE_TYPES.issuperset(map(type, chain.from_iterable(objects)))
@@ -26,7 +30,7 @@ def all_flat(objects: Sequence[Any]) -> bool:
 
 
 def copy_if_flat(value: Any) -> Any:
-    """A flat value as nobody can change it any more; None if it is not one."""
+    """Give a flat value, a dictionary as a copy, so that later changes do not reach it; None if it is not flat."""
     if type(value) is tuple and IMMUTABLE_TYPES.issuperset(map(type, value)):
         return value
     if (

@@ -1,5 +1,8 @@
-"""Bytes for functions, objects and values: what crosses between processes was pickled here, inside a `try`,
-in the place where a failure belongs to one object."""
+"""Pickles functions, objects and values for other processes.
+
+Each is pickled inside a `try`, at the point where a failure belongs to one object. The executors only pass the bytes
+on. The engine and `_worker` call this; exceptions are in `exceptions.py`, historical models in `models.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ from .files import reduce_file
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
 
 MAX_REUSED_BYTES = 4096
-"""Bytes of a value up to which what has pickled it is used again."""
+"""Bytes: a pickler is reused after values up to this size. Its buffers keep the size of its largest value."""
 MIN_RANGE_LENGTH = 100
-"""Numbers from which a range is smaller and quicker as a range than written out: pickle has to name its class."""
+"""The shortest range that is pickled as a range. A shorter one is smaller and quicker as a list of numbers."""
 HISTORICAL = "__fake__"
-"""The `__module__` that Django gives to the models of a migration's state."""
+"""The `__module__` of the models in a migration's state, set by Django."""
 
 
 class Pickled:
-    """A value as bytes, pickled by itself so that only its own object fails if it cannot be restored."""
+    """A value that was pickled by itself, so that only its own object fails if it cannot be restored."""
 
     __slots__ = ("data",)
 
@@ -35,7 +38,7 @@ class Pickled:
 
 
 class CopyOnUse:
-    """A flat dictionary of which each try gets a copy."""
+    """A flat dictionary; each try gets a copy."""
 
     __slots__ = ("value",)
 
@@ -44,7 +47,7 @@ class CopyOnUse:
 
 
 def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -> bytes:
-    """Pickle a function, and what is bound to it, for workers that do not share the caller's memory.
+    """Pickle a function and its bound constants, for workers that do not share the caller's memory.
 
     Raises:
         InvalidOperation: naming the function and showing the fix.
@@ -70,9 +73,10 @@ def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -
         ) from error
 
 
-def refuse_function_of_shell(function: Any) -> None:
-    """Refuse what was typed into a shell or notebook, for workers that are not forked: they import the caller's script
-    to find its functions, and there is none.
+def check_not_from_shell(function: Any) -> None:
+    """Refuse a function from a shell or notebook, for workers that are not forked.
+
+    Such workers import the caller's script to find its functions, and here there is none.
 
     Raises:
         InvalidOperation: naming the function and the ways out.
@@ -88,28 +92,29 @@ def refuse_function_of_shell(function: Any) -> None:
 
 
 def dumps(value: Any) -> bytes:
-    """Pickle what is the user's.
+    """Pickle a value of the user's.
 
     Raises:
         InvalidOperation: if an instance of a historical model is in it, or a file that is open on disk.
         Exception: whatever the value's own pickling raises.
     """
-    mine = vars(_idle)  # those of this thread
-    dump = mine.pop("dump", None) or make_pickler()  # taken away, since the value's own pickling may come by here again
+    idle = vars(_idle)  # this thread's
+    dump = idle.pop("dump", None) or make_pickler()  # popped, since the value's `__reduce__` may call `dumps`
     data = dump(value)
     if len(data) <= MAX_REUSED_BYTES:
-        mine["dump"] = dump
+        idle["dump"] = dump
     return data
 
 
 _idle = threading.local()
+"""The pickler of each thread while it is not in use."""
 
 
 def make_pickler() -> Callable[[Any], bytes]:
-    """What pickles one value after the other, each by itself: to make a pickler takes as long as to use it.
+    """Make a function that pickles one value after the other, each by itself. Making it takes as long as one use.
 
-    Use it no more after an exception, which may have come (from a signal's handler) between any two lines, nor after a
-    value of more than MAX_REUSED_BYTES bytes: its memory of what it has seen would stay as large as that.
+    Drop it after an exception, since a signal handler may have raised between any two lines. Drop it after a value of
+    more than MAX_REUSED_BYTES bytes, since its memo keeps that size.
     """
     buffer = io.BytesIO()
     pickler = _ModelPickler(buffer, pickle.HIGHEST_PROTOCOL)
@@ -117,7 +122,7 @@ def make_pickler() -> Callable[[Any], bytes]:
     def dump(value: Any) -> bytes:
         pickler.dump(value)
         data = buffer.getvalue()
-        pickler.clear_memo()  # or it would keep the value alive
+        pickler.clear_memo()  # otherwise it keeps the value alive
         buffer.seek(0)
         buffer.truncate()
         return data
@@ -126,11 +131,11 @@ def make_pickler() -> Callable[[Any], bytes]:
 
 
 class _ModelPickler(pickle.Pickler):
-    """Refuses instances of historical models, which pickle knows by name only, and would restore as today's; and takes
-    the content of files along."""
+    """Includes the content of files. Refuses instances of historical models, which pickle would restore as current
+    ones."""
 
     def reducer_override(self, value: Any) -> Any:
-        kind = type(value)  # and not isinstance(), which evaluates lazy objects
+        kind = type(value)  # not isinstance(), which evaluates lazy objects
         if issubclass(kind, File):
             return reduce_file(value)
         if kind.__module__ == HISTORICAL:
@@ -142,7 +147,7 @@ class _ModelPickler(pickle.Pickler):
 
 
 def to_wire(value: Any) -> Any:
-    """Prepare a value for the way to another process, and try that it can be restored there.
+    """Prepare a value for another process, and check that it can be restored.
 
     Raises:
         InvalidOperation: if an instance of a historical model is in it, or a file that is open on disk.
@@ -162,7 +167,7 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(value: Any) -> Any:
-    """Undo `to_wire`, and give the next try what it may change.
+    """Restore a value of `to_wire`. Each call gives a value that the caller may change.
 
     Raises:
         Exception: whatever the value's own unpickling raises.
@@ -176,19 +181,19 @@ def from_wire(value: Any) -> Any:
 def pickle_chunk(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException]]:
     """Pickle a chunk; gives the bytes, and by offset the errors of objects that cannot be pickled.
 
-    The bytes are those of a column, and whether each object in it was pickled by itself, as it is unless all of them
-    are plain or flat: what can change must not be shared by several objects of a chunk, and what cannot be restored
-    must fail alone.
+    The bytes contain a column, and whether each object in it was pickled by itself. Only plain or flat objects are
+    pickled together: objects of a chunk must not share anything mutable, and one that cannot be restored must fail
+    alone.
     """
     if isinstance(objects, range) and len(objects) < MIN_RANGE_LENGTH:
         objects = [*objects]
     if isinstance(objects, range) or IMMUTABLE_TYPES.issuperset(map(type, objects)) or all_flat(objects):
         return pickle.dumps((objects, False), pickle.HIGHEST_PROTOCOL), {}
-    column, errors = _pickled_alone(objects)
+    column, errors = _pickle_each(objects)
     return pickle.dumps((column, True), pickle.HIGHEST_PROTOCOL), errors
 
 
-def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseException]]:
+def _pickle_each(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseException]]:
     column: list[bytes] = []
     errors: dict[int, BaseException] = {}
     dump = make_pickler()
@@ -206,22 +211,22 @@ def _pickled_alone(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseE
     return column, errors
 
 
-def unpickle_chunk(payload: Any, *, lent: bool) -> tuple[list[Any], bool]:
-    """Undo `pickle_chunk`; gives a column and whether each object of it was pickled by itself.
+def unpickle_chunk(payload: Any, *, for_tries: bool) -> tuple[list[Any], bool]:
+    """Restore a chunk; gives a column, and whether each object in it was pickled by itself.
 
-    With `lent` each object is for `from_wire`, which gives every try one of its own; else they are bytes if so.
+    With `for_tries`, `from_wire` gives every try an object of its own. Else objects pickled by themselves are bytes.
     """
-    column, alone = pickle.loads(payload)
-    if lent and alone:
+    column, separately = pickle.loads(payload)
+    if for_tries and separately:
         column = [*map(Pickled, column)]
-    elif lent and dict in map(type, column):
+    elif for_tries and dict in map(type, column):
         column = [*map(CopyOnUse, column)]
-    return column, alone
+    return column, separately
 
 
 def split_pickled(column: list[Any]) -> tuple[list[Any], dict[int, bytes]]:
-    """Part a column into what can be pickled together and, by offset, what is bytes already."""
-    sealed = {offset: value.data for offset, value in enumerate(column) if type(value) is Pickled}
-    if sealed:
-        column = [None if offset in sealed else value for offset, value in enumerate(column)]
-    return column, sealed
+    """Split a column into values to pickle together and, by offset, bytes of values already pickled."""
+    pickled = {offset: value.data for offset, value in enumerate(column) if type(value) is Pickled}
+    if pickled:
+        column = [None if offset in pickled else value for offset, value in enumerate(column)]
+    return column, pickled

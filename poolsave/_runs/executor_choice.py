@@ -62,7 +62,7 @@ def why_no_processes(work: WorkSpec, options: Options) -> str | None:
         return "one worker would be no faster than the caller"
     if multiprocessing.current_process().daemon:
         return "this process is daemonic, so it cannot have worker processes of its own"
-    if not DjangoEnvironment.known():
+    if not DjangoEnvironment.has_settings():
         return None
     read = () if work.queryset is None else (work.queryset.db,)
     try:
@@ -80,7 +80,7 @@ def database_is_out_of_reach_here() -> bool:
     """Whether Django lets nothing in this thread reach a database, since an event loop runs in it. Everything in
     Jupyter does."""
     allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
-    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.known()
+    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
 
 
 def executor_without_processes(options: Options) -> Executor:

@@ -92,7 +92,7 @@ def preflight_checks(
 
 def aliases_of_caller(work: WorkSpec, options: Options) -> tuple[str, ...]:
     """On which the caller must be inside no transaction while workers run."""
-    return _present(work, options) if DjangoEnvironment.known() else ()
+    return _present(work, options) if DjangoEnvironment.has_settings() else ()
 
 
 def _covered(options: Options) -> tuple[str, ...]:

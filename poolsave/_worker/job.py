@@ -21,7 +21,7 @@ from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion
-from .._pickling.values import Pickled, from_wire, pickle_function, refuse_function_of_shell
+from .._pickling.values import Pickled, check_not_from_shell, from_wire, pickle_function
 from ..errors import InvalidOperation
 from ..outcomes import Status
 from .context import CapturedContext, PickledContext
@@ -99,7 +99,7 @@ class WorkerJob:
     """The caller's precision and rounding, which are context, too."""
 
     def __getstate__(self) -> dict[str, Any]:
-        refuse_function_of_shell(self.function)
+        check_not_from_shell(self.function)
         packed = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
         changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset}
@@ -177,9 +177,9 @@ class WorkerJob:
     def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
         assert self.surroundings is not None
         if fresh:
-            self.surroundings.bring_up()
+            self.surroundings.set_up()
             if not alone:
-                self.surroundings.refuse_other_settings()
+                self.surroundings.check_same_settings()
         if fresh or forked:
             discard_inherited_connections(self.held)
         stack.enter_context(self.surroundings.active(fresh=fresh))

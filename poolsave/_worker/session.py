@@ -111,7 +111,7 @@ class WorkerSession:
         waited = time.perf_counter() - self._idle_since
         objects, pickled = payload, False
         if self._job.crosses:
-            objects, pickled = unpickle_chunk(payload, lent=not self._straight)
+            objects, pickled = unpickle_chunk(payload, for_tries=not self._straight)
         collector = self._new_collector(waited)
         if not self._straight:
             self._run_guarded(objects, marks, reply, collector)

@@ -387,7 +387,7 @@ def statistics(rows):
 
 
 def test_the_total_of_a_large_table_is_estimated(server, monkeypatch):
-    monkeypatch.setattr(_estimates, "COUNTED", 10)
+    monkeypatch.setattr(_estimates, "MAX_COUNTED", 10)
     rows = make(Thing, server, 500)
     statistics(rows)
     with CaptureQueriesContext(connections[server]) as queries:

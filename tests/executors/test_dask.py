@@ -309,12 +309,12 @@ def test_a_process_that_was_configured_by_another_run_is_refused_by_the_names_of
         first = DjangoEnvironment(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
             unsendable=(), apps_ready=True, main=(None, None), localization=Localization("en", None),
             script_prefix="/", urlconf=None)
-        first.bring_up()
-        first.refuse_other_settings()
-        replace(first, configured=packed(GREETING="a", DATABASES={})).refuse_other_settings()
+        first.set_up()
+        first.check_same_settings()
+        replace(first, configured=packed(GREETING="a", DATABASES={})).check_same_settings()
         for other in (packed(GREETING="b"), packed(), packed(GREETING="a", DEBUG=True)):
             try:
-                replace(first, configured=other).refuse_other_settings()
+                replace(first, configured=other).check_same_settings()
             except InvalidOperation as error:
                 print(str(error).partition(" had ")[0].rpartition(" ")[2])
     """

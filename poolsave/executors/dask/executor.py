@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._db.redacted import dumps
-from ..._environment.project_settings import of_executor
+from ..._environment.project_settings import executor_settings
 from ..._pickling.exceptions import restore_exception
 from ...errors import InvalidOption, WorkerDied
 from ..protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, Task
@@ -62,7 +62,7 @@ class DaskExecutor:
             InvalidOption: if none does, or Dask is not installed.
         """
         configured = import_dask("dask").config.get("scheduler-address", None)
-        address = of_executor("dask").get("address") or configured
+        address = executor_settings("dask").get("address") or configured
         if not address:
             raise InvalidOption(
                 "executor",
