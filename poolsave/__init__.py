@@ -2,7 +2,7 @@
 
 `bulk_create` and `bulk_update` skip `save()` and signals; a loop is slow; a bare process pool corrupts connections,
 hides errors, eats memory and hangs. poolsave calls *your function* once per object in a pool of workers, each with a
-database connection of its own and one transaction per object, and reports what became of every object.
+database connection of its own and one transaction per object, and reports the outcome of every object.
 
     >>> from poolsave import pooled_operation, concurrent_saves
     >>> @pooled_operation(executor="serial", transaction=None)   # in real work: workers=4, and leave out the rest

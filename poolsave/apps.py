@@ -1,4 +1,7 @@
-"""Put "poolsave" into INSTALLED_APPS to have `manage.py check` look at what settings say of it. It works without."""
+"""The app config: with "poolsave" in INSTALLED_APPS, `manage.py check` checks its settings.
+
+Everything else works without it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["PoolsaveConfig"]
 
 
 class PoolsaveConfig(AppConfig):
-    """Registers the system checks; there are no models."""
+    """Registers the system checks. There are no models."""
 
     name = "poolsave"
 

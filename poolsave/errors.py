@@ -29,7 +29,7 @@ __all__ = [
 
 
 class PoolsaveError(Exception):
-    """The base of everything that poolsave raises by itself."""
+    """The base class of all errors of poolsave."""
 
 
 class InvalidOption(PoolsaveError, ValueError):
@@ -48,14 +48,14 @@ class InvalidOption(PoolsaveError, ValueError):
 
 
 class InvalidOperation(PoolsaveError, TypeError):
-    """A function, or what is fed to it, cannot be run by a pool."""
+    """A pool cannot run a function, or cannot feed it these objects."""
 
 
 class InsideTransaction(PoolsaveError):
-    """A pool was asked for while the caller holds an open transaction.
+    """A run was started while the caller has an open transaction.
 
-    Workers have connections of their own: they cannot see the caller's uncommitted rows, and they would wait
-    for ever for locks that the caller holds, which the database does not recognise as a deadlock.
+    Workers have connections of their own. They cannot see the caller's uncommitted rows. For locks that the caller
+    holds they would wait for ever, and the database does not recognise that as a deadlock.
     """
 
     def __init__(self, alias: str, advice: str | None = None) -> None:
@@ -74,7 +74,7 @@ class InsideTransaction(PoolsaveError):
 
 
 class ClusterUnusable(PoolsaveError):
-    """A cluster has no worker for a run, or one that runs other code than the caller does."""
+    """A cluster has no worker for a run, or a worker with other versions than the caller."""
 
 
 class SharedMemoryDatabase(PoolsaveError):
@@ -103,10 +103,10 @@ UNGUARDED = (
 class WorkerDied(PoolsaveError):
     """The worker that ran an object ended before it could answer.
 
-    `exitcode` is the exit status of the process (negative: the number of the signal; None: nobody knows), `signal`
-    the signal's name or None, `item` the object that it was at, `details` what the dying process wrote (faulthandler)
-    or what else is known. With `afterwards`, that object was another one (and `item` is None): the worker was done with
-    this one, but had not told of it yet.
+    `exitcode` is the exit status of the process (negative: the number of the signal; None: unknown). `signal` is the
+    signal's name or None. `item` is the object that the worker was running. `details` is what the process wrote as it
+    died (faulthandler), or what else is known. With `afterwards` the worker had finished this object, but not yet
+    reported it, and was no longer running it; `item` is None.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class TimedOut(PoolsaveError, TimeoutError):
 
 
 class RemoteError(PoolsaveError):
-    """Stands in for an exception that cannot cross from the worker to the caller.
+    """Replaces an exception that cannot be sent from the worker to the caller.
 
     `class_path` is the dotted path of the original class, `message` its text, `arguments` the repr of its args.
     """
@@ -172,7 +172,7 @@ class RemoteError(PoolsaveError):
 
 
 class RowGone(PoolsaveError):
-    """Why an object was skipped: its row was deleted, or no longer matched, before a worker came to it."""
+    """The reason for SKIPPED: the row was deleted, or no longer matched, before a worker fetched it."""
 
     def __init__(self, model: str, key: object) -> None:
         super().__init__(model, key)
@@ -186,7 +186,7 @@ class RowGone(PoolsaveError):
 class ValueLost(PoolsaveError):
     """The object succeeded, but its value did not arrive; the `__cause__` says why.
 
-    `stage` is the stage of a pipeline that was to go on with the value, and so never began; else None.
+    `stage` is the stage of a pipeline that needed the value and so did not run; else None.
     """
 
     def __init__(self, index: int) -> None:
@@ -213,9 +213,9 @@ class WorkerTraceback(PoolsaveError):
 
 
 class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
-    """Some objects failed or were lost; `report` has all outcomes, `exceptions` one error for each of these.
+    """Some objects failed or were lost. `report` has all outcomes, `exceptions` one error for each of these objects.
 
-    An error that is no `Exception` (SystemExit, say) is in the group as a `RemoteError` that names it.
+    The group contains a `RemoteError` in place of an error that is not an `Exception`, such as SystemExit.
     """
 
     report: Report[Any]
@@ -237,7 +237,7 @@ class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
 
 
 def stand_in_for(error: BaseException) -> RemoteError:
-    """A RemoteError that names an exception, where that one itself cannot be."""
+    """Make a RemoteError that replaces an exception where only an `Exception` is allowed."""
     stand_in = RemoteError(class_path_of(error), text_of(error), repr_of(args_of(error)))
     set_cause(stand_in, error)
     return stand_in

@@ -1,4 +1,4 @@
-"""`RunPooled`: a migration's data step, run over a pool."""
+"""`RunPooled`: a migration operation that calls a function for each row, over a pool."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ class RunPooled(Operation):
 
     Rows are instances of the *historical* model, with the columns of this point in the history, under every start
     method. The migration must not be atomic (PostgreSQL and SQLite), since workers cannot see what it has not
-    committed, and should hold nothing else: if a row fails, OperationsFailed is raised when all others are done, the
-    migration is not recorded as applied, and the whole step runs again with the next `migrate`. So let the queryset
-    select what is left to do, or let the function do no harm to rows that are done.
+    committed. It should contain no other operation: if a row fails, OperationsFailed is raised when all other rows are
+    done, the migration is not recorded as applied, and the next `migrate` runs the whole operation again. So let the
+    queryset select the rows that are left, or let the function leave rows that are done unchanged.
 
     Args:
         fn: takes one historical instance, or `(instance, apps)`; a plain or a pooled function, or a
             pipeline, that workers can import.
         queryset: a function of `apps` that gives the rows, or the name of a model: "app_label.Model", or "Model" of the
             migration's own app.
-        reverse_fn: the same for the way back; without it the operation is irreversible, with `RunPooled.noop` the way
-            back does nothing.
-        hints: for the routers' `allow_migrate`.
-        elidable: whether the operation goes when migrations are squashed.
-        options: those of `@pooled_operation`. `databases` is the one that is migrated unless it is given. `progress` is
-            a bar from `migrate -v1` on, and silence with `-v0`.
+        reverse_fn: the function for reversing. Without it the operation is irreversible; with `RunPooled.noop`
+            reversing does nothing.
+        hints: passed to the routers' `allow_migrate`.
+        elidable: whether the operation is removed when migrations are squashed.
+        options: those of `@pooled_operation`. `databases` defaults to the one that is migrated. `progress` defaults to
+            a bar, and with `migrate -v0` to none.
 
-    A SQLite database in memory, which tests migrate, is worked on inline, whatever the executor.
+    On a SQLite database in memory, as in tests, it runs inline with any executor.
 
     Raises:
         InvalidOption, InvalidOperation: when the migration is imported.
@@ -92,10 +92,10 @@ class RunPooled(Operation):
 
     @staticmethod
     def noop(_row: Any) -> None:
-        """For `reverse_fn`: there is nothing to take back."""
+        """Do nothing, as `reverse_fn`."""
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        """Give the arguments that make this operation again, those left out that were left out."""
+        """Give the arguments that recreate this operation, without those that were left out."""
         kwargs: dict[str, Any] = {"fn": self.fn, "queryset": self.queryset}
         if self.reverse_fn is not None:
             kwargs["reverse_fn"] = self.reverse_fn
@@ -107,11 +107,11 @@ class RunPooled(Operation):
 
     @property
     def reversible(self) -> bool:  # type: ignore[override]
-        """Whether there is a way back."""
+        """Whether there is a `reverse_fn`."""
         return self.reverse_fn is not None
 
     def state_forwards(self, app_label: str, state: Any) -> None:
-        """Rows change, and models do not."""
+        """Change nothing: the operation changes rows, not models."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         """Run `fn` over the rows."""
@@ -141,9 +141,9 @@ class RunPooled(Operation):
     def _rows(self, apps: Any, app_label: str) -> models.QuerySet[Any]:
         if isinstance(self.queryset, str):
             label = self.queryset if "." in self.queryset else f"{app_label}.{self.queryset}"
-            return models.QuerySet(apps.get_model(label))  # by no manager, which might leave rows out
-        given: Any = self.queryset(apps)
-        rows: Any = given.all() if isinstance(given, models.Manager) else given
+            return models.QuerySet(apps.get_model(label))  # without a manager, which might exclude rows
+        result: Any = self.queryset(apps)
+        rows: Any = result.all() if isinstance(result, models.Manager) else result
         if not isinstance(rows, models.QuerySet):
             raise InvalidOperation(f"the function {self.queryset!r} gave {rows!r}, which is no queryset")
         return rows
@@ -157,21 +157,21 @@ class RunPooled(Operation):
         return options
 
     def describe(self) -> str:
-        """Say what it does, for `migrate --plan` and `sqlmigrate`."""
+        """Describe the operation, for `migrate --plan` and `sqlmigrate`."""
         rows = self.queryset if isinstance(self.queryset, str) else f"{_name(self.queryset)}()"
         return f"Run {_name(self.fn)} over {rows} in a pool"
 
     @property
     def migration_name_fragment(self) -> str:
-        """A part of an automatic name for a migration."""
-        name = "_".join(one.rpartition(".")[2].strip("<>") for one in _name(self.fn).split(" | "))
+        """The operation's part of an automatic migration name."""
+        name = "_".join(path.rpartition(".")[2].strip("<>") for path in _name(self.fn).split(" | "))
         return f"run_{name}"
 
 
 def _with_options_by_name(function: Callable[..., Any]) -> inspect.Signature:
-    """Django's writer of migrations writes only arguments that it finds in the signature."""
+    """Add the options to the signature: Django's migration writer writes only arguments that it finds there."""
     plain = inspect.signature(function)
-    named = [one for one in plain.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    named = [parameter for parameter in plain.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sorted(Options.names())]
     return plain.replace(parameters=[*named, *options])
 
@@ -184,25 +184,26 @@ def _operation(fn: Callable[..., Any]) -> PooledOperation[..., Any] | Pipeline[A
 
 
 def _call_of(
-    fed: PooledOperation[..., Any] | Pipeline[Any, Any],
+    operation: PooledOperation[..., Any] | Pipeline[Any, Any],
 ) -> Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]:
-    """Whether the function takes a row, or a row and the historical apps."""
-    operation = fed._stages[0]
-    given = [
-        one
-        for one in inspect.signature(operation.func).parameters.values()
-        if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    """Choose the call for a function that takes a row, or a row and the historical apps."""
+    first = operation._stages[0]
+    required = [
+        parameter.name
+        for parameter in inspect.signature(first.func).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    names = [one.name for one in given if one.name not in operation._constants]
+    names = [name for name in required if name not in first._constants]
     if len(names) not in (1, 2):
         raise InvalidOperation(
-            f"{_name(operation)} takes {len(names)} arguments: a migration's function takes (row) or (row, apps)"
+            f"{_name(first)} takes {len(names)} arguments: a migration's function takes (row) or (row, apps)"
         )
     return call_with_object if len(names) == 1 else call_with_row_and_apps
 
 
 def call_with_row_and_apps(function: Callable[..., Any], constants: Mapping[str, Any], row: Any) -> Any:
-    """The historical apps are those that the row's own model belongs to."""
+    """Call the function with a row and the historical apps of the row's model."""
     return function(row, row._meta.apps, **constants)
 
 
@@ -212,7 +213,7 @@ def _name(fn: Any) -> str:
 
 
 class _OperationSerializer(BaseSerializer):
-    """For `makemigrations` and `squashmigrations`: a pooled function is written by its name, as a function is."""
+    """Writes a pooled function by its name, as a function, for `makemigrations` and `squashmigrations`."""
 
     def serialize(self) -> tuple[str, set[str]]:
         names, imports = [], set()
@@ -230,11 +231,12 @@ MigrationWriter.register_serializer(PooledOperation, _OperationSerializer)
 MigrationWriter.register_serializer(Pipeline, _OperationSerializer)
 
 _verbosity: dict[str, int] = {}
+"""The verbosity of a running `migrate`, by database alias."""
 
 
 @receiver(pre_migrate, dispatch_uid="poolsave.migrations")
 def _note_verbosity(*, using: str, verbosity: int, **_more: Any) -> None:
-    """An operation is not told how much `migrate` is to say, but this signal is, after migrations are imported."""
+    """Store the verbosity of `migrate`, which this signal gets and an operation does not."""
     _verbosity[using] = verbosity
 
 

@@ -1,4 +1,4 @@
-"""The options: what they may be, and where they come from.
+"""The options: their values and defaults, and how they are resolved.
 
 An explicit argument wins over the environment (`POOLSAVE_EXECUTOR`, `POOLSAVE_WORKERS`), which wins over
 `settings.POOLSAVE`, which wins over the defaults.
@@ -24,12 +24,13 @@ from .executors import EXECUTOR_METHODS, Executor, is_known
 __all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 
 AUTO = "auto"
-"""The executor that is no executor: the run finds out by itself."""
+"""The value of `executor` with which the run chooses between the caller's thread and processes."""
 
 INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None}
 """Options that run everything in the caller's own thread, where no timeout can be enforced."""
 
 SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
+"""Options that are stored as tuples."""
 
 
 def available_cpus() -> int:
@@ -41,7 +42,7 @@ def available_cpus() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """All options of a run; each is refused at once, by name and value, when it cannot work.
+    """All options of a run. A value that cannot work is refused at once, with an error that names it.
 
     Example:
         >>> Options(workers=4).using(chunksize=50).chunksize
@@ -58,7 +59,7 @@ class Options:
     """Objects per dispatch; "auto" adapts by the time that objects take in the worker."""
     executor: str | Executor | concurrent.futures.Executor = "process"
     """A registered name ("process", "thread", "serial"), a poolsave executor, any PEP 3148 executor instance, or
-    "auto": start in the caller's thread, and go over to processes when what is left is worth it."""
+    "auto": start in the caller's thread, and switch to processes if the remaining work is worth it."""
     start_method: str | None = None
     """"fork", "forkserver" or "spawn"; None takes fork where it is safe, else forkserver, else
     spawn; beside the greenlets of gevent or eventlet it is spawn, and the others are refused."""
@@ -68,29 +69,29 @@ class Options:
     databases: tuple[str, ...] = ("default",)
     """The aliases that `transaction` covers."""
     retries: int = 3
-    """Further tries of an object after a transient database error whose attempt was rolled back."""
+    """Further tries of an object after a transient database error, if the failed try was rolled back."""
     timeout: float | None = None
-    """Seconds for one object, measured from its own start; only for executors that can end one from outside."""
+    """Seconds for one object, from its own start; only for executors that can end an object from outside."""
     max_failures: int | float | None = None
-    """Stop feeding after that many failures (int), or that share of them (float, once 50 objects have ended)."""
+    """Feed no more objects after that many failures (int), or that share of failures (float, once 50 have ended)."""
     on_failure: Literal["collect", "raise"] = "collect"
-    """What happens at the end when something failed; `concurrent_saves` defaults to "raise"."""
+    """What happens at the end of a run with failures; `concurrent_saves` defaults to "raise"."""
     keep: Literal["values", "all", "failures"] = "values"
-    """What a Report holds besides its counts and its failures: values, items too, or nothing (flat memory)."""
+    """What a Report holds besides counts and failures: values, values and items, or nothing (constant memory)."""
     window: int | None = None
     """Most objects in flight; None: enough to keep the workers busy, at most four chunks per worker."""
     resolve_lost: bool | None = None
-    """Note transaction ids, so that PostgreSQL can settle what a crash left open; None: for chunks yes (one query
-    each), per object no."""
+    """Note transaction ids, so that PostgreSQL can say after a crash what was committed. It takes one query per
+    transaction; None: only with one transaction per chunk."""
     progress: bool | Callable[..., object] | None = None
-    """True, False, a callable told `(done, total)`, or a tqdm-like class; None: a bar when stderr is a terminal."""
+    """True, False, a callable that gets `(done, total)`, or a tqdm-like class; None: a bar if stderr is a terminal."""
 
     carry: tuple[ContextVar[Any] | Carrier, ...] = ()
-    """Context that is taken along to every object: ContextVars, and objects with `capture()` and `restore(state)`."""
+    """Context that is restored around every object: ContextVars, and objects with `capture()` and `restore(state)`."""
     before_fork: tuple[Hook, ...] = ()
     """Called without arguments in the caller, before worker processes are started and before each replacement."""
     after_fork: tuple[Hook, ...] = ()
-    """Called without arguments in every worker process, however it was started, once and before its first object."""
+    """Called without arguments in every worker process, by any start method, once before its first object."""
 
     def __post_init__(self) -> None:
         for name, (accepts, expected) in RULES.items():
@@ -110,7 +111,7 @@ class Options:
 
     @classmethod
     def resolve(cls, explicit: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> Options:
-        """Lay the explicit options over the environment, `settings.POOLSAVE` and the defaults.
+        """Merge the explicit options over the environment, `settings.POOLSAVE` and the defaults.
 
         Raises:
             InvalidOption: naming the option, its value and where it came from.
@@ -154,7 +155,7 @@ def overrides() -> Mapping[str, Any]:
 
 
 def standing() -> tuple[Any, ...]:
-    """All that options depend on besides explicit ones, to compare with another time."""
+    """Give everything that options depend on besides explicit ones, to notice a change."""
     return from_environment(), dict(from_settings()), overrides(), available_cpus()
 
 
@@ -166,9 +167,9 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
     """
     for name, value in options.items():
         if name not in RULES:
-            from difflib import get_close_matches  # only for what is wrong anyway
+            from difflib import get_close_matches  # imported only for an error
 
-            near = "".join(f"did you mean {one}=? " for one in get_close_matches(name, RULES, 1))
+            near = "".join(f"did you mean {match}=? " for match in get_close_matches(name, RULES, 1))
             raise InvalidOption(name, value, f"{near}there is no such option, only {', '.join(sorted(RULES))}", source)
         accepts, expected = RULES[name]
         if not accepts(value):
@@ -177,7 +178,7 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
 
 
 def wrong_settings() -> Iterator[InvalidOption]:
-    """What `Options.resolve` refuses of the environment and `settings.POOLSAVE`, option by option."""
+    """Give an error for each option in the environment and `settings.POOLSAVE` that `Options.resolve` refuses."""
     try:
         layers = {"settings.POOLSAVE": from_settings(), "the environment": from_environment()}
     except InvalidOption as error:
@@ -212,11 +213,11 @@ def _are_aliases(value: object) -> bool:
 
 
 def _are_hooks(value: object) -> bool:
-    return callable(value) or (isinstance(value, tuple | list) and all(callable(one) for one in value))
+    return callable(value) or (isinstance(value, tuple | list) and all(map(callable, value)))
 
 
 def _are_carriers(value: object) -> bool:
-    return isinstance(value, tuple | list) and all(is_carrier(one) for one in value)
+    return isinstance(value, tuple | list) and all(map(is_carrier, value))
 
 
 def _is_limit(value: object) -> bool:

@@ -37,7 +37,7 @@ class Status(enum.StrEnum):
     """It raised, or its worker died, and it is known to be rolled back (`transaction=None`: it raised). What it wrote
     on databases that the option `databases` does not name is not covered by that."""
     LOST = "lost"
-    """Nobody can know: contact was lost while it was being committed, or while it ran without a transaction."""
+    """Unknown: the connection or the worker was lost during its COMMIT, or while it ran without a transaction."""
     SKIPPED = "skipped"
     """It was never started."""
     DROPPED = "dropped"
@@ -53,25 +53,25 @@ class Outcome(Generic[R]):
     """
 
     index: int
-    """The object's place in the input, from 0."""
+    """The object's index in the input, from 0."""
     status: Status
     value: R | None = None
     error: BaseException | None = None
     traceback: str | None = None
     """The traceback in the worker, as text."""
     item: Any = None
-    """The object itself: always for what did not succeed, else with `keep="all"`."""
+    """The object itself: always if it did not succeed, else with `keep="all"`."""
     attempts: int = 1
-    """How often the function was called for it; 0 when it was skipped."""
+    """How often the function was called for the object; 0 if it was skipped."""
     seconds: float = 0.0
     """The time from its start to its end in the worker, all attempts and pauses included. With `transaction=None`,
     objects that come after some that took less than a microsecond each are timed eight at a time, and the last of the
     eight has the time of all."""
     worker: int | str | None = None
-    """The process id or the thread's name."""
+    """The id of the worker process, or the name of the thread."""
     stage: str | None = None
-    """In a pipeline: the name of the stage that an object ended in, if it did not simply come out at the end.
-    "clean + enrich" if it was lost in one of these, which shared a worker, and nobody knows in which."""
+    """In a pipeline: the name of the stage that the object ended in, unless it passed all of them. "clean + enrich" if
+    it was lost in one of these stages, which shared a worker, and it is unknown in which."""
 
     @property
     def ok(self) -> bool:
@@ -79,5 +79,5 @@ class Outcome(Generic[R]):
         return self.status is Status.SUCCEEDED
 
     def __repr__(self) -> str:
-        told = f"value={repr_of(self.value)}" if self.ok and self.error is None else f"error={repr_of(self.error)}"
-        return f"<Outcome {self.index} {self.status} {told}>"
+        result = f"value={repr_of(self.value)}" if self.ok and self.error is None else f"error={repr_of(self.error)}"
+        return f"<Outcome {self.index} {self.status} {result}>"

@@ -12,11 +12,11 @@ __all__ = ["serial_saves"]
 class serial_saves(TestContextDecorator):  # noqa: N801  a decorator is used like a function
     """Run every pool inline: in the calling thread, on its connection, and inside its transaction.
 
-    A context manager, a decorator for test functions, and one for `unittest` classes. It wins over every option, the
-    environment and the settings: the executor is "serial" in all threads, and a `timeout`, which nothing could enforce
-    there, does not count. What a function saves is visible to the test, and is rolled back with it in a `TestCase`.
+    A context manager, and a decorator for test functions and `unittest` classes. It overrides every option, the
+    environment and the settings: the executor is "serial" in all threads, and a `timeout` is ignored, since it cannot
+    be enforced there. What a function saves is visible to the test. In a `TestCase` it is rolled back with the test.
 
-    With pytest the fixture of the same name does it, without any import.
+    With pytest, use the fixture of the same name, without an import.
 
     Example:
         >>> from poolsave import pooled_operation

@@ -1,8 +1,8 @@
-"""Exceptions of other people's classes: read, and written on, past whatever these classes make of it.
+"""Reads and changes exceptions of foreign classes, past the methods of these classes.
 
-A class of exceptions can freeze its instances, answer every attribute with an error, or raise in `__str__` and
-`__repr__`. An exception that poolsave did not make itself is looked into, or changed, only by what is here, so that it
-costs its own object and nothing else.
+A class of exceptions can freeze its instances, raise for every attribute, or raise in `__str__` and `__repr__`.
+poolsave reads and changes an exception that it did not make only by these functions. So a broken class costs the object
+that raised it, and nothing else.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _traceback: Any = vars(BaseException)["__traceback__"]
 
 
 def text_of(error: object) -> str:
-    """The text of an exception, or of anything else, also of what has a broken __str__."""
+    """Give the text of any value, also if its `__str__` is broken."""
     try:
-        return str.__str__(str(error))  # a plain string, also if its __str__ gives one of a class of its own
+        return str.__str__(str(error))  # a plain str, also if `__str__` gives a subclass
     except KeyboardInterrupt:
         raise
-    except BaseException as secondary:  # that must not hide the error that is being told
+    except BaseException as secondary:  # it must not hide the error that is being reported
         return f"<{type(secondary).__name__} in its __str__>"
 
 
 def repr_of(value: object) -> str:
-    """The repr of anything, also of what has a broken one."""
+    """Give the repr of any value, also if its `__repr__` is broken."""
     try:
         return str.__str__(repr(value))
     except KeyboardInterrupt:
@@ -40,7 +40,7 @@ def repr_of(value: object) -> str:
 
 
 def attribute_of(value: object, name: str) -> Any:
-    """An attribute, or None if there is none, whatever the `__getattr__` of the class raises."""
+    """Give an attribute; None if it is missing or the class's `__getattr__` raises."""
     try:
         return getattr(value, name, None)
     except KeyboardInterrupt:
@@ -55,53 +55,53 @@ def is_a(error: object, kind: type[E]) -> TypeGuard[E]:
 
 
 def module_of(error: BaseException) -> str:
-    """The module of its class; empty where that is none."""
-    found = attribute_of(type(error), "__module__")
-    return found if isinstance(found, str) else ""
+    """Give the module of its class; empty if the class names none."""
+    module = attribute_of(type(error), "__module__")
+    return module if isinstance(module, str) else ""
 
 
 def class_path_of(error: BaseException) -> str:
-    """The dotted path of its class."""
+    """Give the dotted path of its class."""
     module = module_of(error)
     return f"{module}.{type(error).__qualname__}" if module else type(error).__qualname__
 
 
 def args_of(error: BaseException) -> tuple[Any, ...]:
-    """What it was made of."""
-    found: tuple[Any, ...] = _args.__get__(error)
-    return found
+    """Give its arguments."""
+    args: tuple[Any, ...] = _args.__get__(error)
+    return args
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """What it was raised from."""
-    found: BaseException | None = _cause.__get__(error)
-    return found
+    """Give the exception that it was raised from."""
+    cause: BaseException | None = _cause.__get__(error)
+    return cause
 
 
 def context_of(error: BaseException) -> BaseException | None:
-    """While which one was handled it was raised."""
-    found: BaseException | None = _context.__get__(error)
-    return found
+    """Give the exception that was being handled when it was raised."""
+    context: BaseException | None = _context.__get__(error)
+    return context
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """The frames that it came through."""
-    found: TracebackType | None = _traceback.__get__(error)
-    return found
+    """Give its traceback."""
+    frames: TracebackType | None = _traceback.__get__(error)
+    return frames
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
-    """Let it be raised from another one."""
+    """Set the exception that it was raised from."""
     _cause.__set__(error, cause)
 
 
 def set_context(error: BaseException, context: BaseException) -> None:
-    """Let it be raised while another one was handled."""
+    """Set the exception that was being handled when it was raised."""
     _context.__set__(error, context)
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note, unless it is there. What keeps something else under that name goes without."""
+    """Add a note, unless it is there. A class that uses `__notes__` for something else gets none."""
     notes = attribute_of(error, "__notes__")
     if notes is None:
         notes = []

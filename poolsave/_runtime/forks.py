@@ -1,7 +1,8 @@
-"""Which process something belongs to. A fork copies it all, and only one of the two may go on using it.
+"""Detects children that the user's code forks, and ends them where that code ends.
 
-An object's function may fork children of its own, and so may the caller while a run is open. Such a child must not
-answer for an object, end a transaction on the connection that it shares, read a pipe, or end a worker.
+An object's function may fork children, and so may the caller while a run is open. Such a child has copies of everything
+that the run uses. It must not answer for an object, end a transaction on the shared connection, read a pipe, or end a
+worker.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 _flag: list[bool] = []
+"""The flag of this process. A forked child fills its copy and starts a new one."""
 
 
 def fork_flag() -> list[bool]:
-    """Give a list that is empty in this process, and not empty in any child that is forked off from now on.
+    """Give a list that is empty in this process, and not empty in any child that is forked later.
 
-    To look at it takes a twentieth of what os.getpid() takes, so that it can be done after every object.
+    Testing it takes a twentieth of the time of os.getpid(), so that it can be done after every object.
     """
     return _flag
 
@@ -34,9 +36,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def end_child(error: BaseException | None = None) -> NoReturn:
-    """End a child where the user's code ends that has forked it, as multiprocessing ends its children.
+    """End a forked child at the end of the user's code, as multiprocessing ends its children.
 
-    Nothing else of the process that it was copied from runs in it: no further object, no `finally`, no exit handler.
+    None of the parent's further code runs in it: no other object, no `finally`, no exit handler.
     """
     status = 1
     try:
@@ -61,7 +63,7 @@ def _exit_status(error: BaseException | None) -> int:
 
 
 def ending_children(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same call of the user's code, out of which no forked child comes."""
+    """Wrap a call of the user's code so that children that it forks end inside of it."""
     forked = fork_flag()
 
     def guarded(item: Any) -> Any:
