@@ -1,4 +1,7 @@
-"""`@pooled_operation`: an ordinary function that can also run over a pool."""
+"""`@pooled_operation`: an ordinary function that can also run over a pool.
+
+The public entrance. A `Run` does the work; nothing starts here.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
-            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what was begun;
+            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
         return self._run(call_with_object, objects).complete()
@@ -141,11 +144,11 @@ class PooledOperation(Generic[P, R]):
 
     @functools.cached_property
     def _bound_function(self) -> Any:
-        # As an operation, which is what pickle finds in the module; and without options, which may not be picklable.
+        # An operation, since pickle finds that in the module; without options, since they may not be picklable.
         return type(self)(self._func, owner=self._owner)
 
     def using(self, **options: Any) -> Self:
-        """Give a copy with some options changed; this one stays as it is.
+        """Give a copy with some options changed; this operation does not change.
 
         Raises:
             InvalidOption: naming the option and its value.
@@ -185,19 +188,19 @@ class PooledOperation(Generic[P, R]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         name = name_of(self._func)
-        found = find(self._func.__module__, name)
-        if found is self:
+        public = find(self._func.__module__, name)
+        if public is self:
             return name
-        base = found if isinstance(found, PooledOperation) and found._func is self._func else self._func
+        base = public if isinstance(public, PooledOperation) and public._func is self._func else self._func
         return _restore, (type(self), base, self._explicit, self._constants, self._owner)
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
-        return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({told})>"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
+        return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({arguments})>"
 
 
-def _restore(kind: type[PooledOperation[..., Any]], base: Any, *told: Any) -> PooledOperation[..., Any]:
-    return kind(base.func if isinstance(base, PooledOperation) else base, *told)
+def _restore(kind: type[PooledOperation[..., Any]], base: Any, *arguments: Any) -> PooledOperation[..., Any]:
+    return kind(base.func if isinstance(base, PooledOperation) else base, *arguments)
 
 
 class ExpandingOperation(PooledOperation[P, list[T]], Generic[P, T]):
@@ -218,9 +221,9 @@ class ExpandingOperation(PooledOperation[P, list[T]], Generic[P, T]):
         return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Call the function here and now, and give all its values; `DROP` among them stands for none."""
-        given: Any = super().__call__(*args, **kwargs)
-        return [] if given is DROP else [value for value in given if value is not DROP]
+        """Call the function here and now, and give all its values without `DROP`."""
+        values: Any = super().__call__(*args, **kwargs)
+        return [] if values is DROP else [value for value in values if value is not DROP]
 
 
 @overload
@@ -236,7 +239,7 @@ def pooled_operation(
 def pooled_operation(func: Any = None, /, *, expand: bool = False, **options: Any) -> Any:
     """Make a per-object function a pooled operation, with or without options.
 
-    The function stays callable as it was. Options are checked here, and nothing is started. With `expand=True` it gives
+    The function stays callable. Options are checked here, and nothing is started. With `expand=True` it gives
     several values, as a list or generator; in a pipeline each of them goes on by itself.
 
     Raises:

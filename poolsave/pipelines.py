@@ -51,8 +51,8 @@ class Pipeline(Generic[A, C]):
 
     A stage ends an object by returning `DROP`; one that is declared by `@pooled_operation(expand=True)` gives several
     values, each of which goes on by itself. What fails in a stage goes no further: its outcome has the *original*
-    object as `item`, its place in the input as `index`, and the stage's name as `stage`. What earlier stages have saved
-    stays saved.
+    object as `item`, its position in the input as `index`, and the stage's name as `stage`. What earlier stages
+    have saved stays saved.
 
     `keep`, `max_failures`, `on_failure` and `progress` are options of a whole run. They are taken from the stages that
     name them, which must not contradict one another; `using` names them for all.

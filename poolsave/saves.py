@@ -1,4 +1,7 @@
-"""`concurrent_saves()`: the same engine as a block, with futures."""
+"""`concurrent_saves()`: a block whose workers run saves and calls, with a future for each.
+
+The block has the engine of `map`; `BlockDriver` runs it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
     Raises:
         InvalidOption: at once, naming the option and its value.
         SharedMemoryDatabase: when the block is entered.
-        InsideTransaction: when the block is entered, or something submitted, inside a transaction.
+        InsideTransaction: when the block is entered, or a call submitted, inside a transaction.
 
     Example:
         >>> from poolsave import concurrent_saves
@@ -80,13 +83,13 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
             raise RuntimeError("this block was entered before: make a new concurrent_saves() for every with statement")
         options = Options.resolve(self._explicit, defaults={"on_failure": "raise"})
         try:
-            # Ctrl-C must not come between the start of the workers and the body, since nobody would leave the block.
+            # No Ctrl-C between the start of the workers and the body: `__exit__` would not be called.
             with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
                 self._saves = Saves(options, self)
             interrupts.raise_if_interrupted()
         except BaseException as error:
             if self._saves is not None:
-                self._saves._leave(error)
+                self._saves._close(error)
             raise
         return self._saves
 
@@ -94,29 +97,29 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         assert self._saves is not None
-        self._saves._leave(error)
+        self._saves._close(error)
 
 
 class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options, block: concurrent_saves) -> None:
-        executor, job, self._told = prepare_early(WorkSpec(None, run_request, {}), options)
+        executor, job, self._decided = prepare_early(WorkSpec(None, run_request, {}), options)
         self._options = options
         self._job = job
         self._crosses = not executor.shares_memory
-        self._imports = self._crosses and not is_forked(executor, job)
+        self._by_name = self._crosses and not is_forked(executor, job)
         self._inline = executor.inline
         self._carried = job.carried if isinstance(job.carried, CapturedContext) else None
-        # In the caller's thread each call finds by itself what is in force.
+        # None for inline executors: their calls run under the language and time zone of the caller.
         self._localization = None if job.surroundings is None else job.surroundings.localization
         self._covered = () if job.surroundings is None else configured_aliases(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
-        self._named: set[Any] = set()
+        self._pickled_functions: set[Any] = set()
         self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
         self._driver = BlockDriver(executor, job, options, self._report, progress)
-        # Leaves no worker if the block goes without having been left: Ctrl-C may come just as __exit__ begins.
+        # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
         self._safeguard.atexit = False
         self._driver.start()
@@ -183,7 +186,7 @@ class Saves:
         if not callable(fn):
             raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
         fn = self._as_one_call(fn)
-        self._refuse_nameless(fn)
+        self._check_function(fn)
         return self._send(PendingCall(self._job, FunctionCall(fn, args, kwargs))).future
 
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
@@ -195,30 +198,30 @@ class Saves:
         Raises:
             InvalidOperation: if the workers cannot find `fn` by its name, or in a callback or function of the block,
                 where it could wait for ever.
-            BaseException: what `objects` itself raised, after everything that was begun is finished, with the Report
+            BaseException: what `objects` itself raised, after everything that had started is finished, with the Report
                 as its attribute `report`.
         """
         refuse_to_wait_inside(self._job, "saves.map()")
         fn = self._as_one_call(fn)
-        self._refuse_nameless(fn)
+        self._check_function(fn)
         queryset = as_queryset(objects)
-        tally = MapResults(self._options.keep, queryset)
-        place = 0
+        results = MapResults(self._options.keep, queryset)
+        count = 0
         try:
             for request in _calls(fn, objects) if queryset is None else self._row_calls(fn, queryset):
-                self._send(PendingCall(self._job, request, tally, place))
-                place += 1
-        except BaseException as error:  # also KeyboardInterrupt: what was sent ends all the same
+                self._send(PendingCall(self._job, request, results, count))
+                count += 1
+        except BaseException as error:  # KeyboardInterrupt, too: submitted calls still end
             if self._driver.forked:
                 raise
             if is_a(error, InsideTransaction):
                 end_generator(objects)
-            if self._inline or not is_in_block(self._covered):  # else it could wait for the caller's locks
-                tally.wait(place)
-            attach_report(error, tally.report)
+            if self._inline or not is_in_block(self._covered):  # inside atomic() the calls could wait for its locks
+                results.wait(count)
+            attach_report(error, results.report)
             raise
-        tally.wait(place)
-        return tally.report
+        results.wait(count)
+        return results.report
 
     def _row_calls(self, fn: Callable[[Any], Any], queryset: QuerySet[Any]) -> Iterator[Request]:
         check_queryset(queryset, transaction=self._options.transaction, databases=self._options.databases)
@@ -231,39 +234,39 @@ class Saves:
     def _as_one_call(self, fn: Callable[P, R]) -> Callable[P, R]:
         return fn._in_block(self._options) if isinstance(fn, Pipeline) else fn  # type: ignore[return-value]
 
-    def _refuse_nameless(self, fn: Callable[..., Any]) -> None:
+    def _check_function(self, fn: Callable[..., Any]) -> None:
         if not self._crosses:
             return
-        if self._imports:
+        if self._by_name:
             check_not_from_shell(fn)
-        if isinstance(fn, FunctionType):  # most calls are to the same few of them
-            if fn not in self._named:
+        if isinstance(fn, FunctionType):  # most calls are of the same few functions
+            if fn not in self._pickled_functions:
                 pickle_function(fn)
-                self._named.add(fn)
+                self._pickled_functions.add(fn)
         else:
             pickle_function(fn)
 
     def _send(self, call: PendingCall) -> PendingCall:
         if not self._inline:
-            # Not only when the block is entered: an atomic() inside it would wait for its own workers just as well.
+            # For each call, too: an atomic() inside the block would hold locks that its own workers wait for.
             check_no_open_transaction(self._covered)
-        if self._localization is not None and (here := Localization.now()) != self._localization:
-            call.localize(here)
+        if self._localization is not None and (current := Localization.now()) != self._localization:
+            call.localize(current)
         if self._carried is not None:
             call.take_along(self._carried, crosses=self._crosses)
         if self._crosses:
             call.freeze()
-        self._driver.send(call)
+        self._driver.submit(call)
         return call
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _close(self, error: BaseException | None) -> None:
         if self._driver.forked:
             return
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
-            self._driver.leave(None if error is None else f"the block raised {type(error).__name__}")
-            self._safeguard.detach()  # Ctrl-C that comes while it runs would be ignored
-        if self._told is not None:
-            self._report.tried = (untested_trial(self._told, self._report),)
+            self._driver.close(None if error is None else f"the block raised {type(error).__name__}")
+            self._safeguard.detach()  # inside a finalizer Ctrl-C would be ignored
+        if self._decided is not None:
+            self._report.tried = (untested_trial(self._decided, self._report),)
         if error is not None:
             return
         if interrupts.count:
@@ -283,7 +286,7 @@ def _calls(fn: Callable[[Any], Any], objects: Iterable[Any]) -> Iterator[Request
 
 
 class MapResults:
-    """Gathers the ends of the calls of one `map` into a Report of their own."""
+    """Gathers the outcomes of the calls of one `map` into a Report of their own."""
 
     def __init__(self, keep: str, queryset: QuerySet[Any] | None = None) -> None:
         self.report: Report[Any] = Report(keep=keep, queryset=queryset)
@@ -295,7 +298,7 @@ class MapResults:
             self._changed.notify_all()
 
     def wait(self, expected: int) -> None:
-        """Wait until so many calls have ended."""
+        """Wait until `expected` calls have ended."""
         with self._changed:
             self._changed.wait_for(lambda: self.report.total >= expected)
         self.report._finish()

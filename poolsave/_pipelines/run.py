@@ -10,7 +10,7 @@ from typing import Any
 from .._reports.batches import OutcomeBatch
 from .._runs.preparation import aliases_of_caller, check_job_picklable
 from .._runs.querysets import as_queryset, source_of
-from .._runs.run import Parts, Run
+from .._runs.run import Run, RunParts
 from .._worker.context import CapturedContext
 from .._worker.job import call_spread
 from .._worker.staged import StagedJob
@@ -41,7 +41,7 @@ class PipelineRun(Run):
         self._expands = any(stage.expands for stage in stages)
         report._unsafe = self._pipeline.unsafe
         aliases = _aliases(segment for segment in segments if not segment.executor.inline)
-        self._assemble(Parts(options, name, source, Workers(self._pipeline), self._pipeline, report, aliases))
+        self._assemble(RunParts(options, name, source, Workers(self._pipeline), self._pipeline, report, aliases))
 
     def _total(self) -> int | None:
         return None if self._expands else self._source.total

@@ -1,4 +1,8 @@
-"""Runs the engine of a block in one thread, or for the serial executor in whichever thread submits."""
+"""The driver of a block: runs its engine in one thread, or with the serial executor in the thread that submits.
+
+`Saves` makes one and submits calls. What a call is, and what its future gets, is decided in `_worker.requests` and
+`results`.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,12 @@ from .results import receive_values, resolve_future
 from .run import advance_progress
 from .signals import InterruptGuard
 
-UNKNOWN_CHUNK = 64
-"""Objects per chunk that the window of a block allows for while chunks are automatic."""
+ASSUMED_CHUNK = 64
+"""Objects per chunk that the default window of a block assumes while chunk sizes are automatic."""
 
 
 class BlockDriver:
-    """Owns the engine after `start`; other threads only put calls into the source and set flags."""
+    """Owns the engine after `start`. Other threads only put calls into the source and set flags."""
 
     def __init__(self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress) -> None:
         self._executor = executor
@@ -40,18 +44,18 @@ class BlockDriver:
         report.statistics.item_of = _item_of
         self._progress = progress
         self._window = threading.Semaphore(options.window or _default_window(options))
-        self._entrance = threading.RLock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
-        self._open: set[PendingCall] = set()
+        self._unfinished: set[PendingCall] = set()
         self._closing = False
         self._woken = False
         self._stepping = False
         self._halt: str | None = None
         self._kill = False
         self.forked = fork_flag()
-        """Says in a child that was forked since that the block is not its own."""
+        """True in a child that was forked since: the block belongs to its parent."""
         self.fatal: BaseException | None = None
-        """Why nothing more can be taken."""
+        """What makes it impossible to run more."""
 
     def start(self) -> None:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
@@ -61,18 +65,20 @@ class BlockDriver:
                 self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
                 self._thread.start()
         except BaseException:
-            self._break_off()
+            self._undo_start()
             raise
 
-    def _break_off(self) -> None:
-        if self._thread is not None and self._thread.ident is not None:  # a second Ctrl-C, when it ran already
-            self.leave("the start was broken off")
+    def _undo_start(self) -> None:
+        if (
+            self._thread is not None and self._thread.ident is not None
+        ):  # a second Ctrl-C came when the thread ran already
+            self.close("the start was broken off")
         else:
             self._closing = True
             self._engine.close()
             self._progress.close()
 
-    def send(self, call: PendingCall) -> None:
+    def submit(self, call: PendingCall) -> None:
         """Take a call, when there is room for it.
 
         Raises:
@@ -85,29 +91,29 @@ class BlockDriver:
         if not inside:
             self._window.acquire()
             call.counted = True
-        with self._entrance:
+        with self._lock:
             if self.fatal is not None or (self._closing and not inside):
                 self._release(call)
                 if self.fatal is None:
                     raise RuntimeError("the concurrent_saves() block has been left: submit inside it")
                 raise self.fatal
-            self._open.add(call)
+            self._unfinished.add(call)
             self._source.put(call)
         self._wake()
         if self._executor.inline:
-            self._run_here()
+            self._run_inline()
 
     def _wake(self) -> None:
-        # The driver clears the mark before it looks into the queue, so a call that finds it set will be seen.
+        # The driver clears the flag before it reads the queue, so it sees the call of a caller that finds the flag set.
         if not self._woken:
             self._woken = True
             self._executor.wake()
 
-    def leave(self, halt: str | None) -> None:
+    def close(self, halt: str | None) -> None:
         """Finish everything, or with `halt` only what runs, and stop the workers."""
         if self.forked:
             return
-        with self._entrance:
+        with self._lock:
             self._closing = True
             self._halt = self._halt or halt
             self._source.close()
@@ -124,7 +130,7 @@ class BlockDriver:
         self._executor.wake()
 
     def abandon(self) -> None:
-        """The block is gone without having been left: an exception came before that could begin. Does not wait."""
+        """End a block that was never left, since an exception came before its `__exit__` started. Does not wait."""
         if self._closing or self.forked:
             return
         self._halt = self._halt or "the block was abandoned"
@@ -136,8 +142,11 @@ class BlockDriver:
             self._executor.wake()
 
     def is_inside(self) -> bool:
-        """Whether a callback, or an object that runs in this process, is submitting. It must not wait for room that
-        only its own end can make, and it may do so while the block is being left, since it is not finished itself."""
+        """Whether a callback, or an object that runs in this process, is submitting.
+
+        It must not wait for room in the window that only its own end can make. It may submit while the block is being
+        left, since it has not ended itself.
+        """
         return is_working_for(self._job)
 
     def _run(self) -> None:
@@ -145,14 +154,14 @@ class BlockDriver:
             try:
                 while not (self._closing and self._engine.finished):
                     self._step()
-            except BaseException as error:  # a fault of poolsave's own must reach the caller, who else waits for ever
+            except BaseException as error:  # our own bugs, too: the caller would block forever
                 self.fatal = error if self.fatal is None else self.fatal
             finally:
                 self._finish()
 
-    def _run_here(self) -> None:
-        with self._entrance:
-            if self._stepping:  # submitted from a callback or a running function; the loop below will come to it
+    def _run_inline(self) -> None:
+        with self._lock:
+            if self._stepping:  # submitted in a callback or a running function: the outer loop runs it
                 return
             self._stepping = True
             try:
@@ -163,7 +172,7 @@ class BlockDriver:
 
     def _step_while_busy(self) -> None:
         with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
-            while self._open and not interrupts.count:
+            while self._unfinished and not interrupts.count:
                 self._step()
         if interrupts.count:
             raise interrupts.as_exception()
@@ -175,28 +184,28 @@ class BlockDriver:
         if self._kill:
             self._engine.kill()
         for batch in self._engine.step():
-            self._settle(batch)
+            self._deliver(batch)
         self.fatal = self._engine.fatal if self.fatal is None else self.fatal
 
-    def _settle(self, batch: OutcomeBatch) -> None:
+    def _deliver(self, batch: OutcomeBatch) -> None:
         calls: list[PendingCall] = list(batch.objects)
         for call in calls:
-            self._open.discard(call)
+            self._unfinished.discard(call)
             self._release(call)
         batch, results = receive_values(batch, calls)
         self._report._add(batch)
-        for place, call in enumerate(calls):
+        for offset, call in enumerate(calls):
             with self._halting():
                 if call.sink is not None:
-                    call.sink.take(batch.single(place, call.place))
+                    call.sink.take(batch.single(offset, call.place))
                 if not call.cancelled:
-                    resolve_future(call.future, results[place], batch.notable.get(place))
+                    resolve_future(call.future, results[offset], batch.notable.get(offset))
         with self._halting():
             advance_progress(self._progress, [batch])
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
-        """Around code of the user's in this thread: what it raises ends the feeding, and is raised by the block."""
+        """Run user code in this thread. An exception of it ends the feeding, and the block raises it."""
         try:
             yield
         except BaseException as error:
@@ -213,11 +222,11 @@ class BlockDriver:
 
     def _finish(self) -> None:
         self._engine.close()
-        with self._entrance:
+        with self._lock:
             self._closing = True
-            left, self._open = self._open, set()
-        for call in left:  # only if the engine itself broke down
-            self._settle(unanswered_batch(-1, [call], Status.LOST, self.fatal))
+            unfinished, self._unfinished = self._unfinished, set()
+        for call in unfinished:  # only if the engine itself broke down
+            self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
         self._report.stopped = self._engine.stopped
         self._report._finish()
         with self._halting():
@@ -225,7 +234,7 @@ class BlockDriver:
 
 
 def _default_window(options: Options) -> int:
-    size = UNKNOWN_CHUNK if options.chunksize == "auto" else options.chunksize
+    size = ASSUMED_CHUNK if options.chunksize == "auto" else options.chunksize
     return CHUNKS_PER_WORKER * options.workers * size
 
 
@@ -234,7 +243,7 @@ def _item_of(call: PendingCall) -> Any:
 
 
 class CallSource(QueueSource):
-    """A queue of calls, each of which can be cancelled until it is taken out."""
+    """A queue of calls. Each can be cancelled until it is taken out."""
 
     def _take(self, size: int) -> list[Any]:
         taken: list[PendingCall] = super()._take(size)

@@ -1,6 +1,7 @@
-"""What would go wrong or be slow, said before anything runs, in the form of Django's system checks.
+"""What would go wrong or be slow, as messages of Django's system checks, before anything runs.
 
-Errors are what `map` would refuse, told by the same code that refuses it; warnings are hazards.
+Errors are what `map` would refuse; the same code finds them. Warnings are hazards. `check()` of operations and
+pipelines calls this module, and `manage.py check` does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import ERROR, CheckMessage, Error, Info
-from django.core.checks import Warning as Hazard
+from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
@@ -31,8 +32,8 @@ from .executor_choice import database_is_out_of_reach_here, executor_without_pro
 from .preflight import check_aliases_exist
 from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, preflight_checks
 
-TRIED = 3
-"""Objects of a list that are pickled to see whether it can be done."""
+SAMPLE_SIZE = 3
+"""Objects of a list whose pickling is tried: enough to find a class that cannot be pickled, at little cost."""
 IDS = (
     (InvalidOption, "poolsave.E001"),
     (InvalidOperation, "poolsave.E002"),
@@ -43,73 +44,77 @@ IDS = (
 
 
 def check_operation(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
-    """Everything that can be said of a run without running it."""
+    """Give all that can be said of a run without running it."""
     if options.executor == AUTO:
         return _check_auto(work, options, objects, name)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             executor = executor_for(options)
         except InvalidOption as error:  # it has no address, or is not installed
             return [as_check_error(error)]
         surroundings = DjangoEnvironment.capture()
-        messages = _refused(preflight_checks(work, executor, options, surroundings))
-    messages += [Hazard(str(one.message), id="poolsave.W001") for one in told]
+        messages = _errors_of(preflight_checks(work, executor, options, surroundings))
+    messages += [CheckWarning(str(warning.message), id="poolsave.W001") for warning in caught]
     job = build_job(work, executor, options, surroundings)
-    messages += _of_the_start(executor, job, options)
+    messages += _check_start(executor, job, options)
     if not executor.shares_memory:
-        messages += _of_objects(objects)
+        messages += _check_objects(objects)
     if surroundings is not None and not executor.inline:
-        messages += _of_databases(options.databases, job.settings, options)
-    messages += _of_debug()
+        messages += _check_databases(options.databases, job.settings, options)
+    messages += _check_debug()
     for message in messages:
         message.obj = name
-    return list({(message.id, message.msg): message for message in messages}.values())
+    return list({_identity(message): message for message in messages}.values())
 
 
 def _check_auto(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
-    """Of `executor="auto"`: what keeps it from processes is no error, unless there is a timeout for them to enforce."""
+    """Check `executor="auto"`. What rules processes out is no error, unless a `timeout` needs them."""
     pooled = check_operation(work, options.using(executor="process"), objects, name)
     if options.timeout is not None:
         return pooled
-    alone = check_operation(work, options.using(executor=executor_without_processes(options)), objects, name)
+    local = check_operation(work, options.using(executor=executor_without_processes(options)), objects, name)
     why = why_no_processes(work, options)
-    known = {(message.id, message.msg) for message in alone}
-    lasting = [one for one in pooled if (one.id, one.msg) in known or (one.level < ERROR and why is None)]
-    hindrances = [why] if why else [one.msg for one in pooled if one.level >= ERROR and one not in lasting]
+    known = {_identity(message) for message in local}
+    lasting = [message for message in pooled if _identity(message) in known or (message.level < ERROR and why is None)]
+    reasons = [why] if why else [message.msg for message in pooled if message.level >= ERROR and message not in lasting]
     where = "go to threads" if database_is_out_of_reach_here() else "stay in the caller's thread"
-    stays = [Info(f"the run would {where}: {told}", id="poolsave.I002") for told in hindrances]
-    for message in stays:
+    notes = [Info(f"the run would {where}: {reason}", id="poolsave.I002") for reason in reasons]
+    for message in notes:
         message.obj = name
-    return [*lasting, *stays]
+    return [*lasting, *notes]
+
+
+def _identity(message: CheckMessage) -> tuple[Any, ...]:
+    return message.id, message.msg
 
 
 def as_check_error(error: Exception) -> CheckMessage:
-    """An error that `map` would raise; its text says what to do, too."""
+    """Give an error that `map` would raise as a message. Its text says what to do, too."""
     return Error(str(error), id=next(known for kind, known in IDS if isinstance(error, kind)))
 
 
-def _refused(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
-    found = []
+def _errors_of(guards: Iterable[Callable[[], object]]) -> list[CheckMessage]:
+    errors = []
     for guard in guards:
         try:
             guard()
         except (PoolsaveError, ImproperlyConfigured) as error:
-            found.append(as_check_error(error))
-    return found
+            errors.append(as_check_error(error))
+    return errors
 
 
-def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Iterator[CheckMessage]:
+def _check_start(executor: Executor, job: WorkerJob, options: Options) -> Iterator[CheckMessage]:
     if executor.shares_memory:
         return
     method = executor.method_for(job) if isinstance(executor, ProcessExecutor) else "its own"
     if method != "fork":
-        yield from _refused([partial(check_job_picklable, executor, job)])
+        yield from _errors_of([partial(check_job_picklable, executor, job)])
     else:
-        yield from _refused([_connections.check_no_open_sqlite_transaction])
-    others = sorted(one.name for one in threading.enumerate() if one is not threading.current_thread())
+        yield from _errors_of([_connections.check_no_open_sqlite_transaction])
+    others = sorted(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
     if others and method == "fork":
-        yield Hazard(
+        yield CheckWarning(
             f"workers would be forked while other threads are alive ({', '.join(others)}), whose locks stay held in "
             "them for ever",
             hint='End the threads before, by before_fork if need be, or use start_method="forkserver".',
@@ -124,44 +129,46 @@ def _of_the_start(executor: Executor, job: WorkerJob, options: Options) -> Itera
         )
 
 
-def _of_objects(objects: Iterable[Any] | None) -> Iterator[CheckMessage]:
+def _check_objects(objects: Iterable[Any] | None) -> Iterator[CheckMessage]:
     # Looking into anything else would consume it, or query the database.
-    for place, item in enumerate(objects[:TRIED] if isinstance(objects, list | tuple) else ()):
+    for index, item in enumerate(objects[:SAMPLE_SIZE] if isinstance(objects, list | tuple) else ()):
         try:
             pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # whatever the object's own pickling raises
-            yield Hazard(
-                f"the object at index {place} cannot be pickled for workers that do not share memory, so it would "
+            yield CheckWarning(
+                f"the object at index {index} cannot be pickled for workers that do not share memory, so it would "
                 f"fail: {type(error).__name__}: {text_of(error)}",
                 hint="Feed plain data or keys, and build the rest in the function.",
                 id="poolsave.W003",
             )
 
 
-def _of_databases(
+def _check_databases(
     aliases: Iterable[str], worker_settings: _connections.SettingsByAlias, options: Options
 ) -> Iterator[CheckMessage]:
     if options.transaction is None:
         return
-    found: dict[str, DatabaseInfo] = {}
+    servers: dict[str, DatabaseInfo] = {}
     for alias in _connections.configured_aliases(aliases):
         try:
-            found[alias] = inspect_database(alias, worker_settings[alias])
-        except Exception as error:  # whatever the driver raises: workers would meet it as well
-            yield Hazard(
+            servers[alias] = inspect_database(alias, worker_settings[alias])
+        except Exception as error:  # any error of the driver: workers would meet it, too
+            yield CheckWarning(
                 f"the database {alias!r} cannot be asked: {type(error).__name__}: {str(error).strip()}",
                 hint="Workers will fail in the same way, unless it is up by then.",
                 id="poolsave.W004",
             )
-    yield from _of_journals(found, options)
-    yield from _of_poolers(found)
-    yield from _of_slots({alias: one for alias, one in found.items() if not one.pooler}, worker_settings, options)
+    yield from _check_journals(servers, options)
+    yield from _check_poolers(servers)
+    yield from _check_slots(
+        {alias: server for alias, server in servers.items() if not server.pooler}, worker_settings, options
+    )
 
 
-def _of_journals(found: Mapping[str, DatabaseInfo], options: Options) -> Iterator[CheckMessage]:
-    for alias, server in found.items():
+def _check_journals(servers: Mapping[str, DatabaseInfo], options: Options) -> Iterator[CheckMessage]:
+    for alias, server in servers.items():
         if server.journal_mode not in (None, "wal") and options.workers > 1:
-            yield Hazard(
+            yield CheckWarning(
                 f"the SQLite database {alias!r} is not in WAL mode but in {server.journal_mode!r}, where everybody who "
                 "reads waits for everybody who writes",
                 hint='Set OPTIONS = {"init_command": "PRAGMA journal_mode=WAL"} for it in settings.DATABASES.',
@@ -169,10 +176,10 @@ def _of_journals(found: Mapping[str, DatabaseInfo], options: Options) -> Iterato
             )
 
 
-def _of_poolers(found: Mapping[str, DatabaseInfo]) -> Iterator[CheckMessage]:
-    for alias, server in found.items():
+def _check_poolers(servers: Mapping[str, DatabaseInfo]) -> Iterator[CheckMessage]:
+    for alias, server in servers.items():
         if server.pooler:
-            yield Hazard(
+            yield CheckWarning(
                 f"the database {alias!r} looks as if it is reached through a pooler such as PgBouncer: "
                 f"{', and '.join(server.pooler)}",
                 hint="Its own limit of connections counts. With transaction pooling, what belongs to a session (SET, "
@@ -182,15 +189,15 @@ def _of_poolers(found: Mapping[str, DatabaseInfo]) -> Iterator[CheckMessage]:
             )
 
 
-def _of_slots(
-    found: Mapping[str, DatabaseInfo], worker_settings: _connections.SettingsByAlias, options: Options
+def _check_slots(
+    servers: Mapping[str, DatabaseInfo], worker_settings: _connections.SettingsByAlias, options: Options
 ) -> Iterator[CheckMessage]:
-    addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in found}
+    addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in servers}
     aliases_at = Counter(addresses.values())
-    for alias, server in found.items():
+    for alias, server in servers.items():
         needed = options.workers * aliases_at[addresses[alias]]
         if server.free is not None and needed > server.free:
-            yield Hazard(
+            yield CheckWarning(
                 f"{options.workers} workers would need {needed} connections of the server of {alias!r}, which has "
                 f"{server.free} to give",
                 hint="Lower workers, or raise the server's limit (max_connections, or that of the role or database).",
@@ -198,9 +205,9 @@ def _of_slots(
             )
 
 
-def _of_debug() -> Iterator[CheckMessage]:
+def _check_debug() -> Iterator[CheckMessage]:
     if settings.configured and settings.DEBUG:
-        yield Hazard(
+        yield CheckWarning(
             "DEBUG is on, so that Django keeps the text of every query",
             hint="Set DEBUG = False for long runs, and before you measure anything.",
             id="poolsave.W008",
@@ -208,15 +215,15 @@ def _of_debug() -> Iterator[CheckMessage]:
 
 
 def check_settings(**_kwargs: Any) -> Sequence[CheckMessage]:
-    """For `manage.py check`: what `settings.POOLSAVE` and the environment say."""
+    """For `manage.py check`: check `settings.POOLSAVE` and the environment."""
     messages = [as_check_error(error) for error in wrong_settings()]
     if not messages and "databases" in getattr(settings, "POOLSAVE", {}):
-        messages += _refused([lambda: check_aliases_exist(Options.resolve({}).databases)])
+        messages += _errors_of([lambda: check_aliases_exist(Options.resolve({}).databases)])
     return messages
 
 
 def check_databases(databases: Sequence[str] | None = None, **_kwargs: Any) -> Sequence[CheckMessage]:
-    """For `manage.py check --database`: how the databases that it names are set up for workers."""
+    """For `manage.py check --database`: check how the named databases are set up for workers."""
     if any(True for _error in wrong_settings()):
         return []
     options = Options.resolve({})
@@ -224,4 +231,4 @@ def check_databases(databases: Sequence[str] | None = None, **_kwargs: Any) -> S
         return []
     covered = _connections.configured_aliases(alias for alias in databases or () if alias in options.databases)
     files = [alias for alias in covered if connections[alias].vendor == "sqlite"]
-    return list(_of_databases(files, _connections.worker_settings(own_transactions=files), options))
+    return list(_check_databases(files, _connections.worker_settings(own_transactions=files), options))

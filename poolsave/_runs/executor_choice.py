@@ -1,4 +1,7 @@
-"""What `executor="auto"` can choose from: the caller's own thread, and processes if nothing speaks against them."""
+"""The executor that a run starts with, and what rules processes out for `executor="auto"`.
+
+Runs, blocks and pipelines call it. Whether a pool is worth its start is decided in `_auto.policy`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from .preparation import WorkSpec, build_job, check_job_picklable, executor_for,
 
 UNTESTED = "it had to be decided before the first object, and nothing speaks against processes"
 SAMPLE_SIZE = 3
-"""Objects, and values that they gave, that are pickled to see whether it can be done."""
+"""Objects, and values of theirs, whose pickling is tried before a pool starts."""
 
 
 def make_pool(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob]:
@@ -77,22 +80,20 @@ def why_no_processes(work: WorkSpec, options: Options) -> str | None:
 
 
 def database_is_out_of_reach_here() -> bool:
-    """Whether Django lets nothing in this thread reach a database, since an event loop runs in it. Everything in
-    Jupyter does."""
+    """Whether Django keeps this thread from databases, since an event loop runs in it, as in Jupyter."""
     allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
     return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
 
 
 def executor_without_processes(options: Options) -> Executor:
-    """The caller's own thread, or others if it can do nothing with a database."""
+    """Give the caller's own thread, or other threads if this one cannot reach a database."""
     return executor_for(options, "thread") if database_is_out_of_reach_here() else SerialExecutor()
 
 
 def prepare_run(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, Trial | None]:
-    """What a run begins with, after all checks, and what to report of that, if it is not the caller's wish.
+    """Check everything, and give the executor and job that a run starts with; a Trial too if "auto" decided for good.
 
-    With `executor="auto"` it is the caller's own thread, if that can work with databases, or processes if there is a
-    `timeout`, which only they enforce.
+    `executor="auto"` starts in the caller's own thread, if that can reach databases. A `timeout` needs processes.
     """
     if options.executor != AUTO:
         return *prepare(work, options), None
@@ -105,8 +106,10 @@ def prepare_run(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, 
 
 
 def prepare_early(work: WorkSpec, options: Options) -> tuple[Executor, WorkerJob, Trial | None]:
-    """The same for a block, or a stage of a pipeline, which are started before there is anything to try a pool on:
-    processes, if nothing speaks against them, else threads or the caller's own."""
+    """Do the same for a block or a stage of a pipeline, which have no objects yet to try a pool on.
+
+    "auto" takes processes, if nothing rules them out, else threads or the caller's own thread.
+    """
     if options.executor != AUTO or options.timeout is not None:
         return prepare_run(work, options)
     why = why_no_processes(work, options)
@@ -130,5 +133,5 @@ def _untested(executor: Executor, why: str) -> Trial:
 
 
 def untested_trial(trial: Trial, report: Report[Any]) -> Trial:
-    """For the report of a run that was decided without a trial."""
+    """Complete a Trial for the report of a run that was decided without one."""
     return replace(trial, objects=report.total, seconds=report.elapsed)

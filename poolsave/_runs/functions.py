@@ -1,4 +1,4 @@
-"""What is asked of a function that is to be an operation: its name, and where it is found."""
+"""What an operation needs to know of a function: its name, where it is found, its arguments and its kind."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import InvalidOperation
 
 
 def name_of(func: Any) -> str:
-    """The name by which people know it."""
+    """Give the name for messages."""
     name: str = getattr(func, "__qualname__", None) or repr(func)
     return name
 
 
 def find(module: str, qualname: str) -> Any:
-    """What a module has under a name; None if it has nothing."""
-    found: Any = sys.modules.get(module)
+    """Give what a module has under a qualified name, or None."""
+    value: Any = sys.modules.get(module)
     for name in qualname.split("."):
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
 def refuse_arguments(func: Any, owner: tuple[Any, ...], constants: Mapping[str, Any]) -> None:
@@ -46,7 +46,8 @@ def takes(func: Any, keyword: str) -> bool:
         del parameters[0]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return any(
-        one.kind is inspect.Parameter.VAR_KEYWORD or (one.name == keyword and one.kind in kinds) for one in parameters
+        parameter.kind is inspect.Parameter.VAR_KEYWORD or (parameter.name == keyword and parameter.kind in kinds)
+        for parameter in parameters
     )
 
 

@@ -14,7 +14,7 @@ class InstanceLocks:
     def enter(self, instance: object, *, wait: bool) -> bool:
         """Wait until no other save of the instance is under way. False if one is, and there is to be no waiting.
 
-        Whoever entered keeps the instance alive until `leave`, or another one could have its id.
+        The caller keeps the instance alive until `leave`. Otherwise another instance could get its id.
         """
         while True:
             lock = self._locks.setdefault(id(instance), threading.Lock())
@@ -22,8 +22,8 @@ class InstanceLocks:
                 return False
             if self._locks.get(id(instance)) is lock:
                 return True
-            lock.release()  # the save that had it has ended, and taken it away
+            lock.release()  # the save that held it has ended, and removed it
 
     def leave(self, instance: object) -> None:
-        """The save that entered has ended."""
+        """End the save that entered."""
         self._locks.pop(id(instance)).release()

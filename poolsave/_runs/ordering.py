@@ -1,4 +1,4 @@
-"""Outcomes in input order."""
+"""Batches of a plain run in input order. A `Run` calls it; pipelines order outcomes by themselves."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Protocol
 from .._reports.batches import OutcomeBatch
 
 
-class Holding(Protocol):
-    """An engine, which is told how much has not left yet."""
+class OrderedEngine(Protocol):
+    """An engine that counts what waits here for its window."""
 
     held_back: int
 
 
-def in_input_order(batches: Iterator[OutcomeBatch], engine: Holding) -> Iterator[OutcomeBatch]:
-    """Hold batches back until all before them have gone."""
+def in_input_order(batches: Iterator[OutcomeBatch], engine: OrderedEngine) -> Iterator[OutcomeBatch]:
+    """Hold batches back until all before them have left."""
     waiting: dict[int, OutcomeBatch] = {}
-    due = 0
-    for arrived in batches:
-        waiting[arrived.first] = arrived
-        engine.held_back += len(arrived.values)
-        while due in waiting:
-            batch = waiting.pop(due)
-            due += len(batch.values)
-            engine.held_back -= len(batch.values)
-            yield batch
+    next_index = 0
+    for batch in batches:
+        waiting[batch.first] = batch
+        engine.held_back += len(batch.values)
+        while next_index in waiting:
+            ready = waiting.pop(next_index)
+            next_index += len(ready.values)
+            engine.held_back -= len(ready.values)
+            yield ready

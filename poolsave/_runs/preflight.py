@@ -44,8 +44,9 @@ def check_no_open_transaction(aliases: Iterable[str]) -> None:
 
 
 def check_in_no_block(aliases: Iterable[str], advice: str | None = None) -> None:
-    """Refuse to go on while the caller is inside atomic() on one of the aliases. Without it, with AUTOCOMMIT off, what
-    has been read leaves a transaction open that holds no locks.
+    """Refuse to go on while the caller is inside atomic() on one of the aliases.
+
+    A transaction without atomic() is let pass: with AUTOCOMMIT off every read opens one, which holds no locks.
 
     Raises:
         InsideTransaction: naming the alias and what to do.
@@ -73,9 +74,9 @@ def _is_in_block(alias: str) -> bool:
 def _connections_of_caller(alias: str) -> tuple[Any, ...]:
     if asyncio._get_running_loop() is None:
         return (connections[alias],)
-    with outside_event_loop():  # the transaction around asyncio.run() counts, too
-        around = connections[alias]
-    return connections[alias], around
+    with outside_event_loop():  # a transaction around asyncio.run() counts, too
+        outer = connections[alias]
+    return connections[alias], outer
 
 
 def check_reachable(aliases: Iterable[str], *, shares_memory: bool) -> None:
@@ -95,8 +96,10 @@ def check_reachable(aliases: Iterable[str], *, shares_memory: bool) -> None:
 
 
 def any_in_memory(aliases: Iterable[str]) -> bool:
-    """Whether an alias is SQLite in memory, where threads lock each other out without any waiting: SQLite answers
-    SQLITE_LOCKED at once there, whatever the time-out, so they have to take turns."""
+    """Whether an alias is SQLite in memory, where threads must take turns.
+
+    SQLite answers SQLITE_LOCKED at once there, whatever the time-out.
+    """
     return any(_in_memory(alias) for alias in aliases)
 
 

@@ -1,4 +1,8 @@
-"""What is checked before anything starts, and what each worker needs to know."""
+"""The checks before anything starts, in their order, and the job that each worker gets.
+
+Runs, blocks and pipelines call `prepare`; `check()` calls the checks one by one. The checks of databases themselves are
+in `preflight`.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +41,9 @@ class WorkSpec(NamedTuple):
 
 
 def prepare(work: WorkSpec, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
-    """Check everything that can be checked before any worker starts, and say what each worker needs. The executor is
-    that of the options, if none is given.
+    """Check everything that can be checked before any worker starts, and give the executor and its job.
+
+    Without `executor` it is that of the options.
 
     Raises:
         InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
@@ -47,15 +52,15 @@ def prepare(work: WorkSpec, options: Options, executor: Executor | None = None) 
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
     """
     executor = executor or executor_for(options)
-    # Whoever stays in the caller's thread finds everything as it is there.
+    # Inline executors need no environment: they run in the caller's.
     surroundings = None if executor.inline else DjangoEnvironment.capture()
-    for refuse in preflight_checks(work, executor, options, surroundings):
-        refuse()
+    for check in preflight_checks(work, executor, options, surroundings):
+        check()
     return executor, build_job(work, executor, options, surroundings)
 
 
 def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
-    """Refuse now what the start of the workers would refuse: who is not forked needs a job that can be pickled.
+    """Refuse now what the start of the workers would refuse: without a fork the job must be picklable.
 
     Raises:
         InvalidOperation: naming the function.
@@ -66,45 +71,45 @@ def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
 
 
 def is_forked(executor: Executor, job: WorkerJob) -> bool:
-    """Whether workers would be forks of this process now, which have everything that it has."""
+    """Whether workers would be forks of this process now, so that they inherit the job."""
     return isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
 
 
-def executor_for(options: Options, wish: Any = None) -> Executor:
-    """The executor of a run, which has not started: that of the options, if there is no other wish."""
-    return create(_threads_if_daemonic(wish or options.executor), start_method=options.start_method)
+def executor_for(options: Options, executor: Any = None) -> Executor:
+    """Make the executor of a run, which is not started: `executor`, or that of the options."""
+    return create(_threads_if_daemonic(executor or options.executor), start_method=options.start_method)
 
 
 def preflight_checks(
     work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
 ) -> Iterator[Callable[[], None]]:
-    """What is checked, in this order; each raises what it refuses."""
-    present = _present(work, options) if surroundings is not None else ()
+    """Give the checks in their order. Each raises what it refuses."""
+    aliases = _all_aliases(work, options) if surroundings is not None else ()
     if work.queryset is not None:
         transaction, databases = options.transaction, options.databases
         yield partial(check_queryset, work.queryset, transaction=transaction, databases=databases)
     yield partial(check_aliases_exist, _covered(options))
     if not executor.inline:
-        yield partial(check_no_open_transaction, present)  # first: the way out of this one is that of tests
-        yield partial(check_reachable, present, shares_memory=executor.shares_memory)
-    yield partial(_refuse_timeout, executor, options.timeout)
+        yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
+        yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
+    yield partial(_check_timeout, executor, options.timeout)
 
 
 def aliases_of_caller(work: WorkSpec, options: Options) -> tuple[str, ...]:
-    """On which the caller must be inside no transaction while workers run."""
-    return _present(work, options) if DjangoEnvironment.has_settings() else ()
+    """Give the aliases on which the caller must be inside no transaction while workers run."""
+    return _all_aliases(work, options) if DjangoEnvironment.has_settings() else ()
 
 
 def _covered(options: Options) -> tuple[str, ...]:
     return options.databases if options.transaction is not None else ()
 
 
-def _present(work: WorkSpec, options: Options) -> tuple[str, ...]:
+def _all_aliases(work: WorkSpec, options: Options) -> tuple[str, ...]:
     read = () if work.queryset is None or work.queryset.db in options.databases else (work.queryset.db,)
     return _connections.configured_aliases((*options.databases, *read))
 
 
-def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
+def _check_timeout(executor: Executor, timeout: float | None) -> None:
     if timeout is not None and not executor.enforces_timeout:
         raise InvalidOption(
             "timeout",
@@ -117,10 +122,10 @@ def _refuse_timeout(executor: Executor, timeout: float | None) -> None:
 def build_job(
     work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
 ) -> WorkerJob:
-    """Say what each worker needs."""
-    apart = surroundings is not None and not executor.inline
-    in_turn = apart and any_in_memory(_present(work, options))
-    if apart and executor.shares_memory:
+    """Make the job that each worker gets."""
+    separate = surroundings is not None and not executor.inline
+    in_turn = separate and any_in_memory(_all_aliases(work, options))
+    if separate and executor.shares_memory:
         _connections.keep_from_other_threads()
     return WorkerJob(
         function=work.function,
@@ -131,11 +136,11 @@ def build_job(
         databases=options.databases,
         retries=options.retries,
         timeout=options.timeout,
-        noted=_is_noted(options) and apart,
+        noted=_is_noted(options) and separate,
         inline=executor.inline,
         crosses=not executor.shares_memory,
         surroundings=surroundings,
-        settings=_connections.worker_settings(own_transactions=_covered(options)) if apart else {},
+        settings=_connections.worker_settings(own_transactions=_covered(options)) if separate else {},
         turn=threading.Lock() if in_turn else None,
         carried=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),

@@ -1,4 +1,4 @@
-"""Telling how far a run is: a tqdm bar, any callable, or silence."""
+"""The progress of a run: a tqdm bar, a callable, or nothing. Runs and blocks open it; nothing else imports tqdm."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from functools import cache, partial
 from typing import Any, Protocol
 
 INTERVAL = 0.1
-"""Seconds between two updates of a bar: often enough for an eye, rare enough to cost nothing."""
+"""Seconds between two updates of a bar: short enough to look smooth, long enough to cost nothing."""
 
-IN_A_LOG = 10.0
-"""Seconds between two updates where stderr is no terminal, and so every one of them stays."""
+LOG_INTERVAL = 10.0
+"""Seconds between two updates where stderr is no terminal: each update stays there as a line."""
 
 
 class Progress(Protocol):
-    """What the engine tells: counts of objects, never of chunks."""
+    """Receives counts of objects, never of chunks."""
 
     def advance(self, done: int, failed: int) -> None:
-        """So many more objects have ended, of which so many have failed or were lost."""
+        """Add `done` objects that have ended, of which `failed` have failed or were lost."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End: nothing more comes."""
 
 
 class NullProgress:
-    """No progress is wanted."""
+    """Shows nothing."""
 
     def advance(self, done: int, failed: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class CallbackProgress:
-    """A callable, told `(done, total)` after every chunk; `total` is None while it is unknown."""
+    """Calls a callable with `(done, total)` after every chunk; `total` is None while it is unknown."""
 
-    def __init__(self, tell: Callable[[int, int | None], object], total: int | None) -> None:
-        self._tell = tell
+    def __init__(self, callback: Callable[[int, int | None], object], total: int | None) -> None:
+        self._callback = callback
         self._total = total
         self._done = 0
 
     def advance(self, done: int, failed: int) -> None:
         self._done += done
-        self._tell(self._done, self._total)
+        self._callback(self._done, self._total)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
 
 class BarProgress:
@@ -58,25 +58,25 @@ class BarProgress:
 
     def __init__(self, make: Callable[..., Any], total: int | None, description: str) -> None:
         self._bar = make(total=total, desc=description, unit="obj")
-        self._unseen = 0
+        self._pending = 0
         self._failed = 0
-        self._shown = 0.0
+        self._updated_at = 0.0
 
     def advance(self, done: int, failed: int) -> None:
-        self._unseen += done
+        self._pending += done
         self._failed += failed
-        if failed or time.monotonic() - self._shown >= INTERVAL:
+        if failed or time.monotonic() - self._updated_at >= INTERVAL:
             self._show(failed)
 
     def _show(self, failed: int) -> None:
         if failed and hasattr(self._bar, "set_postfix"):
             self._bar.set_postfix(failed=self._failed, refresh=False)
-        self._bar.update(self._unseen)
-        self._unseen = 0
-        self._shown = time.monotonic()
+        self._bar.update(self._pending)
+        self._pending = 0
+        self._updated_at = time.monotonic()
 
     def close(self) -> None:
-        self._bar.update(self._unseen)
+        self._bar.update(self._pending)
         self._bar.close()
 
 
@@ -98,19 +98,19 @@ def _on_terminal() -> bool:
     return hasattr(sys.stderr, "isatty") and sys.stderr.isatty()  # None where there is no console
 
 
-def open_progress(wish: Any, total: Callable[[], int | None], description: str) -> Progress:
+def open_progress(option: Any, total: Callable[[], int | None], description: str) -> Progress:
     """Give what the option `progress` asks for; None means a bar when stderr is a terminal.
 
-    `total` is asked only if somebody is told: it may cost a query.
+    `total` is called only if it is shown: it may cost a query.
     """
-    if wish is None:
-        wish = _on_terminal()
-    if wish is False:
+    if option is None:
+        option = _on_terminal()
+    if option is False:
         return NullProgress()
-    if wish is True:
+    if option is True:
         return BarProgress(
-            _quiet_tqdm() if _on_terminal() else partial(_quiet_tqdm(), mininterval=IN_A_LOG), total(), description
+            _quiet_tqdm() if _on_terminal() else partial(_quiet_tqdm(), mininterval=LOG_INTERVAL), total(), description
         )
-    if inspect.isclass(wish) and hasattr(wish, "update"):
-        return BarProgress(wish, total(), description)
-    return CallbackProgress(wish, total())
+    if inspect.isclass(option) and hasattr(option, "update"):
+        return BarProgress(option, total(), description)
+    return CallbackProgress(option, total())

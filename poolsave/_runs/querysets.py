@@ -15,9 +15,9 @@ from .._engine.sources import IterableSource, RangeSource
 from .._environment.warnings import warn
 from ..errors import InvalidOperation
 
-PAGE = 5000
-"""Keys that the caller reads with one query: long beside the cost of a query, short beside its memory."""
-LONGEST_RANGE = 1000
+PAGE_SIZE = 5000
+"""Keys that the caller reads with one query: enough to make its cost small, few enough to hold in memory."""
+MAX_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
 
 
@@ -46,8 +46,8 @@ class KeysetPages:
             page = [] if self.all_read else self._page(self._keys.filter(pk__gt=page[-1]))
 
     def _first_page(self, queryset: QuerySet[Any]) -> list[Any]:
-        # Of the whole table and not of the filtered rows: that is one look at the index, whatever the filter costs.
-        # By no manager, which might leave rows out.
+        # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.
+        # No manager: it might leave rows out.
         newest: QuerySet[Any] = QuerySet(queryset.model, using=queryset.db).order_by("-pk")
         for upper in newest.values_list("pk", flat=True)[:1]:
             self._keys = self._keys.filter(pk__lte=upper)
@@ -56,15 +56,15 @@ class KeysetPages:
         return []
 
     def _page(self, keys: Any) -> list[Any]:
-        rows = list(keys[:PAGE])
+        rows = list(keys[:PAGE_SIZE])
         page = list(dict.fromkeys(rows))  # a filter across a to-many relation gives a row several times
-        self.all_read = len(rows) < PAGE
+        self.all_read = len(rows) < PAGE_SIZE
         self.read += len(page)
         return page
 
 
 class QuerySetSource(IterableSource):
-    """Hands out the primary keys of a queryset."""
+    """A source of the primary keys of a queryset."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset
@@ -81,11 +81,11 @@ class QuerySetSource(IterableSource):
         return self._keys.read - self._handed if self._keys.all_read else None
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
-        return super().gather(min(size, LONGEST_RANGE), idle=idle)
+        return super().gather(min(size, MAX_RANGE), idle=idle)
 
 
 def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
-    """The source for what a run was given, which is `queryset` if `as_queryset` has found one."""
+    """Make the source of a run: of `queryset`, if there is one, else of `objects`."""
     if queryset is not None:
         return QuerySetSource(queryset)
     return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
@@ -93,8 +93,8 @@ def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> Iterabl
 
 def as_queryset(objects: object) -> QuerySet[Any] | None:
     """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
-    found = objects.all() if isinstance(objects, BaseManager) else objects
-    return found.using(found.db) if isinstance(found, QuerySet) else None
+    queryset = objects.all() if isinstance(objects, BaseManager) else objects
+    return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None
 
 
 def check_queryset(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:
@@ -107,13 +107,13 @@ def check_queryset(queryset: QuerySet[Any], *, transaction: str | None, database
         (queryset.query.combinator, "a union(), intersection() or difference()", _BY_KEYS),
         (queryset.query.is_sliced, "a sliced queryset", _BY_KEYS),
         (vars(queryset)["_fields"] is not None, "values(), values_list() or dates()", _BY_INSTANCE),
-        (_looks_around(queryset), "a queryset with a window function", _BY_KEYS),
+        (_has_window_function(queryset), "a queryset with a window function", _BY_KEYS),
         (queryset.query.distinct_fields, "distinct() on fields", _BY_KEYS),
         (queryset.query.select_for_update and transaction != "chunk", "select_for_update()", _IN_CHUNK),
     ):
         if unsuitable:
             raise InvalidOperation(f"{what} cannot be mapped over a pool range by range: {way_out}")
-    if not _by_key(queryset):
+    if not _is_ordered_by_key(queryset):
         warn("the ordering of this queryset is ignored: a pool takes rows in the order of their primary keys")
     alias = _saved_on(queryset)
     if transaction is not None and not {alias, queryset.db} & {*databases}:
@@ -143,15 +143,15 @@ def _saved_on(queryset: QuerySet[Any]) -> str:
     row = model.__new__(model)
     row._state = ModelState()
     row._state.db = queryset.db
-    found: str = router.db_for_write(queryset.model, instance=row)
-    return found
+    alias: str = router.db_for_write(queryset.model, instance=row)
+    return alias
 
 
-def _looks_around(queryset: QuerySet[Any]) -> bool:
-    # Over a range the window is another one.
-    return any(one.contains_over_clause for one in queryset.query.annotations.values())
+def _has_window_function(queryset: QuerySet[Any]) -> bool:
+    # Over a range of rows a window function sees another window.
+    return any(annotation.contains_over_clause for annotation in queryset.query.annotations.values())
 
 
-def _by_key(queryset: QuerySet[Any]) -> bool:
-    wanted = (*queryset.query.order_by, *queryset.query.extra_order_by)
-    return wanted in ((), ("pk",), (queryset.model._meta.pk.name,)) and queryset.query.standard_ordering
+def _is_ordered_by_key(queryset: QuerySet[Any]) -> bool:
+    ordering = (*queryset.query.order_by, *queryset.query.extra_order_by)
+    return ordering in ((), ("pk",), (queryset.model._meta.pk.name,)) and queryset.query.standard_ordering

@@ -1,4 +1,4 @@
-"""What the ends of calls mean for those who wait for them: values for the report, results for the futures."""
+"""Ended calls of a block: values for the report, results for the futures. `BlockDriver` calls it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from ..outcomes import Outcome, Status
 
 
 def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[OutcomeBatch, list[Any]]:
-    """The batch as the caller knows it, and what the futures are to give."""
+    """Give the batch with the caller's objects in place of calls, and the results for the futures."""
     values = list(batch.values)
     results: list[Any] = [None] * len(calls)
     notable: dict[int, Outcome[Any]] = {}
-    for place, call in enumerate(calls):
-        outcome = batch.notable.get(place)
+    for offset, call in enumerate(calls):
+        outcome = batch.notable.get(offset)
         if call.cancelled:
-            index = batch.first + place
+            index = batch.first + offset
             outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
         elif outcome is None or _has_value(outcome):
             try:
-                values[place], results[place] = call.request.arrive(values[place])
-            except BaseException as error:  # a model whose attributes refuse the key; the row is saved all the same
-                outcome = _not_taken(batch.first + place, error)
+                values[offset], results[offset] = call.request.arrive(values[offset])
+            except BaseException as error:  # a model attribute that refuses the key; the row is saved
+                outcome = _value_lost(batch.first + offset, error)
         if outcome is not None:
-            _name_item(outcome.error, call)
-            value = values[place] if _has_value(outcome) else None
-            notable[place] = replace(outcome, item=call.request.item, value=value)
+            _unwrap_item(outcome.error, call)
+            value = values[offset] if _has_value(outcome) else None
+            notable[offset] = replace(outcome, item=call.request.item, value=value)
     return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
 
 
-def _not_taken(index: int, cause: BaseException) -> Outcome[Any]:
+def _value_lost(index: int, cause: BaseException) -> Outcome[Any]:
     error = ValueLost(index)
     set_cause(error, cause)
     return Outcome(index=index, status=Status.SUCCEEDED, error=error)
 
 
-def _name_item(error: BaseException | None, call: PendingCall) -> None:
-    # The engine knows calls only; the user knows what is in them.
-    for one in exception_chain(error):
-        if (is_a(one, WorkerDied) or is_a(one, TimedOut)) and one.item is call:
-            one.item = call.request.item
+def _unwrap_item(error: BaseException | None, call: PendingCall) -> None:
+    # The engine names the call as item; the user knows the object in it.
+    for cause in exception_chain(error):
+        if (is_a(cause, WorkerDied) or is_a(cause, TimedOut)) and cause.item is call:
+            cause.item = call.request.item
 
 
 def _has_value(outcome: Outcome[Any]) -> bool:
@@ -54,12 +54,12 @@ def _has_value(outcome: Outcome[Any]) -> bool:
 
 
 def resolve_future(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
-    """Give a future what its call came to."""
+    """Set the result or exception of a call's future."""
     if outcome is None or _has_value(outcome):
         future.set_result(result)
     elif outcome.status is Status.SKIPPED:
-        never = concurrent.futures.CancelledError("it was never started")
-        future.set_exception(never if outcome.error is None else _truthy(outcome.error))
+        cancelled = concurrent.futures.CancelledError("it was never started")
+        future.set_exception(cancelled if outcome.error is None else _truthy(outcome.error))
     else:
         future.set_exception(_truthy(outcome.error))
 

@@ -1,4 +1,7 @@
-"""One run in the caller's thread: checks first, then the engine, with Ctrl-C kept in order."""
+"""One run of `map`, `starmap` or `stream` in the caller's thread: checks, engine, interrupts, report.
+
+Operations make it, and PipelineRun extends it. Blocks have a BlockDriver instead.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ def _abandon_open_runs() -> None:
         run.abandon()
 
 
-class Crew(Protocol):
-    """What a run asks of its workers; every Executor can do it."""
+class RunExecutor(Protocol):
+    """What a run asks of its executor. Every Executor has it."""
 
     @property
     def inline(self) -> bool: ...
@@ -48,8 +51,8 @@ class Crew(Protocol):
     def halt(self) -> None: ...
 
 
-class Loop(Protocol):
-    """What a run does with an engine."""
+class RunEngine(Protocol):
+    """What a run asks of its engine."""
 
     stopped: str | None
     held_back: int
@@ -66,8 +69,8 @@ class Loop(Protocol):
     def lose_rest(self) -> list[OutcomeBatch]: ...
 
 
-class Present:
-    """The executor of an engine, whichever it is at the moment."""
+class CurrentExecutor:
+    """The present executor of an engine, which may change with `executor="auto"`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -83,24 +86,23 @@ class Present:
         self._engine._executor.halt()
 
 
-class Parts(NamedTuple):
-    """What a run is put together from."""
+class RunParts(NamedTuple):
+    """What a run consists of."""
 
     options: Options
     description: str
     source: IterableSource
-    executor: Crew
-    engine: Loop
+    executor: RunExecutor
+    engine: RunEngine
     report: Report[Any]
     aliases: tuple[str, ...]
     """On which the caller must be inside no transaction while workers run."""
 
 
 class Run:
-    """Everything that belongs to one call of `map`, `starmap` or `stream`. Checks are made at once, workers start
-    with the first batch."""
+    """One call of `map`, `starmap` or `stream`. Checks are made at once; workers start with the first batch."""
 
-    _told: Trial | None = None
+    _decided: Trial | None = None
     """What `executor="auto"` means and why, if it was decided without a trial."""
 
     def __init__(
@@ -108,7 +110,7 @@ class Run:
     ) -> None:
         queryset = None if call is call_spread else as_queryset(objects)
         work = WorkSpec(function, call, constants, queryset)
-        executor, job, told = prepare_run(work, options)
+        executor, job, decided = prepare_run(work, options)
         if isinstance(job.carried, CapturedContext):
             job.carried = job.carried.captured()
         source = source_of(objects, queryset)
@@ -117,11 +119,11 @@ class Run:
         else:
             engine = Engine(executor, job, options, source)
         report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=engine.statistics)
-        self._told = told
+        self._decided = decided
         name, aliases = getattr(function, "__name__", ""), aliases_of_caller(work, options)
-        self._assemble(Parts(options, name, source, Present(engine), engine, report, aliases))
+        self._assemble(RunParts(options, name, source, CurrentExecutor(engine), engine, report, aliases))
 
-    def _assemble(self, parts: Parts) -> None:
+    def _assemble(self, parts: RunParts) -> None:
         self._options = parts.options
         self._description = parts.description
         self._source = parts.source
@@ -129,14 +131,14 @@ class Run:
         self._engine = parts.engine
         self._aliases = parts.aliases
         parts.source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
-        self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._in_users_code)
+        self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._must_raise_at_once)
         self._abandoned = False
         self._forked = fork_flag()
         self.report = parts.report
 
-    def _in_users_code(self, count: int) -> bool:
-        # In the input's own code an exception is the only way to be heard. In a function that runs right here the
-        # first signal lets the object finish, and the second ends it.
+    def _must_raise_at_once(self, count: int) -> bool:
+        # The input's own code ends only by an exception. In a function that runs in this thread the first signal lets
+        # the object finish, and the second one ends it.
         return self._source.pulling or (self._executor.inline and count > 1)
 
     def _aliases_now(self) -> tuple[str, ...]:
@@ -165,7 +167,7 @@ class Run:
         return self.report
 
     def _raise_late_interrupt(self) -> None:
-        """One that came when everything had ended, and the handlers were still there."""
+        """Raise for a signal that came after everything had ended, while the handlers were still in place."""
         try:
             self._interrupts.raise_if_interrupted()
         except BaseException as error:
@@ -194,7 +196,7 @@ class Run:
         try:
             yield from self._started_batches()
         except BaseException as error:
-            # Whatever ends a run: of the input, of a progress callable, of an object's pickling, of a worker's start.
+            # Whatever ends a run: an error of the input, a progress callable, a pickling or a worker's start.
             attach_report(error, self.report)
             raise
 
@@ -213,21 +215,21 @@ class Run:
                 raise
             finally:
                 self._close()
-        self._raise_what_ended_it()
+        self._raise_final_error()
 
     def _total(self) -> int | None:
         return self._source.total
 
     def _step(self) -> list[OutcomeBatch]:
         if self._forked:
-            raise RuntimeError("this run belongs to the process that began it, and not to a child forked since")
+            raise RuntimeError("this run belongs to the process that started it, and not to a child forked since")
         batches = self._engine.step()
         for batch in batches:
             self.report._add(batch)
-        self._obey()
+        self._apply_interrupts()
         return batches
 
-    def _obey(self) -> None:
+    def _apply_interrupts(self) -> None:
         error = self._source.error
         interrupted = is_a(error, KeyboardInterrupt) or is_a(error, SystemExit)
         if self._interrupts.count or interrupted:
@@ -236,8 +238,11 @@ class Run:
             self._engine.kill()
 
     def abandon(self) -> None:
-        """The interpreter exits with an iterator still open, which will be closed when threads no longer run and
-        nothing can be waited for. Worker processes end with their parent, and what they were at is rolled back."""
+        """Let workers go at the interpreter's exit, while an iterator is still open.
+
+        The iterator is closed when threads no longer run, and no wait is possible. Worker processes end with their
+        parent, and their open transactions are rolled back.
+        """
         if self._forked:
             return
         self._abandoned = True
@@ -248,7 +253,7 @@ class Run:
             return
         self._engine.halt(reason)
         if is_in_block(self._aliases_now()):
-            self._engine.kill()  # what runs could wait without an end for locks that the caller holds
+            self._engine.kill()  # workers could wait forever for locks that the caller holds
         while not self._engine.finished:
             self._step()
 
@@ -265,10 +270,10 @@ class Run:
             self.report._finish()
         if isinstance(self._engine, AutoEngine):
             self.report.tried = self._engine.trials()
-        elif self._told is not None:
-            self.report.tried = (untested_trial(self._told, self.report),)
+        elif self._decided is not None:
+            self.report.tried = (untested_trial(self._decided, self.report),)
 
-    def _raise_what_ended_it(self) -> None:
+    def _raise_final_error(self) -> None:
         error = self._source.error if self._engine.fatal is None else self._engine.fatal
         if error is None and self._interrupts.count:
             error = self._interrupts.as_exception()
@@ -279,7 +284,7 @@ class Run:
 
 
 class OutcomeIterator(Iterator[Outcome[Any]]):
-    """What `stream` gives. No generator, since one that has raised cannot go on."""
+    """What `stream` gives. Not a generator: a generator that has raised cannot go on."""
 
     def __init__(self, run: Run, batches: Generator[OutcomeBatch, None, None]) -> None:
         self._run = run
@@ -300,7 +305,7 @@ class OutcomeIterator(Iterator[Outcome[Any]]):
 
 
 def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
-    """Tell how many objects have ended."""
+    """Add the ended objects of some batches to the progress."""
     for batch in batches:
         failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
         progress.advance(len(batch.values), failed)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM in order: the first ends the feeding, the second the workers, and the report survives both."""
+"""Ctrl-C and SIGTERM in order: the first ends the feeding, the second the workers, and the report survives both.
+
+Runs and blocks use it around their own bookkeeping. What a signal then does is up to them.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,10 @@ from types import FrameType
 from typing import Any
 
 _signal: Any = import_module("_signal")
-"""What `signal` wraps. It would make an enum of every handler, and find by an exception that it is none, which makes up
-a third of what a run over one object costs."""
+"""The C module: `signal.signal` converts handlers to enums, a third of the cost of a one-object run."""
 
 TERMINATED = 128 + signal.SIGTERM
-"""The exit status of a process that left because of SIGTERM."""
+"""The exit status of a process that SIGTERM ended."""
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _signal.SIG_DFL}
 
 
@@ -31,9 +33,9 @@ class InterruptGuard:
     def __init__(self, notice: Callable[[], None], *, at_once: Callable[[int], bool]) -> None:
         self._notice = notice
         self._at_once = at_once
-        self._taken: list[signal.Signals] = []
+        self._handled: list[signal.Signals] = []
         self._owner: FrameType | None = None
-        """Who has entered: the handlers are for as long as that runs, whatever becomes of the leaving."""
+        """Frame of the `with` block. The handlers are valid only while it is on the stack."""
         self.count = 0
         self._last = signal.SIGINT
 
@@ -42,28 +44,28 @@ class InterruptGuard:
         return self
 
     def enter_for(self, owner: FrameType) -> None:
-        """Enter for whoever runs in that frame."""
+        """Enter for the code that runs in a frame."""
         self._owner = owner
         if threading.current_thread() is threading.main_thread():
             for signum in DEFAULTS:
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
                 if _is_free(signum):
-                    self._taken.append(signum)
+                    self._handled.append(signum)
                     _signal.signal(signum, self._handle)
 
     def __exit__(self, *_exc_info: object) -> None:
-        while self._taken:
-            signum = self._taken.pop()
+        while self._handled:
+            signum = self._handled.pop()
             _signal.signal(signum, DEFAULTS[signum])
-        self._owner = None  # whose locals would live on
+        self._owner = None  # the frame would keep its locals alive
 
     def suspended(self) -> SuspendedGuard:
-        """Let signals do what they do elsewhere, while the caller's own code runs."""
+        """Give signals their usual effect while the caller's own code runs."""
         return SuspendedGuard(self)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.is_left_behind(frame):
+        if self.is_stale(frame):
             _signal.signal(signum, DEFAULTS[signal.Signals(signum)])
             signal.raise_signal(signum)
             return
@@ -73,11 +75,11 @@ class InterruptGuard:
             raise self.as_exception()
         self._notice()
 
-    def is_left_behind(self, frame: FrameType | None) -> bool:
-        """Whether its handlers are still there although nobody runs, on the stack of this frame, whom they are for.
+    def is_stale(self, frame: FrameType | None) -> bool:
+        """Whether the handlers are still in place although their owner is not on the stack of this frame.
 
-        An exception of another signal's handler, a time limit's say, may come at any moment, also before they are taken
-        away or in the middle of it, so that nothing that is noted by then would tell.
+        Another handler (a SIGALRM time limit) may raise inside `__exit__`, so no flag set there is reliable; the stack
+        is.
         """
         while frame is not None:
             if frame is self._owner:
@@ -96,7 +98,7 @@ class InterruptGuard:
 
 
 class SuspendedGuard:
-    """What is entered to leave, and left to enter again."""
+    """A context in which an InterruptGuard is off."""
 
     def __init__(self, interrupts: InterruptGuard) -> None:
         self._interrupts = interrupts
@@ -109,6 +111,6 @@ class SuspendedGuard:
 
 
 def _is_free(signum: signal.Signals) -> bool:
-    found = _signal.getsignal(signum)
-    owner = getattr(found, "__self__", None)
-    return found == DEFAULTS[signum] or (isinstance(owner, InterruptGuard) and owner.is_left_behind(sys._getframe()))
+    handler = _signal.getsignal(signum)
+    owner = getattr(handler, "__self__", None)
+    return handler == DEFAULTS[signum] or (isinstance(owner, InterruptGuard) and owner.is_stale(sys._getframe()))
