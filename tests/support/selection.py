@@ -14,10 +14,10 @@ from hypothesis import settings
 
 from tests.support.pools import EXECUTORS
 
-SAME_CODE = {"process-pool", "loky", "dask-threads"}
-"""Executors that the contract suite need not try in the default run: `ProcessPoolExecutor` and `dask` are for them."""
+FRESH = {"spawn", "process-pool", "ProcessPoolExecutor", "loky"}
+"""Executors that start fresh interpreters for every test."""
 OWN = {"serial", "thread", "fork", "forkserver"}
-"""Executors that the other tests try in the default run."""
+"""Executors that the default run tries outside of the contract suite, which tries others as well."""
 
 
 thorough = False
@@ -52,12 +52,17 @@ def is_left_out(item):
     pool = parameters(item).get("pool")
     if pool not in EXECUTORS:
         return False
-    return pool in SAME_CODE if "contract" in item.path.parts else pool not in OWN
+    return pool in FRESH | {"dask-threads"} if "contract" in item.path.parts else pool not in OWN
+
+
+def is_slow(item):
+    """Whether it is the last one to be chosen of those that cover the same."""
+    return not {"spawn", "dask", "mariadb"}.isdisjoint(parameters(item).values())
 
 
 def covering(items):
     """A few of them in which every value of every parameter occurs."""
-    chosen, covered, left = [], set(), list(items)
+    chosen, covered, left = [], set(), sorted(items, key=is_slow)
     while left:
         best = max(left, key=lambda item: len(values(item) - covered))
         if chosen and not values(best) - covered:
@@ -69,7 +74,16 @@ def covering(items):
 
 
 def values(item):
-    return set(item.callspec.indices.items()) if hasattr(item, "callspec") else set()
+    """One of every parameter; those that are given together are one."""
+    given = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+    together = [names_of(mark) for mark in item.iter_markers("parametrize")]
+    alone = [(name,) for name in given.keys() - {name for names in together for name in names}]
+    return {(names, *(id(given[name]) for name in names if name in given)) for names in [*together, *alone]}
+
+
+def names_of(mark):
+    names = mark.args[0] if mark.args else mark.kwargs["argnames"]
+    return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names)
 
 
 def parameters(item):
