@@ -31,7 +31,7 @@ AUTO = {"executor": "auto", "start_method": "fork"}
 @pytest.fixture(autouse=True)
 def _starts_of_earlier_tests(monkeypatch):
     """How long pools took to start before: on a busy machine so long that none would pay here."""
-    monkeypatch.setattr(_auto_engine, "_starts", {})
+    monkeypatch.setattr(_auto_engine, "_start_seconds", {})
 
 
 @pytest.fixture

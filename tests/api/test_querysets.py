@@ -59,7 +59,7 @@ def visits(rows):
 
 @pytest.mark.parametrize("model", [Thing, ThingByUuid, ThingByText, ThingByPair, ThingOfGroupOne])
 def test_every_row_is_visited_once_whatever_its_key(model, alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 7)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 7)
     rows = make(model, alias, 25)
     operation = operations.visit.using(databases=(alias,), workers=2, chunksize=4, start_method="fork")
     report = operation.bind(alias=alias).map(rows.all())
@@ -119,7 +119,7 @@ def test_a_proxy_s_instances_are_of_the_proxy(alias):
 
 
 def test_the_caller_reads_nothing_but_keys_and_never_by_offset(alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 10)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
     rows = make(Thing, alias, 35)
     with CaptureQueriesContext(connections[alias]) as queries:
         operations.visit.using(databases=(alias,), start_method="fork").bind(alias=alias).map(rows.filter(group__lt=3))
@@ -132,7 +132,7 @@ def test_the_caller_reads_nothing_but_keys_and_never_by_offset(alias, monkeypatc
 
 
 def test_the_work_may_change_what_the_filter_finds(alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 5)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 5)
     rows = make(Thing, alias, 33)
     operation = operations.visit.using(databases=(alias,), workers=2, chunksize=3).bind(alias=alias)
     assert operation.map(rows.filter(visits=0)).succeeded == 33
@@ -157,7 +157,7 @@ def test_rows_that_are_gone_or_no_longer_match_are_skipped(place, mode):
 
 
 def test_rows_that_come_while_it_runs_are_left_for_the_next_run(monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 4)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 4)
     rows = make(Thing, "default", 8)
     operation = operations.visit.using(executor="serial", chunksize=2)
     for outcome in operation.stream(rows.all()):
@@ -167,7 +167,7 @@ def test_rows_that_come_while_it_runs_are_left_for_the_next_run(monkeypatch):
 
 
 def test_a_row_that_is_found_several_times_is_visited_once(monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 3)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 3)
     rows = make(Thing, "default", 5)
     tags = [Tag.objects.create(name=name) for name in "abcd"]
     for row in rows.all():
@@ -204,7 +204,7 @@ def test_another_try_begins_with_the_row_as_it_is_in_the_database(mode):
 
 @pytest.mark.parametrize("order", [("pk",), ()])
 def test_reversed_querysets(order, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE", 5)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 5)
     rows = make(Thing, "default", 23)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
@@ -403,7 +403,7 @@ def test_the_total_of_a_large_table_is_estimated(server, monkeypatch):
 
 def test_the_tail_of_a_table_is_known_exactly_whatever_was_estimated(monkeypatch):
     """Else chunks would shrink to single rows where the estimate was too low."""
-    monkeypatch.setattr(querysets, "PAGE", 10)
+    monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
     monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)
     make(Thing, "default", 25)
     source = querysets.QuerySetSource(Thing.objects.all())
@@ -430,7 +430,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
     Thing.objects.all().delete()
     Thing.objects.bulk_create([Thing(pk=key) for key in keys])
     order, due = sorted(keys), dict(deletions)
-    before, querysets.PAGE = querysets.PAGE, page
+    before, querysets.PAGE_SIZE = querysets.PAGE_SIZE, page
     try:
         source = querysets.QuerySetSource(Thing.objects.all())
         seen = []
@@ -445,7 +445,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
             rows.load(chunk)
             seen += _taken(rows, chunk)
     finally:
-        querysets.PAGE = before
+        querysets.PAGE_SIZE = before
     survivors = set(Thing.objects.values_list("pk", flat=True))
     assert len(seen) == len(set(seen))
     assert survivors <= set(seen) <= keys
