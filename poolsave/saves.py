@@ -37,7 +37,7 @@ from ._worker.requests import (
     RefusedSave,
     Request,
     RowCall,
-    refuse_to_wait_inside,
+    check_can_wait,
     run_request,
 )
 from ._worker.rows import RowLoader
@@ -110,10 +110,10 @@ class Saves:
         self._crosses = not executor.shares_memory
         self._by_name = self._crosses and not is_forked(executor, job)
         self._inline = executor.inline
-        self._carried = job.carried if isinstance(job.carried, CapturedContext) else None
+        self._carried = job.context if isinstance(job.context, CapturedContext) else None
         # None for inline executors: their calls run under the language and time zone of the caller.
-        self._localization = None if job.surroundings is None else job.surroundings.localization
-        self._covered = () if job.surroundings is None else configured_aliases(options.databases)
+        self._localization = None if job.environment is None else job.environment.localization
+        self._covered = () if job.environment is None else configured_aliases(options.databases)
         self._report: Report[Any] = Report(keep=options.keep)
         self._pickled_functions: set[Any] = set()
         self._instances = InstanceLocks()
@@ -201,7 +201,7 @@ class Saves:
             BaseException: what `objects` itself raised, after everything that had started is finished, with the Report
                 as its attribute `report`.
         """
-        refuse_to_wait_inside(self._job, "saves.map()")
+        check_can_wait(self._job, "saves.map()")
         fn = self._as_one_call(fn)
         self._check_function(fn)
         queryset = as_queryset(objects)
@@ -251,11 +251,11 @@ class Saves:
             # For each call, too: an atomic() inside the block would hold locks that its own workers wait for.
             check_no_open_transaction(self._covered)
         if self._localization is not None and (current := Localization.now()) != self._localization:
-            call.localize(current)
+            call.use_localization(current)
         if self._carried is not None:
-            call.take_along(self._carried, crosses=self._crosses)
+            call.capture_context(self._carried, crosses=self._crosses)
         if self._crosses:
-            call.freeze()
+            call.pickle_now()
         self._driver.submit(call)
         return call
 

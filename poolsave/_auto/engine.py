@@ -132,7 +132,7 @@ class AutoEngine(Engine):
         reason = why_no_processes(self._work, self._options) or why_not_picklable(self._samples.last_batch)
         if reason is None:
             executor, job = make_pool(self._work, self._options)
-            job.carried = self._local[1].carried
+            job.context = self._local[1].context
             self._started_at = time.perf_counter()
             try:
                 self._switch_to(executor, job)
@@ -147,7 +147,7 @@ class AutoEngine(Engine):
     def _switch_to(self, executor: Executor, job: Job) -> None:
         """Take another executor, while nothing is in flight. If it cannot be started, nothing changes."""
         assert not self._tasks
-        self._pacing.depth = 1
+        self._flow.prefetch = 1
         previous = self._executor, self._job, self._settle
         trial = self._trial()
         self._executor, self._job, self._settle = executor, job, cache(job.settle)
@@ -204,7 +204,7 @@ class AutoEngine(Engine):
             super()._cannot_send(chunk, errors)
             return
         # The object has not failed: in the caller's thread nothing needs to be pickled.
-        self._again.appendleft(chunk)
+        self._requeued.appendleft(chunk)
         self._give_up()
         error = next(iter(errors.values()))
         self._final_reason = self._verdict = f"an object cannot be sent to another process: {error}"

@@ -1,4 +1,4 @@
-"""How many objects go into the next chunk, and how many chunks to a worker in advance. Pure: figures in and out."""
+"""The size of the next chunk, and the number of chunks that a worker is sent in advance. Pure: numbers in and out."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 TARGET = 0.075
-"""Seconds of work that an automatic chunk aims at: long beside the cost of a dispatch (about 0.1 ms), short enough
-that a progress bar and Ctrl-C stay alive."""
+"""Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
+progress bar and Ctrl-C."""
 SHORTEST = 0.002
-"""Seconds of work below which a chunk is not cut at the tail: sending more of them costs as much as idling so long."""
+"""Seconds of work. The last chunks are not made shorter: sending more of them costs as much as idling so long."""
 SMOOTHING = 0.8
 """Weight of the past in the average; the same damping as joblib's automatic batches."""
 LARGEST = 20_000
-"""The most objects in an automatic chunk, so that no-op functions do not gather memory."""
+"""Upper bound on the objects of an automatic chunk. It bounds the memory when functions take no time."""
 RECOVERY = 8
-"""After a time-out of the server the limit grows by this part of itself with every chunk that passes."""
+"""After a time-out of the server, each chunk that passes raises the limit by this fraction (an eighth)."""
 CHUNKS_PER_WORKER = 4
-"""Chunks in flight per worker, at most, if no window is set."""
+"""Upper bound on the chunks in flight per worker, if no window is set."""
 LEAD_FACTOR = 2
-"""How many times what the next stage can have in flight a stage may have in flight and waiting for it."""
+"""How many objects a stage may have in flight or waiting for the next stage, as a multiple of the next capacity."""
 MIN_LEAD_PER_WORKER = 4
-"""Objects per worker that are never too many."""
+"""Lower bound on that lead, in objects per worker."""
 SHORT_CHUNK, SHORTEST_CHUNK = 0.02, 0.001
-"""Seconds: a worker that is done with a chunk sooner gets one, or three, in advance. A longer chunk must not hold up
-another that was sent behind it while a worker idles, and the 0.1 ms that a dispatch takes do not matter beside it."""
+"""Seconds. Prefetch one chunk if chunks take < 20 ms, three if < 1 ms. Longer chunks are not prefetched: one would wait
+behind a busy worker while another idles, and the 0.1 ms of a dispatch do not matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,12 @@ class AdaptiveSize:
     size: int = 1
     per_object: float | None = None
     limit: int = LARGEST
-    """The most objects, by what the server's time limits have let pass."""
+    """Upper bound on the objects of a chunk that the server's time limits seem to allow."""
 
     def after(self, count: int, seconds: float, *, timed_out: bool = False) -> AdaptiveSize:
-        """Learn from a chunk of `count` objects that took `seconds` in the worker, and of which the server may have
-        ended a statement or a wait for a lock because it took too long."""
+        """Learn from a chunk of `count` objects that took `seconds` in the worker.
+
+        `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long."""
         now = seconds / count
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
         wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(TARGET / smooth)))
@@ -47,72 +48,72 @@ class AdaptiveSize:
         return AdaptiveSize(size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
 
     @property
-    def least(self) -> int:
-        """The size below which it is not worth while to cut a chunk."""
+    def min_size(self) -> int:
+        """The size below which the last chunks are not made smaller."""
         return max(1, int(min(self.size, SHORTEST / self.per_object))) if self.per_object else 1
 
 
-def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, least: int = 1) -> int:
-    """Cap a chunk by what is left, so that no worker idles behind one long chunk, and by the room in the window."""
+def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, min_size: int = 1) -> int:
+    """Cap a chunk by the remaining objects, so that no worker idles beside one long chunk, and by the free window."""
     if remaining is not None:
-        wanted = min(wanted, max(least, math.ceil(remaining / (2 * workers))))
+        wanted = min(wanted, max(min_size, math.ceil(remaining / (2 * workers))))
     return max(1, min(wanted, room))
 
 
 def max_lead(capacity: int, *, workers: int) -> int:
-    """The most objects that so many workers should be ahead of a stage that can have `capacity` objects in flight."""
+    """Upper bound on the lead of so many workers over a stage that can have `capacity` objects in flight."""
     return max(LEAD_FACTOR * capacity, MIN_LEAD_PER_WORKER * workers)
 
 
 class FlowControl:
-    """Keeps the pace of a run."""
+    """Decides how much of a run is in flight, and learns from the chunks that have ended."""
 
     def __init__(self, chunksize: int | Literal["auto"], window: int | None) -> None:
         self._fixed = None if chunksize == "auto" else chunksize
         self._window = window
-        self._pace = AdaptiveSize()
-        self.depth = 1
-        """Chunks that a worker has at a time."""
+        self._adaptive = AdaptiveSize()
+        self.prefetch = 1
+        """Chunks that a worker is sent before it has ended the first of them."""
 
     @property
     def longest(self) -> int:
-        """The most objects that a chunk will have."""
+        """Upper bound on the size of a chunk."""
         longest = self._fixed or LARGEST
         return min(longest, self._window or longest)
 
     def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool) -> None:
-        """Take note of a chunk that has ended; there is no sending in advance to workers that are the caller itself."""
-        self.depth = 1 if inline or seconds >= SHORT_CHUNK else 2 if seconds >= SHORTEST_CHUNK else CHUNKS_PER_WORKER
+        """Learn from a chunk that has ended. Inline workers get no chunk in advance."""
+        self.prefetch = 1 if inline or seconds >= SHORT_CHUNK else 2 if seconds >= SHORTEST_CHUNK else CHUNKS_PER_WORKER
         if self._fixed is None:
-            self._pace = self._pace.after(count, seconds, timed_out=timed_out)
+            self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out)
 
-    def capacity(self, workers: int, bound: int | None = None) -> int:
-        """The most objects that may be in flight now.
+    def capacity(self, workers: int, max_lead: int | None = None) -> int:
+        """Upper bound on the objects in flight now.
 
-        `bound` is what the stage behind has use for. It is not for sizes and windows that somebody has set: they keep
-        what piles up within bounds by themselves, and a chunk may be a transaction that is to be as large as that.
+        `max_lead` is what the next stage can use. It does not apply to a size or window that the user has set. These
+        limit the lead by themselves, and a chunk may be a transaction that is meant to be that large.
         """
         if self._window is not None:
             return self._window
         if self._fixed is not None:
             return CHUNKS_PER_WORKER * workers * self._fixed
-        own = CHUNKS_PER_WORKER * workers * self._pace.size
-        return own if bound is None else min(own, bound)
+        own = CHUNKS_PER_WORKER * workers * self._adaptive.size
+        return own if max_lead is None else min(own, max_lead)
 
-    def next_size(self, *, in_flight: int, remaining: int | None, workers: int, bound: int | None = None) -> int:
-        """How many objects go into the next chunk; 0 while the window is full."""
-        capacity = self.capacity(workers, bound)
+    def next_size(self, *, in_flight: int, remaining: int | None, workers: int, max_lead: int | None = None) -> int:
+        """The number of objects for the next chunk; 0 while the window is full."""
+        capacity = self.capacity(workers, max_lead)
         room = capacity - in_flight
         if room < 1:
             return 0
         room = min(room, -(-capacity // workers))
         if self._fixed is not None:
             return min(self._fixed, room)
-        wanted = self._pace.size
-        if self._window is None and bound is not None:
-            # Half of a worker's share, so that there is one to run while the other waits; and all of that or nothing,
-            # or every object that leaves would have another one sent after it in a chunk of its own.
-            wanted = min(wanted, -(-bound // (2 * workers)))
+        wanted = self._adaptive.size
+        if self._window is None and max_lead is not None:
+            # Half of a worker's share: one chunk runs while the other waits. And the whole chunk or nothing: otherwise
+            # each object that leaves would be followed by a chunk of one object.
+            wanted = min(wanted, -(-max_lead // (2 * workers)))
             if room < wanted:
                 return 0
-        return next_size(wanted, remaining=remaining, workers=workers, room=room, least=self._pace.least)
+        return next_size(wanted, remaining=remaining, workers=workers, room=room, min_size=self._adaptive.min_size)

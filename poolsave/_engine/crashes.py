@@ -1,4 +1,4 @@
-"""What an answer, or the death of a worker, means for the objects of its chunk. Pure: events in, batches out."""
+"""What a reply, or the death of a worker, means for the objects of its chunk. Pure: events in, batches out."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..executors import Died
 from ..executors.marks import COMMITTED, COMMITTING, HAD_FAILED, MARKS_PER_STAGE, NEW, PENDING, RUNNING
 from ..outcomes import Outcome, Status
 
-SHARE_FROM = 50
-"""Objects that must have ended before `max_failures` counts as a share."""
+MIN_ENDED_FOR_SHARE = 50
+"""Objects that must have ended before a `max_failures` that is a fraction applies."""
 MAX_CRASHES_BEFORE_START = 3
-"""Workers that may die of a chunk, with none of its objects begun, until it is given up."""
+"""Workers that may die with a chunk of which no object has started. Then the chunk is given up."""
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Objects that stand side by side in the input, on their way; the first `answered` have ended."""
+    """Consecutive objects of the input, in flight. The first `answered` of them have ended."""
 
     index: int
     objects: Sequence[Any]
     answered: int = 0
-    strikes: int = 0
+    crashes: int = 0
     seconds: float = 0.0
     timed_out: bool = False
 
@@ -36,11 +36,11 @@ class Chunk:
 
 
 Settle: TypeAlias = Callable[[int], Status]
-"""Asks the database what became of a transaction, by what its worker noted of it."""
+"""Asks the database what became of a transaction, by the number that its worker noted."""
 
 
 class StageMode(NamedTuple):
-    """What the marks of one stage of a worker go by. A plain run has one stage."""
+    """What the marks of a stage depend on. A plain run has one stage."""
 
     transaction: str | None
     noted: bool
@@ -48,9 +48,9 @@ class StageMode(NamedTuple):
 
 
 class CrashAnalysis:
-    """What the death of a worker means for the objects of its chunk, going by the marks that the worker left.
+    """Decides by its marks what the death of a worker means for the objects of its chunk.
 
-    Only the object that the worker was at is blamed.
+    Only the object that the worker was running is blamed.
     """
 
     def __init__(
@@ -61,36 +61,38 @@ class CrashAnalysis:
         self._timeout = timeout
         self._settle = settle
         self._exact = exact
-        """Whether the marks are the worker's own; otherwise nobody knows how far it was with anything."""
-        places = [divmod(code, MARKS_PER_STAGE) for code in event.marks]
-        self._at = max((stage for stage, mark in places if mark in (RUNNING, COMMITTING)), default=None)
+        """Whether the marks are the worker's own. If not, the progress of every object is unknown."""
+        marks = [divmod(code, MARKS_PER_STAGE) for code in event.marks]
+        self._running_stage = max((stage for stage, mark in marks if mark in (RUNNING, COMMITTING)), default=None)
 
     def outcomes(self, chunk: Chunk) -> tuple[list[OutcomeBatch], list[Chunk]]:
-        """Give what is known, and what is known to have left nothing behind and can be run by another worker.
+        """Return the outcomes that are known, and the chunks that another worker can run.
 
-        The object that was running is never among the latter, and neither is what has left its first stage: its value
-        is gone, and to compute it once more would be to run that stage twice.
+        The chunks hold objects that have left nothing behind. The object that was running is never among them. Neither
+        is an object that has left its first stage: its value is gone, and the stage would run twice.
 
-        With several stages, the value of each outcome is the stage that it ended in, or None if nobody knows.
+        With several stages, the value of each outcome is the stage that it ended in, or None if that is unknown.
         """
         known: list[OutcomeBatch] = []
-        again: list[int] = []
+        requeued: list[int] = []
         for offset in range(chunk.answered, len(chunk.objects)):
             stage, mark = divmod(self._event.marks[offset], MARKS_PER_STAGE)
             if stage == 0 and self._can_run_again(mark):
-                again.append(offset)
+                requeued.append(offset)
             else:
-                known.append(self._judged(chunk.index + offset, chunk.objects[offset], stage, mark))
-        parts = subchunks(chunk, again)
+                known.append(self._batch_of(chunk.index + offset, chunk.objects[offset], stage, mark))
+        parts = subchunks(chunk, requeued)
         return (
-            (known, parts) if known else retry_or_give_up(chunk, parts, self._blame(None), at_once=self._event.overdue)
+            (known, parts)
+            if known
+            else retry_or_give_up(chunk, parts, self._crash_error(None), at_once=self._event.overdue)
         )
 
     def _can_run_again(self, mark: int) -> bool:
         return mark in (NEW, PENDING) or (mark == HAD_FAILED and self._stages[0].transaction == "chunk")
 
-    def _judged(self, index: int, item: Any, stage: int, mark: int) -> OutcomeBatch:
-        status, ended = self._verdict(stage, mark)
+    def _batch_of(self, index: int, item: Any, stage: int, mark: int) -> OutcomeBatch:
+        status, ended = self._status_and_stage(stage, mark)
         error = self._error(item, stage, mark, status)
         if mark == COMMITTED or status is Status.SUCCEEDED or ended != stage:
             error = value_lost_error(index, error)
@@ -101,22 +103,22 @@ class CrashAnalysis:
             return batch
         return batch._replace(notable={0: replace(batch.notable[0], value=ended)})
 
-    def _verdict(self, stage: int, mark: int) -> tuple[Status, int]:
-        """How an object ended, and in which stage."""
+    def _status_and_stage(self, stage: int, mark: int) -> tuple[Status, int]:
+        """The status of an object, and the stage that it ended in."""
         mode = self._stages[stage]
         status = _status_of_mark(mark, mode.transaction)
         if mark == COMMITTING and mode.noted and self._event.note:
             status = self._settle(self._event.note)
         if status is Status.SUCCEEDED and stage < len(self._stages) - 1:
-            return Status.FAILED, stage + 1  # which has not begun, and never will: its value is gone
+            return Status.FAILED, stage + 1  # the next stage never starts: its object is gone
         return status, stage
 
     def _error(self, item: Any, stage: int, mark: int, status: Status) -> BaseException:
         if mark in (RUNNING, COMMITTING):
-            return self._blame(item)
+            return self._crash_error(item)
         died = self._event.error
         error = WorkerDied(died.exitcode, died.signal, None, died.details, afterwards=True)
-        if mark == PENDING and (self._at is None or self._at <= stage):
+        if mark == PENDING and (self._running_stage is None or self._running_stage <= stage):
             error.add_note("poolsave: it was rolled back with the transaction that it shared with others of its chunk")
         elif mark != COMMITTED:  # its stage is done with its transaction
             error.add_note(
@@ -124,7 +126,7 @@ class CrashAnalysis:
             )
         return error
 
-    def _blame(self, item: Any) -> BaseException:
+    def _crash_error(self, item: Any) -> BaseException:
         cause = self._event.error
         died = WorkerDied(cause.exitcode, cause.signal, item, cause.details)
         if not self._event.overdue or self._timeout is None:
@@ -143,7 +145,7 @@ def _status_of_mark(mark: int, transaction: str | None) -> Status:
 
 
 def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
-    """The parts of a chunk at these offsets: those that stand side by side stay together."""
+    """The parts of a chunk at these offsets. Neighbours stay together."""
     spans: list[tuple[int, int]] = []
     for offset in offsets:
         begin = spans.pop()[0] if spans and spans[-1][1] == offset else offset
@@ -152,15 +154,16 @@ def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
 
 
 def retry_or_give_up(
-    chunk: Chunk, again: list[Chunk], error: BaseException, *, at_once: bool
+    chunk: Chunk, requeued: list[Chunk], error: BaseException, *, at_once: bool
 ) -> tuple[list[OutcomeBatch], list[Chunk]]:
-    """A chunk that lets worker after worker die before any object has begun is given up; at once if it took too long,
-    as when the server does not answer."""
-    for one in again:
-        one.strikes = chunk.strikes + 1
-    if chunk.strikes + 1 < MAX_CRASHES_BEFORE_START and not at_once:
-        return [], again
-    return [unanswered_batch(one.index, one.objects, Status.FAILED, error, attempts=1) for one in again], []
+    """Run the parts of a chunk again, or fail them if worker after worker dies before an object has started.
+
+    `at_once`: fail them now, since the worker exceeded the time-out, for example because the server does not answer."""
+    for part in requeued:
+        part.crashes = chunk.crashes + 1
+    if chunk.crashes + 1 < MAX_CRASHES_BEFORE_START and not at_once:
+        return [], requeued
+    return [unanswered_batch(part.index, part.objects, Status.FAILED, error, attempts=1) for part in requeued], []
 
 
 def value_lost_error(index: int, cause: BaseException) -> ValueLost:
@@ -181,36 +184,36 @@ def split_around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
 
 
 def batch_from_reply(chunk: Chunk, reply: Reply, settle: Settle) -> OutcomeBatch:
-    """What a worker answered for objects of a chunk, as the caller will know it."""
+    """Turn a reply into the outcomes of the objects of its chunk."""
     begin = reply.offset
     index = chunk.index + begin
     count = len(reply.values)
     objects = chunk.objects if count == len(chunk.objects) else chunk.objects[begin : begin + count]
     notable = {
-        place: _outcome(index + place, objects[place], _settled(trouble, settle), reply, place)
-        for place, trouble in reply.troubles.items()
+        place: _outcome(index + place, objects[place], _settled_detail(detail, settle), reply, place)
+        for place, detail in reply.details.items()
     }
     return OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
 
 
-def _settled(trouble: ObjectDetail, settle: Settle) -> ObjectDetail:
-    if trouble.status is not Status.LOST or not trouble.note:
-        return trouble
-    return trouble._replace(status=settle(trouble.note))
+def _settled_detail(detail: ObjectDetail, settle: Settle) -> ObjectDetail:
+    if detail.status is not Status.LOST or not detail.note:
+        return detail
+    return detail._replace(status=settle(detail.note))
 
 
-def _outcome(index: int, item: Any, trouble: ObjectDetail, reply: Reply, place: int) -> Outcome[Any]:
-    error = trouble.error if isinstance(trouble.error, BaseException) else None
-    if error is not None and trouble.unreadable:
+def _outcome(index: int, item: Any, detail: ObjectDetail, reply: Reply, place: int) -> Outcome[Any]:
+    error = detail.error if isinstance(detail.error, BaseException) else None
+    if error is not None and detail.unreadable:
         error = value_lost_error(index, error)
     return Outcome(
         index=index,
-        status=trouble.status,
+        status=detail.status,
         value=reply.values[place],
         error=error,
-        traceback=trouble.traceback,
+        traceback=detail.traceback,
         item=item,
-        attempts=trouble.attempts,
+        attempts=detail.attempts,
         seconds=reply.seconds[place],
         worker=reply.worker,
     )
@@ -222,4 +225,4 @@ def max_failures_reached(limit: float | None, failed: int, ended: int) -> bool:
         return False
     if isinstance(limit, int):
         return failed >= limit
-    return ended >= SHARE_FROM and failed >= limit * ended
+    return ended >= MIN_ENDED_FOR_SHARE and failed >= limit * ended

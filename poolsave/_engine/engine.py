@@ -1,6 +1,6 @@
-"""The one loop that feeds an executor and turns its events into outcomes, within the window.
+"""The loop that feeds an executor within the window, and turns its events into outcomes.
 
-For `map` and `stream` it runs in the caller's thread; for a block in one driver thread. Nothing here knows Django.
+For `map`, `stream` and pipelines it runs in the caller's thread, for a block in a driver thread. It knows no Django.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .sources import Source
 
 
 class Engine:
-    """Runs everything that a source gives. Call `start`, then `step` until `finished`, then `close`."""
+    """Runs all objects of a source. Call `start`, then `step` until `finished`, then `close`."""
 
     def __init__(self, executor: Executor, job: Job, options: Options, source: Source) -> None:
         self._executor = executor
@@ -34,27 +34,27 @@ class Engine:
         self._source = source
         self._settle = cache(job.settle)
         self._tasks: dict[int, Chunk] = {}
-        self._again: deque[Chunk] = deque()
-        self._aside: list[OutcomeBatch] = []
-        self._pacing = FlowControl(options.chunksize, options.window)
+        self._requeued: deque[Chunk] = deque()
+        self._ready: list[OutcomeBatch] = []
+        self._flow = FlowControl(options.chunksize, options.window)
         self._fed = 0
         self._ended = 0
         self._failed = 0
-        self._tickets = 0
+        self._last_task_id = 0
         self._entered = False
         self.statistics = Statistics()
-        self.held_back = 0
-        """Objects that have ended but not yet left for the caller (ordered streams); they count for the window."""
-        self.bound: int | None = None
-        """The most objects in flight that whoever they are for has use for now; None: any number."""
+        self.undelivered = 0
+        """Objects that have ended but are not delivered yet (ordered streams). They count for the window."""
+        self.max_lead: int | None = None
+        """Upper bound on objects in flight, set by the next pipeline stage. None: unlimited."""
         self.fatal: BaseException | None = None
-        """What makes it impossible to go on."""
+        """The error that makes it impossible to go on."""
         self.stopped: str | None = None
         """Why feeding stopped before the source was exhausted."""
 
     def start(self) -> None:
-        """Start the workers: never more than there are chunks, if the source knows its length, and none for nothing."""
-        if self._source.exhausted and not self._again:
+        """Start the workers: none for an empty source, and never more than chunks if the source knows its length."""
+        if self._source.exhausted and not self._requeued:
             return
         workers = self._options.workers
         length = self._source.remaining()
@@ -66,80 +66,80 @@ class Engine:
         if not self._executor.shares_memory:
             self._job.before_start()
         self._entered = True
-        self._executor.start(self._job, workers=workers, longest=self._pacing.longest)
+        self._executor.start(self._job, workers=workers, longest=self._flow.longest)
 
     @property
     def finished(self) -> bool:
         """Whether every object that was fed has ended and no more will be fed."""
-        return self._source.exhausted and not (self._tasks or self._again or self._aside)
+        return self._source.exhausted and not (self._tasks or self._requeued or self._ready)
 
     def step(self) -> list[OutcomeBatch]:
-        """Feed what there is room for, and give what has ended, waiting for it if there is nothing else to do."""
+        """Send as many chunks as there is room for, and return what has ended. Waits if there is nothing else to do."""
         if self.stopped is not None:
             self._skip(self._source.give_up())
         self._feed()
-        if self._aside:
-            return self._take_aside()
+        if self._ready:
+            return self._take_ready()
         if self.finished:
             return []
         events = self._executor.wait(0 if self._source.ready and self._has_room() else None)
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
-            self._lose("an exception from elsewhere came before its outcome")
+            self._lose_running("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
             self._abandon()
-        return self._take_aside()
+        return self._take_ready()
 
-    def _take_aside(self) -> list[OutcomeBatch]:
-        batches, self._aside = self._aside, []
+    def _take_ready(self) -> list[OutcomeBatch]:
+        batches, self._ready = self._ready, []
         return batches
 
     def halt(self, reason: str) -> None:
-        """Feed no more: what runs is finished, what has not started is skipped."""
+        """Send no more chunks. Running objects are finished, the others are skipped."""
         if self.stopped is None and not self.finished:
             self.stopped = reason
             if self._entered:
                 self._executor.halt()
         self._skip(self._source.give_up())
-        while self._again:
-            chunk = self._again.popleft()
-            self._end(unanswered_batch(chunk.index, chunk.objects, Status.SKIPPED))
+        while self._requeued:
+            chunk = self._requeued.popleft()
+            self._add(unanswered_batch(chunk.index, chunk.objects, Status.SKIPPED))
 
     def kill(self) -> None:
-        """End what runs, at once where that is possible."""
+        """End running objects, at once where that is possible."""
         self._executor.kill()
 
     def close(self) -> None:
-        """Stop the executor; nothing of it is left behind."""
+        """Stop the executor, which leaves nothing behind."""
         if self._entered:
             self._executor.stop()
 
     def lose_rest(self) -> list[OutcomeBatch]:
-        """After `close`: end what has not ended, because the run could not go on until then."""
-        self._lose("the run broke down before its outcome was known")
-        return self._take_aside()
+        """After `close` of a run that broke down: end the objects that have not ended."""
+        self._lose_running("the run broke down before its outcome was known")
+        return self._take_ready()
 
     def _skip(self, objects: Sequence[Any]) -> None:
         if objects:
-            self._end(unanswered_batch(self._fed, objects, Status.SKIPPED))
+            self._add(unanswered_batch(self._fed, objects, Status.SKIPPED))
             self._fed += len(objects)
 
     def _has_room(self) -> bool:
-        # What is to run again has its place in the window already.
-        return self._has_slot() and (bool(self._again) or self._next_size() > 0)
+        # A requeued chunk is counted in the window already.
+        return self._has_slot() and (bool(self._requeued) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        return len(self._tasks) < self._executor.workers * self._pacing.depth
+        return len(self._tasks) < self._executor.workers * self._flow.prefetch
 
     def _next_size(self) -> int:
-        in_flight = self._fed - self._ended + self.held_back
+        in_flight = self._fed - self._ended + self.undelivered
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
-        return self._pacing.next_size(in_flight=in_flight, remaining=remaining, workers=workers, bound=self.bound)
+        return self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self.max_lead)
 
     def _feed(self) -> None:
         while self._has_slot():
-            chunk = self._again.popleft() if self._again else self._gather()
+            chunk = self._requeued.popleft() if self._requeued else self._gather()
             if chunk is None:
                 return
             self._dispatch(chunk)
@@ -150,9 +150,9 @@ class Engine:
         size = self._next_size()
         if not size:
             return None
-        began = time.perf_counter()
+        started = time.perf_counter()
         objects = self._source.gather(size, idle=len(self._tasks) < self._executor.workers)
-        self.statistics.pulling += time.perf_counter() - began
+        self.statistics.pulling += time.perf_counter() - started
         if objects is None:
             return None
         chunk = Chunk(self._fed, objects)
@@ -165,8 +165,8 @@ class Engine:
             return
         try:
             payload, errors = pickle_chunk(chunk.objects)
-        except BaseException:  # SystemExit out of an object's own pickling: the run ends, and nothing of it has begun
-            self._again.appendleft(chunk)
+        except BaseException:  # SystemExit from an object's own pickling: the run ends, and the chunk has not started
+            self._requeued.appendleft(chunk)
             raise
         if errors:
             self._cannot_send(chunk, errors)
@@ -175,17 +175,17 @@ class Engine:
 
     def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
         for part in split_around(chunk, errors):
-            self._again.appendleft(part)
+            self._requeued.appendleft(part)
         for offset, error in errors.items():
-            self._end(unanswered_batch(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
+            self._add(unanswered_batch(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
 
     def _submit(self, chunk: Chunk, payload: Any) -> None:
-        self._tickets += 1
-        self._tasks[self._tickets] = chunk
+        self._last_task_id += 1
+        self._tasks[self._last_task_id] = chunk
         try:
-            self._executor.submit(Task(self._tickets, payload, len(chunk.objects)))
-        except BaseException as error:  # an executor of the user's may have taken it all the same
-            self._broken(Broken(self._tickets, error, begun=True))
+            self._executor.submit(Task(self._last_task_id, payload, len(chunk.objects)))
+        except BaseException as error:  # a user's executor may have taken the task all the same
+            self._broken(Broken(self._last_task_id, error, begun=True))
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -207,36 +207,36 @@ class Engine:
             return
         try:
             reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
-        except BaseException as error:  # what is not answered for would be waited for without an end
+        except BaseException as error:  # without an outcome, the engine would wait for the task for ever
             self._broken(Broken(event.task, error, begun=True))
             return
         end = reply.offset + len(reply.values)
         chunk.answered = end
-        chunk.seconds += reply.spent.worked
-        chunk.timed_out |= reply.spent.timed_out
+        chunk.seconds += reply.worker_time.worked
+        chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
             del self._tasks[event.task]
             self._learn(chunk)
         if reply.values:
             batch = batch_from_reply(chunk, reply, self._settle)
-            self.statistics.answered(reply.worker, reply.spent, batch)
-            self._end(batch)
+            self.statistics.answered(reply.worker, reply.worker_time, batch)
+            self._add(batch)
 
     def _learn(self, chunk: Chunk) -> None:
         inline = self._executor.inline
-        self._pacing.learn(len(chunk.objects), chunk.seconds, timed_out=chunk.timed_out, inline=inline)
+        self._flow.learn(len(chunk.objects), chunk.seconds, timed_out=chunk.timed_out, inline=inline)
 
     def _died(self, event: Died) -> None:
         if event.worker is not None:
             self.statistics.died(event.worker)
         for task in event.queued:
-            self._again.append(self._tasks.pop(task))
+            self._requeued.append(self._tasks.pop(task))
         if event.running is not None:
-            self._judge(self._tasks.pop(event.running), event)
+            self._resolve_crash(self._tasks.pop(event.running), event)
         if self.stopped is not None:
             self.halt(self.stopped)
 
-    def _judge(self, chunk: Chunk, event: Died) -> None:
+    def _resolve_crash(self, chunk: Chunk, event: Died) -> None:
         analysis = CrashAnalysis(
             event,
             self._stage_modes(),
@@ -244,36 +244,36 @@ class Engine:
             settle=self._settle,
             exact=self._executor.blames_exactly,
         )
-        known, again = analysis.outcomes(chunk)
-        self._again += again
+        known, requeued = analysis.outcomes(chunk)
+        self._requeued += requeued
         for batch in known:
-            self._end(batch)
+            self._add(batch)
 
     def _stage_modes(self) -> Sequence[StageMode]:
-        return [StageMode(self._options.transaction, noted=True)]  # there is a note only if it is this stage's
+        return [StageMode(self._options.transaction, noted=True)]  # one stage: any note is its own
 
     def _broken(self, event: Broken) -> None:
         chunk = self._tasks.pop(event.task)
         status = Status.LOST if event.begun else Status.SKIPPED
         if self.stopped is None:
             self.fatal = event.error if self.fatal is None else self.fatal
-        self._end(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), status, event.error))
+        self._add(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), status, event.error))
         self.halt(f"the executor lost a chunk: {repr_of(event.error)}")
 
     def _abandon(self) -> None:
-        """No worker is left: nothing that is still here was started."""
+        """No worker is left: the remaining tasks were never started."""
         for chunk in self._tasks.values():
-            self._end(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
+            self._add(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))
         self._tasks.clear()
         self.halt("no worker is left")
 
-    def _lose(self, why: str) -> None:
-        """What ran in this thread has told nothing: a signal's handler raised before it could."""
+    def _lose_running(self, why: str) -> None:
+        """End the tasks of an inline executor or a broken run as LOST: an exception came before their replies."""
         for task in [*self._tasks]:
             self._broken(Broken(task, RuntimeError(why), begun=True))
 
-    def _end(self, batch: OutcomeBatch) -> None:
-        self._aside.append(batch)
+    def _add(self, batch: OutcomeBatch) -> None:
+        self._ready.append(batch)
         self._ended += len(batch.values)
         if batch.notable:
             self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())

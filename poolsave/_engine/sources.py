@@ -1,4 +1,4 @@
-"""Where objects come from: they are pulled when there is room for them, and never sooner."""
+"""Sources of objects: they pull an object only when there is room for it in the window."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 from .._runtime.forks import fork_flag
 
-SLICE = 0.005
-"""Seconds of pulling after which the engine looks at its workers again."""
-SLOW = 0.002
-"""Seconds that a worker may idle while a chunk is filled for it; also how long a pull takes that nobody waits for."""
+MAX_PULL_TIME = 0.005
+"""Seconds of pulling after which control returns to the engine, which then polls its workers."""
+SLOW_PULL = 0.002
+"""Seconds that a worker may idle while its chunk is filled. A source that is slower per object is not waited for."""
 
 
 def end_generator(objects: object) -> None:
     """End a generator, which may hold a transaction open from one of its values to the next."""
     if isinstance(objects, GeneratorType):
-        with suppress(Exception):  # its own, which must not hide why it is ended
+        with suppress(Exception):  # from the generator itself; it must not hide why it is closed
             objects.close()
 
 
@@ -31,24 +31,24 @@ class Source(Protocol):
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing will come any more, and nothing is gathered."""
+        """Whether no object is left, neither to pull nor pulled."""
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether more may be had at once, so that there is no need to wait for the workers."""
+        """Whether objects may be available at once, so that waiting for the workers is unnecessary."""
         ...
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
-        """Give the next chunk of up to `size` objects; None if it is not complete yet and no worker idles."""
+        """Return the next chunk of up to `size` objects; None if it is incomplete and no worker idles."""
         ...
 
     def give_up(self) -> list[Any]:
-        """End it; gives what was pulled and not handed out."""
+        """End the source. Returns the objects that were pulled and not handed out."""
         ...
 
     def remaining(self) -> int | None:
-        """How many objects are still to come, if that is known."""
+        """The number of objects that are not handed out yet; None if unknown."""
         ...
 
 
@@ -56,27 +56,27 @@ class IterableSource:
     """Any iterable, pulled in the caller's thread."""
 
     def __init__(self, objects: Iterable[Any], *, instant: bool = False) -> None:
-        """`instant`: no pull takes long enough to look at the workers in between."""
+        """`instant`: pulls are so short that the workers need not be polled in between."""
         self._total = _length(objects)
         self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
         self._gathered: list[Any] = []
-        self._handed = 0
+        self._handed_out = 0
         self._ended = self._instant and self._total == 0
-        self._since = 0.0
+        self._chunk_started = 0.0
         self._pull: float | None = None
         """Smoothed seconds that one pull takes."""
         self.error: BaseException | None = None
-        """What the iterable raised."""
+        """The exception that the iterable has raised."""
         self._forked = fork_flag()
         self.pulling = False
-        """Whether control is in the iterable's own code."""
+        """Whether the iterable's own code is running."""
         self.check: Callable[[], None] | None = None
-        """Called after something was pulled; raises if that must not be handed out."""
+        """Called after each pull. It raises if the objects must not be handed out."""
 
     @property
     def total(self) -> int | None:
-        """How many objects there are, for a progress bar; None if nobody knows."""
+        """The total number of objects, for a progress bar; None if unknown."""
         return self._total
 
     @property
@@ -85,25 +85,25 @@ class IterableSource:
 
     @property
     def ready(self) -> bool:
-        return not self.exhausted and not self._holds_back()
+        return not self.exhausted and not self._waits_for_worker()
 
-    def _holds_back(self) -> bool:
-        """Whether to wait for a worker with what is in hand, and not for the next pull, which takes its time."""
-        return bool(self._gathered) and not self._ended and self._pull is not None and self._pull > SLOW
+    def _waits_for_worker(self) -> bool:
+        """Whether the objects at hand should wait for a worker instead of for the next, slow pull."""
+        return bool(self._gathered) and not self._ended and self._pull is not None and self._pull > SLOW_PULL
 
     def remaining(self) -> int | None:
-        return None if self._total is None else max(0, self._total - self._handed)
+        return None if self._total is None else max(0, self._total - self._handed_out)
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
-        if not self._ended and not self._holds_back():
+        if not self._ended and not self._waits_for_worker():
             self._fill(size, idle=idle)
-        complete = len(self._gathered) >= size or self._ended or (idle and self._is_slow())
+        complete = len(self._gathered) >= size or self._ended or (idle and self._next_is_slow())
         if not complete or not self._gathered:
             return None
         chunk, self._gathered = self._gathered, []
         if len(chunk) > size:
             chunk, self._gathered = chunk[:size], chunk[size:]
-        self._handed += len(chunk)
+        self._handed_out += len(chunk)
         return chunk
 
     def _fill(self, size: int, *, idle: bool) -> None:
@@ -116,43 +116,43 @@ class IterableSource:
                 self._fill_slowly(size, idle=idle)
         except StopIteration:
             self._ended = True
-        except BaseException as error:  # raised to the caller when everything that was fed is finished
+        except BaseException as error:  # raised in the caller when all objects that were sent have ended
             if self._forked:
-                raise  # a child that the iterable has forked is to end
+                raise  # this is a child that the iterable has forked: it ends
             self.error = error
             self._ended = True
         finally:
             self.pulling = False
         if self.check is not None and self.error is None:
-            self._checked(self.check)
+            self._run_check(self.check)
 
-    def _checked(self, check: Callable[[], None]) -> None:
+    def _run_check(self, check: Callable[[], None]) -> None:
         try:
             check()
         except BaseException:
             self._ended = True
             end_generator(self._iterator)
-            self._iterator = iter(())  # or what it is wrapped in would keep it alive
+            self._iterator = iter(())  # drop the reference, or the wrapping iterator would keep the generator alive
             raise
 
     def _fill_slowly(self, size: int, *, idle: bool) -> None:
-        began = before = time.perf_counter()
+        started = before = time.perf_counter()
         if not self._gathered:
-            self._since = began
+            self._chunk_started = started
         while len(self._gathered) < size:
             self._gathered.append(next(self._iterator))
             now = time.perf_counter()
             self._pull = now - before if self._pull is None else 0.8 * self._pull + 0.2 * (now - before)
-            if now - began > SLICE or self._holds_back() or (idle and self._is_slow()):
+            if now - started > MAX_PULL_TIME or self._waits_for_worker() or (idle and self._next_is_slow()):
                 return
             before = now
 
-    def _is_slow(self) -> bool:
-        """Whether the next pull should not be waited for."""
+    def _next_is_slow(self) -> bool:
+        """Whether the chunk should go out without waiting for the next pull."""
         if self._instant or self._pull is None:
             return False
-        # The first object goes out alone: nobody can tell how long the second will be in coming.
-        return self._handed == 0 or self._pull > SLOW or time.perf_counter() - self._since > SLOW
+        # The first object goes out alone: it is unknown how long the second one takes.
+        return self._handed_out == 0 or self._pull > SLOW_PULL or time.perf_counter() - self._chunk_started > SLOW_PULL
 
     def give_up(self) -> list[Any]:
         self._ended = True
@@ -161,7 +161,7 @@ class IterableSource:
 
 
 class RangeSource(IterableSource):
-    """Numbers, handed out as ranges, which are sent to workers without being written out."""
+    """Numbers, handed out as ranges. These are pickled without their numbers."""
 
     def __init__(self, numbers: range) -> None:
         super().__init__(numbers)
@@ -169,7 +169,7 @@ class RangeSource(IterableSource):
 
     def gather(self, size: int, *, idle: bool) -> range | None:
         chunk, self._numbers = self._numbers[:size], self._numbers[size:]
-        self._handed += len(chunk)
+        self._handed_out += len(chunk)
         self._ended = not self._numbers
         return chunk or None
 
@@ -179,7 +179,7 @@ class RangeSource(IterableSource):
 
 
 class QueueSource:
-    """Objects that another thread puts in one by one."""
+    """Objects that another thread puts in, one by one."""
 
     ready = False
 
@@ -196,7 +196,7 @@ class QueueSource:
         self._queue.put(item)
 
     def close(self) -> None:
-        """Nothing more will be put in."""
+        """Declare that no more objects follow."""
         self._closed = True
 
     def remaining(self) -> int | None:
@@ -224,7 +224,7 @@ def _length(objects: Iterable[Any]) -> int | None:
     try:
         return len(objects)  # type: ignore[arg-type]
     except TypeError:
-        found = operator.length_hint(objects, -1)
-        return found if found >= 0 else None
-    except OverflowError:  # a range of more numbers than any list could have
+        hint = operator.length_hint(objects, -1)
+        return hint if hint >= 0 else None
+    except OverflowError:  # a range longer than any list can be
         return None

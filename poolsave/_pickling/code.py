@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidOperation
 
 SCRIPT_MODULES = ("__main__", "__mp_main__")
+"""Module names of the script; multiprocessing adds the second one. Its guarded part runs in the caller alone."""
 MAX_KNOWN = 512
 """The most functions whose versions are cached."""
 MAX_LAYERS = 20

@@ -51,7 +51,7 @@ class PipelineEngine:
         self._selector: ExecutorSelector | None = None
         self._ended = 0
         self._failed = 0
-        self.held_back = 0
+        self.undelivered = 0
         """Outcomes that have not yet left for the caller (ordered streams); they count for the first window."""
         self.complete: dict[int, int] | None = None
         """How many outcomes an object of the input has, by index, once it has them all. None: not counted."""
@@ -103,9 +103,9 @@ class PipelineEngine:
 
     def _advance(self, index: int) -> None:
         segment = self._segments[index]
-        segment.held_back = self.held_back if index == 0 else 0
+        segment.undelivered = self.undelivered if index == 0 else 0
         if not self._is_last(index):
-            segment.held_back += len(self._buffers[index])
+            segment.undelivered += len(self._buffers[index])
             segment.limit_lead_over(self._segments[index + 1])
         for batch in segment.step():
             self._deliver(index, batch)

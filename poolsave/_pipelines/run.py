@@ -30,7 +30,7 @@ class PipelineRun(Run):
         stages = [first._replace(work=first.work._replace(queryset=queryset)), *stages[1:]]
         segments = [prepare_segment(segment) for segment in plan_segments(stages)]
         _refuse_shared_executors(segments)
-        _share_turn(segments)
+        _share_serial_lock(segments)
         for segment in segments:
             _capture_context(segment)
             check_job_picklable(segment.executor, segment.job)  # before others have been started
@@ -52,14 +52,14 @@ class PipelineRun(Run):
         complete = engine.complete = {}
         waiting: dict[int, list[OutcomeBatch]] = {}
         for batch in batches:
-            engine.held_back += len(batch.values)
+            engine.undelivered += len(batch.values)
             for offset in range(len(batch.values)):
                 index = batch.first + offset
                 waiting.setdefault(index, []).append(batch.single(offset, index))
             while next_index in complete and len(waiting.get(next_index, ())) == complete[next_index]:
                 del complete[next_index]
                 batches_of_object = sorted(waiting.pop(next_index), key=attrgetter("order"))
-                engine.held_back -= len(batches_of_object)
+                engine.undelivered -= len(batches_of_object)
                 next_index += 1
                 yield from batches_of_object
 
@@ -101,12 +101,12 @@ def _refuse_shared_executors(segments: Sequence[SegmentPlan]) -> None:
             )
 
 
-def _share_turn(segments: Sequence[SegmentPlan]) -> None:
+def _share_serial_lock(segments: Sequence[SegmentPlan]) -> None:
     """Give all jobs one lock: threads take turns on a SQLite database in memory, across all segments."""
     jobs = [job for segment in segments for job in (segment.job, *_stage_jobs(segment))]
-    turn = next((job.turn for job in jobs if job.turn is not None), None)
+    lock = next((job.serial_lock for job in jobs if job.serial_lock is not None), None)
     for job in jobs:
-        job.turn = turn if job.turn is not None else None
+        job.serial_lock = lock if job.serial_lock is not None else None
 
 
 def _stage_jobs(segment: SegmentPlan) -> Sequence[Any]:
@@ -114,7 +114,7 @@ def _stage_jobs(segment: SegmentPlan) -> Sequence[Any]:
 
 
 def _capture_context(segment: SegmentPlan) -> None:
-    if isinstance(segment.job.carried, CapturedContext):
-        captured = segment.job.carried.captured()
+    if isinstance(segment.job.context, CapturedContext):
+        captured = segment.job.context.captured()
         for job in (segment.job, *_stage_jobs(segment)):
-            job.carried = captured
+            job.context = captured

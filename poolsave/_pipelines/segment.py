@@ -153,7 +153,7 @@ class Segment(Engine):
     @property
     def activity(self) -> int:
         """A count that grows with every object that is fed, sent or ended."""
-        return self._fed + self._ended + self._tickets
+        return self._fed + self._ended + self._last_task_id
 
     @property
     def in_flight(self) -> int:
@@ -169,7 +169,7 @@ class Segment(Engine):
     def can_proceed(self) -> bool:
         """Whether there is something to do without waiting."""
         runs_here = self._executor.inline and self.is_busy
-        return runs_here or bool(self._aside) or (self._source.ready and self._has_room())
+        return runs_here or bool(self._ready) or (self._source.ready and self._has_room())
 
     @property
     def may_fork(self) -> bool:
@@ -178,8 +178,8 @@ class Segment(Engine):
 
     def limit_lead_over(self, other: Segment) -> None:
         """Take no more than the next segment can use at its present speed."""
-        capacity = other._pacing.capacity(max(1, other.executor.workers), other.bound)
-        self.bound = max_lead(capacity, workers=max(1, self.executor.workers))
+        capacity = other._flow.capacity(max(1, other.executor.workers), other.max_lead)
+        self.max_lead = max_lead(capacity, workers=max(1, self.executor.workers))
 
     def names(self, result: SegmentResult) -> list[str]:
         """Name the stage that a record ended in, or all stages that it may have ended in."""

@@ -196,8 +196,8 @@ class BlockDriver:
         self._report._add(batch)
         for offset, call in enumerate(calls):
             with self._halting():
-                if call.sink is not None:
-                    call.sink.take(batch.single(offset, call.place))
+                if call.listener is not None:
+                    call.listener.take(batch.single(offset, call.index))
                 if not call.cancelled:
                     resolve_future(call.future, results[offset], batch.notable.get(offset))
         with self._halting():
@@ -248,5 +248,5 @@ class CallSource(QueueSource):
     def _take(self, size: int) -> list[Any]:
         taken: list[PendingCall] = super()._take(size)
         for call in taken:
-            call.begin()
+            call.start()
         return taken

@@ -11,7 +11,7 @@ from .._reports.batches import OutcomeBatch
 class OrderedEngine(Protocol):
     """An engine that counts what waits here for its window."""
 
-    held_back: int
+    undelivered: int
 
 
 def in_input_order(batches: Iterator[OutcomeBatch], engine: OrderedEngine) -> Iterator[OutcomeBatch]:
@@ -20,9 +20,9 @@ def in_input_order(batches: Iterator[OutcomeBatch], engine: OrderedEngine) -> It
     next_index = 0
     for batch in batches:
         waiting[batch.first] = batch
-        engine.held_back += len(batch.values)
+        engine.undelivered += len(batch.values)
         while next_index in waiting:
             ready = waiting.pop(next_index)
             next_index += len(ready.values)
-            engine.held_back -= len(ready.values)
+            engine.undelivered -= len(ready.values)
             yield ready

@@ -139,10 +139,10 @@ def build_job(
         noted=_is_noted(options) and separate,
         inline=executor.inline,
         crosses=not executor.shares_memory,
-        surroundings=surroundings,
+        environment=surroundings,
         settings=_connections.worker_settings(own_transactions=_covered(options)) if separate else {},
-        turn=threading.Lock() if in_turn else None,
-        carried=CapturedContext(options.carry) if options.carry else None,
+        serial_lock=threading.Lock() if in_turn else None,
+        context=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),
     )
 

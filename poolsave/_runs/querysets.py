@@ -78,7 +78,7 @@ class QuerySetSource(IterableSource):
         return self._keys.read if self._keys.all_read else count_or_estimate(self._queryset)
 
     def remaining(self) -> int | None:
-        return self._keys.read - self._handed if self._keys.all_read else None
+        return self._keys.read - self._handed_out if self._keys.all_read else None
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         return super().gather(min(size, MAX_RANGE), idle=idle)

@@ -26,7 +26,7 @@ def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[Outco
             outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
         elif outcome is None or _has_value(outcome):
             try:
-                values[offset], results[offset] = call.request.arrive(values[offset])
+                values[offset], results[offset] = call.request.receive(values[offset])
             except BaseException as error:  # a model attribute that refuses the key; the row is saved
                 outcome = _value_lost(batch.first + offset, error)
         if outcome is not None:

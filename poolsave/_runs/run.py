@@ -55,7 +55,7 @@ class RunEngine(Protocol):
     """What a run asks of its engine."""
 
     stopped: str | None
-    held_back: int
+    undelivered: int
 
     @property
     def fatal(self) -> BaseException | None: ...
@@ -111,8 +111,8 @@ class Run:
         queryset = None if call is call_spread else as_queryset(objects)
         work = WorkSpec(function, call, constants, queryset)
         executor, job, decided = prepare_run(work, options)
-        if isinstance(job.carried, CapturedContext):
-            job.carried = job.carried.captured()
+        if isinstance(job.context, CapturedContext):
+            job.context = job.context.captured()
         source = source_of(objects, queryset)
         if isinstance(executor, SamplingSerialExecutor):
             engine: Engine = AutoEngine(work, executor, job, options, source)

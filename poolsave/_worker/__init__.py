@@ -1,1 +1,1 @@
-"""What runs where the objects run: in a process, a thread, or the caller."""
+"""The code that runs beside the user's function: in a worker process, a thread, or the caller."""

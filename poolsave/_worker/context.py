@@ -1,7 +1,7 @@
-"""Context that goes along with the objects: captured in the caller, restored around the function.
+"""Context that goes along with the objects (option `carry`): captured in the caller, restored around the function.
 
-It is restored around the call and not by a `contextvars.Context` of its own for every object: Django keeps cache
-clients in context variables, and each object would make new ones.
+Why no `contextvars.Context` per object: Django keeps cache clients in context variables, and each object would make
+new ones.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from django.conf import settings
 from django.db import connections
 
+from .._pickling.code import SCRIPT_MODULES
 from .._pickling.values import from_wire
 from .._runtime.foreign_exceptions import text_of
 from ..errors import InvalidOperation, InvalidOption
 
 States: TypeAlias = tuple[Any, ...]
-"""What was captured, one for each carrier."""
+"""The captured states, one per carrier."""
 
 
 class Carrier(Protocol):
-    """Takes context along that is not in a `ContextVar`; give such objects to the option `carry`.
+    """Carries context that is not in a `ContextVar` to the workers. Pass such objects by the option `carry`.
 
-    An exception that `restore` raises is the failure of the object that it was called for.
+    If `restore` raises, the object that it was called for fails.
 
     Example:
         >>> import contextlib, os
@@ -50,106 +51,112 @@ class Carrier(Protocol):
     """
 
     def capture(self) -> Any:
-        """In the caller: give what is in force now, as plain data, since it is pickled for other processes.
+        """In the caller: return the present state as plain data, since it is pickled for other processes.
 
         It is called once when `map`, `starmap` or `stream` is called, and in a block for every `save` and `submit`.
         """
         ...
 
     def restore(self, state: Any) -> AbstractContextManager[object] | None:
-        """In the worker: put a captured state in force, or give a context manager that does so.
+        """In the worker: put a captured state in force, or return a context manager that does so.
 
-        It is called for every object and every further try of it, inside the object's transaction (with
+        It is called for every try of every object, inside the object's transaction (with
         `transaction="chunk"`: its savepoint) and right before the function, and again for each `on_commit` callback of
-        the object, when there is no transaction any more. A context manager is entered around the function or the
-        callback; what it raises at its end counts as theirs, and what it suppresses is raised all the same.
+        the object, after the transaction. A context manager is entered around the function or the callback. What it
+        raises at its end counts as theirs. An exception that it suppresses is raised all the same.
         """
         ...
 
 
 class Unset(Enum):
-    """The state of a ContextVar that has none."""
+    """The state of a ContextVar without a value."""
 
     UNSET = "unset"
 
 
 class Reference(NamedTuple):
-    """Where another process finds a ContextVar, which cannot be pickled."""
+    """Names a ContextVar, which cannot be pickled, by module and attribute."""
 
     module: str
     name: str
 
     def resolve(self) -> ContextVar[Any]:
-        found = getattr(importlib.import_module(self.module), self.name, None)
-        if not isinstance(found, ContextVar):
-            raise InvalidOption("carry", found, f"{self.module}.{self.name} is no ContextVar in the worker")
-        return found
+        variable = getattr(importlib.import_module(self.module), self.name, None)
+        if not isinstance(variable, ContextVar):
+            raise InvalidOption("carry", variable, f"{self.module}.{self.name} is no ContextVar in the worker")
+        return variable
 
 
 def is_carrier(value: object) -> bool:
-    """Whether the option `carry` takes it."""
+    """Whether the option `carry` takes the value."""
     methods = [getattr(value, name, None) for name in ("capture", "restore")]
     return isinstance(value, ContextVar) or all(callable(method) for method in methods)
 
 
 class CapturedContext:
-    """What a run takes along: the carriers, and the states unless every call of a block brings its own."""
+    """The carriers of a run and their states. In a block the states are None: each call brings its own."""
 
     def __init__(self, carriers: Sequence[Any], states: States | None = None) -> None:
         self._carriers = tuple(carriers)
         self._states = states
 
     def captured(self) -> CapturedContext:
-        """In the caller: the same with the states of now."""
+        """In the caller: return a copy with the present states."""
         return CapturedContext(self._carriers, self.capture())
 
     def capture(self) -> States:
-        """In the caller: the states of now."""
-        return tuple(one.get(Unset.UNSET) if isinstance(one, ContextVar) else one.capture() for one in self._carriers)
+        """In the caller: return the present states."""
+        return tuple(_state_of(carrier) for carrier in self._carriers)
 
-    def pack(self, states: States) -> bytes:
+    def pickle_states(self, states: States) -> bytes:
         """Pickle states for workers that do not share the caller's memory.
 
         Raises:
             InvalidOption: naming what captured something that cannot be pickled.
         """
         for carrier, state in zip(self._carriers, states, strict=True):
-            _refuse_unpicklable(carrier, state, "what it captured cannot be pickled for workers", "capture plain data")
+            _check_picklable(carrier, state, "what it captured cannot be pickled for workers", "capture plain data")
         return pickle.dumps(states, pickle.HIGHEST_PROTOCOL)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        references = [_reference(one) if isinstance(one, ContextVar) else one for one in self._carriers]
-        for one in references:
-            _refuse_unpicklable(one, one, "it cannot be pickled for workers", "define its class at the top of a module")
-        # As bytes, since the worker brings Django up before anything of the user's is restored.
-        states = None if self._states is None else self.pack(self._states)
-        return PickledContext, (pickle.dumps(references, pickle.HIGHEST_PROTOCOL), states)
+        carriers = [_reference(carrier) if isinstance(carrier, ContextVar) else carrier for carrier in self._carriers]
+        for carrier in carriers:
+            _check_picklable(
+                carrier, carrier, "it cannot be pickled for workers", "define its class at the top of a module"
+            )
+        # As bytes: the worker sets Django up before it unpickles anything of the user's.
+        states = None if self._states is None else self.pickle_states(self._states)
+        return PickledContext, (pickle.dumps(carriers, pickle.HIGHEST_PROTOCOL), states)
 
-    def opened(self) -> CapturedContext:
-        """In a worker that shares the caller's memory, or was forked."""
+    def restored(self) -> CapturedContext:
+        """In a worker that shares the caller's memory, or was forked: nothing to unpickle."""
         return self
 
-    def around(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """In the worker: the call with an object, with its states in force."""
+    def wrap(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """In the worker: return a call that restores the states around each call."""
         if self._states is not None:
             return partial(with_states, self._carriers, self._states, call)
-        return partial(_with_own_states, self._carriers, call)
+        return partial(_with_states_of_item, self._carriers, call)
 
 
 class PickledContext(NamedTuple):
-    """The same on its way to another process."""
+    """A `CapturedContext` as bytes, for another process."""
 
-    references: bytes
+    carriers: bytes
     states: bytes | None
 
-    def opened(self) -> CapturedContext:
-        """In the worker: the carriers and states themselves."""
-        found = pickle.loads(self.references)
-        carriers = [one.resolve() if isinstance(one, Reference) else one for one in found]
+    def restored(self) -> CapturedContext:
+        """In the worker: unpickle the carriers and states."""
+        loaded = pickle.loads(self.carriers)
+        carriers = [carrier.resolve() if isinstance(carrier, Reference) else carrier for carrier in loaded]
         return CapturedContext(carriers, None if self.states is None else pickle.loads(self.states))
 
 
-def _refuse_unpicklable(carrier: Any, value: Any, problem: str, fix: str) -> None:
+def _state_of(carrier: Any) -> Any:
+    return carrier.get(Unset.UNSET) if isinstance(carrier, ContextVar) else carrier.capture()
+
+
+def _check_picklable(carrier: Any, value: Any, problem: str, fix: str) -> None:
     try:
         pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever the value's own pickling raises
@@ -158,41 +165,39 @@ def _refuse_unpicklable(carrier: Any, value: Any, problem: str, fix: str) -> Non
         ) from error
 
 
-SCRIPT_MODULES = ("__main__", "__mp_main__")
-"""The names of the script, whose guarded part runs in the caller alone. multiprocessing adds the second one."""
-
-
 def _reference(variable: ContextVar[Any]) -> Reference:
     """Raises InvalidOption if there is no module where a worker would find it."""
-    found = [
-        (*_unlikeliness(name, module), name, attribute)
+    matches = [
+        (*_unfitness(name, module), name, attribute)
         for name, module in list(sys.modules.items())
         if issubclass(type(module), ModuleType)
-        # Asked like this, a lazy module does not load itself.
+        # object.__getattribute__ keeps a lazy module from loading itself.
         for attribute, value in list(object.__getattribute__(module, "__dict__").items())
         if value is variable
     ]
-    if not found:
+    if not matches:
         raise InvalidOption(
             "carry",
             variable,
             "workers that are not forked find a ContextVar by its name in a module, and it is in none: "
             f"define {variable.name!r} at the top of a module",
         )
-    return Reference(*min(found)[-2:])
+    return Reference(*min(matches)[-2:])
 
 
-def _unlikeliness(name: str, module: ModuleType) -> tuple[bool, bool, bool]:
-    """What speaks against it that a worker finds in this module what the caller has there, the worst first: a script
-    may import it under its guard, an alias may not be importable, and a module that imports it may do so in a
-    function. The module that defines it knows how to make one."""
-    known = object.__getattribute__(module, "__dict__")
-    is_alias = getattr(known.get("__spec__"), "name", name) != name
-    defines = any(value is ContextVar or value is contextvars for value in list(known.values()))
+def _unfitness(name: str, module: ModuleType) -> tuple[bool, bool, bool]:
+    """Reasons why a worker may not find the variable in this module, the strongest first.
+
+    A script may import it under its guard. An alias may not be importable. A module that only imports the variable may
+    do so inside a function; the module that defines it uses `ContextVar`.
+    """
+    namespace = object.__getattribute__(module, "__dict__")
+    is_alias = getattr(namespace.get("__spec__"), "name", name) != name
+    defines = any(value is ContextVar or value is contextvars for value in list(namespace.values()))
     return name in SCRIPT_MODULES, is_alias, not defines
 
 
-def _with_own_states(carriers: Sequence[Any], call: Callable[[Any], Any], item: Any) -> Any:
+def _with_states_of_item(carriers: Sequence[Any], call: Callable[[Any], Any], item: Any) -> Any:
     item = from_wire(item)
     states = item.states
     return call(item) if states is None else with_states(carriers, states, call, item)
@@ -200,15 +205,17 @@ def _with_own_states(carriers: Sequence[Any], call: Callable[[Any], Any], item: 
 
 def with_states(carriers: Sequence[Any], states: States, call: Callable[[Any], Any], item: Any) -> Any:
     leftover = {
-        one for one, state in zip(carriers, states, strict=True) if state is Unset.UNSET and one.get(state) is not state
+        variable
+        for variable, state in zip(carriers, states, strict=True)
+        if state is Unset.UNSET and variable.get(state) is not state
     }
-    if leftover:  # inherited by a fork, or left by another object
-        return _without(leftover).run(_restored, carriers, states, call, item)
-    return _restored(carriers, states, call, item)
+    if leftover:  # a value that a fork inherited, or that another object left
+        return _without(leftover).run(_call_restored, carriers, states, call, item)
+    return _call_restored(carriers, states, call, item)
 
 
 def _without(variables: set[ContextVar[Any]]) -> Context:
-    """A copy of the present context in which some variables are unset, which cannot be done to the present one."""
+    """A copy of the present context without some variables: in the present one they cannot be unset."""
     bare = Context()
     for variable, value in copy_context().items():
         if variable not in variables:
@@ -216,7 +223,7 @@ def _without(variables: set[ContextVar[Any]]) -> Context:
     return bare
 
 
-def _restored(carriers: Sequence[Any], states: States, call: Callable[[Any], Any], item: Any) -> Any:
+def _call_restored(carriers: Sequence[Any], states: States, call: Callable[[Any], Any], item: Any) -> Any:
     failure: BaseException | None = None
     stack: ExitStack[bool] = ExitStack()
     with stack:
@@ -225,12 +232,12 @@ def _restored(carriers: Sequence[Any], states: States, call: Callable[[Any], Any
                 _restore(carrier, state, stack)
             before = {alias: len(entries) for alias, entries in _callbacks()}
             value = call(item)
-            _take_callbacks_along(carriers, states, before)
+            _wrap_callbacks(carriers, states, before)
             return value
         except BaseException as error:
             failure = error
             raise
-    # A context manager of the user's suppressed it; nothing that failed may be called saved.
+    # A context manager of the user's suppressed it. A failed object must not count as saved.
     assert failure is not None
     raise failure
 
@@ -251,20 +258,20 @@ def _restore(carrier: Any, state: Any, stack: ExitStack[bool]) -> None:
 
 
 def _callbacks() -> list[tuple[str, list[Any]]]:
-    """The `on_commit` callbacks that wait for the end of an open transaction, by alias."""
+    """The `on_commit` callbacks of open transactions, by alias."""
     if not settings.configured:
         return []
-    return [(one.alias, one.run_on_commit) for one in connections.all(initialized_only=True)]
+    return [(connection.alias, connection.run_on_commit) for connection in connections.all(initialized_only=True)]
 
 
-def _take_callbacks_along(carriers: Sequence[Any], states: States, before: dict[str, int]) -> None:
-    """Let those that the object has registered run with its states, too."""
+def _wrap_callbacks(carriers: Sequence[Any], states: States, before: dict[str, int]) -> None:
+    """Let the callbacks that the object has registered run with its states, too."""
     for alias, entries in _callbacks():
-        for place in range(before.get(alias, 0), len(entries)):
-            savepoints, callback, *robust = entries[place]
-            restored = partial(with_states, carriers, states, _called, callback)
-            entries[place] = (savepoints, restored, *robust)
+        for index in range(before.get(alias, 0), len(entries)):
+            savepoints, callback, *robust = entries[index]
+            restored = partial(with_states, carriers, states, _call_callback, callback)
+            entries[index] = (savepoints, restored, *robust)
 
 
-def _called(callback: Callable[[], object]) -> object:
+def _call_callback(callback: Callable[[], object]) -> object:
     return callback()

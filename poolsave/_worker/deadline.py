@@ -1,8 +1,8 @@
 """The time-out of an object: a clock that the executor watches, and an exception in what the object runs.
 
-The clock runs from before BEGIN until COMMIT and the `on_commit` callbacks are done, further tries included. The
-exception comes only where the object's own code runs: inside of COMMIT it would leave open whether the object was
-saved. What does not end by it the executor ends a moment later, together with the worker.
+The clock runs from before BEGIN until COMMIT and the `on_commit` callbacks are done, retries included. The exception
+comes only where the object's own code runs: inside COMMIT it would leave open whether the object was saved. If the
+object goes on all the same, the executor ends it a moment later, together with the worker.
 
     clock      |------------------------- start ... stop -------------------------|
                BEGIN   function   COMMIT   callbacks   (pause   BEGIN   function ...)
@@ -20,40 +20,40 @@ from typing import ClassVar
 from ..errors import TimedOut
 from ..executors.protocol import Marks
 
-AT_ONCE = 0.000001
-"""Seconds; an alarm after 0 would never come."""
-LEAST_FOR_CALLBACKS = 0.5
-"""Seconds that each `on_commit` callback gets, however late its object is, since the object is saved by then. The
-executor waits longer than that."""
+SHORTEST_ALARM = 0.000001
+"""Seconds. `setitimer` with 0 would disarm the alarm."""
+MIN_CALLBACK_TIME = 0.5
+"""Seconds that each `on_commit` callback has at least, since its object is saved by then. It is less than the grace
+period of the executor."""
 
 
 class NoDeadline:
-    """For objects that may take as long as they like."""
+    """The deadline of objects without a time-out: it does nothing."""
 
     def start(self, marks: Marks, *, objects: int = 1) -> None:
-        """An object begins, or what is done for so many of them at once."""
+        """An object starts, or a step for several `objects` at once."""
 
     def stop(self, marks: Marks) -> None:
-        """It has ended."""
+        """The object, or the step, has ended."""
 
     def comes_within(self, seconds: float) -> bool:
-        """Whether there is no time left for a pause."""
+        """Whether the deadline comes within so many seconds."""
         return False
 
     def function(self) -> AbstractContextManager[None]:
-        """Around the user's function."""
+        """Limit the user's function."""
         return nullcontext()
 
     def callback(self) -> AbstractContextManager[None]:
-        """Around an `on_commit` callback."""
+        """Limit an `on_commit` callback."""
         return nullcontext()
 
 
 class Deadline(NoDeadline):
-    """For the main thread of a worker process only.
+    """A time-out by SIGALRM, for the main thread of a worker process only.
 
-    The exception comes as soon as Python runs: a driver that waits in C for the server is not interrupted (psycopg2 is
-    one), and code that catches every exception goes on.
+    The exception comes as soon as Python code runs. A driver that waits for the server in C is not interrupted
+    (psycopg2 is one). Code that catches every exception goes on.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -62,9 +62,9 @@ class Deadline(NoDeadline):
         signal.signal(signal.SIGALRM, _expire)
 
     def start(self, marks: Marks, *, objects: int = 1) -> None:
-        began = time.monotonic() + (objects - 1) * self._timeout
-        self._ends = began + self._timeout
-        marks.clock(began)
+        started = time.monotonic() + (objects - 1) * self._timeout
+        self._ends = started + self._timeout
+        marks.clock(started)
 
     def stop(self, marks: Marks) -> None:
         marks.clock(0.0)
@@ -73,16 +73,15 @@ class Deadline(NoDeadline):
         return time.monotonic() + seconds >= self._ends
 
     def function(self) -> AbstractContextManager[None]:
-        return _Alarm(self._timeout, max(AT_ONCE, self._ends - time.monotonic()))
+        return _Alarm(self._timeout, max(SHORTEST_ALARM, self._ends - time.monotonic()))
 
     def callback(self) -> AbstractContextManager[None]:
-        return _Alarm(self._timeout, max(LEAST_FOR_CALLBACKS, self._ends - time.monotonic()))
+        return _Alarm(self._timeout, max(MIN_CALLBACK_TIME, self._ends - time.monotonic()))
 
 
 class _Alarm:
     armed: ClassVar[float | None] = None
-    """The time-out that is told when the alarm of this process comes; None: it came in the last moment, when what it
-    was for had ended."""
+    """The time-out for the error when the alarm comes. None: the alarm came too late, when its code had ended."""
 
     def __init__(self, timeout: float, seconds: float) -> None:
         self._timeout = timeout

@@ -1,5 +1,8 @@
-"""Straight through the objects of a chunk, for functions that manage their own transactions: an object may take less
-than a microsecond, so that nothing is done for each that can be done for many."""
+"""The loop over a chunk for functions that manage their own transactions (`transaction=None`).
+
+An object may take less than a microsecond, so work that can be shared is done once for many objects. `WorkerSession`
+takes the other loop if there is a time-out, a context, or a queryset.
+"""
 
 from __future__ import annotations
 
@@ -20,135 +23,138 @@ from ..executors.protocol import Marks
 from .replies import ReplyBuilder
 
 CHECK_INTERVAL = 0.001
-"""Seconds between looks at whether an answer is due, or no further object is to be begun, and how brisk objects are."""
+"""Seconds between checks whether a reply is due, whether the run is halted, and how long objects take."""
 FIRST_CHECK = 0.00005
-"""Seconds until the first of these looks, which finds tiny objects."""
-TINY = 0.000001
-"""Seconds; where objects take less, a look at the clock after each of them would take a good part of their time."""
+"""Seconds until the first check, which detects objects that are too short to be timed."""
+UNTIMED_BELOW = 0.000001
+"""Seconds per object. Below it, reading the clock after each object would take a large part of the time."""
 CALLS_PER_CHECK = 8
-"""How many of those are run between two looks at the clock. Not more, since one of them may be slow after all, and then
-nobody looks whether to stop until the others have run, too."""
+"""Untimed objects between two readings of the clock. Not more: if one of them is slow after all, a halt is noticed only
+after the others."""
 
 
 class FastLoop:
-    """One chunk, run like this."""
+    """Runs one chunk."""
 
     def __init__(
-        self, call: Callable[[Any], Any], marks: Marks, collector: ReplyBuilder, reply: Callable[[Any, bool], None]
+        self, call: Callable[[Any], Any], marks: Marks, builder: ReplyBuilder, reply: Callable[[Any, bool], None]
     ) -> None:
         self._call = call
         self._marks = marks
-        self._collector = collector
+        self._builder = builder
         self._reply = reply
         self._values: list[Any] = []
-        self._answered = 0
-        self._plain = True
-        self._tiny = False
+        self._sent = 0
+        self._all_plain = True
+        self._untimed = False
         self._forked = fork_flag()
 
     def run(self, objects: Sequence[Any]) -> int:
-        """Run the objects, with a reply now and then. Gives how many were begun, which are all answered for; if that
-        is all of them, the last reply was final."""
+        """Run the objects, and send replies for them. Returns how many were started; all of these have a reply.
+
+        If all objects were started, the last reply was final."""
         self._ends = self._marks.stamps(len(objects), begun=RUNNING, ended=COMMITTED)
         self._items = iter(objects)
-        place, size = 0, len(objects)
-        while place < size and not self._marks.halted:
-            place, error = self._run_many(place, size) if self._tiny else self._run_on(place)
+        index, size = 0, len(objects)
+        while index < size and not self._marks.halted:
+            index, error = self._run_untimed(index, size) if self._untimed else self._run_timed(index)
             if error is not None:
-                if place == size:  # of a signal's handler, when all had returned
+                if index == size:  # from a signal handler, after the last object
                     raise error
-                del self._values[place - self._answered :]
-                self._fail(place, error, final=place + 1 == size)
-                place += 1
-                if length_hint(self._items) != size - place:
-                    # An exception that a signal's handler raised has come before the object was taken.
-                    self._items = iter(objects[place:])
-            elif place < size and self._collector.due(time.perf_counter()):
-                self._answer(place, final=False)
+                del self._values[index - self._sent :]
+                self._fail(index, error, final=index + 1 == size)
+                index += 1
+                if length_hint(self._items) != size - index:
+                    # A signal handler has raised before the iterator gave the object.
+                    self._items = iter(objects[index:])
+            elif index < size and self._builder.due(time.perf_counter()):
+                self._send_reply(index, final=False)
         if self._values:
-            self._answer(place, final=place == size)
-        return place
+            self._send_reply(index, final=index == size)
+        return index
 
-    def _run_on(self, place: int) -> tuple[int, BaseException | None]:
-        """Run until one fails, which is at the place that is given back, or it is time for a glance."""
+    def _run_timed(self, index: int) -> tuple[int, BaseException | None]:
+        """Run until an object fails, or a check is due. Returns the index after the last object that returned."""
         call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
-        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
-        first, began = place, clock()
-        now, glance = began, began + (CHECK_INTERVAL if place else FIRST_CHECK)
+        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._builder.crosses
+        first, started = index, clock()
+        now, next_check = started, started + (CHECK_INTERVAL if index else FIRST_CHECK)
         try:
             for item in self._items:
                 value = call(item)
                 if forked:
                     end_child()
                 if crosses and type(value) not in plain:
-                    value = self._seal(value)  # at once: the function may go on changing it
+                    value = self._to_wire(value)  # at once: the function may change it later
                 append(value)
-                ends[place] = now = clock()
-                place += 1
-                if now > glance:
+                ends[index] = now = clock()
+                index += 1
+                if now > next_check:
                     break
         except BaseException as error:  # whatever a user's function raises is that object's failure
             if forked:
                 end_child(error)
-            return place, error
-        self._note_pace(now - began, place - first)
-        return place, None
+            return index, error
+        self._note_speed(now - started, index - first)
+        return index, None
 
-    def _run_many(self, place: int, size: int) -> tuple[int, BaseException | None]:
-        """The same, where the last of many objects is told to have taken the time of all of them."""
+    def _run_untimed(self, index: int, size: int) -> tuple[int, BaseException | None]:
+        """Like `_run_timed`, but the last of several objects is credited with the time of all of them."""
         call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
-        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._collector.crosses
-        first, began = place, clock()
-        now, glance = began, began + CHECK_INTERVAL
+        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._builder.crosses
+        first, started = index, clock()
+        now, next_check = started, started + CHECK_INTERVAL
         try:
-            while place < size and now <= glance:
+            while index < size and now <= next_check:
                 for item in islice(self._items, CALLS_PER_CHECK):
                     value = call(item)
                     if forked:
                         end_child()
                     if crosses and type(value) not in plain:
-                        value = self._seal(value)
+                        value = self._to_wire(value)
                     append(value)
-                    ends[place] = now
-                    place += 1
-                ends[place - 1] = now = clock()
+                    ends[index] = now
+                    index += 1
+                ends[index - 1] = now = clock()
         except BaseException as error:  # as above
             if forked:
                 end_child(error)
-            return place, error
-        self._note_pace(now - began, place - first)
-        return place, None
+            return index, error
+        self._note_speed(now - started, index - first)
+        return index, None
 
-    def _seal(self, value: Any) -> Any:
-        self._plain = False
+    def _to_wire(self, value: Any) -> Any:
+        self._all_plain = False
         return to_wire(value)
 
-    def _note_pace(self, took: float, count: int) -> None:
-        self._tiny = took < TINY * count
-        self._collector.longest = max(self._collector.longest, took)
+    def _note_speed(self, seconds: float, count: int) -> None:
+        self._untimed = seconds < UNTIMED_BELOW * count
+        self._builder.longest = max(self._builder.longest, seconds)
 
-    def _answer(self, place: int, *, final: bool) -> None:
-        self._reply(self._collector.add_brisk(self._values, self._unanswered(place), None, plain=self._plain), final)
-        self._values, self._answered, self._plain = [], place, True
-        self._collector.resume()
+    def _send_reply(self, index: int, *, final: bool) -> None:
+        self._reply(
+            self._builder.add_untimed(self._values, self._unsent_times(index), None, plain=self._all_plain), final
+        )
+        self._values, self._sent, self._all_plain = [], index, True
+        self._builder.resume()
 
-    def _unanswered(self, place: int) -> array[float]:
-        # By their bytes, since an array that is made from a memoryview makes an object of every number on the way.
+    def _unsent_times(self, index: int) -> array[float]:
+        # As bytes: array("d", memoryview) would make a Python object of each number.
         ends = array("d")
-        ends.frombytes(memoryview(self._ends)[self._answered : place].cast("B"))
+        ends.frombytes(memoryview(self._ends)[self._sent : index].cast("B"))
         return ends
 
-    def _fail(self, place: int, error: BaseException, *, final: bool) -> None:
-        if not self._collector.crosses:
+    def _fail(self, index: int, error: BaseException, *, final: bool) -> None:
+        if not self._builder.crosses:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(traceback_of(error))
         now = time.perf_counter()
-        self._collector.longest = max(self._collector.longest, now - self._collector.since)
-        ends = self._unanswered(place)
+        self._builder.longest = max(self._builder.longest, now - self._builder.since)
+        ends = self._unsent_times(index)
         ends.append(now)
-        # Told before it gets its time: if the worker died in between, the object would pass for one that returned.
-        self._reply(self._collector.add_brisk([*self._values, None], ends, error, plain=self._plain), final)
-        self._ends[place] = now
-        self._values, self._answered, self._plain = [], place + 1, True
-        self._tiny = False  # a failure takes its time, and who looks at the clock no more would not see what follows
-        self._collector.resume()
+        # Reply before the end time is set: if the worker died in between, the object would count as returned.
+        self._reply(self._builder.add_untimed([*self._values, None], ends, error, plain=self._all_plain), final)
+        self._ends[index] = now
+        self._values, self._sent, self._all_plain = [], index + 1, True
+        self._untimed = False  # Leave the untimed loop: the objects after a failure may be slow.
+        self._builder.resume()

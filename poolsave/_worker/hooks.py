@@ -1,4 +1,4 @@
-"""What users do around the start of worker processes, for things that poolsave cannot know."""
+"""The user's hooks around the start of worker processes, for resources that poolsave does not know."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..errors import InvalidOption
 
 Hook: TypeAlias = Callable[[], object]
 
-_done: set[tuple[int, bytes]] = set()
-"""Hooks that have run here, by process id, since a fork inherits this. The sessions of a foreign executor are opened
-for every task."""
+_already_run: set[tuple[int, bytes]] = set()
+"""Hooks that have run in this process. With the process id, since a fork inherits the set. A foreign executor opens a
+session per task, but hooks run once per process."""
 
 
 class Hooks:
-    """The options `before_fork` and `after_fork`. Pickled, it holds bytes only, as everything does that is sent before
-    Django is up."""
+    """The options `before_fork` and `after_fork`. Pickled, it holds bytes only, since it is unpickled before Django is
+    set up."""
 
     def __init__(self, before_fork: Sequence[Hook] = (), after_fork: Sequence[Hook] = ()) -> None:
         self._before = tuple(before_fork)
         self._after = tuple(after_fork)
-        self._packed = b""
+        self._pickled = b""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_before": (), "_after": (), "_packed": _packed(self._after) if self._after else self._packed}
+        return {"_before": (), "_after": (), "_pickled": _pickle_hooks(self._after) if self._after else self._pickled}
 
     def run_before(self) -> None:
         """In the caller, right before workers are started."""
@@ -36,21 +36,21 @@ class Hooks:
 
     def run_after(self) -> None:
         """In a worker process, once."""
-        done = (os.getpid(), self._packed)
-        if self._packed and done in _done:
+        key = (os.getpid(), self._pickled)
+        if self._pickled and key in _already_run:
             return
         self.load()
         for hook in self._after:
             hook()
-        _done.add(done)
+        _already_run.add(key)
 
     def load(self) -> None:
-        """In a worker process: find the hooks, and import their modules."""
-        if self._packed and not self._after:
-            self._after = pickle.loads(self._packed)
+        """In a worker process: unpickle the hooks, which imports their modules."""
+        if self._pickled and not self._after:
+            self._after = pickle.loads(self._pickled)
 
 
-def _packed(hooks: Sequence[Hook]) -> bytes:
+def _pickle_hooks(hooks: Sequence[Hook]) -> bytes:
     for hook in hooks:
         try:
             pickle.dumps(hook, pickle.HIGHEST_PROTOCOL)

@@ -1,4 +1,7 @@
-"""What every worker of a run needs to know, and how a worker is set up from it, in whichever thread or process."""
+"""The job: what every worker of a run needs, and how a thread or process is set up from it.
+
+The caller builds it (`_runs.preparation`), executors pass it on and call `open`.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,11 @@ from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
 
 PROCESS_TOKEN = secrets.token_hex(8)
-"""Inherited by forks, different in every process that was started afresh, also on another machine."""
+"""The same in all forks of a process, different in each process that was started afresh, also on another machine."""
 
 
 class ProcessIdentity(NamedTuple):
-    """Which process the caller is."""
+    """Identifies the caller's process."""
 
     token: str
     pid: int
@@ -59,7 +62,7 @@ def call_spread(function: Callable[..., Any], constants: Mapping[str, Any], item
 
 
 def bind_call(call: Callable[..., Any], function: Any, constants: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """The call with one object, by the shortest way: an operation says what it comes to in the end."""
+    """Bind function and constants into a one-argument callable, unwrapping PooledOperation."""
     function = getattr(function, "__poolsave_call__", function)
     if call is call_with_object and not constants:
         return function  # type: ignore[no-any-return]
@@ -68,8 +71,8 @@ def bind_call(call: Callable[..., Any], function: Any, constants: Mapping[str, A
 
 @dataclass(kw_only=True)
 class WorkerJob:
-    """What every worker of a run needs to know. Pickled, it holds bytes and plain data, so that a fresh process can
-    bring Django up before anything of the user's is restored."""
+    """What every worker of a run needs. Pickled, it holds bytes and plain data only, so that a fresh process can set
+    Django up before it unpickles anything of the user's."""
 
     function: Any
     call: Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
@@ -81,114 +84,118 @@ class WorkerJob:
     noted: bool
     inline: bool
     crosses: bool
-    surroundings: DjangoEnvironment | None
+    environment: DjangoEnvironment | None
     settings: _connections.SettingsByAlias
     queryset: Any = None
-    """Where the objects come from if they are primary keys."""
-    home: ProcessIdentity = field(default_factory=ProcessIdentity.here)
-    turn: threading.Lock | None = None
-    held: tuple[object, ...] = ()
+    """The queryset whose rows are the objects, if the items are primary keys."""
+    caller: ProcessIdentity = field(default_factory=ProcessIdentity.here)
+    serial_lock: threading.Lock | None = None
+    pinned: tuple[object, ...] = ()
     generators: Sequence[object] | None = ()
-    """Of random numbers, which a forked worker has to seed; None: the caller has frozen its objects (`gc.freeze`), so
-    that each worker has to look for them."""
-    carried: CapturedContext | PickledContext | None = None
+    """Generators of random numbers that a forked worker has to seed. None: the caller has frozen its objects
+    (`gc.freeze`), so each worker has to look for them."""
+    context: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
     code: CodeVersion | None = None
-    """What the caller has of the function, which other processes import."""
-    arithmetic: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
-    """The caller's precision and rounding, which are context, too."""
+    """The version of the function's code in the caller. Other processes import their own."""
+    decimal_context: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
+    """The caller's decimal precision and rounding."""
 
     def __getstate__(self) -> dict[str, Any]:
         check_not_from_shell(self.function)
-        packed = pickle_function(self.function, self.constants)
+        pickled = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
-        changed = {"function": Pickled(packed), "constants": {}, "queryset": queryset}
+        changed = {"function": Pickled(pickled), "constants": {}, "queryset": queryset}
         changed["code"] = CodeVersion.of(self.function)
-        return {**self.__dict__, **changed, "turn": None, "held": (), "generators": ()}
+        return {**self.__dict__, **changed, "serial_lock": None, "pinned": (), "generators": ()}
 
     def settle(self, note: int) -> Status:
-        """In the caller: ask the database what became of a transaction by what its worker noted."""
+        """In the caller: ask the database what became of a transaction, by the number that its worker noted."""
         (alias,) = self.databases
-        with _connections.outside_event_loop():  # a connection of its own, and nothing waits meanwhile
+        with _connections.outside_event_loop():  # a separate connection, and no event loop task waits meanwhile
             return commit_status(note, alias, self.settings[alias])
 
     @property
     def fork_is_possible(self) -> bool:
-        """Whether each open SQLite file can be closed before: it is this thread's, and inside no transaction."""
-        if self.surroundings is None:
+        """Whether a fork can close each open SQLite file first: this thread opened it, and no transaction is open."""
+        if self.environment is None:
             return True
         open_files = _connections.open_sqlite_files()
-        return not any(one.in_atomic_block for one in open_files) and not _connections.sqlite_is_open_elsewhere()
+        return (
+            not any(connection.in_atomic_block for connection in open_files)
+            and not _connections.sqlite_is_open_elsewhere()
+        )
 
     @property
     def fork_changes_nothing(self) -> bool:
-        """Whether there is nothing that the caller would have to close, also in the middle of a run."""
-        return self.surroundings is None or not open_sqlite_descriptors()
+        """Whether the caller has no SQLite file to close before a fork, even in the middle of a run."""
+        return self.environment is None or not open_sqlite_descriptors()
 
     def before_start(self) -> None:
         """Call the caller's hooks."""
         self.hooks.run_before()
 
     def before_fork(self) -> None:
-        """Close SQLite files, hold every connection wrapper, of all threads, so that none is finalised there, and find
-        what workers must seed."""
-        if self.surroundings is not None:
+        """Close SQLite files, pin the connection wrappers of all threads, and find the generators to seed.
+
+        Pinned wrappers are not finalised in the workers."""
+        if self.environment is not None:
             _connections.close_sqlite_files()
         if threading.active_count() > 1:
-            self.held = pin_connections()
+            self.pinned = pin_connections()
         self.generators = None if gc.get_freeze_count() else find_generators()
 
     @property
     def preload(self) -> bytes:
-        """What a fork server needs to know to set up Django and import the function's module before it forks."""
-        return dumps((self.surroundings, getattr(self.function, "__module__", None)))
+        """For the fork server: the environment and the function's module, to be set up before it forks."""
+        return dumps((self.environment, getattr(self.function, "__module__", None)))
 
     def open(self, *, alone: bool = True) -> WorkerSession:
         """Set up a worker in this thread."""
-        fresh = self.home.token != PROCESS_TOKEN
-        forked = not fresh and self.home.pid != os.getpid()
+        fresh = self.caller.token != PROCESS_TOKEN
+        forked = not fresh and self.caller.pid != os.getpid()
         stack = ExitStack()
         with stack:  # closed again if anything below raises
             if not self.inline:
-                stack.enter_context(decimal.localcontext(self.arithmetic))
-            if self.surroundings is not None and not self.inline:
-                self._surround(stack, fresh=fresh, forked=forked, alone=alone)
-            to_seed = (forked or (fresh and alone)) and not is_seeded()
-            if to_seed:
+                stack.enter_context(decimal.localcontext(self.decimal_context))
+            if self.environment is not None and not self.inline:
+                self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
+            must_seed = (forked or (fresh and alone)) and not is_seeded()
+            if must_seed:
                 self.hooks.load()
                 reseed_generators(self.generators)
             if fresh or forked:
-                self.hooks.run_after()  # which may set seeds of its own
+                self.hooks.run_after()  # after the seeding, since hooks may set seeds
             session = self.session(stack, own_process=fresh or forked)
-        if to_seed:  # those of modules that were imported just now
+        if must_seed:  # the generators of modules that were imported just now
             reseed_generators()
         return session
 
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
-        """Restore what is the user's, now that everything is there that it may need."""
-        function, constants = self._restored()
-        carried = None if self.carried is None else self.carried.opened()
+        """Unpickle user code; Django is set up by now."""
+        function, constants = self._unpickled_function()
+        context = None if self.context is None else self.context.restored()
         call = bind_call(self.call, function, constants)
         session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
-        if carried is not None:
-            session.carry_along(carried)
+        if context is not None:
+            session.use_context(context)
         return session
 
-    def _surround(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
-        assert self.surroundings is not None
+    def _use_environment(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
+        assert self.environment is not None
         if fresh:
-            self.surroundings.set_up()
+            self.environment.set_up()
             if not alone:
-                self.surroundings.check_same_settings()
+                self.environment.check_same_settings()
         if fresh or forked:
-            discard_inherited_connections(self.held)
-        stack.enter_context(self.surroundings.active(fresh=fresh))
+            discard_inherited_connections(self.pinned)
+        stack.enter_context(self.environment.active(fresh=fresh))
         whole_process = alone and (fresh or forked)
         stack.enter_context(_connections.worker_connections(self.settings, whole_process=whole_process))
 
-    def _restored(self) -> tuple[Any, Mapping[str, Any]]:
+    def _unpickled_function(self) -> tuple[Any, Mapping[str, Any]]:
         if isinstance(self.function, Pickled):
-            function, constants = _find_function(self.function)
+            function, constants = _unpickle_function(self.function)
             if self.code is not None:
                 self.code.check(function)
             return function, constants
@@ -200,9 +207,9 @@ class WorkerJob:
         return RowLoader(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Pickled) else self.queryset)
 
 
-def _find_function(packed: Pickled) -> tuple[Any, Mapping[str, Any]]:
+def _unpickle_function(pickled: Pickled) -> tuple[Any, Mapping[str, Any]]:
     try:
-        function, constants = from_wire(packed)
+        function, constants = from_wire(pickled)
     except AttributeError as error:
         if "_main__'" not in str(error):
             raise

@@ -29,29 +29,29 @@ from ..outcomes import Status
 
 
 class ObjectResult(NamedTuple):
-    """What became of one object of the chunk, and how long it took."""
+    """The result of one object of the chunk, and the seconds that it took."""
 
     attempt: AttemptResult
     seconds: float
 
 
 class ChunkRolledBack(NamedTuple):
-    """The transaction was rolled back as a whole, so that every object of it can be run again."""
+    """The transaction was rolled back as a whole, so that each of its objects can run again."""
 
     halve: bool
-    """It ran into a time limit of the server, so that a smaller one may pass."""
+    """It hit a time limit of the server: smaller chunks may pass."""
 
 
-_Ran: TypeAlias = tuple[ObjectResult, list[Callable[[], object]]]
-"""An object, and its `on_commit` callbacks."""
+_RanObject: TypeAlias = tuple[ObjectResult, list[Callable[[], object]]]
+"""The result of an object, and its `on_commit` callbacks."""
 ChunkResult: TypeAlias = list[ObjectResult] | ChunkRolledBack
 
 
-class _EndedPastDjango(Exception):  # no error, but a way out of the loop
+class _EndedPastDjango(Exception):  # leaves the loop; not an error
     pass
 
 
-class _RollbackChunk(Exception):  # no error, but a way out of the loop
+class _RollbackChunk(Exception):  # leaves the loop; not an error
     def __init__(self, *, halve: bool) -> None:
         self.halve = halve
 
@@ -65,25 +65,26 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     noted: bool,
     limit: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> ChunkResult:
-    """Run the calls in one transaction, in which they are also made; gives their ends once it is committed.
+    """Run the calls in one transaction, and return their results once it is committed.
 
-    An object that raises is rolled back to its savepoint, and the others stay. What makes the whole transaction
-    impossible gives `ChunkRolledBack`. There are fewer ends than calls if one of them has ended the transaction past
-    Django: what was saved until then is lost, and the rest has not begun. `first` is the place of the first object in
-    its chunk, for the marks; `limit` ends callbacks that take too long.
+    The iterator of `calls` runs inside the transaction, too. An object that raises is rolled back to its savepoint, and
+    the others stay. An error that dooms the whole transaction gives `ChunkRolledBack`. There are fewer results than
+    calls if a call has ended the transaction past Django: the objects saved until then are lost, and the rest has not
+    started. `first` is the offset of the first object in the chunk, for the marks. `limit` ends callbacks that take too
+    long.
     """
-    entered = begin_on(aliases, noted=noted)
-    if entered.error is not None:
-        entered.disarm()
-        rollback_on(entered.blocks, entered.error)
+    transactions = begin_on(aliases, noted=noted)
+    if transactions.error is not None:
+        transactions.disarm()
+        rollback_on(transactions.blocks, transactions.error)
         return ChunkRolledBack(halve=False)
-    ran: list[_Ran] = []
+    ran: list[_RanObject] = []
     note = 0
     error: BaseException | None = None
-    savepoints = Savepoints(entered.connections)
+    savepoints = Savepoints(transactions.connections)
     try:
-        for place, call in enumerate(calls):
-            ran.append(_run_object(call, marks, first + place, savepoints, entered))
+        for index, call in enumerate(calls):
+            ran.append(_run_object(call, marks, first + index, savepoints, transactions))
             _check_not_ended(savepoints)
         check_can_commit(savepoints.connections)
         savepoints.release()
@@ -92,81 +93,83 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
         error = caught
     finally:
         savepoints.close()
-    ended = entered.disarm()
+    ended = transactions.disarm()
     if ended:
-        return _lose_all(ran, lost_attempt(entered, ended, _error_of(error)), marks, first)
-    if error is not None:  # nothing is committed yet, so that every object can be run again
-        rollback_on(entered.blocks, error)
+        return _lose_all(ran, lost_attempt(transactions, ended, _error_of(error)), marks, first)
+    if error is not None:  # nothing is committed yet, so every object can run again
+        rollback_on(transactions.blocks, error)
         return ChunkRolledBack(halve=type(error) is _RollbackChunk and error.halve)
-    return _commit(ran, entered, marks, first, note=note, limit=limit)
+    return _commit(ran, transactions, marks, first, note=note, limit=limit)
 
 
 def _error_of(error: BaseException | None) -> BaseException | None:
     return None if type(error) in (_EndedPastDjango, _RollbackChunk) else error
 
 
-def _lose_all(ran: list[_Ran], lost: AttemptResult, marks: Marks, first: int) -> list[ObjectResult]:
-    """What became of the objects until the transaction was ended: nobody knows, but for those that failed before."""
-    ends = [end for end, _ in ran]
-    for place, end in enumerate(ends):
-        if end.attempt.status is Status.SUCCEEDED:
-            marks.put(first + place, COMMITTING)
-            ends[place] = _lost(end, lost, 0)
-        elif end.attempt.status is Status.LOST and end.attempt.error is not None:
-            add_note(end.attempt.error, text_of(lost.error))
-    return ends
+def _lose_all(ran: list[_RanObject], lost: AttemptResult, marks: Marks, first: int) -> list[ObjectResult]:
+    """The results when the transaction was ended past Django: LOST, except for the objects that had failed before."""
+    results = [result for result, _ in ran]
+    for index, result in enumerate(results):
+        if result.attempt.status is Status.SUCCEEDED:
+            marks.put(first + index, COMMITTING)
+            results[index] = _as_lost(result, lost, 0)
+        elif result.attempt.status is Status.LOST and result.attempt.error is not None:
+            add_note(result.attempt.error, text_of(lost.error))
+    return results
 
 
 def _commit(  # noqa: PLR0913  as above
-    ran: list[_Ran],
-    entered: OpenTransactions,
+    ran: list[_RanObject],
+    transactions: OpenTransactions,
     marks: Marks,
     first: int,
     *,
     note: int,
     limit: Callable[[], AbstractContextManager[None]],
 ) -> ChunkResult:
-    saved = [place for place, (end, _) in enumerate(ran) if end.attempt.status is Status.SUCCEEDED]
-    for place in saved:
-        marks.put(first + place, COMMITTING)
-    began = time.perf_counter()
-    failed = commit_on(entered.blocks)
-    committing = time.perf_counter() - began
+    saved = [index for index, (result, _) in enumerate(ran) if result.attempt.status is Status.SUCCEEDED]
+    for index in saved:
+        marks.put(first + index, COMMITTING)
+    started = time.perf_counter()
+    failed = commit_on(transactions.blocks)
+    committing = time.perf_counter() - started
     if failed is not None and failed.status is Status.FAILED:
         return ChunkRolledBack(halve=False)
-    ends = [end for end, _ in ran]
-    for place in saved if failed is None else ():  # all of them before a callback, which may end this process
-        marks.put(first + place, COMMITTED)
+    results = [result for result, _ in ran]
+    for index in saved if failed is None else ():  # all marks before the first callback, which may end this process
+        marks.put(first + index, COMMITTED)
     note = unanswered_note(note, committing)
-    for place in saved:
-        ends[place] = _called_back(*ran[place], limit) if failed is None else _lost(ends[place], failed, note)
-    return _told(ends, committing)
+    for index in saved:
+        results[index] = (
+            _run_callbacks(*ran[index], limit) if failed is None else _as_lost(results[index], failed, note)
+        )
+    return _with_commit_time(results, committing)
 
 
-def _told(ends: list[ObjectResult], committing: float) -> list[ObjectResult]:
-    if ends:  # with the first of them, since there is one COMMIT for all
-        ends[0] = ends[0]._replace(attempt=ends[0].attempt._replace(committing=committing))
-    return ends
+def _with_commit_time(results: list[ObjectResult], committing: float) -> list[ObjectResult]:
+    if results:  # the first object gets the seconds of the one COMMIT
+        results[0] = results[0]._replace(attempt=results[0].attempt._replace(committing=committing))
+    return results
 
 
 def _run_object(
-    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, entered: OpenTransactions
-) -> _Ran:
+    call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, transactions: OpenTransactions
+) -> _RanObject:
     if marks.halted:
         return ObjectResult(AttemptResult(Status.SKIPPED), 0.0), []
-    began = time.perf_counter()
+    started = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
     if savepoints.has_ended():
         marks.put(offset, COMMITTING)
         if attempt.error is not None:
             attempt = attempt._replace(status=Status.LOST)
-        return ObjectResult(attempt, time.perf_counter() - began), []
-    if attempt.error is not None and entered.outermost:
-        _refuse_to_go_on(attempt.error, savepoints.connections)
+        return ObjectResult(attempt, time.perf_counter() - started), []
+    if attempt.error is not None and transactions.outermost:
+        _check_can_go_on(attempt.error, savepoints.connections)
     marks.put(offset, PENDING)
-    taken = detach_on_commit(entered.owned) if attempt.error is None else []
-    return ObjectResult(attempt, time.perf_counter() - began), taken
+    callbacks = detach_on_commit(transactions.owned) if attempt.error is None else []
+    return ObjectResult(attempt, time.perf_counter() - started), callbacks
 
 
 def _check_not_ended(savepoints: Savepoints) -> None:
@@ -182,20 +185,20 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptRes
     return AttemptResult(Status.SUCCEEDED, value)
 
 
-def _refuse_to_go_on(error: BaseException, used: Iterable[Any]) -> None:
+def _check_can_go_on(error: BaseException, used: Iterable[Any]) -> None:
     if hit_time_limit(error):
         raise _RollbackChunk(halve=True) from error
     if is_transient(error) or any(connection.needs_rollback for connection in used):
         raise _RollbackChunk(halve=False) from error
 
 
-def _called_back(
-    end: ObjectResult, callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]]
+def _run_callbacks(
+    result: ObjectResult, callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]]
 ) -> ObjectResult:
     if not callbacks:
-        return end
-    return end._replace(attempt=end.attempt._replace(error=run_on_commit(callbacks, limit)))
+        return result
+    return result._replace(attempt=result.attempt._replace(error=run_on_commit(callbacks, limit)))
 
 
-def _lost(end: ObjectResult, failed: AttemptResult, note: int) -> ObjectResult:
-    return end._replace(attempt=failed._replace(value=end.attempt.value, note=note))
+def _as_lost(result: ObjectResult, failed: AttemptResult, note: int) -> ObjectResult:
+    return result._replace(attempt=failed._replace(value=result.attempt.value, note=note))

@@ -1,4 +1,4 @@
-"""What a block sends to its workers: calls that each know their own function, and the futures that wait for them."""
+"""What a block sends to its workers: requests that each name their own function, and the futures for their results."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ R = TypeVar("R")
 
 
 class Request(Protocol):
-    """Something to do in a worker."""
+    """A unit of work for a worker."""
 
     @property
     def item(self) -> Any:
-        """What to show for it in an Outcome."""
+        """The `item` of its Outcome."""
         ...
 
     def perform(self) -> Any:
-        """Do it, in the worker."""
+        """In the worker: do the work."""
         ...
 
-    def arrive(self, value: Any) -> tuple[Any, Any]:
-        """In the caller: take what `perform` gave; gives the values for the Outcome and for the future."""
+    def receive(self, value: Any) -> tuple[Any, Any]:
+        """In the caller: turn the value of `perform` into the values for the Outcome and for the future."""
         ...
 
 
@@ -67,7 +67,7 @@ class FunctionCall:
     def perform(self) -> Any:
         return self.function(*self.args, **self.kwargs)
 
-    def arrive(self, value: Any) -> tuple[Any, Any]:
+    def receive(self, value: Any) -> tuple[Any, Any]:
         return value, value
 
 
@@ -85,13 +85,13 @@ class ModelSave:
         saved = {name: file.name for name, file in files.items() if not is_unsaved(file)}
         return {name: getattr(self.item, name) for name in _key_names(self.item)}, saved, self.item._state.db
 
-    def arrive(self, value: Any) -> tuple[Any, Any]:
+    def receive(self, value: Any) -> tuple[Any, Any]:
         keys, files, alias = value
         for name, key in keys.items():
             setattr(self.item, name, key)
         attributes: dict[str, Any] = vars(self.item)
         for name, stored in files.items():
-            # Past the descriptor, which reads the size of an image, and unless the caller has put another file there.
+            # Not by setattr: the descriptor reads an image's size. Skipped if the caller has assigned another file.
             if attributes.get(name) is self.files[name]:
                 attributes[name] = stored
         self.item._state.db = alias
@@ -100,7 +100,7 @@ class ModelSave:
 
 
 class RefusedSave(ModelSave):
-    """One that cannot wait until another save of the same instance has ended."""
+    """A save that cannot wait until another save of the same instance has ended."""
 
     def __init__(self, item: Model) -> None:
         super().__init__(item, {})
@@ -116,7 +116,7 @@ class RefusedSave(ModelSave):
 
 
 def _unsaved_files(item: Model) -> dict[str, Any]:
-    # By attribute: what was assigned becomes a FieldFile when it is looked at.
+    # By getattr: the descriptor turns the assigned value into a FieldFile.
     return {name: getattr(item, name) for name in _file_names(type(item)) if is_unsaved(item.__dict__.get(name))}
 
 
@@ -126,21 +126,23 @@ def _file_names(model: type[Model]) -> list[str]:
 
 
 def _key_names(item: Model) -> set[str]:
-    # Multi-table inheritance: every parent has a key of its own, and the child carries them all.
+    # Multi-table inheritance: each parent has its own key, and the child holds them all.
     meta: Any = item._meta
-    keys = [field for one in (meta, *(parent._meta for parent in meta.get_parent_list())) for field in one.pk_fields]
+    keys = [
+        field for options in (meta, *(parent._meta for parent in meta.get_parent_list())) for field in options.pk_fields
+    ]
     return {field.attname for field in keys}
 
 
 class RowCall(FunctionCall):
-    """`fn(row)`, with the row of a primary key, which is fetched inside the call's own transaction."""
+    """`fn(row)`: fetches the row by its primary key inside the call's own transaction."""
 
     def __init__(self, function: Callable[..., Any], rows: RowLoader, key: Any) -> None:
         super().__init__(function, (key,), {})
         self.rows = rows
 
     def perform(self) -> Any:
-        return self.function(self.rows.take(self.item))
+        return self.function(self.rows.get(self.item))
 
 
 class LocalizedRequest:
@@ -157,8 +159,8 @@ class LocalizedRequest:
     def perform(self) -> Any:
         return with_states((_LOCALIZATION,), (self.localization,), _perform, self.request)
 
-    def arrive(self, value: Any) -> tuple[Any, Any]:
-        return self.request.arrive(value)
+    def receive(self, value: Any) -> tuple[Any, Any]:
+        return self.request.receive(value)
 
 
 class _LocalizationCarrier:
@@ -170,7 +172,7 @@ _LOCALIZATION = _LocalizationCarrier()
 
 
 class BlockFuture(concurrent.futures.Future[R]):
-    """A future that is not waited for where it could never be done."""
+    """A future that refuses to be waited for where the wait could never end."""
 
     def __init__(self, job: object) -> None:
         super().__init__()
@@ -182,21 +184,21 @@ class BlockFuture(concurrent.futures.Future[R]):
         Raises:
             InvalidOperation: without a `timeout` in a callback or function of the same block, unless it is done.
         """
-        self._refuse_to_wait(timeout, "future.result()")
+        self._check_can_wait(timeout, "future.result()")
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As that of every future; raises as `result` does."""
-        self._refuse_to_wait(timeout, "future.exception()")
+        self._check_can_wait(timeout, "future.exception()")
         return super().exception(timeout)
 
-    def _refuse_to_wait(self, timeout: float | None, what: str) -> None:
+    def _check_can_wait(self, timeout: float | None, what: str) -> None:
         if timeout is None and not self.done():
-            refuse_to_wait_inside(self._job, what)
+            check_can_wait(self._job, what)
 
 
-def refuse_to_wait_inside(job: object, what: str) -> None:
-    """Refuse what would wait, in the thread that has to do it, or that may be the last free one.
+def check_can_wait(job: object, what: str) -> None:
+    """Refuse to wait in a thread that has to do the work itself, or may be the last free one.
 
     Raises:
         InvalidOperation: saying what to do.
@@ -209,50 +211,50 @@ def refuse_to_wait_inside(job: object, what: str) -> None:
 
 
 class PendingCall:
-    """A request on its way; where it crosses to another process only the request goes, as it was when submitted."""
+    """A request with its future. To another process only the request goes, in the state in which it was submitted."""
 
-    def __init__(self, job: object, request: Request, sink: BatchListener | None = None, place: int = 0) -> None:
+    def __init__(self, job: object, request: Request, listener: BatchListener | None = None, index: int = 0) -> None:
         self.request = request
-        self.sink = sink
-        self.place = place
+        self.listener = listener
+        self.index = index
         self.future: BlockFuture[Any] = BlockFuture(job)
         self.cancelled = False
         self.counted = False
         self.states: States | None = None
-        self._packed_states: bytes | None = None
-        self._frozen: bytes | Exception = b""
+        self._pickled_states: bytes | None = None
+        self._pickled: bytes | Exception = b""
 
-    def take_along(self, carried: CapturedContext, *, crosses: bool) -> None:
-        """Capture the context of now."""
-        self.states = carried.capture()
+    def capture_context(self, context: CapturedContext, *, crosses: bool) -> None:
+        """Capture the present context."""
+        self.states = context.capture()
         if crosses:
-            self._packed_states = carried.pack(self.states)
+            self._pickled_states = context.pickle_states(self.states)
 
-    def localize(self, localization: Localization) -> None:
-        """Have a language and a time zone of its own."""
+    def use_localization(self, localization: Localization) -> None:
+        """Run the request with this language and time zone."""
         self.request = LocalizedRequest(self.request, localization)
 
-    def freeze(self) -> None:
-        """Pickle the request now, in the caller's thread, as it is at this moment."""
+    def pickle_now(self) -> None:
+        """Pickle the request now, in the caller's thread, in its present state."""
         try:
-            self._frozen = dumps(self.request)
-        except Exception as error:  # whatever its arguments' pickling raises: told when the call's turn comes
-            self._frozen = error
+            self._pickled = dumps(self.request)
+        except Exception as error:  # whatever the arguments' pickling raises; raised when the call is sent
+            self._pickled = error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self._frozen, Exception):
-            raise self._frozen
-        if self._packed_states is None:
-            return pickle.loads, (self._frozen,)
-        return RequestWithContext, (self._frozen, self._packed_states)
+        if isinstance(self._pickled, Exception):
+            raise self._pickled
+        if self._pickled_states is None:
+            return pickle.loads, (self._pickled,)
+        return RequestWithContext, (self._pickled, self._pickled_states)
 
-    def begin(self) -> None:
-        """The call leaves the queue: from here on its future can no longer be cancelled."""
+    def start(self) -> None:
+        """The call leaves the queue. From now on its future cannot be cancelled."""
         self.cancelled = not self.future.set_running_or_notify_cancel()
         if self.cancelled:
             self.request = FunctionCall(_do_nothing, (self.request.item,), {})
-            self.states = self._packed_states = None
-            self.freeze()
+            self.states = self._pickled_states = None
+            self.pickle_now()
 
     def perform(self) -> Any:
         """In a worker that shares memory."""
@@ -260,14 +262,14 @@ class PendingCall:
 
 
 class RequestWithContext(NamedTuple):
-    """A request in another process, with its context: the one is restored when the other is in force."""
+    """A request in another process, with its context. The request is unpickled once the context is in force."""
 
     request: bytes
-    packed_states: bytes
+    pickled_states: bytes
 
     @property
     def states(self) -> States:
-        return pickle.loads(self.packed_states)  # type: ignore[no-any-return]
+        return pickle.loads(self.pickled_states)  # type: ignore[no-any-return]
 
     def perform(self) -> Any:
         request: Request = pickle.loads(self.request)
@@ -275,14 +277,14 @@ class RequestWithContext(NamedTuple):
 
 
 class BatchListener(Protocol):
-    """Takes the ends of calls that belong together."""
+    """Takes the outcomes of calls that belong together."""
 
     def take(self, batch: OutcomeBatch) -> None:
-        """One of the calls has ended."""
+        """Take the batch of a call that has ended."""
 
 
 def run_request(_function: Any, _constants: Mapping[str, Any], item: Any) -> Any:
-    """What the workers of a block run: the request itself, or the call around it where memory is shared."""
+    """The function of a block's job. `item` is a request, or a `PendingCall` where memory is shared."""
     return item.perform()
 
 

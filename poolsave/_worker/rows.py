@@ -1,4 +1,4 @@
-"""A queryset in a worker: rows by their primary keys, and a queryset as bytes on the way there."""
+"""Querysets in workers: rows by primary key, and the queryset as bytes."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from ..errors import InvalidOperation, RowGone
 
 
 class RowLoader:
-    """Gives the instances that belong to primary keys, with the queryset's own filters, joins and prefetches."""
+    """Fetches instances by primary key, with the queryset's own filters, joins and prefetches."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         self._queryset = queryset.order_by()
-        self._found: dict[Any, Any] = {}
+        self._loaded: dict[Any, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._packed,)
+        return _unpickle_loader, (self._pickled,)
 
     @cached_property
-    def _packed(self) -> bytes:
+    def _pickled(self) -> bytes:
         return pack_queryset(self._queryset)
 
     def load(self, keys: Sequence[Any]) -> None:
-        """Fetch the rows of a contiguous range by its two ends; newcomers in between wait for the next run."""
-        self.forget()
-        self._found = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
+        """Fetch the rows of a contiguous range by its two ends. New rows in between wait for the next run."""
+        self.discard()
+        self._loaded = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
 
-    def forget(self) -> None:
-        """Let go of what was loaded: it was changed, or belongs to a transaction that was rolled back."""
-        self._found = {}
+    def discard(self) -> None:
+        """Drop the loaded rows: they were changed, or belong to a transaction that was rolled back."""
+        self._loaded = {}
 
     def try_to_load(self, keys: Sequence[Any]) -> None:
-        """Like `load`, but leave an error to the objects: each looks for its own row again, and meets it there."""
+        """Like `load`, but ignore errors: each object then fetches its own row and gets the error itself."""
         connection = connections[self._queryset.db]
         try:
-            # Inside a transaction of the caller's (inline) an error must not doom that.
+            # Inline, an error must not doom the caller's open transaction.
             with transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext():
                 self.load(keys)
-        except Exception:  # of the database, or of one row's own code
+        except Exception:  # from the database, or from a row's own code
             if not connection.in_atomic_block:
                 connection.close_if_unusable_or_obsolete()
 
-    def take(self, key: Any) -> Any:
-        """Give a row, once; when it is asked for again it is fetched again, since a first try may have changed it.
+    def get(self, key: Any) -> Any:
+        """Return a row, loaded or fetched. A second call fetches it anew, since a first try may have changed it.
 
         Raises:
-            RowGone: if there is no such row any more, or if it no longer matches.
+            RowGone: if the row is gone or no longer matches.
         """
-        row = self._found.pop(key, None)
+        row = self._loaded.pop(key, None)
         if row is not None:
             return row
         for row in self._queryset.filter(pk=key):
@@ -72,7 +72,7 @@ def pack_queryset(queryset: QuerySet[Any]) -> bytes:
     clone: Any = queryset._chain()  # type: ignore[attr-defined]
     clone._result_cache = []  # pickling would fetch all rows
     clone._prefetch_done = True
-    clone._hints = {}  # for routers, which have been asked
+    clone._hints = {}  # only for routers, which have chosen by now
     clone._known_related_objects = {}
     try:
         return dumps(clone, queryset.model)
@@ -88,11 +88,11 @@ def unpack_queryset(data: bytes) -> QuerySet[Any]:
     queryset: Any = loads(data)
     queryset._result_cache = None
     queryset._prefetch_done = False
-    found: QuerySet[Any] = queryset
-    return found
+    unpickled: QuerySet[Any] = queryset
+    return unpickled
 
 
 @lru_cache(maxsize=1)
-def _restored(packed: bytes) -> RowLoader:
-    # The calls of a block bring it one by one, and nearly always the same.
-    return RowLoader(unpack_queryset(packed))
+def _unpickle_loader(pickled: bytes) -> RowLoader:
+    # Each call of a block brings its loader, nearly always the same one.
+    return RowLoader(unpack_queryset(pickled))

@@ -1,4 +1,7 @@
-"""Runs one chunk after the other, wherever it is: in the caller's thread, another thread, or another process."""
+"""Runs chunks, one after the other, in the caller's thread, another thread, or another process.
+
+Executors call `WorkerSession.run`. It chooses between `FastLoop`, one transaction per object, and one per chunk.
+"""
 
 from __future__ import annotations
 
@@ -34,46 +37,47 @@ if TYPE_CHECKING:
     from .job import WorkerJob
 
 
-LONGEST_PAUSE = 1.0
-"""Seconds; the pause before a retry grows from 0.02 s and is drawn at random, so that two deadlocked workers part."""
-_dice = random.SystemRandom()
+MAX_PAUSE = 1.0
+"""Seconds. The pause before a retry grows from 0.02 s up to this, and is random, so that two deadlocked workers
+separate."""
+_random = random.SystemRandom()
 
 
-_here = threading.local()
+_thread = threading.local()
 
 
 class JobEntry:
-    """While entered, the thread works for a job: it runs an object, or a callback of the user's."""
+    """While entered, the thread works for a job: it runs an object or a user's callback."""
 
     def __init__(self, job: object) -> None:
         self._job = job
 
     def __enter__(self) -> None:
-        _here.jobs = (self._job, *getattr(_here, "jobs", ()))
+        _thread.jobs = (self._job, *getattr(_thread, "jobs", ()))
 
     def __exit__(self, *_exc_info: object) -> None:
-        _here.jobs = _here.jobs[1:]
+        _thread.jobs = _thread.jobs[1:]
 
 
 def is_working_for(job: object) -> bool:
-    """Whether this thread works for that job at the moment."""
-    return any(one is job for one in getattr(_here, "jobs", ()))
+    """Whether this thread works for that job now."""
+    return any(entered is job for entered in getattr(_thread, "jobs", ()))
 
 
 class WorkerSession:
-    """An opened worker. It runs objects one at a time and answers for each of them, whatever happens."""
+    """An opened worker. It runs objects one at a time, and replies for each of them whatever happens."""
 
     def __init__(
         self, job: WorkerJob, call: Callable[[Any], Any], rows: RowLoader | None, stack: ExitStack, *, own_process: bool
     ) -> None:
         self._job = job
         self._entry = JobEntry(job)
-        self._bare = call
+        self._plain_call = call
         self._function = call = ending_children(call)
         self._rows = rows
         self._by_keys = rows is not None
         self._stack = stack
-        self._carried: CapturedContext | None = None
+        self._context: CapturedContext | None = None
         self._perform = call if not job.crosses else self._call_across
         if rows is not None:
             self._perform = self._call_with_row
@@ -82,28 +86,28 @@ class WorkerSession:
         if job.transaction is not None:
             limit = self._deadline.callback
             self._attempt = partial(run_in_transaction, aliases=job.databases, noted=job.noted, limit=limit)
-        if job.turn is not None:
-            self._attempt = partial(_in_turn, job.turn, self._attempt)
-        self._watched = mysql_aliases(job.databases) if job.transaction is not None else []
-        hindrances = (job.transaction, rows, job.turn, job.timeout)
-        self._straight = all(one is None for one in hindrances)
-        self._turn = job.turn or nullcontext()
-        self._edge: _connections.ConnectionMaintenance | None = None
-        if job.surroundings is not None and not job.inline:
-            self._edge = _connections.ConnectionMaintenance()
+        if job.serial_lock is not None:
+            self._attempt = partial(_with_lock, job.serial_lock, self._attempt)
+        self._mysql_aliases = mysql_aliases(job.databases) if job.transaction is not None else []
+        needs = (job.transaction, rows, job.serial_lock, job.timeout)
+        self._uses_fast_loop = all(need is None for need in needs)
+        self._serial_lock = job.serial_lock or nullcontext()
+        self._maintenance: _connections.ConnectionMaintenance | None = None
+        if job.environment is not None and not job.inline:
+            self._maintenance = _connections.ConnectionMaintenance()
         self._own_process = own_process
         self._timed_out = False
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if self._own_process else threading.current_thread().name
 
-    def carry_along(self, carried: CapturedContext) -> None:
+    def use_context(self, context: CapturedContext) -> None:
         """Restore context around every object."""
-        self._carried = carried
-        self._straight = False
-        self._perform = carried.around(self._perform)
+        self._context = context
+        self._uses_fast_loop = False
+        self._perform = context.wrap(self._perform)
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
-        """Run one chunk and reply for every object of it, in order, now and then."""
+        """Run one chunk. Sends one or more replies, in order, that cover every object."""
         with self._entry:
             self._run(payload, marks, reply)
 
@@ -111,74 +115,74 @@ class WorkerSession:
         waited = time.perf_counter() - self._idle_since
         objects, pickled = payload, False
         if self._job.crosses:
-            objects, pickled = unpickle_chunk(payload, for_tries=not self._straight)
-        collector = self._new_collector(waited)
-        if not self._straight:
-            self._run_guarded(objects, marks, reply, collector)
+            objects, pickled = unpickle_chunk(payload, for_tries=not self._uses_fast_loop)
+        builder = self._new_builder(waited)
+        if not self._uses_fast_loop:
+            self._run_guarded(objects, marks, reply, builder)
         else:
-            call = self._call_with_pickled if pickled else self._bare
-            begun = FastLoop(call, marks, collector, reply).run(objects)
-            if collector.troubled:
+            call = self._call_with_pickled if pickled else self._plain_call
+            started = FastLoop(call, marks, builder, reply).run(objects)
+            if builder.has_details:
                 self._release_locks()
-            if begun < len(objects):
-                self._skip(len(objects) - begun, reply, collector)
-        if self._edge is not None:
-            self._edge.after_chunk(had_errors=collector.troubled)
+            if started < len(objects):
+                self._reply_skipped(len(objects) - started, reply, builder)
+        if self._maintenance is not None:
+            self._maintenance.after_chunk(had_errors=builder.has_details)
         self._idle_since = time.perf_counter()
 
-    def _skip(self, count: int, reply: Callable[[Any, bool], None], collector: ReplyBuilder) -> None:
+    def _reply_skipped(self, count: int, reply: Callable[[Any, bool], None], builder: ReplyBuilder) -> None:
         for _ in range(count):
-            collector.add(AttemptResult(Status.SKIPPED), 0, 0.0)
-        reply(collector.take(), True)
+            builder.add(AttemptResult(Status.SKIPPED), 0, 0.0)
+        reply(builder.take(), True)
 
     def _run_guarded(
-        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], collector: ReplyBuilder
+        self, objects: list[Any], marks: Marks, reply: Callable[[Any, bool], None], builder: ReplyBuilder
     ) -> None:
         if self._by_keys:
             objects = [from_wire(key) for key in objects]
-        for place, _end in enumerate(self._collected(objects, marks, collector), 1):
-            if place < len(objects) and collector.due(time.perf_counter()):
-                reply(collector.take(), False)
-                collector.resume()
-        collector.timed_out = self.timed_out_since()
-        reply(collector.take(), True)
+        for index, _result in enumerate(self._run_objects(objects, marks, builder), 1):
+            if index < len(objects) and builder.due(time.perf_counter()):
+                reply(builder.take(), False)
+                builder.resume()
+        builder.timed_out = self.pop_timed_out()
+        reply(builder.take(), True)
 
-    def _new_collector(self, waited: float) -> ReplyBuilder:
+    def _new_builder(self, waited: float) -> ReplyBuilder:
         return ReplyBuilder(self._name, waited, crosses=self._job.crosses)
 
-    def _collected(self, objects: Sequence[Any], marks: Marks, collector: ReplyBuilder) -> Iterator[None]:
-        """Run the objects, and give each end to the collector."""
-        for end, attempts in self.ends(objects, marks):
-            if end.attempt.error is None:
-                collector.add(end.attempt, attempts, end.seconds)
+    def _run_objects(self, objects: Sequence[Any], marks: Marks, builder: ReplyBuilder) -> Iterator[None]:
+        """Run the objects, and add each result to the builder."""
+        for result, attempts in self.results(objects, marks):
+            if result.attempt.error is None:
+                builder.add(result.attempt, attempts, result.seconds)
             else:
-                self._add_error(collector, end.attempt.error, end, attempts)
+                self._add_error(builder, result.attempt.error, result, attempts)
             yield
 
-    def timed_out_since(self) -> bool:
-        """Whether the server has ended something that took too long, since it was asked last."""
-        found, self._timed_out = self._timed_out, False
-        return found
+    def pop_timed_out(self) -> bool:
+        """Whether the server has hit a time limit since the last call."""
+        timed_out, self._timed_out = self._timed_out, False
+        return timed_out
 
-    def ends(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[ObjectResult, int]]:
-        """Run the objects one after the other, and give the end and the attempts of each."""
-        run = self._together if self._job.transaction == "chunk" else self._one_by_one
+    def results(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[ObjectResult, int]]:
+        """Run the objects one after the other, and yield the result and the attempts of each."""
+        run = self._run_as_chunk if self._job.transaction == "chunk" else self._run_one_by_one
         return run(objects, 0, marks, 1)
 
-    def _add_error(self, collector: ReplyBuilder, error: BaseException, end: ObjectResult, attempts: int) -> None:
+    def _add_error(self, builder: ReplyBuilder, error: BaseException, result: ObjectResult, attempts: int) -> None:
         if not self._own_process:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(traceback_of(error))
         if is_a(error, RowGone):
-            collector.add(end.attempt._replace(status=Status.SKIPPED), 0, end.seconds)
+            builder.add(result.attempt._replace(status=Status.SKIPPED), 0, result.seconds)
         else:
-            collector.add(end.attempt, attempts, end.seconds)
+            builder.add(result.attempt, attempts, result.seconds)
 
-    def _one_by_one(
+    def _run_one_by_one(
         self, objects: Sequence[Any], first: int, marks: Marks, tries: int
     ) -> Iterator[tuple[ObjectResult, int]]:
-        # With context, a row is fetched by its own object, where that is in force, and in the object's transaction.
-        if self._rows is not None and self._carried is None and not marks.halted:
+        # With context, each object fetches its own row: there the context is in force, in the object's transaction.
+        if self._rows is not None and self._context is None and not marks.halted:
             self._deadline.start(marks, objects=len(objects))
             self._rows.try_to_load(objects)
             self._deadline.stop(marks)
@@ -186,11 +190,11 @@ class WorkerSession:
             if marks.halted:
                 yield ObjectResult(AttemptResult(Status.SKIPPED), 0.0), 0
                 continue
-            began = time.perf_counter()
-            attempt, attempts = self._try_alone(item, marks, offset, tries)
-            yield ObjectResult(attempt, time.perf_counter() - began), attempts
+            started = time.perf_counter()
+            attempt, attempts = self._run_with_retries(item, marks, offset, tries)
+            yield ObjectResult(attempt, time.perf_counter() - started), attempts
 
-    def _try_alone(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[AttemptResult, int]:
+    def _run_with_retries(self, item: Any, marks: Marks, offset: int, tries: int) -> tuple[AttemptResult, int]:
         call, last = self._call(item), tries + self._job.retries
         self._deadline.start(marks)
         while True:
@@ -205,41 +209,44 @@ class WorkerSession:
             tries += 1
 
     def _release_locks(self) -> None:
-        if self._edge is not None:  # else the connections are the caller's, and may hold locks of the caller's own
+        # Without maintenance the connections are the caller's, and may hold locks of the caller's own.
+        if self._maintenance is not None:
             release_session_locks()
 
-    def _together(
+    def _run_as_chunk(
         self, objects: Sequence[Any], first: int, marks: Marks, tries: int
     ) -> Iterator[tuple[ObjectResult, int]]:
         if len(objects) == 1:
-            yield from self._one_by_one(objects, first, marks, tries)
+            yield from self._run_one_by_one(objects, first, marks, tries)
             return
-        with self._turn:
+        with self._serial_lock:
             calls, limit = self._calls(objects, marks), partial(self._limit_callback, marks)
             self._deadline.start(marks)  # of BEGIN
-            ends = run_chunk_in_transaction(
+            results = run_chunk_in_transaction(
                 calls, marks, first, self._job.databases, noted=self._job.noted, limit=limit
             )
-            if isinstance(ends, ChunkRolledBack) or any(end.attempt.status is Status.FAILED for end in ends):
+            if isinstance(results, ChunkRolledBack) or any(
+                result.attempt.status is Status.FAILED for result in results
+            ):
                 self._release_locks()
             self._deadline.stop(marks)
         if self._rows is not None:
-            self._rows.forget()
-        if not isinstance(ends, ChunkRolledBack):
-            yield from ((end, tries if end.attempt.status is not Status.SKIPPED else 0) for end in ends)
-            if len(ends) < len(objects):  # the others have not begun
-                yield from self._together(objects[len(ends) :], first + len(ends), marks, tries)
-        elif ends.halve:
+            self._rows.discard()
+        if not isinstance(results, ChunkRolledBack):
+            yield from ((result, tries if result.attempt.status is not Status.SKIPPED else 0) for result in results)
+            if len(results) < len(objects):  # the others have not started
+                yield from self._run_as_chunk(objects[len(results) :], first + len(results), marks, tries)
+        elif results.halve:
             self._timed_out = True
             middle = len(objects) // 2
-            yield from self._together(objects[:middle], first, marks, tries + 1)
-            yield from self._together(objects[middle:], first + middle, marks, tries + 1)
+            yield from self._run_as_chunk(objects[:middle], first, marks, tries + 1)
+            yield from self._run_as_chunk(objects[middle:], first + middle, marks, tries + 1)
         else:
-            yield from self._one_by_one(objects, first, marks, tries + 1)
+            yield from self._run_one_by_one(objects, first, marks, tries + 1)
 
     def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[Callable[[], Any]]:
         if self._rows is not None and not marks.halted:
-            load = self._rows.load if self._carried is None else self._carried.around(self._rows.load)
+            load = self._rows.load if self._context is None else self._context.wrap(self._rows.load)
             self._deadline.start(marks, objects=len(objects))
             load(objects)
         for item in objects:
@@ -253,35 +260,35 @@ class WorkerSession:
 
     def _call(self, item: Any) -> Callable[[], Any]:
         call = partial(self._perform if self._job.timeout is None else self._perform_in_time, item)
-        return partial(call_guarded, call, self._watched) if self._watched else call
+        return partial(call_guarded, call, self._mysql_aliases) if self._mysql_aliases else call
 
     def _perform_in_time(self, item: Any) -> Any:
         with self._deadline.function():
             return self._perform(item)
 
     def _call_across(self, item: Any) -> Any:
-        # Both ways inside the transaction: what cannot cross is a failure that is rolled back.
+        # Inside the transaction: an object or value that cannot be pickled is a failure that is rolled back.
         return to_wire(self._function(from_wire(item)))
 
     def _call_with_pickled(self, item: bytes) -> Any:
-        return self._bare(pickle.loads(item))
+        return self._plain_call(pickle.loads(item))
 
     def _call_with_row(self, key: Any) -> Any:
         assert self._rows is not None
-        value = self._function(self._rows.take(key))
+        value = self._function(self._rows.get(key))
         return to_wire(value) if self._job.crosses else value
 
     def close(self) -> None:
-        """Close the connections that this worker opened, and put back what it found."""
+        """Close the connections that this worker opened, and undo its settings."""
         self._stack.close()
 
 
 def _random_pause(tries: int) -> float:
-    # Not from the common generator: the user's code may have given it a seed, the same in all workers.
-    longest: float = min(LONGEST_PAUSE, 0.02 * 2**tries)
-    return _dice.uniform(longest / 2, longest)
+    # Not from the shared generator: the user's code may have seeded it alike in all workers.
+    max_pause: float = min(MAX_PAUSE, 0.02 * 2**tries)
+    return _random.uniform(max_pause / 2, max_pause)
 
 
-def _in_turn(turn: threading.Lock, attempt: Callable[..., AttemptResult], *arguments: Any) -> AttemptResult:
-    with turn:
+def _with_lock(serial_lock: threading.Lock, attempt: Callable[..., AttemptResult], *arguments: Any) -> AttemptResult:
+    with serial_lock:
         return attempt(*arguments)

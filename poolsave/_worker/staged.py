@@ -1,7 +1,7 @@
-"""Several stages of a pipeline in one worker: a chunk goes through all of them before it comes back.
+"""Several stages of a pipeline in one worker: a chunk passes all of them before its reply is sent.
 
-Each stage keeps its own transactions. Objects go from stage to stage one by one, and none of them while a transaction
-of another stage is open; a stage with one transaction per chunk first waits for all that come to it, outside of it.
+Each stage keeps its own transactions. Objects pass from stage to stage one by one, never while a transaction of another
+stage is open. A stage with one transaction per chunk first gathers all its objects, before BEGIN.
 """
 
 from __future__ import annotations
@@ -25,46 +25,47 @@ from .per_chunk import ObjectResult
 from .replies import ReplyBuilder
 from .session import WorkerSession
 
-ENDED = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
+MARKS_OF_STATUSES = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
+"""The mark of an object that has ended in a stage but is not in a reply yet."""
 
 
 class Dropped(NamedTuple):
-    """Comes back in place of a value from a stage that is not the last one of its worker."""
+    """Takes the place of a value in a reply: an earlier stage of the worker has dropped the object."""
 
     stage: int
 
 
-def call_across(call: Any, unseals: bool, seals: bool, *told: Any) -> Any:
-    """A call whose object may come from another process, and whose value may go there."""
-    *before, item = told
-    value = call(*before, from_wire(item) if unseals else item)
-    # Inside the transaction: what cannot cross is a failure that is rolled back.
-    return to_wire(value) if seals else value
+def call_across(call: Any, unpickles: bool, pickles: bool, *arguments: Any) -> Any:
+    """Call with an object that may come from another process, and a value that may go there."""
+    *before, item = arguments
+    value = call(*before, from_wire(item) if unpickles else item)
+    # Inside the transaction: a value that cannot be pickled is a failure that is rolled back.
+    return to_wire(value) if pickles else value
 
 
 @dataclass(kw_only=True)
 class StagedJob(WorkerJob):
-    """What a worker needs to know that runs several stages; each of them is a job that crosses nothing itself."""
+    """The job of a worker with several stages. Each stage is a job that does not cross processes itself."""
 
     stages: tuple[WorkerJob, ...] = ()
     names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, stages: Sequence[WorkerJob], names: Sequence[str], settings: Any) -> StagedJob:
-        """Make one job of several, with these settings for the databases."""
+        """Join several jobs, with these settings for the databases."""
         first, last = stages[0], len(stages) - 1
         crosses = first.crosses
         for number, job in enumerate(stages):
-            # Rows come by their keys, which the session itself unseals.
-            unseals, seals = crosses and number == 0 and job.queryset is None, crosses and number == last
-            if unseals or seals:
-                job.call = partial(call_across, job.call, unseals, seals)
+            # With a queryset the objects are keys, which the session itself unpickles.
+            unpickles, pickles = crosses and number == 0 and job.queryset is None, crosses and number == last
+            if unpickles or pickles:
+                job.call = partial(call_across, job.call, unpickles, pickles)
             job.crosses = False
-        told = {**vars(first), "crosses": crosses, "settings": settings}
-        return cls(**told, stages=tuple(stages), names=tuple(names))
+        fields = {**vars(first), "crosses": crosses, "settings": settings}
+        return cls(**fields, stages=tuple(stages), names=tuple(names))
 
     def settle(self, note: int) -> Status:
-        """Ask the database of the stages whose transactions are noted, which is one."""
+        """Ask the database of the one stage whose transactions are noted."""
         return next(job for job in self.stages if job.noted).settle(note)
 
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
@@ -74,33 +75,33 @@ class StagedJob(WorkerJob):
 
 
 class StagedItem:
-    """One object on its way through the stages of a worker."""
+    """One object in the stages of a worker."""
 
-    __slots__ = ("attempts", "end", "flaw", "offset", "open", "seconds", "stage", "value")
+    __slots__ = ("attempts", "callback_error", "offset", "open", "result", "seconds", "stage", "value")
 
     def __init__(self, offset: int, value: Any, stages: int) -> None:
         self.offset = offset
         self.value = value
         self.open = True
         self.stage = 0
-        self.end = AttemptResult(Status.SKIPPED)
+        self.result = AttemptResult(Status.SKIPPED)
         self.attempts = 0
-        self.flaw: BaseException | None = None
+        self.callback_error: BaseException | None = None
         self.seconds = [0.0] * stages
 
-    def take(self, stage: int, end: ObjectResult, attempts: int, name: str) -> None:
-        """A stage is done with it."""
-        self.stage, self.end, self.attempts = stage, end.attempt, attempts
-        self.seconds[stage] = end.seconds
-        self.value = end.attempt.value
-        self.open = end.attempt.status is Status.SUCCEEDED and self.value is not DROP
-        if end.attempt.status is Status.SUCCEEDED and end.attempt.error is not None:
-            self.flaw = end.attempt.error if self.flaw is None else self.flaw
-            add_note(end.attempt.error, f"poolsave: in an on_commit callback of the stage {name!r}")
+    def take(self, stage: int, result: ObjectResult, attempts: int, name: str) -> None:
+        """Take the result of a stage."""
+        self.stage, self.result, self.attempts = stage, result.attempt, attempts
+        self.seconds[stage] = result.seconds
+        self.value = result.attempt.value
+        self.open = result.attempt.status is Status.SUCCEEDED and self.value is not DROP
+        if result.attempt.status is Status.SUCCEEDED and result.attempt.error is not None:
+            self.callback_error = result.attempt.error if self.callback_error is None else self.callback_error
+            add_note(result.attempt.error, f"poolsave: in an on_commit callback of the stage {name!r}")
 
 
 class StageMarks:
-    """The marks of one stage, for the objects that came to it."""
+    """The marks of one stage, for the objects that reach it."""
 
     def __init__(self, marks: Marks, stage: int, offsets: Sequence[int]) -> None:
         self._marks = marks
@@ -129,87 +130,87 @@ class StagedSession(WorkerSession):
         super().__init__(job, _never, None, stack, own_process=own_process)
         self._names = job.names
         self._stages = sessions
-        self._whole = [one.transaction == "chunk" for one in job.stages]
+        self._per_chunk = [stage.transaction == "chunk" for stage in job.stages]
         self._by_keys = job.stages[0].queryset is not None
-        self._straight = False
+        self._uses_fast_loop = False
 
-    def _new_collector(self, waited: float) -> ReplyBuilder:
+    def _new_builder(self, waited: float) -> ReplyBuilder:
         return StagedReplyBuilder(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
 
-    def _collected(self, objects: Sequence[Any], marks: Marks, collector: ReplyBuilder) -> Iterator[None]:
-        assert isinstance(collector, StagedReplyBuilder)
-        for passage in self._through(objects, marks):
-            self._collect(collector, passage)
+    def _run_objects(self, objects: Sequence[Any], marks: Marks, builder: ReplyBuilder) -> Iterator[None]:
+        assert isinstance(builder, StagedReplyBuilder)
+        for staged in self._run_stages(objects, marks):
+            self._add(builder, staged)
             yield
 
-    def timed_out_since(self) -> bool:
-        told = [one.timed_out_since() for one in self._stages]
-        return any(told)
+    def pop_timed_out(self) -> bool:
+        timed_out = [session.pop_timed_out() for session in self._stages]  # every flag is cleared
+        return any(timed_out)
 
-    def _through(self, objects: Sequence[Any], marks: Marks) -> Iterator[StagedItem]:
-        passages = iter([StagedItem(offset, item, len(self._stages)) for offset, item in enumerate(objects)])
+    def _run_stages(self, objects: Sequence[Any], marks: Marks) -> Iterator[StagedItem]:
+        staged_items = iter([StagedItem(offset, item, len(self._stages)) for offset, item in enumerate(objects)])
         for number in range(len(self._stages)):
-            # The first stage takes all at once, too: rows are fetched by their range, and run one by one all the same.
-            pass_on = self._all if self._whole[number] or number == 0 else self._each
-            passages = pass_on(number, passages, marks)
-        return passages
+            # The first stage takes all objects as well: rows are fetched by range, and still run one by one.
+            run_stage = self._run_all if self._per_chunk[number] or number == 0 else self._run_each
+            staged_items = run_stage(number, staged_items, marks)
+        return staged_items
 
-    def _all(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
-        passages = list(incoming)
-        going = [one for one in passages if one.open]
-        stage_marks = StageMarks(marks, number, [one.offset for one in going])
-        ends = self._stages[number].ends([one.value for one in going], stage_marks)
-        for passage in passages:
-            if passage.open:
-                self._take(passage, number, *next(ends), marks)
-            yield passage
+    def _run_all(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
+        staged_items = list(incoming)
+        open_items = [staged for staged in staged_items if staged.open]
+        stage_marks = StageMarks(marks, number, [staged.offset for staged in open_items])
+        results = self._stages[number].results([staged.value for staged in open_items], stage_marks)
+        for staged in staged_items:
+            if staged.open:
+                self._note_result(staged, number, *next(results), marks)
+            yield staged
 
-    def _each(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
-        ends, offsets = self._stages[number].ends, [0]
+    def _run_each(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
+        results, offsets = self._stages[number].results, [0]
         stage_marks = StageMarks(marks, number, offsets)
-        for passage in incoming:
-            if passage.open:
-                offsets[0] = passage.offset
-                ((end, attempts),) = ends([passage.value], stage_marks)
-                self._take(passage, number, end, attempts, marks)
-            yield passage
+        for staged in incoming:
+            if staged.open:
+                offsets[0] = staged.offset
+                ((result, attempts),) = results([staged.value], stage_marks)
+                self._note_result(staged, number, result, attempts, marks)
+            yield staged
 
-    def _take(self, passage: StagedItem, number: int, end: ObjectResult, attempts: int, marks: Marks) -> None:
-        passage.take(number, end, attempts, self._names[number])
-        mark = ENDED.get(end.attempt.status)
+    def _note_result(self, staged: StagedItem, number: int, result: ObjectResult, attempts: int, marks: Marks) -> None:
+        staged.take(number, result, attempts, self._names[number])
+        mark = MARKS_OF_STATUSES.get(result.attempt.status)
         if mark is not None:
-            marks.put(passage.offset, number * MARKS_PER_STAGE + mark)
+            marks.put(staged.offset, number * MARKS_PER_STAGE + mark)
 
-    def _collect(self, collector: StagedReplyBuilder, passage: StagedItem) -> None:
-        collector.note_seconds(passage.seconds)
-        attempt = passage.end
-        if passage.open and attempt.error is passage.flaw is None:
-            collector.add(attempt, passage.attempts, 0.0)
+    def _add(self, builder: StagedReplyBuilder, staged: StagedItem) -> None:
+        builder.note_seconds(staged.seconds)
+        attempt = staged.result
+        if staged.open and attempt.error is staged.callback_error is None:
+            builder.add(attempt, staged.attempts, 0.0)
             return
         if attempt.status is not Status.SUCCEEDED:
-            attempt = attempt._replace(value=passage.stage)  # where it ended
-        elif passage.value is DROP and passage.stage < len(self._stages) - 1:
-            dropped = Dropped(passage.stage)
+            attempt = attempt._replace(value=staged.stage)  # where it ended
+        elif staged.value is DROP and staged.stage < len(self._stages) - 1:
+            dropped = Dropped(staged.stage)
             attempt = attempt._replace(value=to_wire(dropped) if self._job.crosses else dropped)
         if attempt.error is None:
-            attempt = attempt._replace(error=passage.flaw if attempt.status is Status.SUCCEEDED else None)
+            attempt = attempt._replace(error=staged.callback_error if attempt.status is Status.SUCCEEDED else None)
         if attempt.error is None:
-            collector.add(attempt, passage.attempts, 0.0)
+            builder.add(attempt, staged.attempts, 0.0)
         else:
-            self._add_error(collector, attempt.error, ObjectResult(attempt, 0.0), passage.attempts)
+            self._add_error(builder, attempt.error, ObjectResult(attempt, 0.0), staged.attempts)
 
 
 class StagedReplyBuilder(ReplyBuilder):
-    """Times each stage: the column of seconds holds those of all objects in the first stage, then in the next one."""
+    """Times each stage. The column of seconds holds all objects' for the first stage, then for the next one."""
 
     def __init__(self, worker: int | str, waited: float, *, crosses: bool, stages: int) -> None:
         self._by_stage: list[array[float]] = [array("d") for _ in range(stages)]
         super().__init__(worker, waited, crosses=crosses)
 
     def note_seconds(self, seconds: Sequence[float]) -> None:
-        """What the next object took, stage by stage."""
-        for column, one in zip(self._by_stage, seconds, strict=True):
-            column.append(one)
+        """Add the seconds of the next object, stage by stage."""
+        for column, stage_seconds in zip(self._by_stage, seconds, strict=True):
+            column.append(stage_seconds)
         self.longest = max(self.longest, sum(seconds))
 
     def take(self) -> Any:

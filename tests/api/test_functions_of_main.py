@@ -46,4 +46,4 @@ def test_function_under_the_guard_is_named_by_the_worker(main):
     sent = pickle.loads(pickle.dumps(job))
     del main.double  # the script is imported by another name there
     with pytest.raises(InvalidOperation, match=r"double.*nor under if __name__ == \"__main__\""):
-        sent._restored()
+        sent._unpickled_function()

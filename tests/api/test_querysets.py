@@ -454,6 +454,6 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
 def _taken(rows, chunk):
     for key in chunk:
         try:
-            yield rows.take(key).pk
+            yield rows.get(key).pk
         except RowGone:
             continue

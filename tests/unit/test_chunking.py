@@ -53,7 +53,7 @@ def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, worker
     pace = AdaptiveSize()
     for size, spent, timed_out in history:
         pace = pace.after(size, spent, timed_out=timed_out)
-    size = next_size(pace.size, remaining=remaining, workers=workers, room=LARGEST, least=pace.least)
+    size = next_size(pace.size, remaining=remaining, workers=workers, room=LARGEST, min_size=pace.min_size)
     share = -(-remaining // (2 * workers))
     assert size <= max(1, share) or size * pace.per_object <= SHORTEST * 1.001
 
@@ -62,7 +62,7 @@ def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, worker
     ("remaining", "least", "size"), [(10_000, 1, 500), (100, 1, 25), (100, 40, 40), (None, 1, 500)]
 )
 def test_the_tail_is_shared_among_the_workers(remaining, least, size):
-    assert next_size(500, remaining=remaining, workers=2, room=1000, least=least) == size
+    assert next_size(500, remaining=remaining, workers=2, room=1000, min_size=least) == size
 
 
 def test_fixed_sizes_stay_whatever_happens():
@@ -89,25 +89,25 @@ def test_what_the_next_stage_has_use_for_is_never_exceeded_and_always_within_rea
         pacing.learn(size, spent, timed_out=timed_out, inline=False)
     bound = max_lead(capacity, workers=workers)
     assert bound >= workers
-    size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers, bound=bound)
+    size = pacing.next_size(in_flight=in_flight, remaining=None, workers=workers, max_lead=bound)
     assert not size or in_flight + size <= bound
-    assert pacing.next_size(in_flight=0, remaining=None, workers=workers, bound=bound) >= 1
+    assert pacing.next_size(in_flight=0, remaining=None, workers=workers, max_lead=bound) >= 1
     assert pacing.capacity(workers, bound) <= bound
 
 
 @pytest.mark.parametrize(("chunksize", "window", "size"), [(500, None, 500), ("auto", 40, 1), (30, 40, 20)])
 def test_what_somebody_has_set_is_not_bounded_by_the_next_stage(chunksize, window, size):
     pacing = FlowControl(chunksize, window)
-    assert pacing.next_size(in_flight=10, remaining=None, workers=2, bound=8) == size
+    assert pacing.next_size(in_flight=10, remaining=None, workers=2, max_lead=8) == size
 
 
 @pytest.mark.parametrize(("seconds", "depth"), [(0.0001, 4), (0.01, 2), (0.05, 1)])
 def test_brisk_chunks_are_sent_in_advance(seconds, depth):
     pacing = FlowControl("auto", None)
     pacing.learn(1, seconds, timed_out=False, inline=False)
-    assert pacing.depth == depth
+    assert pacing.prefetch == depth
     pacing.learn(1, seconds, timed_out=False, inline=True)
-    assert pacing.depth == 1
+    assert pacing.prefetch == 1
 
 
 def test_objects_without_any_measurable_time_do_not_divide_by_zero():

@@ -31,7 +31,7 @@ def every_object_tiny(*, wanted=True):
     """All but the first count as too brisk for a look at the clock after each of them."""
     with pytest.MonkeyPatch.context() as patch:
         if wanted:
-            patch.setattr(_straight, "TINY", 3600.0)
+            patch.setattr(_straight, "UNTIMED_BELOW", 3600.0)
             patch.setattr(_straight, "FIRST_CHECK", -1.0)
         yield
 
@@ -46,9 +46,9 @@ def act(kind):
 def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
     replies = []
     began = time.perf_counter()
-    collector = ReplyBuilder("w", 0.0, crosses=crosses)
+    builder = ReplyBuilder("w", 0.0, crosses=crosses)
     with every_object_tiny(wanted=tiny):
-        begun = FastLoop(act, LocalMarks(), collector, lambda body, final: replies.append((body, final))).run(objects)
+        begun = FastLoop(act, LocalMarks(), builder, lambda body, final: replies.append((body, final))).run(objects)
     took = time.perf_counter() - began
     assert begun == len(objects)
     answers = [Reply.from_bytes(body) if crosses else body for body, _final in replies]
@@ -57,7 +57,7 @@ def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
     ]
     assert sum(len(answer.values) for answer in answers) == len(objects)
     assert [final for _body, final in replies] == [False] * (len(replies) - 1) + [True] * bool(objects)
-    failed = {answer.offset + place for answer in answers for place in answer.troubles}
+    failed = {answer.offset + place for answer in answers for place in answer.details}
     bad = {"error", "lock"} if crosses else {"error"}
     assert failed == {place for place, kind in enumerate(objects) if kind in bad}
     laps = [lap for answer in answers for lap in answer.seconds]
@@ -70,8 +70,8 @@ def test_a_failure_is_told_before_its_mark_says_that_it_returned():
     times = []
     marks.stamps = lambda size, **_marks: times.append(array("d", [0.0] * size)) or times[0]
     seen = []
-    collector = ReplyBuilder("w", 0.0, crosses=True)
-    FastLoop(act, marks, collector, lambda body, final: seen.append(list(times[0]))).run(["value", "error"])
+    builder = ReplyBuilder("w", 0.0, crosses=True)
+    FastLoop(act, marks, builder, lambda body, final: seen.append(list(times[0]))).run(["value", "error"])
     assert seen[0][0] > 0
     assert seen[0][1] == 0.0
 
@@ -147,8 +147,8 @@ def pauses_and_fails_now_and_then(number):
 @pytest.mark.parametrize("before", range(1000, 1008))
 def test_objects_that_get_slow_and_fail_are_timed_one_by_one(before):
     replies = []
-    collector = ReplyBuilder("w", 0.0, crosses=False)
-    run = FastLoop(pauses_and_fails_now_and_then, LocalMarks(), collector, lambda body, _: replies.append(body))
+    builder = ReplyBuilder("w", 0.0, crosses=False)
+    run = FastLoop(pauses_and_fails_now_and_then, LocalMarks(), builder, lambda body, _: replies.append(body))
     run.run(range(100 - before, 140))
     laps = [lap for reply in replies for lap in reply.seconds]
     assert sum(lap < 0.003 for lap in laps[before:]) < _straight.CALLS_PER_CHECK
@@ -207,7 +207,7 @@ def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
     run = FastLoop(
         lambda item: item, LocalMarks(), ReplyBuilder("w", 0.0, crosses=False), lambda body, final: got.append(body)
     )
-    got, go_on = [], run._run_on
+    got, go_on = [], run._run_timed
 
     def interrupted(place):
         place, error = go_on(place) if place > when else _until(run, place, when)
@@ -219,11 +219,11 @@ def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
             return place, Alarm()
         return place, error
 
-    run._run_on = interrupted
+    run._run_timed = interrupted
     assert run.run(list(range(size))) == size
     values = [value for body in got for value in body.values]
     assert values == [None if number == when else number for number in range(size)]
-    failed = [body.offset + place for body in got for place in body.troubles]
+    failed = [body.offset + place for body in got for place in body.details]
     assert failed == ([when] if when < size else [])
 
 
@@ -288,7 +288,7 @@ def alarm_after(seconds):
 
     sounding = True
     gc.collect()
-    gc.disable()  # or it may sound in somebody's callback of the collector, from which nothing can be raised
+    gc.disable()  # or it may sound in somebody's callback of the builder, from which nothing can be raised
     before = signal.signal(signal.SIGVTALRM, sound)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
