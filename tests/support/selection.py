@@ -41,6 +41,8 @@ def mark_exhaustive(items):
         tests[item.nodeid.partition("[")[0]].append(item)
     for group in tests.values():
         chosen = covering([item for item in group if not is_left_out(item)] or group[:1])
+        if "unit" in group[0].path.parts:
+            chosen = group
         if "slow" in group[0].path.parts:
             chosen = [item for item in group if item.get_closest_marker("chaos") or item.get_closest_marker("large")]
         for item in group:
