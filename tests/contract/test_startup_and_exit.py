@@ -185,7 +185,8 @@ KILLED_AT_EXIT = """
 
     if __name__ == "__main__":
         executor = executors.ProcessExecutor(start_method=sys.argv[1])
-        saves = concurrent_saves(transaction=None, workers=2, executor=executor).__enter__()
+        block = concurrent_saves(transaction=None, workers=2, executor=executor)
+        saves = block.__enter__()
         saves.submit(pow, 2, 2).result()
 """
 

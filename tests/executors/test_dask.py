@@ -244,7 +244,7 @@ def test_a_client_of_the_caller_stays_as_it_is(client):
     assert set(client.run(run_states).values()) == {0}
 
 
-def test_a_transaction_of_others_in_the_same_worker_stays_as_it_is(tmp_path):
+def test_a_transaction_of_others_in_the_same_worker_stays_as_it_is(tmp_path, postgres_url):
     """They run in another thread of the process, which is theirs as much as ours."""
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     with Client(address_of(1, 2), set_as_default=False) as client:
