@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from functools import cache
 
 import psutil
@@ -22,6 +23,8 @@ from tests.support.pools import EXECUTORS, START_METHODS
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
+
+STARTED = time.monotonic()
 
 collect_ignore = ["typing", "benchmarks"]  # the latter has settings of its own
 
@@ -41,6 +44,14 @@ def pytest_timeout_cancel_timer(item):
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip what comes after so many minutes, if there is a limit: a part of all combinations, in random order."""
+    minutes = os.environ.get("POOLSAVE_TEST_MINUTES")
+    if minutes is not None and time.monotonic() - STARTED > 60 * float(minutes):
+        pytest.skip(f"the {minutes} minutes of POOLSAVE_TEST_MINUTES are over")
 
 
 def pytest_collection_finish():
