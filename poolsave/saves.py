@@ -119,6 +119,7 @@ class Saves:
         self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
         self._driver = BlockDriver(executor, job, options, self._report, progress)
+        self._block = block  # so that it lives as long as this object does, for callers of __enter__()
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
         self._safeguard.atexit = False

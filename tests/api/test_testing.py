@@ -126,14 +126,13 @@ RUNNERS = {
 
 
 @pytest.fixture
-def database(request, tmp_path):
+def database(request, tmp_path, postgres_url):
     """What Django makes the test database of."""
     import json
 
     from django.conf import settings
 
     if request.param == "postgres":
-        request.getfixturevalue("postgres_url")
         told = {name: settings.DATABASES["postgres"][name] for name in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")}
         return json.dumps({**told, "NAME": "postgres", "TEST": {"NAME": f"test_of_others_{os.getpid()}"}})
     return json.dumps(
