@@ -194,11 +194,12 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
 def refused(wrapper: BaseDatabaseWrapper) -> Iterator[None]:
     """Make every use of this wrapper fail, also by a cursor that a module keeps: the statements would run outside of
     the worker's transaction."""
+    before = wrapper.wrap_database_errors
     wrapper.wrap_database_errors = UseRefused(wrapper)
     try:
         yield
     finally:
-        vars(wrapper).pop("wrap_database_errors", None)  # a cached property: Django makes a new one
+        wrapper.wrap_database_errors = before
 
 
 class UseRefused(DatabaseErrorWrapper):

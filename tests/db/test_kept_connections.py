@@ -12,7 +12,7 @@ import pytest
 from django.db import DatabaseError, connections, transaction
 
 from poolsave import InsideTransaction, InvalidOperation, pooled_operation
-from poolsave._db.connections import worker_connections, worker_settings
+from poolsave._db.connections import refused, worker_connections, worker_settings
 from poolsave._db.descriptors import NOT_YOURS
 from tests.models import Person
 from tests.support import operations
@@ -70,6 +70,17 @@ def test_kept_driver_connection_fails_each_object(server):
         assert cursor.fetchall()[0] == (2,)
         raw.rollback()
     assert not Person.objects.using(server).exists()
+
+
+def test_refusal_within_another_leaves_the_outer_one():
+    wrapper = connections["default"]
+    with refused(wrapper):
+        with refused(wrapper):
+            pass
+        with pytest.raises(InvalidOperation), wrapper.wrap_database_errors:
+            pass
+    with wrapper.wrap_database_errors:
+        pass
 
 
 def test_sockets_of_the_caller_go_on_blocking():

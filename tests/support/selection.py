@@ -1,9 +1,9 @@
 """Which combinations of parameters the default run leaves to CI.
 
 A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
-combination of databases, start methods, executors and modes: those are marked `exhaustive`. Neither does it try the
-executors that start fresh interpreters, nor those of other libraries, apart from the contract suite, which is about
-executors.
+combination of databases, start methods, executors and modes: those are marked `exhaustive`. Where a test runs over all
+executors, those that start fresh interpreters are left to CI, and outside of the contract suite also those of other
+libraries.
 Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
