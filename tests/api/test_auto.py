@@ -211,7 +211,7 @@ def test_tests_that_want_all_inline_win(leaving):
 # A worker's death
 
 
-def test_after_a_worker_has_died_nothing_comes_back_to_the_caller(monkeypatch, flapping):
+def test_worker_death_keeps_what_is_left_out_of_the_caller(monkeypatch, flapping):
     home = os.getpid()
 
     @pure
@@ -405,7 +405,7 @@ def test_a_block_inside_a_transaction_stays_in_the_caller():
     assert "inside a transaction" in saves.report.tried[0].verdict
 
 
-def test_a_block_with_context_that_cannot_be_sent_stays_in_the_caller():
+def test_block_with_unpicklable_context_stays_in_the_caller():
     options = {"executor": "auto", "start_method": "forkserver", "transaction": None}
     with concurrent_saves(**options, workers=2, carry=[ContextVar("nowhere")]) as saves:
         assert saves.submit(os.getpid).result() == os.getpid()

@@ -103,7 +103,8 @@ def test_if_the_body_raises_its_exception_leaves_unchanged(block, tmp_path):
     assert report.total == report.succeeded + report.skipped == 10
 
 
-def test_what_has_not_started_is_skipped_and_what_runs_is_finished(tmp_path, pool):
+def test_error_in_the_body_skips_what_has_not_started(tmp_path, pool):
+    """A call that runs already is finished."""
     if pool["executor"] == "serial":
         return
     flag = tmp_path / "go"
@@ -146,7 +147,7 @@ def test_map_reuses_the_workers_and_reports_for_itself(block):
     assert saves.report.total == 24
 
 
-def test_map_in_the_block_finishes_what_was_fed_when_its_input_raises(block):
+def test_map_finishes_what_was_read_when_its_input_raises(block):
     def breaks_off():
         yield from range(3)
         raise LookupError
@@ -164,7 +165,7 @@ def test_a_function_without_a_name_is_refused_in_the_caller(method):
     assert saves.report.total == 0
 
 
-def test_arguments_that_cannot_be_pickled_are_a_failure_of_that_call():
+def test_unpicklable_arguments_fail_their_own_call_only():
     with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
         bad = saves.submit(operations.doubles, threading.Lock())
         good = saves.submit(operations.doubles, 1)
@@ -277,7 +278,7 @@ def test_save_refuses_a_database_that_no_transaction_covers():
         saves.save(Person(name="a"), using="second")
 
 
-def test_progress_that_raises_ends_the_block_with_everything_accounted_for(block):
+def test_progress_that_raises_ends_the_block_with_all_outcomes(block):
     def tell(done, total):
         raise ZeroDivisionError
 
@@ -292,7 +293,7 @@ def test_progress_that_raises_ends_the_block_with_everything_accounted_for(block
     assert all(future.done() for future in futures)
 
 
-def test_a_callback_that_exits_ends_the_block_with_everything_accounted_for(block, pool, tmp_path):
+def test_callback_that_exits_ends_the_block_with_all_outcomes(block, pool, tmp_path):
     if pool["executor"] == "serial":  # the future is done by then, so that the exit is the body's own
         return
 
@@ -325,7 +326,7 @@ def test_a_running_object_may_submit_more(options):
     assert saves.report.succeeded == 3 * 31
 
 
-def test_a_worker_that_dies_with_a_full_window_leaves_room_for_what_it_had():
+def test_worker_death_frees_its_places_in_a_full_window():
     with concurrent_saves(workers=1, window=1, transaction=None, start_method="fork") as saves:
         for _ in range(2):
             pid, _name = saves.submit(operations.process_and_thread, 1).result(30)

@@ -87,7 +87,7 @@ def test_sqlite_in_memory_is_told(monkeypatch):
     assert message.msg == str(caught.value)
 
 
-def test_a_function_that_cannot_be_pickled_is_told_where_it_must_be():
+def test_check_reports_a_function_that_cannot_be_pickled():
     nameless = PooledOperation(lambda _item: None, {"transaction": None, "start_method": "spawn"})
     (message,) = nameless.check()
     assert message.id == "poolsave.E002"
@@ -179,7 +179,7 @@ def test_too_few_connections_of_mariadb_are_told():
     assert f"{limit} workers would need {limit} connections" in message.msg
 
 
-def test_a_database_that_cannot_be_reached_is_told_and_not_raised(monkeypatch):
+def test_check_warns_of_an_unreachable_database(monkeypatch):
     monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", "/nowhere")
     (message,) = quiet.using(databases=("postgres",)).check()
     assert message.id == "poolsave.W004"

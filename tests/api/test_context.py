@@ -202,7 +202,7 @@ def test_an_error_of_restore_is_the_failure_of_its_object(pool, alias, transacti
 
 
 @pytest.mark.parametrize("transaction", ["object", None])
-def test_an_error_that_a_context_manager_suppresses_is_still_a_failure(alias, transaction):
+def test_error_suppressed_by_a_context_manager_is_a_failure(alias, transaction):
     operation = carriers.save_audited.using(
         databases=(alias,), carry=[carriers.Suppresses()], executor="serial", transaction=transaction
     )
@@ -218,7 +218,7 @@ def test_restore_that_is_a_generator_is_told():
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_variable_that_workers_cannot_find_is_refused_before_any_starts(method):
+def test_variable_that_workers_cannot_find_is_refused_at_once(method):
     nameless = ContextVar("nameless")
     read = []
     with pytest.raises(InvalidOption, match="define 'nameless' at the top of a module") as caught:
@@ -227,7 +227,8 @@ def test_a_variable_that_workers_cannot_find_is_refused_before_any_starts(method
     assert read == []
 
 
-def test_a_variable_without_a_name_works_where_functions_without_a_name_work():
+def test_local_variable_is_carried_where_nothing_is_pickled():
+    """A variable of no module works wherever a lambda does."""
     nameless = ContextVar("nameless")
     tells = pooled_operation(transaction=None, workers=2, progress=False)(lambda _item: nameless.get(None))
     with setting(nameless, "found"):

@@ -175,7 +175,7 @@ def test_an_error_of_a_foreign_executor_does():
     assert check(caught).succeeded == 2
 
 
-def test_an_executor_that_breaks_leaves_no_object_without_an_outcome():
+def test_broken_executor_leaves_no_object_without_an_outcome():
     with pytest.raises(Frozen) as caught:
         doubles.using(executor=Breaks()).map(range(6))
     report = caught.value.report

@@ -87,7 +87,7 @@ def test_an_error_after_is_a_worker_that_cannot_start(start_method):
 
 
 @pytest.mark.parametrize("block", [False, True])
-def test_an_error_before_a_replacement_ends_the_run_with_its_report(block):
+def test_before_fork_error_at_a_replacement_ends_the_run(block):
     options = {"workers": 1, "chunksize": 1, "start_method": "fork", "before_fork": hooks.FailsLater()}
     if block:
         with (
@@ -106,7 +106,7 @@ def test_an_error_before_a_replacement_ends_the_run_with_its_report(block):
     assert report.total == 2 + report.skipped
 
 
-def test_a_thread_that_before_fork_ends_does_not_stand_in_the_way_of_a_fork():
+def test_thread_that_before_fork_ends_does_not_prevent_fork():
     metrics = hooks.Metrics()
     factor = 3
     operation = operations.pooled_operation(transaction=None, workers=2, progress=False)(lambda number: factor * number)
@@ -132,7 +132,7 @@ def test_settings_name_them_by_dotted_paths(settings):
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_hook_that_workers_cannot_find_is_refused_before_any_starts(method):
+def test_hook_that_workers_cannot_find_is_refused_at_once(method):
     with pytest.raises(InvalidOption, match="top of one"):
         operations.doubles.using(start_method=method, after_fork=lambda: None).map([1])
     assert operations.doubles.using(start_method="fork", after_fork=lambda: None).map([1]).ok

@@ -215,7 +215,7 @@ NESTED = """
 """
 
 
-def test_a_pool_can_end_its_workers_by_sigterm_while_they_run_something(tmp_path):
+def test_sigterm_of_another_pool_ends_a_worker_inside_a_run(tmp_path):
     """multiprocessing's pools, as Django's `test --parallel` has one, wait for ever if it does not end them."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(NESTED))

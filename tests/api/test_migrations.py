@@ -162,7 +162,7 @@ def visit_by_apps(row, apps):
 
 
 @pytest.mark.parametrize("alias", ["default", "postgres"])
-def test_an_atomic_migration_is_refused_at_once_with_the_corrected_code(alias):
+def test_atomic_migration_is_refused_with_the_corrected_code(alias):
     Thing.objects.using(alias).create()
     with pytest.raises(InsideTransaction) as caught:
         run_in_an_editor(RunPooled(visit, queryset="Thing"), alias, atomic=True)
@@ -172,7 +172,8 @@ def test_an_atomic_migration_is_refused_at_once_with_the_corrected_code(alias):
 
 
 @needs_mariadb
-def test_no_migration_is_atomic_on_mariadb_so_that_none_is_refused():
+def test_atomic_migration_runs_on_mariadb():
+    """Django opens no transaction there, since its DDL cannot be rolled back."""
     Thing.objects.using("mariadb").create()
     run_in_an_editor(RunPooled(visit, queryset="Thing"), "mariadb", atomic=True)
     assert Thing.objects.using("mariadb").get().visits == 1
@@ -274,7 +275,8 @@ def keeps_unvisited(row, apps):
     return DROP if row.visits else row
 
 
-def test_a_pipeline_takes_historical_rows_and_is_written_by_the_names_of_its_stages():
+def test_pipeline_in_a_migration_is_written_by_its_stages_names():
+    """It also takes historical rows, and is refused in an atomic migration as an operation is."""
     Thing.objects.create(visits=5)
     Thing.objects.create()
     step = RunPooled(keeps_unvisited | visit_pooled, queryset="Thing", workers=2)
@@ -383,8 +385,8 @@ def name_of(row):
     return row.full_name
 
 
-def test_historical_instances_do_not_turn_into_today_s_on_their_way(history):
-    """Pickle knows a model by its name only."""
+def test_historical_instance_outside_a_queryset_is_refused(history):
+    """Pickle finds a model by its name only: the worker would see today's model."""
     customers = make_customers(history, 2)
     report = name_of.using(databases=(history.alias,), start_method="fork").map(list(customers))
     assert [outcome.status for outcome in report.failures] == [Status.FAILED] * 2
@@ -486,7 +488,7 @@ def test_migrate_shows_a_bar_unless_it_is_to_be_silent(project):
     assert "Run price over Item in a pool" in project("migrate", "shop", "zero", "--plan").stdout
 
 
-def test_a_test_suite_on_sqlite_in_memory_runs_the_migration_inline(project):
+def test_migration_runs_inline_for_tests_on_sqlite_in_memory(project):
     assert "OK" in project("test").stderr
 
 

@@ -48,7 +48,7 @@ def test_unknown_options_are_refused_at_decoration(keyword):
         pooled_operation(**{keyword: 4})
 
 
-def test_functions_that_no_pool_can_run_are_refused_at_decoration():
+def test_generators_and_coroutines_are_refused_at_decoration():
     def generates(item):
         yield item
 

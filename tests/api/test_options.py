@@ -40,7 +40,7 @@ def test_a_value_that_cannot_work_is_refused_by_name_and_value(use, name, value)
     assert isinstance(caught.value, ValueError)
 
 
-def test_settings_give_defaults_and_the_environment_wins_over_them(settings, monkeypatch):
+def test_environment_overrides_the_defaults_of_the_settings(settings, monkeypatch):
     settings.POOLSAVE = {"workers": 7, "executor": "thread", "chunksize": 9}
     plain = pooled_operation(operations.plain_save)
     assert (plain.options.workers, plain.options.executor, plain.options.chunksize) == (7, "thread", 9)

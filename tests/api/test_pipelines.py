@@ -56,7 +56,7 @@ def names():
     return sorted(Person.objects.values_list("name", flat=True))
 
 
-def test_stages_follow_each_other_and_the_report_has_a_row_for_each():
+def test_report_of_a_pipeline_has_a_row_for_each_stage():
     pipeline = stages.drops_threes.using(**SERIAL) | stages.fails_on_five.using(**THREAD) | stages.doubles
     report = pipeline.map(range(10))
     assert report.values == [2, 4, 8, 14, 16]
@@ -85,7 +85,7 @@ def test_the_option_keep_decides_what_is_kept_of_the_dropped(keep, items):
     assert [one.item for one in report if one.status is Status.DROPPED] == items
 
 
-def test_an_operation_by_itself_gives_a_list_and_drop_as_they_are():
+def test_operation_outside_a_pipeline_returns_lists_and_drop():
     assert stages.twice(3) == [3, -3]
     assert stages.twice.using(**SERIAL).map([1, 2]).values == [[1, -1], [2, -2]]
     assert stages.drops_threes.using(**FORK).map([1, 3]).values == [1, DROP]
@@ -173,7 +173,7 @@ def test_an_error_that_is_its_own_cause_is_told_like_any_other(options, steps):
     assert type(future.exception()) is LookupError
 
 
-def test_what_cannot_be_sent_to_the_next_stage_is_that_stage_s_failure():
+def test_value_that_cannot_be_pickled_fails_in_the_next_stage():
     @pooled_operation(transaction=None, progress=False, **SERIAL)
     def locks(number):
         return threading.Lock() if number == 1 else number
@@ -218,7 +218,7 @@ def test_an_endless_input_is_read_no_further_than_the_windows(fused):
     outcomes.close()
 
 
-def test_a_slow_last_stage_stops_the_feeding_and_no_window_stays_empty():
+def test_slow_last_stage_stops_reading_once_windows_are_full():
     read, done = [], []
 
     @pooled_operation(transaction=None, progress=False, window=2, workers=1, chunksize=1, **THREAD)
@@ -236,7 +236,7 @@ def test_a_slow_last_stage_stops_the_feeding_and_no_window_stays_empty():
 
 @pytest.mark.parametrize("more", [0, 2])
 @pytest.mark.parametrize("options", [FORK, THREAD])
-def test_a_fast_stage_reads_no_more_than_a_slow_one_behind_it_has_use_for(options, more):
+def test_fast_stage_reads_no_further_than_a_slow_later_one_needs(options, more):
     """The fast stages could have thousands of objects in flight, by their own speed, before the slow one had ten."""
     read = []
 
@@ -274,7 +274,9 @@ def test_several_values_count_for_the_window():
 @with_database
 @pytest.mark.parametrize("transaction", ["object", "chunk"])
 @pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
-def test_a_stage_never_runs_inside_another_s_transaction_also_when_fused(options, transaction):
+def test_stage_never_runs_inside_the_transaction_of_another(options, transaction):
+    """Not where stages share their workers, either."""
+
     @pooled_operation(transaction=transaction, progress=False)
     def keeps(pair):
         return (*pair, stages.inside_transaction(None)[1])
@@ -326,7 +328,7 @@ def test_each_stage_keeps_what_it_has_saved(options):
 
 
 @with_database
-def test_only_objects_of_which_nothing_was_saved_are_safe_to_feed_again():
+def test_failed_items_leaves_out_objects_that_were_saved_in_part():
     @pooled_operation(progress=False)
     def saves_positive(number):
         if number < 0:
@@ -356,7 +358,7 @@ def test_an_on_commit_callback_that_raises_is_told_at_the_end(options):
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(place, fused):
+def test_worker_death_costs_one_object_and_names_its_stage(place, fused):
     operations = [stages.kills_on.bind(victim=8 if number == place else -1) for number in range(3)]
     pipeline = operations[0] | operations[1].using(workers=2 if fused else 1) | operations[2]
     report = pipeline.using(chunksize=1, **FORK).map(range(0, 20, 2))
@@ -370,7 +372,7 @@ def test_a_worker_that_is_killed_costs_one_object_and_is_told_with_its_stage(pla
     assert sums_up(report)
 
 
-def test_a_worker_that_dies_when_its_stage_is_done_with_everything_keeps_nobody_awake(monkeypatch):
+def test_worker_death_after_its_last_object_causes_no_busy_loop(monkeypatch):
     waits = []
     wait = ExecutorSelector.wait
     monkeypatch.setattr(ExecutorSelector, "wait", lambda selector, busy: (waits.append(1), wait(selector, busy)))
@@ -403,7 +405,7 @@ def test_an_object_that_takes_too_long_is_told_with_its_stage(fused):
 
 @with_database
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_worker_that_is_killed_in_a_transaction_leaves_nothing_of_it(fused):
+def test_worker_death_in_a_transaction_leaves_nothing_of_it(fused):
     save = stages.saves_name.bind(kill="name 3").using(workers=2 if fused else 1)
     report = (stages.names | save).using(chunksize=1, **FORK).map(range(6))
     (failure,) = report.failures
@@ -415,7 +417,8 @@ def test_a_worker_that_is_killed_in_a_transaction_leaves_nothing_of_it(fused):
 
 
 @with_database
-def test_in_a_fused_chunk_a_death_costs_what_had_left_the_first_stage_and_is_honest_about_it():
+def test_worker_death_in_a_segment_costs_the_values_in_between():
+    """Their first stage stays committed, so none of them is safe to feed again."""
     second = stages.saves_second.bind(kill=2).using(transaction="chunk")
     report = (stages.saves_first | second).using(workers=1, chunksize=4, **FORK).map(range(8))
     # The first stage of all four is committed; that of the second is rolled back for all four.
@@ -450,7 +453,8 @@ def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
 
 
 @with_database
-def test_what_never_began_and_what_was_rolled_back_with_others_are_not_blamed_for_a_death():
+def test_worker_death_blames_only_the_object_that_it_was_at():
+    """Not one that was rolled back with it, and not one whose stage never began."""
     second = stages.saves_second.bind(kill=2).using(transaction="chunk")
     report = (stages.doubles | second).using(workers=1, chunksize=4, **FORK).map(range(4))
     told = {one.item: one.error for one in report.failures}
@@ -477,7 +481,7 @@ class Vague(executors.ProcessExecutor):
 
 
 @pytest.mark.parametrize("executor", ["process-pool", Vague(start_method="fork")])
-def test_a_loss_of_which_nobody_knows_the_stage_names_all_that_it_may_have_been(executor):
+def test_loss_in_an_unknown_stage_names_all_possible_stages(executor):
     pipeline = (stages.doubles | stages.kills_on.bind(victim=4)).using(executor=executor, workers=1, chunksize=4)
     try:
         report = pipeline.map(range(4))
@@ -490,7 +494,7 @@ def test_a_loss_of_which_nobody_knows_the_stage_names_all_that_it_may_have_been(
 
 
 @with_database
-def test_a_value_that_a_killed_worker_took_along_fails_in_the_next_stage():
+def test_value_lost_with_its_worker_fails_in_the_next_stage():
     """Its stage had committed, but had not answered yet."""
 
     @pooled_operation(progress=False, workers=1, chunksize=4, **FORK)
@@ -539,7 +543,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("first", ["process", "thread", "serial"])
-def test_after_ctrl_c_what_runs_is_finished_and_what_a_stage_has_not_begun_is_skipped_there(tmp_path, first):
+def test_ctrl_c_finishes_what_runs_and_skips_what_has_not_begun(tmp_path, first):
     script, go = tmp_path / "script.py", tmp_path / "go"
     script.write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(
@@ -666,7 +670,7 @@ def test_any_executor_can_be_a_hop(name):
 
 
 @with_database
-def test_auto_means_processes_for_a_stage_unless_something_speaks_against_them():
+def test_auto_runs_a_stage_in_processes_where_they_are_possible():
     pipeline = (stages.doubles | stages.names).using(executor="auto", transaction=None, workers=2)
     expected = [f"name {2 * number}" for number in range(10)]
     assert pipeline.map(range(10)).values == expected
@@ -704,7 +708,7 @@ def test_serial_saves_runs_all_stages_inline():
 
 @with_database
 @pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
-def test_in_a_block_a_pipeline_is_one_call_with_the_transactions_of_its_stages(options):
+def test_pipeline_in_a_block_keeps_a_transaction_for_each_stage(options):
     pipeline = stages.inside_transaction | stages.saves_inside
     with concurrent_saves(transaction=None, on_failure="collect", **options) as saves:
         future = saves.submit(pipeline, 1)
@@ -717,8 +721,8 @@ def test_in_a_block_a_pipeline_is_one_call_with_the_transactions_of_its_stages(o
 
 @with_database
 @pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
-def test_in_a_block_a_stage_whose_transaction_can_only_be_rolled_back_fails(options):
-    """It returns as if nothing was, and its value must not go on as that of a saved object."""
+def test_pipeline_in_a_block_fails_at_a_rolled_back_stage(options):
+    """The stage returns as if all was well, but its value must not go on as that of a saved object."""
     with concurrent_saves(transaction=None, on_failure="collect", **options) as saves:
         future = saves.submit(operations.rolls_back_by_itself | stages.names, "a")
     assert isinstance(future.exception(), TransactionManagementError)
@@ -737,7 +741,7 @@ def test_the_file_of_a_pipeline_has_a_row_per_stage(tmp_path):
     assert "busy" not in told  # which nobody has measured
 
 
-def test_a_block_s_own_transaction_does_not_swallow_those_of_the_stages():
+def test_pipeline_is_refused_in_a_block_with_a_transaction():
     with concurrent_saves(**SERIAL, databases=("default",)) as saves:
         with pytest.raises(InvalidOption, match=r"'names'.*transaction=None"):
             saves.submit(stages.names | stages.saves_name, 1)

@@ -116,7 +116,7 @@ def test_the_sums_of_a_report_add_up_when_it_stops_early(objects, patterns, pool
 
 @many
 @given(items, failure_patterns, pools, layouts, st.integers(0, 40))
-def test_a_stream_that_is_left_early_was_fed_no_further_than_its_window(objects, patterns, pool, layout, leave):
+def test_stream_left_early_has_read_no_further_than_its_window(objects, patterns, pool, layout, leave):
     pulled = []
     outcomes = (
         fails_on(patterns)

@@ -77,7 +77,7 @@ def test_multi_table_inheritance(alias):
     assert visits(rows) == [0, 0, 1, 1, 1, 1]
 
 
-def test_workers_use_the_queryset_s_own_filters_joins_and_annotations(place, alias):
+def test_workers_use_the_filters_joins_and_annotations_of_rows(place, alias):
     make(Thing, alias, 9)
     owner = Person.objects.using(alias).create(name="owner")
     tags = [Tag.objects.using(alias).create(name=name) for name in "ab"]
@@ -179,7 +179,7 @@ def test_a_row_that_is_found_several_times_is_visited_once(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_a_failing_row_is_known_by_its_key_and_can_be_tried_again(place, mode):
+def test_failed_row_is_known_by_its_key_and_can_be_fed_again(place, mode):
     rows = make(Thing, "default", 10)
     operation = operations.visit_or_fail.using(**place, transaction=mode, chunksize=4)
     report = operation.bind(bad=[4, 13]).map(rows.all())
@@ -192,8 +192,8 @@ def test_a_failing_row_is_known_by_its_key_and_can_be_tried_again(place, mode):
 
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_another_try_begins_with_the_row_as_it_is_in_the_database(mode):
-    """An instance that a first try has changed must not be saved by the second."""
+def test_retry_begins_with_the_row_as_it_is_in_the_database(mode):
+    """The second try must not save an instance that the first one has changed."""
     operations._tried.clear()
     make(Thing, "default", 3)
     operation = operations.visit_and_save_at_second_try.using(executor="serial", transaction=mode, chunksize=3)
@@ -221,14 +221,15 @@ def test_rows_that_every_manager_but_one_hides():
     assert sorted(SoftThing.everything.values_list("visits", flat=True)) == [2] * 10
 
 
-def test_a_queryset_on_a_database_that_is_not_covered_is_warned_of():
+def test_queryset_on_a_database_not_in_databases_warns():
     make(Thing, "second", 1)
     with pytest.warns(RuntimeWarning, match="would be saved on 'second'"):
         operations.visit.bind(alias="second").map(Thing.objects.using("second"))
     operations.visit.using(databases=("second",)).bind(alias="second").map(Thing.objects.using("second"))
 
 
-def test_a_range_that_cannot_be_fetched_leaves_the_caller_s_transaction_alone():
+def test_unfetchable_range_leaves_the_outer_transaction_alone():
+    """The transaction is the caller's own."""
     rows = make(Thing, "postgres", 6)
     divided = rows.annotate(bad=6 / (F("pk") - 7))  # an error for one of them
     operation = operations.visit.using(executor="serial", databases=("postgres",)).bind(alias="postgres")
@@ -304,7 +305,7 @@ def test_in_a_block(place, alias, mode):
         (lambda rows: rows.select_for_update(), "select_for_update()"),
     ],
 )
-def test_what_has_no_contiguous_ranges_is_refused_with_the_way_out(unsuitable, told):
+def test_queryset_without_contiguous_ranges_is_refused(unsuitable, told):
     with pytest.raises(InvalidOperation, match="cannot be mapped") as caught:
         operations.visit.map(unsuitable(Thing.objects.using("postgres")))
     assert told in str(caught.value)
@@ -363,7 +364,7 @@ def test_a_query_that_cannot_work_is_refused_in_the_caller():
         operations.visit.map(Thing.objects.extra(where=["absent = 1"]))
 
 
-def test_a_queryset_of_a_database_inside_a_transaction_is_refused():
+def test_queryset_of_a_database_in_a_transaction_is_refused():
     make(Thing, "second", 2)
     with transaction.atomic(using="second"), pytest.raises(InsideTransaction):
         operations.visit.using(transaction=None).map(Thing.objects.using("second"))
@@ -401,7 +402,7 @@ def test_the_total_of_a_large_table_is_estimated(server, monkeypatch):
     assert filtered is None if connections[server].vendor == "mysql" else 100 <= filtered <= 300
 
 
-def test_the_tail_of_a_table_is_known_exactly_whatever_was_estimated(monkeypatch):
+def test_rest_of_a_table_is_exact_whatever_was_estimated(monkeypatch):
     """Else chunks would shrink to single rows where the estimate was too low."""
     monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
     monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)

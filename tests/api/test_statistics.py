@@ -110,7 +110,7 @@ def test_a_hint_says_what_kept_the_workers_idle(prepare, word):
     assert word in took(statistics, 100).hint
 
 
-def test_waiting_for_the_last_chunk_of_another_is_a_hint_of_its_own():
+def test_hint_names_workers_that_wait_for_the_last_chunks():
     statistics = Statistics()
     answered(statistics, "w", 1.0)
     statistics._times["w"].last -= 60

@@ -228,7 +228,7 @@ def grow(shape):
     return type(shape).__name__, shape.area
 
 
-def test_a_polymorphic_queryset_gives_workers_instances_of_the_children(pool):
+def test_polymorphic_queryset_gives_instances_of_the_children(pool):
     report, tables = compare(grow, pool, shapes, lambda: Shape.objects.order_by("pk"))
     assert report.values[:3] == [("Strip", 1), ("Square", 4), ("Strip", 3)]
     assert report.failed == 3

@@ -29,7 +29,8 @@ def test_an_object_that_takes_too_long_is_rolled_back(alias, start_method, mode)
     assert Person.objects.using(alias).count() == Badge.objects.using(alias).count() == 3
 
 
-def test_one_that_does_not_listen_is_killed_with_what_it_has_started():
+def test_object_that_ignores_its_timeout_is_killed_with_children():
+    """The children are the processes that it has started."""
     report = operations.ignores_time_outs.using(timeout=0.2, start_method="fork", chunksize=4).map(NAMES)
     (late,) = report.failures
     assert (late.item, type(late.error), type(late.error.__cause__)) == ("slow", TimedOut, WorkerDied)
@@ -98,7 +99,7 @@ def test_a_commit_that_takes_too_long_is_ended_and_lost(mode):
 
 @with_databases
 @modes
-def test_a_callback_that_takes_too_long_is_ended_and_its_object_saved(mode):
+def test_callback_over_its_timeout_leaves_its_object_saved(mode):
     def save(name):
         Person(name=name).save()
         if name == "slow":
@@ -112,7 +113,7 @@ def test_a_callback_that_takes_too_long_is_ended_and_its_object_saved(mode):
 
 @with_databases
 @modes
-def test_a_server_that_does_not_answer_costs_its_objects_their_time(monkeypatch, mode):
+def test_timeout_ends_the_wait_for_a_server_without_an_answer(monkeypatch, mode):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", host)

@@ -55,8 +55,8 @@ def test_a_parent_that_is_killed_leaves_no_worker_behind(tmp_path, method):
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.mark.parametrize(("mode", "resolve"), [("object", True), ("chunk", False), ("chunk", True)])
-def test_a_worker_that_is_killed_in_the_middle_of_commit_is_not_called_failed(tmp_path, slow_commit, mode, resolve):
-    """The server goes on committing, though nobody waits for its answer any more."""
+def test_worker_death_in_commit_is_not_called_failed(tmp_path, slow_commit, mode, resolve):
+    """The server goes on with the COMMIT though no client waits for its answer."""
     from tests.models import Badge, Person
 
     size = 2 if mode == "chunk" else 1

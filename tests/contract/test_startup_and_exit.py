@@ -44,7 +44,7 @@ def least_fed(executor):
     return 0 if isinstance(executor, executors.DaskExecutor) else 1
 
 
-def test_workers_that_cannot_be_set_up_end_the_run_with_the_reason(pool, promises, needs_more_than_workers_have):
+def test_workers_that_cannot_be_set_up_end_the_run(pool, promises, needs_more_than_workers_have):
     operation, reason = needs_more_than_workers_have
     if not restores(pool):
         assert operation.using(**pool).map(range(10)).ok
@@ -57,7 +57,8 @@ def test_workers_that_cannot_be_set_up_end_the_run_with_the_reason(pool, promise
     assert str(caught.value)[:20] in report.stopped
 
 
-def test_workers_that_die_while_they_are_set_up_are_not_replaced_for_ever(pool, promises):
+def test_workers_that_die_in_their_set_up_end_the_run(pool, promises):
+    """They are not replaced for ever."""
     operation = cases.was_restored.using(**pool).bind(constant=cases.KillsWhoRestoresIt())
     if not restores(pool):
         assert operation.map(range(10)).ok
@@ -73,7 +74,8 @@ def test_workers_that_die_while_they_are_set_up_are_not_replaced_for_ever(pool, 
 
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_foreign_initializer_that_raises_ends_the_run_with_what_the_executor_makes_of_it(name, tmp_path):
+def test_initializer_that_raises_ends_the_run_as_broken(name, tmp_path):
+    """The executor is the caller's own, and so is what it raises."""
     operation = cases.leaves_a_trace.bind(folder=str(tmp_path), deadly=None)
     with foreign(name, initializer=exec, initargs=("raise ValueError",)) as pool:
         with pytest.raises(concurrent.futures.BrokenExecutor) as caught:
@@ -101,7 +103,7 @@ def test_a_block_inside_a_worker_works(pool):
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
-def test_a_pool_inside_the_transaction_of_an_object_is_refused_at_once(pool, alias):
+def test_pool_inside_the_transaction_of_an_object_is_refused(pool, alias):
     report = cases.maps_inside_its_transaction.using(**pool, databases=(alias,)).bind(alias=alias).map(["outer"])
     (failure,) = report.failures
     assert isinstance(failure.error, InsideTransaction)
@@ -154,7 +156,7 @@ def exits(script, argument):
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-def test_an_interpreter_that_exits_with_pools_open_leaves_nothing(tmp_path, name):
+def test_exit_with_open_pools_leaves_no_process(tmp_path, name):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(OPEN_AT_EXIT))
     done = exits(script, name)
@@ -191,8 +193,8 @@ KILLED_AT_EXIT = """
 """
 
 
-def test_workers_that_end_while_the_interpreter_exits_are_not_replaced(tmp_path, start_method):
-    """multiprocessing would wait for ever for those that are started after it has ended the others."""
+def test_workers_that_end_at_exit_are_not_replaced(tmp_path, start_method):
+    """multiprocessing would wait for ever for a worker that starts after it has ended the others."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(KILLED_AT_EXIT))
     done = exits(script, start_method)

@@ -26,7 +26,7 @@ def test_an_exception_is_that_object_s_failure(pool, name):
     assert expected.__name__ in str(report)
 
 
-def test_an_exception_that_cannot_be_unpickled_is_that_objects_failure(pool):
+def test_exception_that_cannot_be_unpickled_fails_its_object(pool):
     report = operations.raises_needy.using(**pool).map([1, 2])
     assert report.failed == 2
     error = report.failures[0].error
@@ -74,7 +74,7 @@ def test_an_object_that_cannot_cross_is_its_own_failure(pool, promises, item):
     assert type(failure.error) is ValueError
 
 
-def test_what_the_input_raises_comes_after_what_was_fed_is_finished(pool):
+def test_input_that_raises_does_so_after_what_was_read_is_done(pool):
     def breaks_off():
         yield from range(7)
         raise LookupError("no more")

@@ -116,7 +116,7 @@ def test_a_durable_block_is_refused_with_the_way_out(executor, mode):
     assert run(save, executor=executor, transaction=None).succeeded == len(NAMES)
 
 
-def test_a_durable_block_in_a_block_of_the_function_is_django_s_error():
+def test_durable_atomic_inside_atomic_raises_as_in_a_loop():
     def save(name):
         with transaction.atomic(), transaction.atomic(durable=True):
             Person(name=name).save()

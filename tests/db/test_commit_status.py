@@ -28,7 +28,7 @@ OTHERS = ["SELECT pg_current_xact_id()"] * 20
 
 
 @WAYS
-def test_an_id_that_was_given_again_after_the_crash_is_not_mistaken(private_server, tmp_path, mode, worker_dies):
+def test_transaction_id_given_again_after_a_crash_is_failed(private_server, tmp_path, mode, worker_dies):
     """Worker: COMMIT. Server: crashes, recovers, commits others by the same ids. Parent: asks about its id."""
     with private_server.configured(**NOTHING_IN_THE_LOG):
         outcomes = in_commit(
@@ -37,7 +37,8 @@ def test_an_id_that_was_given_again_after_the_crash_is_not_mistaken(private_serv
     assert outcomes["p0"] == "failed"
 
 
-def test_an_id_that_was_not_given_again_is_known_to_be_of_a_transaction_that_was_lost(private_server, tmp_path):
+def test_transaction_id_unknown_after_a_crash_is_failed(private_server, tmp_path):
+    """The server never saw its COMMIT."""
     with private_server.configured(**NOTHING_IN_THE_LOG):
         outcomes = in_commit(private_server, tmp_path, "chunk", "PgSleep", [], worker_dies=True, after=ASLEEP_IN_COMMIT)
     assert outcomes == {"p0": "failed", "p1": "failed"}

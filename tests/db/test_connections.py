@@ -13,14 +13,15 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_a_session_that_was_lost_unseen_is_not_handed_to_the_next_chunk(server, executor):
+def test_session_lost_unseen_is_not_used_for_the_next_chunk(server, executor):
     operation = operations.outlives_its_session.using(executor=executor, workers=1, chunksize=1)
     report = operation.bind(alias=server).map(range(6))
     report.raise_if_failed()
     assert len(set(report.values)) == 6
 
 
-def test_a_connection_that_is_too_old_is_closed_sooner_or_later_and_without_a_look_at_every_chunk(server):
+def test_expired_connection_is_closed_between_chunks(server):
+    """It is not looked at after every chunk, but only once a while has passed."""
     connection = connections[server]
     edge = ConnectionMaintenance()
     for due in (True, False, True):
@@ -41,7 +42,7 @@ def test_trouble_is_reason_enough_to_look(server):
     assert connection.connection is None
 
 
-def test_a_connection_is_asked_again_whether_it_lives_after_every_chunk(server):
+def test_connection_health_is_checked_anew_after_every_chunk(server):
     connection = connections[server]
     edge = ConnectionMaintenance()
     edge._checked_at = time.perf_counter() + 1000
@@ -52,13 +53,13 @@ def test_a_connection_is_asked_again_whether_it_lives_after_every_chunk(server):
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_what_was_left_in_a_transaction_of_a_function_s_own_is_rolled_back(server, executor):
+def test_open_transaction_of_the_function_is_rolled_back(server, executor):
     operation = operations.leaves_autocommit_off.using(executor=executor, workers=1, chunksize=1)
     assert operation.bind(alias=server).map(["a", "b", "c"]).ok
     assert Person.objects.using(server).count() == 0
 
 
-def test_a_connection_that_was_put_in_the_place_of_another_is_looked_at(server):
+def test_connection_that_replaced_another_is_maintained(server):
     edge = ConnectionMaintenance()
     before = connections[server]
     connections[server] = before.copy()

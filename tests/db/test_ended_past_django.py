@@ -218,7 +218,7 @@ def test_a_procedure_that_commits_loses_what_it_was_called_in(mode, executor):
     assert Person.objects.using("mariadb").count() == 4
 
 
-def test_a_failure_of_a_stage_that_ends_its_transaction_is_its_own():
+def test_stage_that_ends_its_transaction_fails_its_object_only():
     first = pooled_operation(partial(saves_and_executes, alias="default", statement="COMMIT"))
     second = pooled_operation(lambda _nothing: Person.objects.count())
     pipeline = (first | second).using(executor="thread", workers=1, progress=False, transaction="chunk", chunksize=3)

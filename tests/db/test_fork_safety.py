@@ -33,7 +33,7 @@ def test_the_parent_s_session_lives_on_and_no_worker_uses_it(server, start_metho
     assert server_session(server) == mine
 
 
-def test_a_session_that_is_not_covered_by_a_transaction_lives_on_too(server, start_method):
+def test_fork_keeps_the_session_of_an_alias_not_in_databases(server, start_method):
     """The open transaction on another alias stays open, with its uncommitted row."""
     with transaction.atomic(using=server):
         Person(name="uncommitted").save(using=server)
@@ -145,7 +145,8 @@ def in_a_forked_child(check):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_child_forgets_connections_without_closing_or_finalising_them(server):
+def test_child_drops_connections_without_closing_them(server):
+    """It does not finalise them, either."""
     mine = server_session(server)
     wrapper = connections[server]
     raw = wrapper.connection
@@ -229,7 +230,7 @@ def test_a_transaction_mode_of_the_project_is_kept(settings):
         del options["transaction_mode"]
 
 
-def test_sqlite_rows_are_there_though_the_parent_had_the_file_open():
+def test_sqlite_rows_survive_a_file_that_the_parent_had_open():
     """SQLite's locks are per process: a child that inherits them commits rows that then vanish."""
     assert Person.objects.count() == 0
     with concurrent_saves(workers=2, start_method="fork", databases=("default",)) as saves:
@@ -259,7 +260,7 @@ def test_sqlite_rows_are_there_after_a_worker_was_replaced():
     assert Person.objects.count() == 59
 
 
-def test_an_open_transaction_on_any_sqlite_file_makes_fork_impossible():
+def test_open_transaction_on_any_sqlite_file_prevents_fork():
     with transaction.atomic(using="second"):
         Person(name="mine").save(using="second")
         with pytest.raises(InsideTransaction, match="second"):
@@ -269,7 +270,7 @@ def test_an_open_transaction_on_any_sqlite_file_makes_fork_impossible():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_pool_of_the_caller_with_the_file_open_is_refused():
+def test_forked_pool_of_the_caller_with_an_open_file_is_refused():
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
         Person.objects.count()

@@ -73,7 +73,7 @@ def test_analyze_of_a_query_ends_no_transaction(run, mode):
     assert report.values == [True, True]
 
 
-def test_a_deadlock_that_takes_its_neighbours_along_has_them_run_again(run):
+def test_deadlock_runs_the_whole_chunk_again(run):
     """The fifth of a chunk is the victim, once, and the four before it are undone with it."""
     operations.attempts_left.update(dict.fromkeys("abcd", 0))
     report = run(operations.deadlocks_at_first.bind(alias="mariadb", times=1), FIVE, transaction="chunk")
@@ -83,7 +83,7 @@ def test_a_deadlock_that_takes_its_neighbours_along_has_them_run_again(run):
     assert min(outcome.attempts for outcome in report) == 2
 
 
-def test_serial_tells_nothing_else_inside_the_caller_s_transaction(mode):
+def test_deadlock_in_the_transaction_of_the_caller_fails_all(mode):
     """What the caller wrote before is undone, too, and Django lets it write nothing more."""
     with transaction.atomic(using="mariadb"):
         Person(name="mine").save(using="mariadb")
@@ -103,7 +103,7 @@ def locked(name):
         yield
 
 
-def test_a_lock_that_is_waited_for_in_vain_undoes_its_statement_only(run, mode):
+def test_lock_wait_timeout_undoes_its_statement_only(run, mode):
     with locked("left"):
         report = run(operations.skips_what_is_locked, FIVE, transaction=mode)
     assert report.ok
@@ -150,7 +150,7 @@ def test_a_lock_wait_that_undoes_everything_is_noticed(stricter):
 
 
 @pytest.mark.parametrize("swallowed", [True, False])
-def test_a_record_that_has_changed_since_it_was_read_undoes_everything(swallowed):
+def test_record_changed_since_it_was_read_undoes_the_transaction(swallowed):
     """With snapshot isolation, which is the default in later versions."""
     database = connections["mariadb"].settings_dict["NAME"]
     others = iter(["UPDATE tests_tag SET name = 'first' WHERE name = 'right'"])
@@ -210,7 +210,7 @@ def statements():
         "BEGIN",
     ],
 )
-def test_a_statement_that_would_commit_the_transaction_is_refused(mode, sql):
+def test_statement_that_would_commit_is_refused(mode, sql):
     operation = operations.runs.using(databases=("mariadb",), transaction=mode, chunksize=2, start_method="fork")
     report = operation.map([sql, sql])
     assert "would commit the transaction" in str(report.failures[0].error)
@@ -244,13 +244,14 @@ def test_without_a_transaction_of_poolsave_s_nothing_is_refused():
         cursor.execute("DROP TABLE made")
 
 
-def test_a_session_that_ends_unseen_inside_the_transaction_is_a_failure_and_not_lost(run):
+def test_session_that_ends_in_the_transaction_is_a_failure(run):
+    """Its COMMIT was never sent, so that nothing is lost."""
     report = run(operations.loses_its_session_unseen, ["a", "b"])
     assert [failure.status for failure in report.failures] == [Status.FAILED] * 2
     assert names() == []
 
 
-def test_a_session_that_is_killed_in_the_middle_of_commit_is_lost_and_not_tried_again(run, mode):
+def test_session_killed_in_commit_is_lost_and_not_retried(run, mode):
     """A lock on everything keeps the COMMIT waiting until its session is killed."""
     objects = ["a", "b"] if mode == "chunk" else ["a"]
     report = run(operations.is_killed_in_commit.bind(last=objects[-1]), objects, transaction=mode)

@@ -55,7 +55,7 @@ def test_an_open_transaction_without_autocommit_is_refused():
         connection.set_autocommit(True)
 
 
-def test_a_transaction_on_an_alias_that_is_not_covered_does_not_matter():
+def test_transaction_on_an_alias_not_in_databases_is_allowed():
     with transaction.atomic(using="second"):
         assert operations.save_person.map(["a"]).ok
 
@@ -95,13 +95,13 @@ def test_processes_refuse_a_database_in_memory(in_memory, name, start_method):
         operations.save_person.using(start_method=start_method).map(["a"])
 
 
-def test_threads_refuse_a_database_in_memory_that_they_cannot_share(in_memory):
+def test_threads_refuse_an_in_memory_database_of_one_connection(in_memory):
     in_memory(":memory:")
     with pytest.raises(SharedMemoryDatabase, match='use executor="serial"'):
         operations.save_person.using(executor="thread").map(["a"])
 
 
-def test_threads_take_turns_on_a_database_in_memory_that_they_share(in_memory):
+def test_threads_take_turns_on_a_shared_in_memory_database(in_memory):
     in_memory("file:people?mode=memory&cache=shared")
     names = [f"p{number}" for number in range(40)]
     assert operations.save_person.using(executor="thread", workers=4).map(names).ok
@@ -114,7 +114,7 @@ def test_serial_works_on_any_database_in_memory(in_memory):
     assert Person.objects.count() == 2
 
 
-def test_a_block_that_is_used_inside_a_transaction_is_refused_too(pool, alias):
+def test_block_used_inside_a_transaction_is_refused(pool, alias):
     with concurrent_saves(**pool, workers=1, databases=(alias,), on_failure="collect") as saves:
         with transaction.atomic(using=alias):
             uses = (

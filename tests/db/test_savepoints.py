@@ -219,7 +219,9 @@ READINGS = {
 @psycopg2_only
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.usefixtures("_procedure")
-def test_rows_that_an_earlier_object_s_cursor_writes_when_it_is_read_are_the_later_one_s(reading, pool):
+def test_rows_written_by_an_older_cursor_belong_to_its_reader(reading, pool):
+    """An object reads from a cursor that an earlier one opened, and by that writes."""
+
     def reads(name):
         if name == "a":
             kept["named"] = raw().cursor("long_lived")
@@ -328,7 +330,7 @@ def test_who_has_a_factory_of_his_own_keeps_it_and_pays(log, option, monkeypatch
 
 
 @psycopg2_only
-def test_a_cursor_that_nobody_can_watch_costs_questions_from_then_on(log):
+def test_unwatched_cursor_costs_a_query_an_object_from_then_on(log):
     def writes(name):
         (by_dict_cursor if name == "b" else by_raw_cursor)(name)
 
@@ -349,7 +351,7 @@ def test_the_caller_s_own_connections_are_as_they_were(start_method):
 
 
 @pytest.mark.parametrize("caught", [True, False])
-def test_a_syntax_error_in_the_first_statement_costs_its_object_only(pool, caught):
+def test_syntax_error_in_the_first_statement_fails_one_object(pool, caught):
     def writes(name):
         if name in "ce":
             with contextlib.suppress(DatabaseError) if caught else contextlib.nullcontext():
@@ -394,7 +396,9 @@ def test_the_server_s_message_is_that_of_the_statement_alone(statement):
     assert found == dict.fromkeys("abc", told(alone.value))
 
 
-def test_a_statement_that_fails_on_the_server_costs_its_object_only_and_no_other_run(pool):
+def test_statement_that_fails_on_the_server_fails_one_object(pool):
+    """No object runs twice for it."""
+
     def writes(name):
         if name in "ce":
             by_raw_cursor("taken")
@@ -407,7 +411,9 @@ def test_a_statement_that_fails_on_the_server_costs_its_object_only_and_no_other
     assert {outcome.attempts for outcome in report} == {1}
 
 
-def test_arguments_that_do_not_fit_cost_their_object_only_and_no_other_run(pool):
+def test_arguments_that_do_not_fit_fail_one_object(pool):
+    """No object runs twice for it."""
+
     def writes(name):
         with connections["postgres"].cursor() as cursor:
             cursor.execute(INSERT, [name] if name != "b" else [])
@@ -433,7 +439,7 @@ def test_an_empty_statement_is_refused_as_ever(statement):
     assert [failure.item for failure in together(sends_nothing_else, "abc").failures] == ["b"]
 
 
-def test_a_function_that_rolls_its_transaction_back_takes_no_other_along(pool):
+def test_rollback_by_the_function_undoes_no_other_object(pool):
     def ends(name):
         if name == "c":
             raw().cursor().execute("ROLLBACK")
@@ -513,8 +519,8 @@ def test_objects_that_send_nothing_stand_between_others(pool):
         Tag.objects.using("postgres").all().delete()
 
 
-def test_callbacks_of_what_failed_do_not_run_and_others_find_nothing_due(pool):
-    """They run after the COMMIT, on the same connection."""
+def test_on_commit_callbacks_of_failed_objects_do_not_run(pool):
+    """The others run after the COMMIT, on the same connection, and find no savepoint left to release."""
 
     def calls_back(name):
         transaction.on_commit(lambda: by_raw_cursor(f"{name} called"), using="postgres")
@@ -530,7 +536,7 @@ def test_callbacks_of_what_failed_do_not_run_and_others_find_nothing_due(pool):
     assert {outcome.attempts for outcome in report} == {1}
 
 
-def test_nothing_is_due_in_the_next_chunk_whatever_ended_the_one_before(pool):
+def test_no_release_is_due_in_the_chunk_after_one_that_broke_off(pool):
     def writes(name):
         if name == "lost":
             raw().close()
@@ -545,7 +551,7 @@ def test_nothing_is_due_in_the_next_chunk_whatever_ended_the_one_before(pool):
     assert {failure.item for failure in report.failures} <= {"lost", "gone"}
 
 
-def test_a_chunk_inside_an_object_of_a_chunk_has_savepoints_of_its_own(pool):
+def test_chunk_inside_an_object_has_savepoints_of_its_own(pool):
     def inner(name):
         if "x" not in name:
             by_raw_cursor(name)
@@ -565,7 +571,7 @@ def test_a_chunk_inside_an_object_of_a_chunk_has_savepoints_of_its_own(pool):
 
 
 @psycopg2_only
-def test_nothing_is_run_in_vain_in_a_transaction_that_cannot_go_on(pool):
+def test_aborted_transaction_runs_no_further_object(pool):
     """The inner chunk is in a transaction of another, so that it goes on to its end after what it cannot undo."""
     ran = []
 
@@ -693,7 +699,7 @@ def acts(numbered):
 
 @many
 @given(objects, st.integers(2, 12), st.sampled_from(list(POOLS)))
-def test_the_table_holds_the_rows_of_what_succeeded_and_each_once(given_objects, chunksize, name):
+def test_table_holds_the_rows_of_successes_once_each(given_objects, chunksize, name):
     Tag.objects.using("postgres").all().delete()
     Tag(name="taken").save(using="postgres")
     numbered = list(enumerate(given_objects))

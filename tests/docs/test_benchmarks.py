@@ -47,7 +47,7 @@ def run(folder, *arguments):
 
 
 @pytest.mark.timeout(120)
-def test_a_quick_run_measures_every_contender_and_writes_its_files(tmp_path):
+def test_quick_run_measures_every_contender_and_writes_files(tmp_path):
     done = run(tmp_path, "--only", "users_sqlite,memory,recovery")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "benchmarks.json").read_text())
@@ -95,7 +95,7 @@ def test_the_block_is_replaced_and_nothing_else():
 
 
 @pytest.mark.parametrize(("rounds", "load", "warned"), [(5, "0.4", False), (4, "0.1", True), (5, "2.0", True)])
-def test_figures_of_few_rounds_or_a_busy_machine_come_with_a_warning(rounds, load, warned):
+def test_figures_of_few_rounds_or_a_busy_machine_are_provisional(rounds, load, warned):
     found = found_last()
     found["measured_on"] |= {"rounds": rounds, "load before": load}
     assert ("Provisional" in rendering.block(found)) == ("Provisional" in rendering.page(found)) == warned
@@ -114,7 +114,7 @@ def test_seconds_are_told_per_object_where_that_is_the_unit():
     assert lines(rendering.table(told)) == [["plain loop", "", "2", "2 .. 2", "1"]]
 
 
-def test_of_chunk_sizes_the_best_is_told_and_of_other_settings_all():
+def test_table_shows_the_best_chunk_size_and_all_other_settings():
     cells = [
         cell("mpire", 2.0, setting="chunksize=100"),
         cell("mpire", 1.0, setting="chunksize=1000"),

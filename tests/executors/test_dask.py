@@ -77,7 +77,8 @@ class TestDesk:
         assert run_state.begin(2, 1)
         assert not run_state.begin(2, 1)
 
-    def test_a_task_that_has_ended_does_not_begin_again_though_it_is_not_kept(self, run_state):
+    def test_ended_task_does_not_begin_again(self, run_state):
+        """Although its number is no longer kept."""
         assert all(run_state.begin(number, number) for number in range(1, 1000))
         assert len(run_state._begun) == 1
         assert not any(run_state.begin(number, number) for number in range(1, 1000))
@@ -92,7 +93,7 @@ class TestDesk:
         assert _dask_worker._runs == {}
 
 
-def test_the_scheduler_runs_the_tasks_of_dead_workers_again_and_the_worker_refuses(tmp_path, monkeypatch):
+def test_worker_refuses_a_task_that_the_scheduler_runs_again(tmp_path, monkeypatch):
     """The guard alone: without a pin to the worker that a task is meant for, Dask does run it again."""
     submit = Client.submit
     monkeypatch.setattr(Client, "submit", lambda self, *args, workers, **more: submit(
@@ -114,7 +115,7 @@ def test_the_scheduler_need_not_have_poolsave():
 
 
 @pytest.mark.parametrize("what", ["poolsave", "python", "django", "settings"])
-def test_a_worker_with_other_code_is_refused_by_name_before_anything_runs(address, client, what, tmp_path):
+def test_worker_with_other_versions_is_refused_by_name(address, client, what, tmp_path):
     strange = list(client.nthreads())[-1]
     client.run(pretend, what, "0.0", workers=[strange])
     try:
@@ -167,7 +168,7 @@ def test_a_cluster_without_workers_ends_the_run_after_a_while(monkeypatch):
     assert caught.value.report.total == caught.value.report.skipped
 
 
-def test_what_a_retired_worker_had_is_lost_and_the_one_that_joins_goes_on(tmp_path):
+def test_retired_worker_loses_its_tasks_and_a_new_one_goes_on(tmp_path):
     """The cluster starts another one when the first has ended."""
     path = tmp_path / "file"
     with Client(address_of(1, 2), set_as_default=False) as client:
@@ -190,7 +191,7 @@ def retire(client, workers, begun):
     client.retire_workers(workers)
 
 
-def test_without_an_address_it_is_refused_and_told_how_to_give_one(settings):
+def test_missing_address_is_refused_with_the_ways_to_give_one(settings):
     with pytest.raises(InvalidOption, match=r"POOLSAVE = \{\"dask\": \{\"address\": \"tcp://") as caught:
         operations.doubles.using(executor="dask").map([1])
     assert "DaskExecutor(client)" in str(caught.value)
@@ -244,7 +245,7 @@ def test_a_client_of_the_caller_stays_as_it_is(client):
     assert set(client.run(run_states).values()) == {0}
 
 
-def test_a_transaction_of_others_in_the_same_worker_stays_as_it_is(tmp_path, postgres_url):
+def test_transaction_of_other_tasks_in_a_worker_is_left_alone(tmp_path, postgres_url):
     """They run in another thread of the process, which is theirs as much as ours."""
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     with Client(address_of(1, 2), set_as_default=False) as client:
@@ -266,7 +267,8 @@ def test_a_worker_keeps_none_of_the_caller_s_databases(address, client):
     assert client.submit(database_of_others, pure=False).result(30) == before
 
 
-def test_in_a_task_of_dask_it_is_refused_since_it_would_wait_for_its_own_thread(address, client):
+def test_run_inside_a_task_of_dask_is_refused(address, client):
+    """It would wait for its own thread."""
     assert "for whose thread the chunks would wait" in client.submit(run_inside, address, pure=False).result(30)
 
 
@@ -276,7 +278,7 @@ def test_what_is_no_address_is_refused_at_once(wrong):
         on(wrong, operations.doubles).map([1])
 
 
-def test_callers_that_override_settings_in_different_ways_wait_for_each_other():
+def test_callers_with_different_settings_wait_for_each_other():
     one, other = (pickle.dumps({"GREETING": word}) for word in ("hello", "goodbye"))
     seen, entered = [], threading.Event()
 
@@ -297,7 +299,8 @@ def test_callers_that_override_settings_in_different_ways_wait_for_each_other():
     assert not hasattr(settings, "GREETING")
 
 
-def test_a_process_that_was_configured_by_another_run_is_refused_by_the_names_of_the_settings():
+def test_worker_configured_by_another_run_is_refused():
+    """The error names the settings that differ."""
     code = """if True:
         import pickle
         from dataclasses import replace
@@ -463,7 +466,7 @@ class Everybody:
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_no_object_is_saved_twice_though_workers_are_killed_at_random(address, mode, tmp_path):
+def test_random_worker_deaths_save_no_object_twice(address, mode, tmp_path):
     counts, written = audited(address, mode, tmp_path / "signed", kills=3)
     assert set(written.values()) == {1}  # nothing was even begun twice: there was no transient error
     assert counts["lost"] <= 3 * 4 * 2
@@ -479,12 +482,14 @@ def test_fifty_random_kills(address, mode, tmp_path):
     assert counts["lost"] <= 25 * 4 * 2
 
 
-def test_dask_s_own_executor_is_refused_since_it_runs_futures_twice(client):
+def test_concurrent_executor_of_dask_is_refused(client):
+    """It may run a future twice."""
     with pytest.raises(InvalidOption, match=r"DaskExecutor\(client\)"):
         operations.doubles.using(executor=client.get_executor(pure=False, retries=0)).map([1])
 
 
-def test_settings_that_a_test_overrides_are_put_back_in_workers_by_the_last_thread(address):
+def test_overridden_settings_are_put_back_in_workers(address):
+    """The last thread that needs them does it."""
     greet = on(address, operations.greeting, chunksize=1, workers=2)
     with override_settings(GREETING="hello"):
         assert greet.map(range(30)).values == ["hello"] * 30
@@ -492,7 +497,7 @@ def test_settings_that_a_test_overrides_are_put_back_in_workers_by_the_last_thre
     assert [type(failure.error) for failure in report.failures] == [AttributeError] * 4
 
 
-def test_a_result_that_is_gone_with_its_worker_is_lost_and_not_computed_again(address, client, tmp_path, monkeypatch):
+def test_result_gone_with_its_worker_is_lost_and_not_run_again(address, client, tmp_path, monkeypatch):
     """Dask takes such a task for one that was never run."""
     workers = list(client.run(os.getpid).values())
     fetch = _dask_cluster.Cluster._result

@@ -52,7 +52,7 @@ def test_an_executor_of_the_caller_is_not_shut_down():
         assert executor.submit(pow, 2, 3).result(30) == 8
 
 
-def test_an_executor_that_was_shut_down_is_an_error_and_everything_is_skipped():
+def test_executor_that_was_shut_down_raises_and_skips_all():
     executor = concurrent.futures.ThreadPoolExecutor(2)
     executor.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown") as caught:
@@ -68,7 +68,8 @@ def test_an_executor_that_was_shut_down_is_an_error_and_everything_is_skipped():
 @pytest.mark.parametrize(
     "executor", [executors.SerialExecutor(), executors.ThreadExecutor(), executors.ProcessExecutor(start_method="fork")]
 )
-def test_an_executor_instance_can_be_used_again_and_not_twice_at_once(executor):
+def test_executor_instance_serves_one_run_after_another(executor):
+    """Two at once are refused."""
     operation = operations.kills_itself if isinstance(executor, executors.ProcessExecutor) else operations.doubles
     for _ in range(2):
         report = operation.using(executor=executor, chunksize=1).map(range(8))
@@ -80,7 +81,7 @@ def test_an_executor_instance_can_be_used_again_and_not_twice_at_once(executor):
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
-def test_a_forked_process_pool_of_the_caller_shares_no_connection(alias):
+def test_forked_pool_of_the_caller_shares_no_connection(alias):
     import multiprocessing
 
     from django.db import connections
@@ -130,7 +131,7 @@ def test_workers_are_never_more_than_there_are_chunks():
     assert len({name for _pid, name in names}) <= 3
 
 
-def test_a_task_that_breaks_off_in_this_thread_is_told_of_afterwards():
+def test_serial_task_that_is_interrupted_is_reported_afterwards():
     class Session:
         def run(self, payload, marks, reply):
             raise KeyboardInterrupt
@@ -154,8 +155,8 @@ def test_a_task_that_breaks_off_in_this_thread_is_told_of_afterwards():
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
-def test_an_executor_from_elsewhere_needs_no_knowledge_of_poolsave(alias):
-    """executorlib's: PEP 3148, over sockets, and by cloudpickle."""
+def test_pep_3148_executor_needs_no_knowledge_of_poolsave(alias):
+    """executorlib's, which works over sockets and by cloudpickle."""
     from tests.models import Person
 
     with warnings.catch_warnings():

@@ -93,7 +93,7 @@ def test_workers_and_sessions_that_end_at_random(alias, mode, tmp_path):
     under(alias, mode, tmp_path, examples=4, kills=5)
 
 
-def test_nothing_stays_lost_on_postgresql_if_transactions_are_noted(tmp_path):
+def test_resolve_lost_leaves_nothing_lost_on_postgresql(tmp_path):
     totals = under("postgres", "object", tmp_path, examples=2, kills=5, resolve_lost=True)
     assert totals["lost"] == 0
 

@@ -71,7 +71,7 @@ def test_many_crashes(private_server, tmp_path, mode, resolve_lost):
 
 
 @pytest.mark.django_db(databases=["default"])
-def test_a_server_that_crashes_between_two_statements_is_a_lost_contact(private_server):
+def test_crash_between_two_statements_is_a_lost_connection(private_server):
     """The drivers raise a bare DatabaseError then, without a SQLSTATE."""
     settings = {
         **settings_from_url(private_server.url),

@@ -78,7 +78,7 @@ TRIVIAL = LocalMeasurement(
 POOL = PoolEstimate(workers=2, cpus=2, start=0.04)
 
 
-def test_trivial_saves_on_a_server_are_worth_a_pool_if_there_are_many():
+def test_many_trivial_saves_on_a_server_start_a_pool():
     assert should_start_pool(TRIVIAL, POOL)[0]
     assert not should_start_pool(dataclasses.replace(TRIVIAL, left=100), POOL)[0]
 
@@ -90,13 +90,14 @@ def test_what_is_inside_the_lock_of_sqlite_is_not(locked):
     assert f"{locked:.0%} of each object's time goes by inside SQLite's one write lock" in why
 
 
-def test_what_is_longer_than_a_sleep_for_that_lock_may_be_inside_it_for_some_time():
+def test_long_objects_may_hold_the_lock_for_some_of_their_time():
     longer = dataclasses.replace(TRIVIAL, per_object=0.01)
     assert should_start_pool(dataclasses.replace(longer, locked=0.3, left=1000), POOL)[0]
     assert not should_start_pool(dataclasses.replace(longer, locked=0.6, left=1000), POOL)[0]
 
 
-def test_but_it_is_tried_if_the_run_is_so_long_that_a_trial_costs_nothing():
+def test_long_run_tries_a_pool_in_spite_of_the_lock():
+    """It is so long that the trial costs next to nothing."""
     go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=0.8, left=1_000_000), POOL)
     assert go
     assert "a trial of a pool costs little" in why
@@ -108,13 +109,13 @@ def test_one_cpu_is_no_use_to_what_computes_but_to_what_waits():
     assert should_start_pool(dataclasses.replace(TRIVIAL, computing=0.01), single)[0]
 
 
-def test_the_first_objects_alone_say_little_unless_they_took_long():
+def test_first_objects_start_a_pool_only_if_they_took_long():
     first = dataclasses.replace(TRIVIAL, samples=1, evidence=0.0, per_object=0.05, seconds=0.05, left=100)
     assert not should_start_pool(first, POOL)[0]
     assert should_start_pool(dataclasses.replace(first, per_object=2.0, seconds=2.0), POOL)[0]
 
 
-def test_a_pool_is_watched_for_longer_if_its_speed_is_about_the_same():
+def test_pool_of_about_the_same_speed_is_measured_for_longer():
     assert should_keep_pool(0.001, 400, 0.2, left=None, pool=POOL)[0] is True
     assert should_keep_pool(0.001, 100, 0.2, left=None, pool=POOL)[0] is False
     assert should_keep_pool(0.001, 200, 0.2, left=None, pool=POOL)[0] is None

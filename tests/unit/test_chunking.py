@@ -35,7 +35,7 @@ def test_a_steady_pace_ends_at_the_target(per_object):
 
 
 @given(histories, st.integers(2, 10_000), st.floats(1e-6, 1e-3))
-def test_a_time_out_of_the_server_halves_the_chunk_and_the_size_comes_back_step_by_step(history, count, per_object):
+def test_server_timeout_halves_the_size_which_grows_back_slowly(history, count, per_object):
     pace = AdaptiveSize()
     for size, spent, timed_out in history:
         pace = pace.after(size, spent, timed_out=timed_out)
@@ -81,9 +81,7 @@ def test_no_chunk_is_larger_than_the_window_has_room(chunksize, window, in_fligh
 
 
 @given(histories, st.integers(1, 500), st.integers(0, 2000), st.integers(1, 9))
-def test_what_the_next_stage_has_use_for_is_never_exceeded_and_always_within_reach(
-    history, capacity, in_flight, workers
-):
+def test_max_lead_is_never_exceeded_and_always_reachable(history, capacity, in_flight, workers):
     pacing = FlowControl("auto", None)
     for size, spent, timed_out in history:
         pacing.learn(size, spent, timed_out=timed_out, inline=False)
@@ -110,14 +108,14 @@ def test_brisk_chunks_are_sent_in_advance(seconds, depth):
     assert pacing.prefetch == 1
 
 
-def test_objects_without_any_measurable_time_do_not_divide_by_zero():
+def test_objects_of_no_measurable_time_double_the_size():
     assert AdaptiveSize().after(5, 0.0).size == 10
 
 
 @given(
     wanted=counts, remaining=st.none() | st.integers(0, 10_000), workers=st.integers(1, 64), room=st.integers(1, 10_000)
 )
-def test_a_size_is_never_nothing_and_leaves_something_for_every_worker(wanted, remaining, workers, room):
+def test_size_is_at_least_one_and_leaves_work_for_all_workers(wanted, remaining, workers, room):
     size = next_size(wanted, remaining=remaining, workers=workers, room=room)
     assert 1 <= size <= max(1, min(wanted, room))
     if remaining:
@@ -158,7 +156,7 @@ def test_a_range_is_sent_without_its_numbers_being_written_out():
 
 
 @given(objects=st.lists(st.integers(), max_size=30), stop=st.integers(0, 30), size=st.integers(1, 7))
-def test_a_source_that_is_given_up_has_handed_out_or_returns_all_that_it_pulled(objects, stop, size):
+def test_abandoned_source_returns_what_it_has_not_handed_out(objects, stop, size):
     pulled = []
     source = IterableSource(pulled.append(item) or item for item in objects)
     handed = []
@@ -195,7 +193,7 @@ class Clockwork:
             yield number
 
 
-def test_a_slow_source_keeps_no_idle_worker_waiting_for_a_chunk_to_fill():
+def test_slow_source_does_not_fill_a_chunk_for_an_idle_worker():
     source = IterableSource(iter(Clockwork([0.0, 0.03, 0.03, 0.03])))
     assert [source.gather(50, idle=True) for _ in range(4)] == [[0], [1], [2], [3]]
 
@@ -207,7 +205,7 @@ def test_a_fast_source_fills_its_chunks():
     assert max(sizes) == 50
 
 
-def test_a_source_that_has_become_slow_is_not_asked_while_something_waits_for_a_worker():
+def test_slow_source_is_not_read_while_chunks_wait_for_a_worker():
     source = IterableSource(iter(Clockwork([0.0, 0.05, 0.0, 0.05])))
     assert source.gather(50, idle=True) == [0]
     assert source.gather(50, idle=False) is None

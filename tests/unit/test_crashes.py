@@ -135,7 +135,8 @@ def test_only_the_running_object_of_a_chunk_is_blamed(stages):
     assert again == [(12, ["item2", "item3"])]
 
 
-def test_what_others_shared_their_transaction_with_runs_again_in_its_neighbourhood():
+def test_objects_rolled_back_with_a_victim_run_again():
+    """Those before it and those behind it form chunks of their own."""
     _outcomes, again = judge([PENDING, PENDING, RUNNING, PENDING, NEW], "chunk")
     assert again == [(10, ["item0", "item1"]), (13, ["item3", "item4"])]
 
@@ -145,7 +146,7 @@ def test_stage_is_unknown_if_the_marks_are_not_the_workers():
     assert (outcome.status, outcome.value) == (LOST, None)
 
 
-def test_chunk_that_kills_every_worker_before_its_start_is_given_up():
+def test_chunk_that_kills_three_workers_unbegun_is_given_up():
     event = Died(WorkerDied(1), 1, bytes(2), ())
     chunk, seen = Chunk(0, ["a", "b"]), []
     for _ in range(3):

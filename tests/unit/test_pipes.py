@@ -75,7 +75,7 @@ def test_times_stand_for_marks_until_the_next_task(size, done, next_size):
 
 
 @given(st.lists(st.integers(0, 100_000), max_size=6))
-def test_a_worker_reads_each_message_whole_however_many_are_there(sizes):
+def test_worker_reads_each_of_many_messages_whole(sizes):
     reader, writer = os.pipe()
     sent = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
 

@@ -88,7 +88,8 @@ def test_nothing_is_begun_after_the_word_to_stop():
     assert begun == 4
 
 
-def test_at_most_seven_objects_that_were_to_be_tiny_and_are_slow_are_begun_after_the_word_to_stop():
+def test_halt_is_seen_within_seven_tiny_objects():
+    """Also when they turn out slow."""
     marks = LocalMarks()
 
     def stops(number):
@@ -123,7 +124,7 @@ def pause_at_100(number):
         time.sleep(0.05)
 
 
-def test_tiny_objects_are_timed_together_and_nothing_of_their_time_is_lost():
+def test_tiny_objects_are_timed_together_without_loss():
     replies = []
     with every_object_tiny():
         run = FastLoop(
@@ -237,8 +238,11 @@ def _until(run, place, when):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # if it sounds in a finaliser
 @pytest.mark.parametrize("executor", ["serial", "auto"])
-def test_an_alarm_in_the_caller_s_own_thread_runs_nothing_twice_and_costs_one_object(executor):
-    """A handler of the program's own raises between any two instructions, of poolsave's, too."""
+def test_alarm_in_the_caller_runs_nothing_twice(executor):
+    """A handler of the program's own raises between any two instructions, of poolsave's, too.
+
+    It costs one object at most.
+    """
     generator, ended = random.Random(1), Counter()
     for _ in range(50):
         called = []

@@ -47,7 +47,7 @@ def told(value):
 
 
 @given(columns())
-def test_objects_arrive_as_they_were_and_share_nothing_that_can_change(objects):
+def test_objects_arrive_equal_and_share_nothing_mutable(objects):
     payload, errors = pickle_chunk(objects)
     assert not errors
     column, alone = pickle.loads(payload)
@@ -72,7 +72,7 @@ def test_a_value_is_as_it_was_returned_whatever_becomes_of_it(value):
 
 @pytest.mark.parametrize("row", [{"name": "ann"}, {"name": "ann", "tags": ["new"]}, ["ann"]])
 @pytest.mark.parametrize("chunksize", [1, 4])
-def test_an_object_that_comes_four_times_is_four_objects_in_a_worker(row, chunksize):
+def test_object_fed_four_times_is_four_objects_in_a_worker(row, chunksize):
     @pure
     def clears(row):
         found = len(row)
@@ -83,7 +83,7 @@ def test_an_object_that_comes_four_times_is_four_objects_in_a_worker(row, chunks
 
 
 @pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
-def test_what_several_objects_hold_is_held_by_each_alone_in_a_worker(around):
+def test_value_shared_by_objects_is_a_copy_for_each_in_a_worker(around):
     @pure
     def adds(row):
         tags = row["tags"] if isinstance(row, dict) else row[0]
@@ -109,7 +109,7 @@ def test_what_a_value_holds_is_as_it_was_returned(around):
     assert values == [around([0]), around([0, 1]), around([0, 1, 2])]
 
 
-def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_time():
+def test_value_returned_again_and_again_is_kept_as_it_was():
     kept = {}
 
     @pure
@@ -120,7 +120,7 @@ def test_a_dictionary_that_is_returned_again_and_again_tells_what_it_was_each_ti
     assert counts.using(chunksize=10).map(range(10)).values == [{"seen": number} for number in range(10)]
 
 
-def test_tuples_and_dictionaries_of_plain_values_are_pickled_together():
+def test_rows_of_plain_values_are_pickled_together():
     for objects in ([(1, "a"), (2, "b")], [{"name": "a"}, {"name": "b"}]):
         assert pickle.loads(pickle_chunk(objects)[0]) == (objects, False)
 
@@ -241,7 +241,7 @@ def test_a_function_gets_what_was_fed_in(executor, transaction):
 
 
 @pytest.mark.parametrize("executor", ["thread", "serial"])
-def test_what_cannot_be_pickled_stays_itself_where_nothing_crosses(executor):
+def test_unpicklable_object_is_passed_as_it_is_within_a_process(executor):
     row = {"lock": threading.Lock()}
     (value,) = operations.echoes.using(executor=executor).map([row]).values
     assert value is row

@@ -48,7 +48,8 @@ def test_a_raw_rollback_takes_no_other_object_of_the_chunk_along(alias, bad):
     assert {outcome.index for outcome in report if outcome.status is Status.SUCCEEDED} >= {0, 1, 2, 3, 4} - {bad}
 
 
-def test_callbacks_of_what_succeeded_stay_in_a_transaction_of_the_caller_s(alias):
+def test_callbacks_of_successes_stay_in_the_outer_transaction(alias):
+    """The transaction is the caller's; what failed has no callback left in it."""
     called = []
 
     def calls_back(number):
@@ -77,7 +78,7 @@ def leaving(monkeypatch):
 
 
 @pytest.mark.parametrize("plain", [20, 23, 31])
-def test_a_last_object_that_cannot_be_pickled_comes_back_to_the_caller(leaving, plain):
+def test_unpicklable_last_object_runs_in_the_caller(leaving, plain):
     def objects():
         yield from range(plain)
         yield lambda: None
@@ -100,7 +101,7 @@ def test_after_a_worker_has_died_what_cannot_be_sent_fails(leaving):
     assert os.getpid() not in {outcome.value for outcome in report if outcome.index > 40}
 
 
-def test_a_run_inside_an_object_of_another_leaves_its_connection_as_it_was(monkeypatch):
+def test_nested_run_leaves_the_outer_connection_as_it_was(monkeypatch):
     connection = connections["default"]
     for name in ("_commit", "_rollback"):  # as somebody else's instrumentation does
         monkeypatch.setitem(vars(connection), name, getattr(connection, name))

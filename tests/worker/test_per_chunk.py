@@ -60,7 +60,7 @@ def test_an_object_that_closes_the_connection_costs_itself_only(run, alias):
     assert names(alias) == ["a", "b", "c"]
 
 
-def test_a_commit_that_fails_sends_the_chunk_through_object_by_object(run, alias):
+def test_failed_commit_runs_the_chunk_again_one_by_one(run, alias):
     report = run(operations.violates_when_told, ["a", "bad", "c"])
     assert [(failure.item, type(failure.error).__name__) for failure in report.failures] == [("bad", "IntegrityError")]
     assert names(alias) == ["a", "c"]
@@ -75,7 +75,7 @@ def test_callbacks_run_after_the_commit_with_their_own_object(run, alias):
     assert [flawed.item for flawed in report.flawed] == ["bad"]
 
 
-def test_callbacks_of_an_object_that_was_rolled_back_are_forgotten(run, alias):
+def test_callbacks_of_a_rolled_back_object_are_dropped(run, alias):
     report = run(operations.calls_back_and_fails, ["a", "b"])
     assert report.failed == 2
     assert names(alias) == []
@@ -88,7 +88,7 @@ def test_the_chunk_is_one_transaction(server):
     assert len(set(operation.using(chunksize=6, transaction="object").map(range(12)).values)) == 12
 
 
-def test_transient_errors_send_the_chunk_through_object_by_object(server):
+def test_transient_error_runs_the_chunk_again_one_by_one(server):
     operations.attempts_left.clear()
     Tag.objects.using(server).bulk_create([Tag(name="left"), Tag(name="right")])
     operation = operations.deadlocks_at_first.using(databases=(server,), transaction="chunk", chunksize=3, workers=1)
@@ -98,7 +98,7 @@ def test_transient_errors_send_the_chunk_through_object_by_object(server):
     assert Badge.objects.using(server).count() == 3
 
 
-def test_an_object_costs_postgresql_one_question_for_its_savepoint():
+def test_savepoint_costs_one_query_an_object_on_postgresql():
     operation = operations.save_person.using(
         executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
     )
@@ -114,7 +114,8 @@ def test_an_object_costs_postgresql_one_question_for_its_savepoint():
 
 
 @pytest.mark.skipif("pooled" not in connections, reason="psycopg 3 prepares statements, psycopg2 does not")
-def test_a_driver_that_prepares_statements_is_given_one_at_a_time(monkeypatch):
+def test_savepoints_work_with_prepared_statements(monkeypatch):
+    """Such a driver takes one statement at a time."""
     operation = operations.save_person.using(
         executor="serial", transaction="chunk", chunksize=10, databases=("postgres",), progress=False
     )
@@ -150,7 +151,7 @@ def test_a_chunk_that_hits_a_time_limit_of_the_server_is_halved(server):
     assert max(outcome.attempts for outcome in report) == 3
 
 
-def test_a_worker_that_dies_in_a_chunk_costs_the_object_that_it_was_at(alias, start_method):
+def test_worker_death_in_a_chunk_costs_the_object_it_was_at(alias, start_method):
     operation = operations.saves_and_dies.using(databases=(alias,), transaction="chunk", start_method=start_method)
     report = operation.using(chunksize=8).bind(alias=alias).map([f"p{number}" for number in range(12)])
     (failed,) = report.failures
@@ -193,7 +194,7 @@ def test_a_session_that_dies_during_commit_is_settled(mode):
 
 
 @pytest.mark.parametrize("noted", [True, False])
-def test_a_session_that_ends_between_the_last_object_and_the_commit_costs_nothing(noted):
+def test_session_that_ends_before_commit_loses_no_object(noted):
     class EndsTheSession(LocalMarks):
         def put(self, offset, mark):
             if (offset, mark) == (1, PENDING):

@@ -60,7 +60,7 @@ def test_a_transaction_that_can_only_be_rolled_back_is_a_failure(run, alias, ope
     assert names(alias) == ["taken"]
 
 
-def test_an_aborted_transaction_that_django_does_not_know_of_is_a_failure(run, alias):
+def test_aborted_transaction_unknown_to_django_is_a_failure(run, alias):
     """PostgreSQL answers COMMIT with ROLLBACK, and no driver raises anything."""
     report = run(operations.swallows_the_raw_error, ["a"])
     if alias == "postgres":
@@ -115,7 +115,7 @@ def test_nothing_is_logged_for_ever_under_debug(settings):
     assert connections["default"].queries_log is not None
 
 
-def test_what_is_computed_before_the_first_query_holds_no_lock_on_sqlite(tmp_path):
+def test_work_before_the_first_query_holds_no_lock_on_sqlite(tmp_path):
     """Two objects wait for each other before they ask the database anything."""
     operation = operations.meets_then_saves.using(workers=2, chunksize=1, start_method="fork")
     report = operation.starmap([(str(tmp_path), "a", "b"), (str(tmp_path), "b", "a")])
@@ -134,7 +134,7 @@ def test_a_transaction_that_sqlite_ended_by_itself_is_a_failure(run, alias, mode
     assert names("default") == ["taken"]
 
 
-def test_serial_with_the_caller_s_autocommit_off_leaves_callbacks_to_the_caller():
+def test_serial_without_autocommit_leaves_commit_to_the_caller():
     alias = "postgres"  # on SQLite the end of a savepoint commits then, as Django's documentation says
     connections[alias].set_autocommit(False)
     try:

@@ -91,7 +91,7 @@ NOT_AVAILABLE = {
 }
 
 
-def test_a_lock_that_a_block_of_the_function_skips_is_not_waited_for_again(on):
+def test_lock_skipped_inside_atomic_is_not_retried(on):
     """The savepoint undoes it, so that the object can be saved, as in a loop."""
 
     def save(name, alias):

@@ -1,0 +1,29 @@
+"""The tests follow the rules that CONTRIBUTING.md gives for them."""
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+LONGEST = 60
+"""Characters of a test's name. It stands in CONTRIBUTING.md, too."""
+
+
+def parsed():
+    for path in sorted(TESTS.rglob("test_*.py")):
+        yield path.relative_to(TESTS), ast.parse(path.read_text())
+
+
+def test_names_of_tests_are_short_enough_to_be_read():
+    named = [
+        f"{path}: {node.name}"
+        for path, tree in parsed()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and len(node.name) > LONGEST
+    ]
+    assert named == []
+
+
+def test_files_of_tests_begin_with_the_promise_they_prove():
+    assert [str(path) for path, tree in parsed() if not ast.get_docstring(tree)] == []
