@@ -11,7 +11,7 @@ from .._worker.replies import ObjectDetail, Reply
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..executors import Died
 from ..executors.marks import COMMITTED, COMMITTING, HAD_FAILED, MARKS_PER_STAGE, NEW, PENDING, RUNNING
-from ..outcomes import Outcome, Status
+from ..outcomes import DROP, Outcome, Status
 
 MIN_ENDED_FOR_SHARE = 50
 """Objects that must have ended before a `max_failures` that is a fraction applies."""
@@ -70,8 +70,6 @@ class CrashAnalysis:
 
         The chunks hold objects that have left nothing behind. The object that was running is never among them. Neither
         is an object that has left its first stage: its value is gone, and the stage would run twice.
-
-        With several stages, the value of each outcome is the stage that it ended in, or None if that is unknown.
         """
         known: list[OutcomeBatch] = []
         requeued: list[int] = []
@@ -101,7 +99,7 @@ class CrashAnalysis:
         batch = unanswered_batch(index, [item], status, error, attempts=1)
         if len(self._stages) == 1 or not self._exact:
             return batch
-        return batch._replace(notable={0: replace(batch.notable[0], value=ended)})
+        return batch._replace(ended_in_stage={0: ended})
 
     def _status_and_stage(self, stage: int, mark: int) -> tuple[Status, int]:
         """The status of an object, and the stage that it ended in."""
@@ -166,7 +164,7 @@ def retry_or_give_up(
     return [unanswered_batch(part.index, part.objects, Status.FAILED, error, attempts=1) for part in requeued], []
 
 
-def value_lost_error(index: int, cause: BaseException) -> ValueLost:
+def value_lost_error(index: int, cause: BaseException | None) -> ValueLost:
     error = ValueLost(index)
     error.__cause__ = cause
     return error
@@ -193,7 +191,23 @@ def batch_from_reply(chunk: Chunk, reply: Reply, settle: Settle) -> OutcomeBatch
         place: _outcome(index + place, objects[place], _settled_detail(detail, settle), reply, place)
         for place, detail in reply.details.items()
     }
-    return OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+    batch = OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+    return _with_stages(batch, reply) if reply.stage_seconds else batch
+
+
+def _with_stages(batch: OutcomeBatch, reply: Reply) -> OutcomeBatch:
+    """Add what the reply says of stages. A success before the last stage ends in the next one, unless it was dropped:
+    its worker did not know the success, so the next stage has not started."""
+    ended_in_stage, notable = {**reply.ended_in_stage}, batch.notable
+    for place, stage in reply.ended_in_stage.items():
+        outcome = notable.get(place)
+        if outcome is None or outcome.status is not Status.SUCCEEDED or batch.values[place] is DROP:
+            continue
+        if stage < len(reply.stage_seconds) - 1:
+            ended_in_stage[place] = stage + 1
+            lost = value_lost_error(outcome.index, outcome.error)
+            notable[place] = replace(outcome, status=Status.FAILED, error=lost)
+    return batch._replace(stage_seconds=reply.stage_seconds, ended_in_stage=ended_in_stage)
 
 
 def _settled_detail(detail: ObjectDetail, settle: Settle) -> ObjectDetail:

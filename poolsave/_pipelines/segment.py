@@ -14,7 +14,7 @@ from .._engine.crashes import StageMode
 from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
-from .._worker.staged import Dropped, StagedJob
+from .._worker.staged import StagedJob
 from ..executors import Executor, ProcessExecutor
 from ..outcomes import DROP, Outcome, Status
 from .planning import SegmentPlan
@@ -193,36 +193,28 @@ class Segment(Engine):
     def results(self, batch: OutcomeBatch) -> Iterator[SegmentResult]:
         """Give the result of each record of a batch."""
         last = len(self.stages) - 1
-        columns = [*batch.seconds] if len(batch.seconds) > len(batch.values) else []
         for offset, value in enumerate(batch.values):
-            seconds = sum(columns[offset :: len(batch.values)]) if columns else batch.seconds[offset]
             origin, _value, path, before, flaw = self._claim(batch, offset)
-            record = Record(origin, None, path, before + seconds, flaw)
-            outcome = batch.notable.get(offset)
+            record = Record(origin, None, path, before + batch.seconds[offset], flaw)
+            outcome, stage = batch.notable.get(offset), batch.ended_in_stage.get(offset)
             if outcome is not None and outcome.status is not Status.SUCCEEDED:
-                stage = outcome.value if last and isinstance(outcome.value, int) else None
                 # A record that no stage has started ends in the first one.
                 unknown = stage is None and last > 0 and outcome.status is Status.LOST
                 yield SegmentResult(
                     record, stage or 0, None, outcome, dropped=False, worker=batch.worker, stage_unknown=unknown
                 )
-            elif last and isinstance(value, Dropped):
-                yield SegmentResult(record, value.stage, None, outcome, dropped=True, worker=batch.worker)
             else:
-                yield SegmentResult(record, last, value, outcome, dropped=value is DROP, worker=batch.worker)
+                stage = last if stage is None else stage
+                yield SegmentResult(record, stage, value, outcome, dropped=value is DROP, worker=batch.worker)
 
     def _claim(self, batch: OutcomeBatch, offset: int) -> Record:
         if isinstance(self._source, SegmentBuffer):
             return self._source.claim(batch.first + offset)
         return Record(InputObject(batch.first + offset, batch.objects[offset]), None)
 
-    def times(self, batch: OutcomeBatch) -> list[float]:
+    def times(self, batch: OutcomeBatch) -> Sequence[float]:
         """Give the seconds of each stage."""
-        size = len(batch.values)
-        if len(batch.seconds) == size:
-            return [sum(batch.seconds)] + [0.0] * (len(self.stages) - 1)
-        columns = [*batch.seconds]
-        return [sum(columns[start : start + size]) for start in range(0, len(columns), size)]
+        return batch.stage_seconds or [sum(batch.seconds)] + [0.0] * (len(self.stages) - 1)
 
     def _stage_modes(self) -> Sequence[StageMode]:
         if not isinstance(self._job, StagedJob):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -38,6 +38,10 @@ class EndTimes:
         return map(operator.sub, self.ends, chain((self.started,), self.ends))
 
 
+NO_STAGES: Mapping[int, int] = {}
+"""Of objects that passed all stages of their worker, or none is known for."""
+
+
 class OutcomeBatch(NamedTuple):
     """`notable` holds, by offset in the batch, each outcome that is more than a value and a time."""
 
@@ -49,6 +53,10 @@ class OutcomeBatch(NamedTuple):
     notable: dict[int, Outcome[Any]]
     path: tuple[int, ...] = ()
     """In a pipeline: the position of the value among those that one object became (see `Record.path`)."""
+    stage_seconds: Sequence[float] = ()
+    """Of a segment with several stages: see `Reply.stage_seconds`."""
+    ended_in_stage: Mapping[int, int] = NO_STAGES
+    """Of a segment with several stages, by offset in the batch: see `Reply.ended_in_stage`."""
 
     @property
     def order(self) -> tuple[int, tuple[int, ...]]:

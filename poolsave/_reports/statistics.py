@@ -6,14 +6,14 @@ The engine reports events to `Statistics`, and a Report shows it. Nothing here i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import nlargest
 from operator import attrgetter, itemgetter
 from typing import Any
 
 from .._worker.replies import WorkerTime
-from .batches import EndTimes, OutcomeBatch
+from .batches import OutcomeBatch
 
 SLOWEST_SHOWN = 5
 """Number of objects that are listed as the slowest."""
@@ -143,10 +143,9 @@ class Statistics:
             self._update_slowest(batch)
 
     def _update_slowest(self, batch: OutcomeBatch) -> None:
-        durations = enumerate(_seconds_of_objects(batch.seconds, len(batch.values)))
         slowest = [
             SlowObject(seconds, batch.first + offset, self.item_of(batch.objects[offset]))
-            for offset, seconds in nlargest(SLOWEST_SHOWN, durations, key=itemgetter(1))
+            for offset, seconds in nlargest(SLOWEST_SHOWN, enumerate(batch.seconds), key=itemgetter(1))
         ]
         self._slowest = sorted([*self._slowest, *slowest], key=attrgetter("seconds"))[-SLOWEST_SHOWN:]
 
@@ -192,14 +191,6 @@ class Statistics:
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)
-
-
-def _seconds_of_objects(seconds: Sequence[float] | EndTimes, count: int) -> Iterable[float]:
-    """Give the seconds of each object. Fused stages have a column each, one after the other, which are summed."""
-    if len(seconds) == count:
-        return seconds
-    column = [*seconds]
-    return [sum(column[offset::count]) for offset in range(count)]
 
 
 def _unchanged(item: Any) -> Any:

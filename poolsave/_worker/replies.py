@@ -5,13 +5,15 @@ from __future__ import annotations
 import pickle
 import time
 from array import array
+from collections.abc import Mapping, Sequence
+from operator import add
 from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
 from .._pickling.exceptions import ExceptionRecord, format_traceback, record_exception, restore_exception
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import split_pickled
-from .._reports.batches import EndTimes
+from .._reports.batches import NO_STAGES, EndTimes
 from ..outcomes import Status
 
 MAX_REPLY_DELAY = 0.02
@@ -48,7 +50,8 @@ class WorkerTime(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """`values[i]` and `seconds[i]` belong to the object at `offset + i` of its chunk, `details[i]` too if it exists."""
+    """`values[i]` and `seconds[i]` belong to the object at `offset + i` of its chunk, and so do `details[i]` and
+    `ended_in_stage[i]` if they exist."""
 
     offset: int
     values: list[Any]
@@ -56,6 +59,10 @@ class Reply(NamedTuple):
     details: dict[int, ObjectDetail]
     worker: int | str
     worker_time: WorkerTime
+    stage_seconds: Sequence[float] = ()
+    """With several stages in the worker: the seconds of all these objects in each stage."""
+    ended_in_stage: Mapping[int, int] = NO_STAGES
+    """The stage of each object that did not pass all of them, or whose success is unknown."""
 
     def to_bytes(self, *, plain: bool = False) -> bytes:
         """Pickle the reply. It cannot fail: `to_wire` has tried every value, and every error is a record.
@@ -63,7 +70,8 @@ class Reply(NamedTuple):
         `plain`: all values are known to be of plain types.
         """
         began, times = pack_seconds(self.seconds)
-        rest = (self.offset, began, times, self.details, self.worker, tuple(self.worker_time))
+        stages = self.stage_seconds, self.ended_in_stage
+        rest = (self.offset, began, times, self.details, self.worker, tuple(self.worker_time), *stages)
         if plain or IMMUTABLE_TYPES.issuperset(map(type, self.values)):
             return pickle.dumps((self.values, {}, *rest), pickle.HIGHEST_PROTOCOL)
         return pickle.dumps((*split_pickled(self.values), *rest), pickle.HIGHEST_PROTOCOL)
@@ -71,7 +79,7 @@ class Reply(NamedTuple):
     @classmethod
     def from_bytes(cls, data: bytes) -> Reply:
         """Undo `to_bytes`; a value that cannot be unpickled here becomes an error detail of its object."""
-        values, pickled_values, offset, began, times, details, worker, worker_time = pickle.loads(data)
+        values, pickled_values, offset, began, times, details, worker, worker_time, *stages = pickle.loads(data)
         for index, pickled in pickled_values.items():
             try:
                 values[index] = pickle.loads(pickled)
@@ -82,17 +90,18 @@ class Reply(NamedTuple):
         for index, detail in details.items():
             if isinstance(detail.error, ExceptionRecord):
                 details[index] = detail._replace(error=restore_exception(detail.error))
-        return cls(offset, values, unpack_seconds(began, times), details, worker, WorkerTime(*worker_time))
+        return cls(offset, values, unpack_seconds(began, times), details, worker, WorkerTime(*worker_time), *stages)
 
 
 class ReplyBuilder:
     """Gathers the results of a chunk's objects until a reply is due."""
 
-    def __init__(self, worker: int | str, waited: float, *, crosses: bool) -> None:
+    def __init__(self, worker: int | str, waited: float, *, crosses: bool, stages: int = 1) -> None:
         """`waited`: the worker's idle seconds before this chunk."""
         self._worker = worker
         self._waited = waited
         self.crosses = crosses
+        self._stages = stages
         self.has_details = False
         """Whether any object of the chunk did more than simply succeed at the first attempt."""
         self._offset = 0
@@ -103,6 +112,8 @@ class ReplyBuilder:
         self._values: list[Any] = []
         self._seconds: array[float] = array("d")
         self._details: dict[int, ObjectDetail] = {}
+        self._stage_seconds = [0.0] * self._stages if self._stages > 1 else []
+        self._ended_in_stage: dict[int, int] = {}
         self._committed = 0.0
         self.timed_out = False
         self.longest = 0.0
@@ -115,6 +126,15 @@ class ReplyBuilder:
         self._values.append(attempt.value)
         self._seconds.append(seconds)
         self._committed += attempt.committing
+
+    def add_staged(
+        self, attempt: AttemptResult, attempts: int, seconds: Sequence[float], ended_in_stage: int | None
+    ) -> None:
+        """Add the next object's result, with its seconds in each stage. The stage is None if it passed all of them."""
+        if ended_in_stage is not None:
+            self._ended_in_stage[len(self._values)] = ended_in_stage
+        self._stage_seconds = [*map(add, self._stage_seconds, seconds)]
+        self.add(attempt, attempts, sum(seconds))
 
     def _detail(self, attempt: AttemptResult, attempts: int) -> ObjectDetail:
         self.has_details = True
@@ -156,7 +176,8 @@ class ReplyBuilder:
         plain: bool = False,
     ) -> Any:
         worker_time = WorkerTime(self._waited, now - self.since, self._committed, self.timed_out, self.longest)
-        reply = Reply(self._offset, values, seconds, details, self._worker, worker_time)
+        stages = self._stage_seconds, self._ended_in_stage
+        reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)
         self._offset += len(values)
         self._waited, self.since, self.longest = 0.0, now, 0.0
         return reply.to_bytes(plain=plain) if self.crosses else reply

@@ -153,10 +153,7 @@ class WorkerSession:
     def _run_objects(self, objects: Sequence[Any], marks: Marks, builder: ReplyBuilder) -> Iterator[None]:
         """Run the objects, and add each result to the builder."""
         for result, attempts in self.results(objects, marks):
-            if result.attempt.error is None:
-                builder.add(result.attempt, attempts, result.seconds)
-            else:
-                self._add_error(builder, result.attempt.error, result, attempts)
+            builder.add(*self._reported(result.attempt, attempts), result.seconds)
             yield
 
     def pop_timed_out(self) -> bool:
@@ -169,14 +166,15 @@ class WorkerSession:
         run = self._run_as_chunk if self._job.transaction == "chunk" else self._run_one_by_one
         return run(objects, 0, marks, 1)
 
-    def _add_error(self, builder: ReplyBuilder, error: BaseException, result: ObjectResult, attempts: int) -> None:
+    def _reported(self, attempt: AttemptResult, attempts: int) -> tuple[AttemptResult, int]:
+        if attempt.error is None:
+            return attempt, attempts
         if not self._own_process:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
-            traceback.clear_frames(traceback_of(error))
-        if is_a(error, RowGone):
-            builder.add(result.attempt._replace(status=Status.SKIPPED), 0, result.seconds)
-        else:
-            builder.add(result.attempt, attempts, result.seconds)
+            traceback.clear_frames(traceback_of(attempt.error))
+        if is_a(attempt.error, RowGone):
+            return attempt._replace(status=Status.SKIPPED), 0
+        return attempt, attempts
 
     def _run_one_by_one(
         self, objects: Sequence[Any], first: int, marks: Marks, tries: int

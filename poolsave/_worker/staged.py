@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._db.transactions import AttemptResult
 from .._pickling.values import from_wire, to_wire
@@ -27,12 +26,6 @@ from .session import WorkerSession
 
 MARKS_OF_STATUSES = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
 """The mark of an object that has ended in a stage but is not in a reply yet."""
-
-
-class Dropped(NamedTuple):
-    """Takes the place of a value in a reply: an earlier stage of the worker has dropped the object."""
-
-    stage: int
 
 
 def call_across(call: Any, unpickles: bool, pickles: bool, *arguments: Any) -> Any:
@@ -135,10 +128,9 @@ class StagedSession(WorkerSession):
         self._uses_fast_loop = False
 
     def _new_builder(self, waited: float) -> ReplyBuilder:
-        return StagedReplyBuilder(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
+        return ReplyBuilder(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
 
     def _run_objects(self, objects: Sequence[Any], marks: Marks, builder: ReplyBuilder) -> Iterator[None]:
-        assert isinstance(builder, StagedReplyBuilder)
         for staged in self._run_stages(objects, marks):
             self._add(builder, staged)
             yield
@@ -181,42 +173,15 @@ class StagedSession(WorkerSession):
         if mark is not None:
             marks.put(staged.offset, number * MARKS_PER_STAGE + mark)
 
-    def _add(self, builder: StagedReplyBuilder, staged: StagedItem) -> None:
-        builder.note_seconds(staged.seconds)
-        attempt = staged.result
-        if staged.open and attempt.error is staged.callback_error is None:
-            builder.add(attempt, staged.attempts, 0.0)
-            return
-        if attempt.status is not Status.SUCCEEDED:
-            attempt = attempt._replace(value=staged.stage)  # where it ended
-        elif staged.value is DROP and staged.stage < len(self._stages) - 1:
-            dropped = Dropped(staged.stage)
-            attempt = attempt._replace(value=to_wire(dropped) if self._job.crosses else dropped)
-        if attempt.error is None:
-            attempt = attempt._replace(error=staged.callback_error if attempt.status is Status.SUCCEEDED else None)
-        if attempt.error is None:
-            builder.add(attempt, staged.attempts, 0.0)
-        else:
-            self._add_error(builder, attempt.error, ObjectResult(attempt, 0.0), staged.attempts)
-
-
-class StagedReplyBuilder(ReplyBuilder):
-    """Times each stage. The column of seconds holds all objects' for the first stage, then for the next one."""
-
-    def __init__(self, worker: int | str, waited: float, *, crosses: bool, stages: int) -> None:
-        self._by_stage: list[array[float]] = [array("d") for _ in range(stages)]
-        super().__init__(worker, waited, crosses=crosses)
-
-    def note_seconds(self, seconds: Sequence[float]) -> None:
-        """Add the seconds of the next object, stage by stage."""
-        for column, stage_seconds in zip(self._by_stage, seconds, strict=True):
-            column.append(stage_seconds)
-        self.longest = max(self.longest, sum(seconds))
-
-    def take(self) -> Any:
-        self._seconds = array("d", chain.from_iterable(self._by_stage))
-        self._by_stage = [array("d") for _ in self._by_stage]
-        return super().take()
+    def _add(self, builder: ReplyBuilder, staged: StagedItem) -> None:
+        attempt, last = staged.result, len(self._stages) - 1
+        ended_in_stage = None if attempt.status is Status.SUCCEEDED and staged.stage == last else staged.stage
+        if staged.stage < last:  # its value is for the next stage; only DROP goes back
+            dropped = to_wire(DROP) if self._job.crosses else DROP
+            attempt = attempt._replace(value=dropped if staged.value is DROP else None)
+        if attempt.status is Status.SUCCEEDED and attempt.error is None:
+            attempt = attempt._replace(error=staged.callback_error)
+        builder.add_staged(*self._reported(attempt, staged.attempts), staged.seconds, ended_in_stage)
 
 
 def _never(item: Any) -> Any:

@@ -7,8 +7,10 @@ if there is a note, and lost otherwise; and only the object that the worker was 
 
 import pytest
 
-from poolsave import Status
-from poolsave._engine.crashes import Chunk, CrashAnalysis, StageMode
+from poolsave import DROP, Status
+from poolsave._db.transactions import AttemptResult
+from poolsave._engine.crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply
+from poolsave._worker.replies import ReplyBuilder
 from poolsave.errors import TimedOut, ValueLost, WorkerDied
 from poolsave.executors import Died
 from poolsave.executors.marks import (
@@ -56,15 +58,25 @@ def rows(table):
     return [(mark, mode, row[place]) for mark, row in table.items() for place, mode in enumerate(MODES)]
 
 
-def judge(codes, *modes, note=0, settled=None, overdue=False, timeout=None, exact=True):
-    """The outcomes and what runs again, of a chunk whose first object has the index 10."""
+def analyse(codes, *modes, note=0, settled=None, overdue=False, timeout=None, exact=True):
+    """The batches and what runs again, of a chunk whose first object has the index 10."""
     event = Died(WorkerDied(-9, "SIGKILL"), 1, bytes(codes), (), note, overdue)
     stages = [StageMode(mode, noted=True) for mode in modes]
     items = [f"item{place}" for place in range(len(codes))]
     analysis = CrashAnalysis(event, stages, timeout=timeout, settle={note: settled}.__getitem__, exact=exact)
     batches, again = analysis.outcomes(Chunk(10, items))
+    return batches, [(chunk.index, list(chunk.objects)) for chunk in again]
+
+
+def judge(*codes_and_modes, **options):
+    """The outcomes and what runs again, as `analyse` has them."""
+    batches, again = analyse(*codes_and_modes, **options)
     outcomes = [outcome for batch in batches for outcome in batch.outcomes(with_items=True)]
-    return outcomes, [(chunk.index, list(chunk.objects)) for chunk in again]
+    return outcomes, again
+
+
+def stages_of(batches):
+    return [batch.ended_in_stage.get(0) for batch in batches]
 
 
 def expect_blame(outcome, mark):
@@ -91,22 +103,22 @@ def test_mark_of_a_plain_run_has_one_meaning(mark, mode, meaning):
 @pytest.mark.parametrize("other", MODES)
 @pytest.mark.parametrize(("mark", "mode", "meaning"), rows(FIRST_OF_TWO))
 def test_mark_of_a_first_stage_has_one_meaning(mark, mode, meaning, other):
-    outcomes, again = judge([mark], mode, other)
+    batches, again = analyse([mark], mode, other)
     if meaning is AGAIN:
-        assert (outcomes, again) == ([], [(10, ["item0"])])
+        assert (batches, again) == ([], [(10, ["item0"])])
         return
-    (outcome,) = outcomes
+    outcome = batches[0].notable[0]
     ended, status = (1, FAILED) if meaning == "the second" else (0, meaning)
-    assert (outcome.status, outcome.value) == (status, ended)
+    assert (outcome.status, outcome.value, stages_of(batches)) == (status, None, [ended])
     expect_blame(outcome, mark)
 
 
 @pytest.mark.parametrize("other", MODES)
 @pytest.mark.parametrize(("mark", "mode", "meaning"), rows(LAST_OF_TWO))
 def test_mark_of_a_last_stage_has_one_meaning(mark, mode, meaning, other):
-    (outcome,), again = judge([MARKS_PER_STAGE + mark], other, mode)
-    assert (outcome.status, outcome.value, again) == (meaning, 1, [])
-    expect_blame(outcome, mark)
+    batches, again = analyse([MARKS_PER_STAGE + mark], other, mode)
+    assert (batches[0].notable[0].status, stages_of(batches), again) == (meaning, [1], [])
+    expect_blame(batches[0].notable[0], mark)
 
 
 @pytest.mark.parametrize("settled", [SUCCEEDED, FAILED, LOST])
@@ -142,8 +154,8 @@ def test_objects_rolled_back_with_a_victim_run_again():
 
 
 def test_stage_is_unknown_if_the_marks_are_not_the_workers():
-    (outcome,), _again = judge([COMMITTING], None, "chunk", exact=False)
-    assert (outcome.status, outcome.value) == (LOST, None)
+    batches, _again = analyse([COMMITTING], None, "chunk", exact=False)
+    assert (batches[0].notable[0].status, stages_of(batches)) == (LOST, [None])
 
 
 def test_chunk_that_kills_three_workers_unbegun_is_given_up():
@@ -156,3 +168,26 @@ def test_chunk_that_kills_three_workers_unbegun_is_given_up():
         seen.append((len(batches), len(again)))
         chunk = again[0] if again else chunk
     assert seen == [(0, 1), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("ended", "value", "settled", "expected"),
+    [
+        (0, None, FAILED, (FAILED, 0, None)),
+        (0, None, LOST, (LOST, 0, None)),
+        (0, None, SUCCEEDED, (FAILED, 1, ValueLost)),  # the second stage has not started, since this was not known
+        (0, DROP, SUCCEEDED, (SUCCEEDED, 0, None)),
+        (1, "value", SUCCEEDED, (SUCCEEDED, 1, None)),
+        (1, "value", LOST, (LOST, 1, None)),
+    ],
+)
+def test_settled_commit_ends_its_object_in_the_right_stage(ended, value, settled, expected):
+    builder = ReplyBuilder("w", 0.0, crosses=False, stages=2)
+    builder.add_staged(AttemptResult(LOST, value, OSError("no answer"), note=7), 1, [0.5, 0.25], ended)
+    batch = batch_from_reply(Chunk(10, ["item"]), builder.take(), {7: settled}.__getitem__)
+    status, stage, error = expected
+    (outcome,) = batch.outcomes(with_items=True)
+    assert (outcome.status, stages_of([batch]), outcome.seconds) == (status, [stage], 0.75)
+    assert list(batch.stage_seconds) == [0.5, 0.25]
+    assert isinstance(outcome.error, error or OSError)
+    assert outcome.value is value or error
