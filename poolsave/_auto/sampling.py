@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._db.sqlite_write_lock import WriteLockTimer
+from .._db.sqlite import WriteLockTimer
 from .._reports.batches import OutcomeBatch
 from ..executors import Event, SerialExecutor
 from .policy import MIN_SAMPLE_SECONDS, LocalMeasurement

@@ -12,7 +12,7 @@
    section 2.6.
 
 `_worker/job.py` calls this when it opens and closes a worker, and `_runs/preflight.py` and `_runs/checks.py` before a
-run. What a forked child inherits is handled in `fork_safety.py`.
+run. What a fork needs (1 and 4) is in `fork_safety.py`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseErrorWrapper, load_backend
 
-from ..errors import InsideTransaction, InvalidOperation
-from .descriptors import open_sqlite_descriptors
-from .redacted import RedactedDict
-from .sqlite import GuardedConnection
-from .transaction_guard import guard_of
+from .._runtime.redacted import RedactedDict
+from ..errors import InvalidOperation
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
@@ -40,6 +37,9 @@ DUMMY_ENGINE = "django.db.backends.dummy"
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of all connections, as long as no error occurs. A check costs as much as several objects
 that do nothing."""
+RELEASE_LOCKS = {"postgresql": "SELECT pg_advisory_unlock_all()", "mysql": "SELECT RELEASE_ALL_LOCKS()"}
+"""By vendor: releases the locks that outlast their transaction. It takes a round trip, so it is sent only after a
+failure."""
 
 
 def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
@@ -92,67 +92,6 @@ def wrappers_of_thread() -> list[Any]:
     of_task = handler.all(initialized_only=True)
     with outside_event_loop():
         return list({id(wrapper): wrapper for wrapper in (*of_task, *handler.all(initialized_only=True))}.values())
-
-
-def open_sqlite_files() -> list[Any]:
-    """Give the wrappers of this thread that have a SQLite file open."""
-    return [
-        wrapper
-        for wrapper in wrappers_of_thread()
-        if wrapper.vendor == "sqlite" and wrapper.connection is not None and not wrapper.is_in_memory_db()
-    ]
-
-
-def sqlite_is_open_elsewhere() -> bool:
-    """Whether a SQLite file is open in this process that no wrapper of this thread has open."""
-    return open_sqlite_descriptors().total() > len(open_sqlite_files())
-
-
-def close_sqlite_files() -> None:
-    """Close the SQLite files of this thread, before a fork.
-
-    Raises:
-        InsideTransaction: if one of them is inside a transaction, so that it cannot be closed.
-        InvalidOperation: if one is open elsewhere in this process.
-    """
-    check_no_open_sqlite_transaction()
-    for wrapper in open_sqlite_files():
-        (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
-        with outside_event_loop():
-            wrapper.close()
-        if not enforced:
-            _reopen_unenforced(wrapper)
-    for alias in open_sqlite_descriptors():
-        raise InvalidOperation(
-            f"the SQLite database {alias!r} is open in another thread or event loop of this process, or by sqlite3 "
-            'itself, and its locks do not survive a fork: close it there, or use start_method="forkserver"'
-        )
-
-
-def _reopen_unenforced(wrapper: Any) -> None:
-    """Let the next connection keep foreign keys unenforced.
-
-    A schema editor has asked for that: it remakes tables by dropping them, and a cascade would delete the rows that
-    refer to them.
-    """
-
-    def init_once() -> None:
-        del wrapper.init_connection_state  # this instance's own method; later connections use the class's
-        wrapper.init_connection_state()
-        wrapper.connection.execute("PRAGMA foreign_keys = OFF")
-
-    wrapper.init_connection_state = init_once
-
-
-def check_no_open_sqlite_transaction() -> None:
-    """Refuse to fork while a SQLite file is inside a transaction of this thread.
-
-    Raises:
-        InsideTransaction: naming the alias.
-    """
-    for wrapper in open_sqlite_files():
-        if wrapper.in_atomic_block:
-            raise InsideTransaction(wrapper.alias)
 
 
 def load_backends() -> None:
@@ -235,12 +174,14 @@ def _wrapper(alias: str, settings: dict[str, Any]) -> Any:
         options = RedactedDict(_prefixing_options(settings["OPTIONS"]), **settings["OPTIONS"])
         settings = RedactedDict(settings, OPTIONS=options)
     if backend.vendor == "sqlite":
+        from .sqlite import GuardedConnection, delay_begin  # imported here: its module imports this one
+
         options = RedactedDict({"factory": GuardedConnection}, **settings["OPTIONS"])
-        settings = RedactedDict(settings, OPTIONS=options)
-    wrapper = backend(settings, alias)
-    if settings["OPTIONS"].get("factory") is GuardedConnection:
-        _delay_begin_until_first_statement(wrapper)
-    return wrapper
+        wrapper = backend(RedactedDict(settings, OPTIONS=options), alias)
+        if options["factory"] is GuardedConnection:
+            delay_begin(wrapper)
+        return wrapper
+    return backend(settings, alias)
 
 
 def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,28 +194,6 @@ def _prefixing_options(options: Mapping[str, Any]) -> dict[str, Any]:
     from .psycopg2 import PrefixingConnection, PrefixingCursor
 
     return {"connection_factory": PrefixingConnection, "cursor_factory": PrefixingCursor}
-
-
-def _delay_begin_until_first_statement(wrapper: Any) -> None:
-    """Delay the BEGIN of atomic() on SQLite until the first statement, through Django or past it.
-
-    BEGIN IMMEDIATE takes the only write lock. What an object computes before its first statement would otherwise keep
-    all other workers waiting.
-    """
-    begin = wrapper._start_transaction_under_autocommit
-
-    def begin_now() -> None:
-        # The transaction may have ended without a statement; then this one comes after it and needs no BEGIN.
-        if wrapper.in_atomic_block:
-            begin()
-            guard: Any = guard_of(wrapper.connection)
-            if guard is not None:
-                guard.set_savepoint()
-
-    def postpone() -> None:
-        wrapper.connection.pending_begin = begin_now
-
-    wrapper._start_transaction_under_autocommit = postpone
 
 
 def _apply_to_process(settings: SettingsByAlias) -> None:
@@ -316,3 +235,21 @@ class ConnectionMaintenance:
 
 def _autocommit_was_changed(connection: Any) -> bool:
     return connection.connection is not None and connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+
+
+def release_session_locks() -> None:
+    """Release the locks of this thread's connections, which must be a worker's own and outside of any transaction.
+
+    `pg_advisory_lock()` and `GET_LOCK()` outlast their transaction. A function keeps the lock if it fails between lock
+    and unlock, or if the aborted transaction refuses the unlock. A plain loop is not affected, since a session may take
+    its own lock again. In a pool all other workers would wait for ever.
+    """
+    for connection in connections.all(initialized_only=True):
+        statement = RELEASE_LOCKS.get(connection.vendor)
+        if statement is None or connection.connection is None or connection.in_atomic_block:
+            continue
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        except Error:  # left in a transaction, or gone: closing it ends the session and its locks
+            connection.close()

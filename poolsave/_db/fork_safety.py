@@ -1,28 +1,96 @@
-"""What a forked child inherits and must not touch: rule 1 of `connections.py`.
+"""What a fork needs, by rules 1 and 4 of `connections.py`: SQLite files are closed before it, and the child touches
+nothing that it inherits. Open files and sockets are found as the kernel lists them, whatever driver they belong to.
 
-`_worker/job.py` calls `pin_connections` in the parent and `discard_inherited_connections` in the child.
+`_worker/job.py` calls `close_sqlite_files` and `pin_connections` in the parent, and `discard_inherited_connections` in
+the child. The fork server (`_environment/preload.py`) asks for open files and sockets.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
+import socket
+import stat
+import struct
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from asgiref.local import Local
 from django.core.cache import caches
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
 
-from ..errors import InvalidOperation
-from .connections import UseRefused, wrappers_of_thread
-from .descriptors import cut_database_sockets, open_sqlite_descriptors
+from ..errors import InsideTransaction, InvalidOperation
+from .connections import UseRefused, outside_event_loop, wrappers_of_thread
+from .sqlite import open_sqlite_files
 
+FOLDER = "/proc/self/fd"
+DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}
+SOCKET_FILES = {"postgresql": re.compile(r"/\.s\.PGSQL\.\d+$"), "mysql": re.compile(r"(mysql|maria)[^/]*$")}
+"""Patterns of the path of a local server's socket, for databases whose settings do not give it."""
+NOT_YOURS = "this connection was opened before the worker began: get one from django.db.connections in the function"
 _kept_alive: list[object] = []
 _clean_pids = {os.getpid()}
 """Ids of processes that hold nothing inherited: the one that imported this, and children that have discarded it."""
+
+
+def can_close_sqlite_files() -> bool:
+    """Whether this thread has opened every SQLite file that is open in this process, and no transaction is open."""
+    files = open_sqlite_files()
+    return not any(wrapper.in_atomic_block for wrapper in files) and open_sqlite_descriptors().total() <= len(files)
+
+
+def close_sqlite_files() -> None:
+    """Close the SQLite files of this thread, before a fork.
+
+    Raises:
+        InsideTransaction: if one of them is inside a transaction, so that it cannot be closed.
+        InvalidOperation: if one is open elsewhere in this process.
+    """
+    check_no_open_sqlite_transaction()
+    for wrapper in open_sqlite_files():
+        (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
+        with outside_event_loop():
+            wrapper.close()
+        if not enforced:
+            _reopen_unenforced(wrapper)
+    for alias in open_sqlite_descriptors():
+        raise InvalidOperation(
+            f"the SQLite database {alias!r} is open in another thread or event loop of this process, or by sqlite3 "
+            'itself, and its locks do not survive a fork: close it there, or use start_method="forkserver"'
+        )
+
+
+def _reopen_unenforced(wrapper: Any) -> None:
+    """Let the next connection keep foreign keys unenforced.
+
+    A schema editor has asked for that: it remakes tables by dropping them, and a cascade would delete the rows that
+    refer to them.
+    """
+
+    def init_once() -> None:
+        del wrapper.init_connection_state  # this instance's own method; later connections use the class's
+        wrapper.init_connection_state()
+        wrapper.connection.execute("PRAGMA foreign_keys = OFF")
+
+    wrapper.init_connection_state = init_once
+
+
+def check_no_open_sqlite_transaction() -> None:
+    """Refuse to fork while a SQLite file is inside a transaction of this thread.
+
+    Raises:
+        InsideTransaction: naming the alias.
+    """
+    for wrapper in open_sqlite_files():
+        if wrapper.in_atomic_block:
+            raise InsideTransaction(wrapper.alias)
 
 
 def pin_connections() -> tuple[object, ...]:
@@ -73,3 +141,123 @@ def _forget_pools() -> None:
         pools: dict[str, object] = backend.DatabaseWrapper._connection_pools
         _kept_alive.append(dict(pools))
         pools.clear()
+
+
+def open_descriptors() -> Iterator[tuple[int, str]]:
+    """Give each descriptor and its target; nothing where there is no /proc."""
+    if not os.path.isdir(FOLDER):
+        return
+    for name in os.listdir(FOLDER):
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
+            yield int(name), os.readlink(f"{FOLDER}/{name}")
+
+
+def open_sockets() -> frozenset[str]:
+    """Give the names of the open sockets."""
+    return frozenset(target for _number, target in open_descriptors() if target.startswith("socket:"))
+
+
+def open_sqlite_descriptors() -> Counter[str]:
+    """Count the descriptors of each SQLite database file of the project, by alias."""
+    files = dict(_sqlite_files())
+    counts: Counter[str] = Counter()
+    for number, target in open_descriptors() if files else ():
+        with suppress(OSError):
+            if target.startswith("/") and (alias := files.get(_identity(os.fstat(number)))):
+                counts[alias] += 1
+    return counts
+
+
+def _sqlite_files() -> Iterator[tuple[tuple[int, int], str]]:
+    for alias, settings in connections.settings.items():
+        if _vendor(settings) == "sqlite":
+            name = str(settings["NAME"])
+            path = unquote(urlsplit(name).path) if name.startswith("file:") else name
+            with suppress(OSError):  # in memory, or not made yet
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    yield _identity(status), alias
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _vendor(settings: dict[str, Any]) -> str:
+    vendor: str = load_backend(settings["ENGINE"]).DatabaseWrapper.vendor
+    return vendor
+
+
+def cut_database_sockets() -> None:
+    """Replace each database socket of a forked child by a dead one.
+
+    Nothing that the child does with its copy then reaches the server or the parent, whose socket stays open. This
+    covers connections without a Django wrapper too: those of a module, a thread or a pool.
+    """
+    for number, vendor in _open_database_sockets():
+        near, far = socket.socketpair()
+        with near, far:
+            if vendor == "postgresql":
+                far.sendall(_fatal_error(NOT_YOURS))  # libpq reads it when it notices that it cannot write
+            os.dup2(near.fileno(), number, inheritable=False)
+
+
+def _open_database_sockets() -> list[tuple[int, str]]:
+    # With a default time-out, `socket.socket(fileno=...)` makes the socket non-blocking, in the parent as well.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        return [*_database_sockets(dict(_database_addresses()))]
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _fatal_error(message: str) -> bytes:
+    """Build an ErrorResponse of PostgreSQL's protocol, with an SQLSTATE for which no client tries again (55000)."""
+    fields = b"".join(part.encode() + b"\0" for part in ("SFATAL", "VFATAL", "C55000", f"M{message}", ""))
+    return b"E" + struct.pack("!I", 4 + len(fields)) + fields
+
+
+def _database_sockets(addresses: dict[Any, str]) -> Iterator[tuple[int, str]]:
+    for number, target in open_descriptors():
+        if target.startswith("socket:") and (peer := _peer(number)):
+            by_port = addresses.get(peer[1]) if isinstance(peer, tuple) else _vendor_of_file(peer)
+            vendor = addresses.get(peer) or by_port
+            if vendor is not None:
+                yield number, vendor
+
+
+def _peer(number: int) -> Any:
+    """Give the address that a socket is connected to; None if it is not connected, or no stream."""
+    with suppress(OSError):
+        copy = socket.socket(fileno=number)
+        try:
+            return copy.getpeername() if copy.type == socket.SOCK_STREAM else None
+        finally:
+            copy.detach()
+    return None
+
+
+def _vendor_of_file(peer: str | bytes) -> str | None:
+    path = os.fsdecode(peer)
+    return next((vendor for vendor, pattern in SOCKET_FILES.items() if pattern.search(path)), None)
+
+
+def _database_addresses() -> Iterator[tuple[Any, str]]:
+    """Give the ports and paths in the project's settings, and the addresses of its open connections.
+
+    The name of a host is not resolved, since that may take long: its port is enough.
+    """
+    for settings in connections.settings.values():
+        vendor, options = _vendor(settings), settings.get("OPTIONS", {})
+        port = settings.get("PORT") or options.get("port") or DEFAULT_PORTS.get(vendor, "")
+        for part in str(port).split(","):
+            if part.isdigit():
+                yield int(part), vendor
+        if path := options.get("unix_socket") or settings.get("HOST"):
+            yield path, vendor
+    wrappers: Any = connections.all(initialized_only=True)
+    for wrapper in wrappers:
+        if hasattr(wrapper.connection, "fileno"):
+            with suppress(Exception):  # what a driver raises for a closed connection
+                yield _peer(wrapper.connection.fileno()), wrapper.vendor

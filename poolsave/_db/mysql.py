@@ -16,8 +16,7 @@ from typing import Any
 from django.db import DatabaseError, connections
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
-from .transaction_ends import COMMITS_BEFORE, ends_transaction, statement_text
-from .transaction_guard import TransactionGuard, check_end, guard_of
+from .transaction_guard import COMMITS_BEFORE, TransactionGuard, check_end, ends_transaction, guard_of, statement_text
 
 HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
 """Statements that may commit inside: whether they did, only a savepoint shows that was set before."""

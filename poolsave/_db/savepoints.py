@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 from django.db import Error
 
 from .error_codes import is_savepoint_missing
-from .transaction_guard import guard_of
+from .transaction_guard import add_transient_cause, guard_of
 from .transactions import FunctionBlock, check_can_commit, is_doomed, rollback_on
-from .transient_errors import add_transient_cause
 
 R = TypeVar("R")
 

@@ -13,18 +13,73 @@ driver shows that a transaction is open. No guard sends a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from django.db import connections
 from django.db.transaction import TransactionManagementError
+from django.db.utils import DatabaseErrorWrapper
 
-from .transaction_ends import ends_transaction, statement_text
+from .._runtime.foreign_exceptions import set_context
+from .error_codes import chain_of, is_transient
+
+# The statements that end a transaction. Sources: PostgreSQL's and SQLite's "COMMIT", "END", "ROLLBACK"; PostgreSQL's
+# "PREPARE TRANSACTION"; MariaDB's "SQL statements that cause an implicit commit".
+_COMMENTS = r"(?:\s|/\*(?!!).*?\*/|--[^\n]*\n|#[^\n]*\n)*+"
+"""Possessive, so that a long row of comments is matched in one pass."""
+_FLAGS = re.IGNORECASE | re.DOTALL
+_ENDS = r"(?:ABORT|COMMIT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b"
+_END = r"END\s*(?:WORK|TRANSACTION|AND|;|$)"
+_FIRST = re.compile(f"{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
+_LATER = re.compile(f";{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
+_NO_STATEMENT = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_HAS_BODY = re.compile(rf"{_COMMENTS}(?:CREATE|DO|BEGIN)\b", _FLAGS)
+"""Statements with a body, whose statements run later or in a block of their own."""
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_HARMLESS = frozenset("DdFfIiSsUuVvWw")
+"""First letters of the most frequent statements; no statement that ends a transaction begins with one."""
+
+COMMITS_BEFORE = re.compile(
+    rf"{_COMMENTS}"
+    r"(?:ALTER|ANALYZE(?:\s+(?:LOCAL|NO_WRITE_TO_BINLOG))?\s+TABLE|BEGIN(?!\s+NOT)"
+    r"|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|GRANT|LOCK|OPTIMIZE|RENAME"
+    r"|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
+    _FLAGS,
+)
+"""Statements before which MySQL and MariaDB commit. Limited to those that occur in per-object functions; what a stored
+procedure does is not seen."""
 
 _armed: dict[int, TransactionGuard] = {}
 """The armed guards, by the id of the driver's connection, which the guard keeps alive."""
+
+
+def statement_text(statement: Any) -> str:
+    """Give the text of a statement, in which only keywords matter; "?" for parts that only the driver can compose."""
+    if isinstance(statement, str):
+        return statement
+    if isinstance(statement, bytes | bytearray):
+        return statement.decode("latin-1")
+    parts = getattr(statement, "_obj", getattr(statement, "_wrapped", ""))  # psycopg 3, psycopg2
+    if isinstance(parts, list):  # sql.Composed
+        return "".join(map(statement_text, parts))
+    return parts if type(statement).__name__ == "SQL" and isinstance(parts, str) else "?"
+
+
+def ends_transaction(text: str, *, escapes: bool = False) -> bool:
+    """Whether a statement in the text ends the open transaction. With `escapes`, strings may contain backslash escapes,
+    as in MySQL and MariaDB."""
+    if text[:1] not in _HARMLESS and _FIRST.match(text):
+        return True
+    if ";" not in text or not _LATER.search(text):
+        return False
+    if _HAS_BODY.match(text):
+        return False
+    if escapes:
+        text = _ESCAPED.sub("", text)
+    return bool(_LATER.search(_NO_STATEMENT.sub(" ", text)))
 
 
 def guard_of(raw: Any) -> TransactionGuard | None:
@@ -135,3 +190,47 @@ class TransactionGuard:
         if self.was_replaced():
             with suppress(Exception):  # each driver has its own for a connection that is closed already
                 self.raw.close()
+
+
+class TransientErrors(DatabaseErrorWrapper):
+    """Remembers a transient error that a function catches, so that its object is tried again.
+
+    A signal receiver that catches and logs every error hides a deadlock. The server has undone the work or refuses to
+    go on, and the error that follows no longer says why. The same transaction may succeed if it is tried again. This
+    replaces a connection's `wrap_database_errors`, which Django enters around every call of the driver.
+    """
+
+    def __init__(self, connection: Any, inner: Any) -> None:
+        super().__init__(connection)
+        self._inner = inner
+        self.last: BaseException | None = None
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+
+    def __exit__(self, *raised: object) -> None:
+        error = raised[1]
+        if isinstance(error, BaseException):
+            if is_transient(error):
+                self.last = error
+            self._inner.__exit__(*raised)
+
+
+def watch_transient_errors(connection: Any) -> None:
+    """Start to remember at the begin of a transaction, without the errors of the one before."""
+    errors = connection.wrap_database_errors
+    if isinstance(errors, TransientErrors):
+        errors.last = None
+    else:
+        connection.wrap_database_errors = TransientErrors(connection, errors)
+
+
+def add_transient_cause(error: BaseException, doomed: Iterable[Any]) -> None:
+    """Set a remembered transient error as the context of `error`, for connections that can only be rolled back."""
+    for connection in doomed:
+        last = getattr(connection.wrap_database_errors, "last", None)
+        if last is None or is_transient(error):
+            continue
+        *_, first = chain_of(error)
+        if all(link is not error for link in chain_of(last)):  # a cycle would print without end
+            set_context(first, last)

@@ -20,8 +20,7 @@ from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
 from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
-from .transaction_guard import TransactionGuard
-from .transient_errors import add_transient_cause, watch_transient_errors
+from .transaction_guard import TransactionGuard, add_transient_cause, watch_transient_errors
 
 
 class AttemptResult(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, UserSettingsHolder, settings
 
-from .._db.redacted import RedactedBytes, RedactedDict, dumps
+from .._runtime.redacted import RedactedBytes, RedactedDict, dumps
 from ..errors import InvalidOperation
 from .localization import Localization
 

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import connections
 
 from .._db.connections import load_backends
-from .._db.descriptors import open_sockets, open_sqlite_descriptors
+from .._db.fork_safety import open_sockets, open_sqlite_descriptors
 from ..executors.processes.start_methods import PRELOAD_ADDRESS
 from .django_setup import DjangoEnvironment
 from .random_generators import remember_generators

@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .._db import connections as _connections
+from .._db.fork_safety import check_no_open_sqlite_transaction
 from .._db.inspection import DatabaseInfo, inspect_database
 from .._environment.django_setup import DjangoEnvironment
 from .._runtime.foreign_exceptions import text_of
@@ -111,7 +112,7 @@ def _check_start(executor: Executor, job: WorkerJob, options: Options) -> Iterat
     if method != "fork":
         yield from _errors_of([partial(check_job_picklable, executor, job)])
     else:
-        yield from _errors_of([_connections.check_no_open_sqlite_transaction])
+        yield from _errors_of([check_no_open_sqlite_transaction])
     others = sorted(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
     if others and method == "fork":
         yield CheckWarning(

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.db.models.base import ModelState
 from django.db.models.manager import BaseManager
 
-from .._db.row_estimates import count_or_estimate
+from .._db.inspection import count_or_estimate
 from .._engine.sources import IterableSource, RangeSource
 from .._environment.warnings import warn
 from ..errors import InvalidOperation

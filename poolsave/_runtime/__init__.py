@@ -1,1 +1,2 @@
-"""The interpreter itself, below Django and every database: forked children, and exceptions of any class."""
+"""The interpreter itself, below Django and every database: forked children, exceptions of any class, reprs without
+passwords."""

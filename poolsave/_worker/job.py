@@ -17,14 +17,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .._db import connections as _connections
+from .._db import fork_safety as _fork_safety
 from .._db.commit_status import commit_status
-from .._db.descriptors import open_sqlite_descriptors
-from .._db.fork_safety import discard_inherited_connections, pin_connections
-from .._db.redacted import dumps
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion
 from .._pickling.values import Pickled, check_not_from_shell, from_wire, pickle_function
+from .._runtime.redacted import dumps
 from ..errors import InvalidOperation
 from ..outcomes import Status
 from .context import CapturedContext, PickledContext
@@ -118,18 +117,12 @@ class WorkerJob:
     @property
     def fork_is_possible(self) -> bool:
         """Whether a fork can close each open SQLite file first: this thread opened it, and no transaction is open."""
-        if self.environment is None:
-            return True
-        open_files = _connections.open_sqlite_files()
-        return (
-            not any(connection.in_atomic_block for connection in open_files)
-            and not _connections.sqlite_is_open_elsewhere()
-        )
+        return self.environment is None or _fork_safety.can_close_sqlite_files()
 
     @property
     def fork_changes_nothing(self) -> bool:
         """Whether the caller has no SQLite file to close before a fork, even in the middle of a run."""
-        return self.environment is None or not open_sqlite_descriptors()
+        return self.environment is None or not _fork_safety.open_sqlite_descriptors()
 
     def before_start(self) -> None:
         """Call the caller's hooks."""
@@ -140,9 +133,9 @@ class WorkerJob:
 
         Pinned wrappers are not finalised in the workers."""
         if self.environment is not None:
-            _connections.close_sqlite_files()
+            _fork_safety.close_sqlite_files()
         if threading.active_count() > 1:
-            self.pinned = pin_connections()
+            self.pinned = _fork_safety.pin_connections()
         self.generators = None if gc.get_freeze_count() else find_generators()
 
     @property
@@ -188,7 +181,7 @@ class WorkerJob:
             if not alone:
                 self.environment.check_same_settings()
         if fresh or forked:
-            discard_inherited_connections(self.pinned)
+            _fork_safety.discard_inherited_connections(self.pinned)
         stack.enter_context(self.environment.active(fresh=fresh))
         whole_process = alone and (fresh or forked)
         stack.enter_context(_connections.worker_connections(self.settings, whole_process=whole_process))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._db import connections as _connections
 from .._db.mysql import call_guarded, mysql_aliases
-from .._db.session_locks import release_session_locks
 from .._db.transactions import AttemptResult, run_in_transaction, run_without_transaction
 from .._pickling.values import from_wire, to_wire, unpickle_chunk
 from .._runtime.foreign_exceptions import is_a, traceback_of
@@ -209,7 +208,7 @@ class WorkerSession:
     def _release_locks(self) -> None:
         # Without maintenance the connections are the caller's, and may hold locks of the caller's own.
         if self._maintenance is not None:
-            release_session_locks()
+            _connections.release_session_locks()
 
     def _run_as_chunk(
         self, objects: Sequence[Any], first: int, marks: Marks, tries: int

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
-from .._db.redacted import dumps
 from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
+from .._runtime.redacted import dumps
 from .green_threads import check_start_method
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
-from poolsave._db import row_estimates as _estimates
+from poolsave._db import inspection as _estimates
 from poolsave._runs import querysets
 from poolsave._worker.rows import RowLoader
 from tests.models import (

@@ -13,7 +13,7 @@ from django.db import DatabaseError, connections, transaction
 
 from poolsave import InsideTransaction, InvalidOperation, pooled_operation
 from poolsave._db.connections import refused, worker_connections, worker_settings
-from poolsave._db.descriptors import NOT_YOURS
+from poolsave._db.fork_safety import NOT_YOURS
 from tests.models import Person
 from tests.support import operations
 

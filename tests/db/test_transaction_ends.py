@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolsave._db.transaction_ends import COMMITS_BEFORE, ends_transaction
+from poolsave._db.transaction_guard import COMMITS_BEFORE, ends_transaction
 
 ENDS = [
     "COMMIT",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..._db.redacted import dumps
 from ..._environment.project_settings import executor_settings
 from ..._pickling.exceptions import restore_exception
+from ..._runtime.redacted import dumps
 from ...errors import InvalidOption, WorkerDied
 from ..protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, Task
 from .cluster import Cluster

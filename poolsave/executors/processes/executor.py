@@ -16,9 +16,9 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from ..._db.redacted import dumps
 from ..._environment.warnings import warn
 from ..._pickling.exceptions import restore_exception
+from ..._runtime.redacted import dumps
 from ...errors import InvalidOperation, InvalidOption
 from ..green_threads import check_start_method
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, Self
 
-from ..._db.redacted import dumps
+from ..._runtime.redacted import dumps
 from ..green_threads import check_start_method, patched_by
 
 PRELOAD_MODULE = "poolsave._environment.preload"
