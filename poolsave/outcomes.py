@@ -64,9 +64,7 @@ class Outcome(Generic[R]):
     attempts: int = 1
     """How often the function was called for the object; 0 if it was skipped."""
     seconds: float = 0.0
-    """The time from its start to its end in the worker, all attempts and pauses included. With `transaction=None`,
-    objects that come after some that took less than a microsecond each are timed eight at a time, and the last of the
-    eight has the time of all."""
+    """The time from its start to its end in the worker, all attempts and pauses included."""
     worker: int | str | None = None
     """The id of the worker process, or the name of the thread."""
     stage: str | None = None

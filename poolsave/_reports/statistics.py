@@ -27,7 +27,7 @@ MIN_SECONDS_FOR_HINT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SlowObject:
-    """One of the objects that took longest, or the last of eight of which one did (see `Outcome.seconds`)."""
+    """One of the objects that took longest."""
 
     seconds: float
     index: int

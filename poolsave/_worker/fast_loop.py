@@ -10,7 +10,6 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import islice
 from operator import length_hint
 from typing import Any
 
@@ -23,14 +22,7 @@ from ..executors.protocol import Marks
 from .replies import ReplyBuilder
 
 CHECK_INTERVAL = 0.001
-"""Seconds between checks whether a reply is due, whether the run is halted, and how long objects take."""
-FIRST_CHECK = 0.00005
-"""Seconds until the first check, which detects objects that are too short to be timed."""
-UNTIMED_BELOW = 0.000001
-"""Seconds per object. Below it, reading the clock after each object would take a large part of the time."""
-CALLS_PER_CHECK = 8
-"""Untimed objects between two readings of the clock. Not more: if one of them is slow after all, a halt is noticed only
-after the others."""
+"""Seconds between checks whether a reply is due, and whether the run is halted."""
 
 
 class FastLoop:
@@ -46,7 +38,6 @@ class FastLoop:
         self._values: list[Any] = []
         self._sent = 0
         self._all_plain = True
-        self._untimed = False
         self._forked = fork_flag()
 
     def run(self, objects: Sequence[Any]) -> int:
@@ -57,7 +48,7 @@ class FastLoop:
         self._items = iter(objects)
         index, size = 0, len(objects)
         while index < size and not self._marks.halted:
-            index, error = self._run_untimed(index, size) if self._untimed else self._run_timed(index)
+            index, error = self._run_until_check(index)
             if error is not None:
                 if index == size:  # from a signal handler, after the last object
                     raise error
@@ -73,12 +64,12 @@ class FastLoop:
             self._send_reply(index, final=index == size)
         return index
 
-    def _run_timed(self, index: int) -> tuple[int, BaseException | None]:
+    def _run_until_check(self, index: int) -> tuple[int, BaseException | None]:
         """Run until an object fails, or a check is due. Returns the index after the last object that returned."""
         call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
         clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._builder.crosses
-        first, started = index, clock()
-        now, next_check = started, started + (CHECK_INTERVAL if index else FIRST_CHECK)
+        started = now = clock()
+        next_check = started + CHECK_INTERVAL
         try:
             for item in self._items:
                 value = call(item)
@@ -95,46 +86,15 @@ class FastLoop:
             if forked:
                 end_child(error)
             return index, error
-        self._note_speed(now - started, index - first)
-        return index, None
-
-    def _run_untimed(self, index: int, size: int) -> tuple[int, BaseException | None]:
-        """Like `_run_timed`, but the last of several objects is credited with the time of all of them."""
-        call, append, ends, forked = self._call, self._values.append, self._ends, self._forked
-        clock, plain, crosses = time.perf_counter, IMMUTABLE_TYPES, self._builder.crosses
-        first, started = index, clock()
-        now, next_check = started, started + CHECK_INTERVAL
-        try:
-            while index < size and now <= next_check:
-                for item in islice(self._items, CALLS_PER_CHECK):
-                    value = call(item)
-                    if forked:
-                        end_child()
-                    if crosses and type(value) not in plain:
-                        value = self._to_wire(value)
-                    append(value)
-                    ends[index] = now
-                    index += 1
-                ends[index - 1] = now = clock()
-        except BaseException as error:  # as above
-            if forked:
-                end_child(error)
-            return index, error
-        self._note_speed(now - started, index - first)
+        self._builder.longest = max(self._builder.longest, now - started)
         return index, None
 
     def _to_wire(self, value: Any) -> Any:
         self._all_plain = False
         return to_wire(value)
 
-    def _note_speed(self, seconds: float, count: int) -> None:
-        self._untimed = seconds < UNTIMED_BELOW * count
-        self._builder.longest = max(self._builder.longest, seconds)
-
     def _send_reply(self, index: int, *, final: bool) -> None:
-        self._reply(
-            self._builder.add_untimed(self._values, self._unsent_times(index), None, plain=self._all_plain), final
-        )
+        self._reply(self._builder.add_fast(self._values, self._unsent_times(index), None, plain=self._all_plain), final)
         self._values, self._sent, self._all_plain = [], index, True
         self._builder.resume()
 
@@ -153,8 +113,7 @@ class FastLoop:
         ends = self._unsent_times(index)
         ends.append(now)
         # Reply before the end time is set: if the worker died in between, the object would count as returned.
-        self._reply(self._builder.add_untimed([*self._values, None], ends, error, plain=self._all_plain), final)
+        self._reply(self._builder.add_fast([*self._values, None], ends, error, plain=self._all_plain), final)
         self._ends[index] = now
         self._values, self._sent, self._all_plain = [], index + 1, True
-        self._untimed = False  # Leave the untimed loop: the objects after a failure may be slow.
         self._builder.resume()

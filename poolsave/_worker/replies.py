@@ -145,7 +145,7 @@ class ReplyBuilder:
         wire_error = record_exception(error) if self.crosses else error
         return ObjectDetail(attempt.status, wire_error, text, attempts, note=attempt.note)
 
-    def add_untimed(self, values: list[Any], ends: array[float], failure: BaseException | None, *, plain: bool) -> Any:
+    def add_fast(self, values: list[Any], ends: array[float], failure: BaseException | None, *, plain: bool) -> Any:
         """Build the reply for consecutive objects with their end times. Only the last one may have failed."""
         attempt = AttemptResult(Status.FAILED, error=failure)
         details = {} if failure is None else {len(values) - 1: self._detail(attempt, 1)}

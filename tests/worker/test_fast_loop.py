@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import Status, executors, pooled_operation
-from poolsave._worker import fast_loop as _straight
 from poolsave._worker.fast_loop import FastLoop
 from poolsave._worker.job import call_with_object
 from poolsave._worker.replies import Reply, ReplyBuilder
@@ -26,29 +25,18 @@ pure = pooled_operation(transaction=None, workers=2, progress=False, start_metho
 kinds = st.sampled_from(["value", "list", "error", "lock"])
 
 
-@contextmanager
-def every_object_tiny(*, wanted=True):
-    """All but the first count as too brisk for a look at the clock after each of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        if wanted:
-            patch.setattr(_straight, "UNTIMED_BELOW", 3600.0)
-            patch.setattr(_straight, "FIRST_CHECK", -1.0)
-        yield
-
-
 def act(kind):
     if kind == "error":
         raise ValueError(kind)
     return {"value": 1, "list": [1], "lock": threading.Lock()}[kind]
 
 
-@given(st.lists(kinds, max_size=50), st.booleans(), st.booleans())
-def test_every_object_is_answered_for_once_and_in_order(objects, crosses, tiny):
+@given(st.lists(kinds, max_size=50), st.booleans())
+def test_every_object_is_answered_for_once_and_in_order(objects, crosses):
     replies = []
     began = time.perf_counter()
     builder = ReplyBuilder("w", 0.0, crosses=crosses)
-    with every_object_tiny(wanted=tiny):
-        begun = FastLoop(act, LocalMarks(), builder, lambda body, final: replies.append((body, final))).run(objects)
+    begun = FastLoop(act, LocalMarks(), builder, lambda body, final: replies.append((body, final))).run(objects)
     took = time.perf_counter() - began
     assert begun == len(objects)
     answers = [Reply.from_bytes(body) if crosses else body for body, _final in replies]
@@ -88,71 +76,12 @@ def test_nothing_is_begun_after_the_word_to_stop():
     assert begun == 4
 
 
-def test_halt_is_seen_within_seven_tiny_objects():
-    """Also when they turn out slow."""
-    marks = LocalMarks()
-
-    def stops(number):
-        if number >= 30:
-            marks.halted = True
-            threading.Event().wait(0.002)
-
-    with every_object_tiny():
-        begun = FastLoop(stops, marks, ReplyBuilder("w", 0.0, crosses=False), lambda body, final: None).run(range(100))
-    assert 31 <= begun <= 38
-
-
 def test_a_worker_that_dies_among_brisk_objects_costs_one():
     report = operations.kills_itself.using(chunksize=500, start_method="fork").map(
         [*range(10, 300), 3, *range(400, 600)]
     )
     assert (report.lost, report.succeeded, report.total) == (1, 490, 491)
     assert report.failures[0].item == 3
-
-
-def test_a_worker_that_dies_among_tiny_objects_costs_one():
-    with every_object_tiny():
-        report = operations.kills_itself.using(chunksize=500, start_method="fork").map(
-            [*range(10, 300), 3, *range(4, 9)]
-        )
-    assert (report.lost, report.failures[0].index) == (1, 290)
-    assert report.succeeded == report.total - 1
-
-
-def pause_at_100(number):
-    if number == 100:
-        time.sleep(0.05)
-
-
-def test_tiny_objects_are_timed_together_without_loss():
-    replies = []
-    with every_object_tiny():
-        run = FastLoop(
-            pause_at_100, LocalMarks(), ReplyBuilder("w", 0.0, crosses=False), lambda body, _: replies.append(body)
-        )
-        run.run(range(200))
-    laps = [lap for reply in replies for lap in reply.seconds]
-    slow = [place for place, lap in enumerate(laps) if lap >= 0.05]
-    assert len(slow) == 1
-    assert 100 <= slow[0] < 100 + _straight.CALLS_PER_CHECK
-    assert laps.count(0.0) > 100
-
-
-def pauses_and_fails_now_and_then(number):
-    if number >= 100:
-        time.sleep(0.003)
-    if number >= 100 and number % 6 == 0:
-        raise ValueError(number)
-
-
-@pytest.mark.parametrize("before", range(1000, 1008))
-def test_objects_that_get_slow_and_fail_are_timed_one_by_one(before):
-    replies = []
-    builder = ReplyBuilder("w", 0.0, crosses=False)
-    run = FastLoop(pauses_and_fails_now_and_then, LocalMarks(), builder, lambda body, _: replies.append(body))
-    run.run(range(100 - before, 140))
-    laps = [lap for reply in replies for lap in reply.seconds]
-    assert sum(lap < 0.003 for lap in laps[before:]) < _straight.CALLS_PER_CHECK
 
 
 grown = []
@@ -208,7 +137,7 @@ def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
     run = FastLoop(
         lambda item: item, LocalMarks(), ReplyBuilder("w", 0.0, crosses=False), lambda body, final: got.append(body)
     )
-    got, go_on = [], run._run_timed
+    got, go_on = [], run._run_until_check
 
     def interrupted(place):
         place, error = go_on(place) if place > when else _until(run, place, when)
@@ -220,7 +149,7 @@ def test_an_exception_of_a_signal_at_any_moment_costs_one_object(when, where):
             return place, Alarm()
         return place, error
 
-    run._run_timed = interrupted
+    run._run_until_check = interrupted
     assert run.run(list(range(size))) == size
     values = [value for body in got for value in body.values]
     assert values == [None if number == when else number for number in range(size)]
