@@ -16,7 +16,7 @@ from ..errors import InvalidOperation
 
 
 def reduce_file(file: File[Any]) -> Any:
-    """Give the reduction for pickle; NotImplemented if the file's own one is right.
+    """Give the reduction for pickle: the file's own one, with its content if that is in memory.
 
     Raises:
         InvalidOperation: if the file is open on disk, where only this process can read it.
@@ -27,9 +27,9 @@ def reduce_file(file: File[Any]) -> Any:
             f"{_described(file)} is open on disk, so that it cannot be sent to a worker: save it first, give its "
             'path and open it in the function, or use executor="thread"'
         )
-    if content is None or not isinstance(file, FieldFile):
-        return NotImplemented
     reduced: Any = file.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if content is None or not isinstance(file, FieldFile):
+        return reduced
     return *reduced[:2], {**reduced[2], "_committed": False, "_file": content}
 
 

@@ -6,11 +6,12 @@ on. The engine and `_worker` call this; exceptions are in `exceptions.py`, histo
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, methodcaller
 from typing import Any
 
 from django.core.files.base import File
@@ -20,8 +21,6 @@ from ..errors import InvalidOperation
 from .files import reduce_file
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
 
-MAX_REUSED_BYTES = 4096
-"""Bytes: a pickler is reused after values up to this size. Its buffers keep the size of its largest value."""
 MIN_RANGE_LENGTH = 100
 """The shortest range that is pickled as a range. A shorter one is smaller and quicker as a list of numbers."""
 HISTORICAL = "__fake__"
@@ -98,52 +97,40 @@ def dumps(value: Any) -> bytes:
         InvalidOperation: if an instance of a historical model is in it, or a file that is open on disk.
         Exception: whatever the value's own pickling raises.
     """
-    idle = vars(_idle)  # this thread's
-    dump = idle.pop("dump", None) or make_pickler()  # popped, since the value's `__reduce__` may call `dumps`
-    data = dump(value)
-    if len(data) <= MAX_REUSED_BYTES:
-        idle["dump"] = dump
-    return data
-
-
-_idle = threading.local()
-"""The pickler of each thread while it is not in use."""
-
-
-def make_pickler() -> Callable[[Any], bytes]:
-    """Make a function that pickles one value after the other, each by itself. Making it takes as long as one use.
-
-    Drop it after an exception, since a signal handler may have raised between any two lines. Drop it after a value of
-    more than MAX_REUSED_BYTES bytes, since its memo keeps that size.
-    """
     buffer = io.BytesIO()
-    pickler = _ModelPickler(buffer, pickle.HIGHEST_PROTOCOL)
-
-    def dump(value: Any) -> bytes:
-        pickler.dump(value)
-        data = buffer.getvalue()
-        pickler.clear_memo()  # otherwise it keeps the value alive
-        buffer.seek(0)
-        buffer.truncate()
-        return data
-
-    return dump
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
-class _ModelPickler(pickle.Pickler):
-    """Includes the content of files. Refuses instances of historical models, which pickle would restore as current
-    ones."""
+class _Reductions(dict[type, Callable[[Any], Any]]):
+    """How instances of each class are pickled. It is asked once per class, `reducer_override` for each part of each
+    object."""
 
-    def reducer_override(self, value: Any) -> Any:
-        kind = type(value)  # not isinstance(), which evaluates lazy objects
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        if kind.__module__ == HISTORICAL:  # made anew for each state: not kept
+            return _refuse_historical
         if issubclass(kind, File):
-            return reduce_file(value)
-        if kind.__module__ == HISTORICAL:
-            raise InvalidOperation(
-                f"{repr_of(value)} is an instance of a historical model, which would arrive as one of today's: map the "
-                "queryset itself, or send primary keys"
-            )
-        return NotImplemented
+            reduction: Callable[[Any], Any] = reduce_file
+        elif kind in copyreg.dispatch_table:
+            return copyreg.dispatch_table[kind]
+        elif issubclass(kind, type):  # an instance is a class, found by its name
+            reduction = attrgetter("__qualname__")
+        else:
+            reduction = methodcaller("__reduce_ex__", pickle.HIGHEST_PROTOCOL)
+        self[kind] = reduction
+        return reduction
+
+
+def _refuse_historical(instance: Any) -> Any:
+    # pickle would restore it as one of the current model
+    raise InvalidOperation(
+        f"{repr_of(instance)} is an instance of a historical model, which would arrive as one of today's: map the "
+        "queryset itself, or send primary keys"
+    )
+
+
+class _Pickler(pickle.Pickler):
+    dispatch_table = _Reductions()
 
 
 def to_wire(value: Any) -> Any:
@@ -196,18 +183,12 @@ def pickle_chunk(objects: Sequence[Any]) -> tuple[bytes, dict[int, BaseException
 def _pickle_each(objects: Sequence[Any]) -> tuple[list[bytes], dict[int, BaseException]]:
     column: list[bytes] = []
     errors: dict[int, BaseException] = {}
-    dump = make_pickler()
     for offset, item in enumerate(objects):
         try:
-            data = dump(item)
+            column.append(dumps(item))
         except Exception as error:  # whatever the object's own pickling raises is that object's failure
             add_note(error, "poolsave: this is about the object itself, which cannot be sent to a worker")
             errors[offset] = error
-            dump = make_pickler()
-            continue
-        column.append(data)
-        if len(data) > MAX_REUSED_BYTES:
-            dump = make_pickler()
     return column, errors
 
 

@@ -1,8 +1,8 @@
 """What people see when objects that can change are pickled together: one finds what another one has done to it."""
 
-import contextlib
+import copyreg
 import pickle
-import sys
+import re
 import threading
 import weakref
 
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import pooled_operation
-from poolsave._pickling import values as _envelopes
 from poolsave._pickling.values import Pickled, dumps, from_wire, pickle_chunk, to_wire
 from tests.support import operations
 
@@ -155,54 +154,36 @@ def test_a_pickler_is_as_good_as_new_after_each_value():
         assert watched() is None
 
 
-class Interrupted(Exception):
+class Named(type):
+    """Instances are classes, which are pickled by their names."""
+
+
+class HasMetaclass(metaclass=Named):
     pass
 
 
-def interrupted_at(number):
-    """Raises at a line of the functions that pickle, as a signal's handler may."""
-    left = [number]
+class Registered:
+    """Cannot be pickled but for `copyreg`."""
 
-    def trace(frame, event, _argument):
-        if frame.f_code.co_name not in ("dump", "dumps", "_pickled_alone"):
-            return None
-        if event == "line":
-            left[0] -= 1
-            if not left[0]:
-                raise Interrupted
-        return trace
+    def __init__(self, number):
+        self.number = number
 
-    return trace
+    def __reduce_ex__(self, _protocol):
+        raise TypeError("not by this way")
 
 
-@pytest.mark.parametrize("number", range(1, 16))
-def test_a_pickler_that_was_interrupted_is_used_no_more(number):
-    dumps(["before"])
-    sys.settrace(interrupted_at(number))
-    try:
-        with contextlib.suppress(Interrupted):
-            dumps(["interrupted"] * 3)
-    finally:
-        sys.settrace(None)
-    assert pickle.loads(dumps(["after"])) == ["after"]
-    sys.settrace(interrupted_at(number))
-    try:
-        payload, errors = pickle_chunk([[number] for number in range(3)])
-    except Interrupted:
-        return
-    finally:
-        sys.settrace(None)
-    column, _alone = pickle.loads(payload)
-    left = [[number] for number in range(3) if number not in errors]
-    assert [pickle.loads(one) for one in column] == left
+def reduce_registered(instance):
+    return Registered, (instance.number,)
 
 
-def test_a_pickler_that_has_seen_much_is_used_no_more():
-    """Its memo would stay as large as that, and be cleared after each small value."""
-    dumps([str(number) for number in range(10_000)])
-    assert "dump" not in vars(_envelopes._idle)
-    dumps([1])
-    assert "dump" in vars(_envelopes._idle)
+@pytest.mark.parametrize("value", [HasMetaclass, HasMetaclass(), re.compile("a"), len, [operations, 1][1:], {1: {2}}])
+def test_values_are_pickled_as_pickle_does_it(value):
+    assert dumps([value]) == pickle.dumps([value], pickle.HIGHEST_PROTOCOL)
+
+
+def test_a_reduction_registered_with_copyreg_is_used(monkeypatch):
+    monkeypatch.setitem(copyreg.dispatch_table, Registered, reduce_registered)
+    assert pickle.loads(dumps([Registered(7)]))[0].number == 7
 
 
 def test_of_many_objects_only_what_cannot_be_pickled_fails():
