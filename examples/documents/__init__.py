@@ -1,1 +1,1 @@
-"""The app of examples/backfill_table.py: workers that are not forked find models only in installed apps."""
+"""The app of backfill_table.py, block.py and on_dask.py: documents with a fingerprint that their save() makes."""

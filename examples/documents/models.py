@@ -9,15 +9,15 @@ from django.dispatch import receiver
 
 class Document(models.Model):
     text = models.CharField(max_length=100)
-    fingerprint = models.CharField(max_length=64, default="")  # the column to fill
+    fingerprint = models.CharField(max_length=64, default="")
     saves = models.IntegerField(default=0)
 
-    def save(self, *args: object, **kwargs: object) -> None:
+    def save(self, *args, **kwargs):
         if not self.text:
             raise ValueError(f"document {self.pk} has no text")
         self.fingerprint = fingerprint(self.text)
         self.saves += 1
-        super().save(*args, **kwargs)  # type: ignore[arg-type]
+        super().save(*args, **kwargs)
 
 
 class Change(models.Model):
@@ -25,10 +25,10 @@ class Change(models.Model):
 
 
 @receiver(post_save, sender=Document)
-def note_change(instance: Document, **_kwargs: object) -> None:
+def note_change(instance, **_kwargs):
     Change.objects.create(document=instance)
 
 
-def fingerprint(text: str) -> str:
-    """The work that makes a pool worth while, about a millisecond."""
+def fingerprint(text):
+    """The work that makes a pool worth while: about a millisecond."""
     return hashlib.pbkdf2_hmac("sha256", text.encode(), b"salt", 2_000).hex()

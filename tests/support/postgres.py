@@ -65,17 +65,17 @@ def settings_from_url(url: str) -> dict[str, object]:
     }
 
 
-def connect():
-    """A connection of the tests' own, past Django, by whichever driver is there."""
+def connect(**more):
+    """A connection of the tests' own, past Django, by whichever driver is there; to another database by `dbname`."""
     try:
         import psycopg
     except ImportError:
         import psycopg2
 
-        connection = psycopg2.connect(os.environ[VARIABLE])
+        connection = psycopg2.connect(os.environ[VARIABLE], **more)
         connection.autocommit = True
         return connection
-    return psycopg.connect(os.environ[VARIABLE], autocommit=True)
+    return psycopg.connect(os.environ[VARIABLE], autocommit=True, **more)
 
 
 IN_COMMIT = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'"

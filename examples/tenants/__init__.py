@@ -1,0 +1,1 @@
+"""The app of tenant_context.py: notes that belong to the tenant at whose request they are written."""
