@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from django.db import models, router
@@ -14,6 +15,8 @@ from django.db.migrations.writer import MigrationWriter
 from django.db.models.signals import post_migrate, pre_migrate
 from django.dispatch import receiver
 
+from ._pipelines.run import pipeline_run_of
+from ._runs.run import Run, run_of
 from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
@@ -133,7 +136,7 @@ class RunPooled(Operation):
         rows = self._rows(from_state.apps, app_label).using(connection.alias)
         operation = _operation(fn).using(**self._options(connection))
         try:
-            run = operation._run(_call_of(operation), rows)
+            run = _run_of(operation, rows)
         except InsideTransaction as error:
             raise InsideTransaction(error.alias, CORRECTED) from None
         run.complete()
@@ -183,18 +186,26 @@ def _operation(fn: Callable[..., Any]) -> PooledOperation[..., Any] | Pipeline[A
     return fn if isinstance(fn, PooledOperation | Pipeline) else PooledOperation(fn)
 
 
+def _run_of(operation: PooledOperation[..., Any] | Pipeline[Any, Any], rows: models.QuerySet[Any]) -> Run[Any]:
+    first, *others = [stage.__poolsave_spec__() for stage in operation.__poolsave_stages__]
+    first = replace(first, call=_call_of(operation))
+    if isinstance(operation, Pipeline):
+        return pipeline_run_of([first, *others], rows, operation.__name__)
+    return run_of(first, rows)
+
+
 def _call_of(
     operation: PooledOperation[..., Any] | Pipeline[Any, Any],
 ) -> Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]:
     """Choose the call for a function that takes a row, or a row and the historical apps."""
-    first = operation._stages[0]
+    first = operation.__poolsave_stages__[0]
     required = [
         parameter.name
         for parameter in inspect.signature(first.func).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    names = [name for name in required if name not in first._constants]
+    names = [name for name in required if name not in first.__poolsave_spec__().constants]
     if len(names) not in (1, 2):
         raise InvalidOperation(
             f"{_name(first)} takes {len(names)} arguments: a migration's function takes (row) or (row, apps)"
@@ -217,7 +228,7 @@ class _OperationSerializer(BaseSerializer):
 
     def serialize(self) -> tuple[str, set[str]]:
         names, imports = [], set()
-        for operation in self.value._stages:
+        for operation in self.value.__poolsave_stages__:
             name = operation.__reduce__()
             if not isinstance(name, str):
                 raise ValueError(f"cannot write {operation!r}: give options to RunPooled and not by using() or bind()")  # noqa: TRY004

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from django.core.checks import CheckMessage
 
-from ._pipelines.planning import Stage
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
-from ._runs.preparation import Call, WorkSpec
-from ._runs.querysets import as_queryset
-from ._runs.run import Run
-from ._worker.job import call_spread, call_with_object
+from ._runs.operation_spec import OperationSpec
+from ._runs.run import run_of
+from ._worker.job import call_spread
 from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
@@ -98,11 +97,11 @@ class PooledOperation(Generic[P, R]):
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        return self._run(call_with_object, objects).complete()
+        return run_of(self.__poolsave_spec__(), objects).complete()
 
     def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
-        return self._run(call_spread, argument_sets).complete()
+        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete()
 
     def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
         """Run like `map`, and give each outcome as soon as it is there.
@@ -117,7 +116,7 @@ class PooledOperation(Generic[P, R]):
         Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
             waited for inside atomic(); outside of it the stream goes on.
         """
-        return self._run(call_with_object, objects).outcomes(ordered=ordered)
+        return run_of(self.__poolsave_spec__(), objects).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
@@ -133,14 +132,20 @@ class PooledOperation(Generic[P, R]):
             Messages as those of Django's system checks, which print well; an empty list if there is nothing to say.
         """
         try:
-            options = self.options
+            spec = self.__poolsave_spec__()
         except InvalidOption as error:
             return [as_check_error(error)]
-        work = WorkSpec(self._bound_function, call_with_object, self._constants, as_queryset(objects))
-        return check_operation(work, options, objects, f"{self._func.__module__}.{name_of(self._func)}")
+        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{name_of(self._func)}")
 
-    def _run(self, call: Call, objects: Iterable[Any]) -> Run:
-        return Run(self._bound_function, call, self._constants, objects, self.options)
+    def __poolsave_spec__(self) -> OperationSpec:
+        return OperationSpec(
+            name=name_of(self._func).rpartition("<locals>.")[2],
+            function=self._bound_function,
+            constants=self._constants,
+            options=self.options,
+            explicit=self._explicit,
+            expands=self._expands,
+        )
 
     @functools.cached_property
     def _bound_function(self) -> Any:
@@ -165,13 +170,8 @@ class PooledOperation(Generic[P, R]):
         return type(self)(self._func, self._explicit, {**self._constants, **kwargs}, self._owner)
 
     @property
-    def _stages(self) -> tuple[PooledOperation[..., Any], ...]:
+    def __poolsave_stages__(self) -> tuple[PooledOperation[..., Any], ...]:
         return (self,)
-
-    def _as_stage(self, call: Call = call_with_object) -> Stage:
-        name = name_of(self._func).rpartition("<locals>.")[2]
-        work = WorkSpec(self._bound_function, call, self._constants)
-        return Stage(name, work, self.options, self._explicit, self._expands)
 
     if TYPE_CHECKING:
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from django.core.checks import CheckMessage
 from django.db import connections, transaction
 
 from ._db.transactions import check_can_commit
-from ._pipelines.planning import Stage, options_of_the_run, plan_segments
+from ._pipelines.planning import options_of_the_run, plan_segments
 from ._pipelines.report import PipelineReport
-from ._pipelines.run import PipelineRun
+from ._pipelines.run import pipeline_run_of
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
-from ._runs.preparation import Call
-from ._runs.querysets import as_queryset
-from ._worker.job import call_spread, call_with_object
+from ._runs.operation_spec import OperationSpec
+from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption
 from .options import Options, check
 from .outcomes import DROP, Outcome
@@ -59,11 +59,11 @@ class Pipeline(Generic[A, C]):
     """
 
     def __init__(self, operations: Sequence[PooledOperation[..., Any]]) -> None:
-        self._stages = tuple(operations)
-        self.__name__ = self.__qualname__ = " | ".join(stage.name for stage in self._named())
+        self.__poolsave_stages__ = tuple(operations)
+        self.__name__ = self.__qualname__ = " | ".join(spec.name for spec in self._specs())
 
-    def _named(self) -> list[Stage]:
-        return [operation._as_stage() for operation in self._stages]
+    def _specs(self) -> list[OperationSpec]:
+        return [operation.__poolsave_spec__() for operation in self.__poolsave_stages__]
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[C]:
         """Call all stages for one object, here and now and without any transaction of poolsave's.
@@ -71,7 +71,7 @@ class Pipeline(Generic[A, C]):
         Returns:
             What came out: nothing if it was dropped, several values if a stage gives several.
         """
-        return call_stages(self._stages, args, kwargs, transactions=False)
+        return call_stages(self.__poolsave_stages__, args, kwargs, transactions=False)
 
     def map(self, objects: Iterable[A]) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
@@ -89,16 +89,12 @@ class Pipeline(Generic[A, C]):
                 is finished, and with the Report as their attribute `report`. What had not started its next stage by
                 then is skipped there.
         """
-        return self._report(call_with_object, objects)
+        return pipeline_run_of(self._specs(), objects, self.__name__).complete()
 
     def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> PipelineReport[C]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
-        return self._report(call_spread, argument_sets)
-
-    def _report(self, call: Call, objects: Iterable[Any]) -> PipelineReport[C]:
-        report = self._run(call, objects).complete()
-        assert isinstance(report, PipelineReport)
-        return report
+        first, *others = self._specs()
+        return pipeline_run_of([replace(first, call=call_spread), *others], argument_sets, self.__name__).complete()
 
     def stream(self, objects: Iterable[A], *, ordered: bool = False) -> Iterator[Outcome[C]]:
         """Run like `map`, and give each outcome as soon as it is there.
@@ -113,26 +109,18 @@ class Pipeline(Generic[A, C]):
         Raises:
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
-        return self._run(call_with_object, objects).outcomes(ordered=ordered)
+        return pipeline_run_of(self._specs(), objects, self.__name__).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, stage by stage, without running anything; see `PooledOperation.check`."""
         try:
-            stages = self._named()
-            options_of_the_run(stages)
+            specs = self._specs()
+            options_of_the_run(specs)
         except InvalidOption as error:
             return [as_check_error(error)]
-        messages: list[CheckMessage] = []
-        for number, stage in enumerate(stages):
-            given = objects if number == 0 else None
-            work = stage.work._replace(queryset=as_queryset(given))
-            messages += check_operation(work, stage.options, given, stage.name)
-        return messages
-
-    def _run(self, call: Call, objects: Iterable[Any]) -> PipelineRun:
-        first, *others = self._stages
-        stages = [first._as_stage(call), *(operation._as_stage() for operation in others)]
-        return PipelineRun(stages, objects, self.__name__)
+        first, *others = specs
+        messages = check_operation(first.over(objects), objects, first.name)
+        return messages + [message for spec in others for message in check_operation(spec, None, spec.name)]
 
     def using(self, **options: Any) -> Pipeline[A, C]:
         """Give a copy with some options changed for all stages; this pipeline does not change.
@@ -141,7 +129,7 @@ class Pipeline(Generic[A, C]):
             InvalidOption: naming the option and its value.
         """
         check(options)
-        return Pipeline([operation.using(**options) for operation in self._stages])
+        return Pipeline([operation.using(**options) for operation in self.__poolsave_stages__])
 
     def bind(self, **kwargs: Any) -> Pipeline[A, C]:
         """Give a copy with keyword arguments bound, each for all stages whose functions take it.
@@ -150,11 +138,11 @@ class Pipeline(Generic[A, C]):
             InvalidOperation: if no stage takes one of them.
         """
         for keyword in kwargs:
-            if not any(takes(operation.func, keyword) for operation in self._stages):
+            if not any(takes(operation.func, keyword) for operation in self.__poolsave_stages__):
                 raise InvalidOperation(f"no stage of {self.__name__} takes a keyword argument {keyword!r}")
         return Pipeline([
             operation.bind(**{name: value for name, value in kwargs.items() if takes(operation.func, name)})
-            for operation in self._stages
+            for operation in self.__poolsave_stages__
         ])  # fmt: skip
 
     if TYPE_CHECKING:
@@ -166,31 +154,37 @@ class Pipeline(Generic[A, C]):
 
     def __eq__(self, other: object) -> bool:
         """Whether the stages are the same: `(a | b) | c == a | (b | c)`."""
-        return isinstance(other, Pipeline) and self._stages == other._stages
+        return isinstance(other, Pipeline) and self.__poolsave_stages__ == other.__poolsave_stages__
 
     def __hash__(self) -> int:
-        return hash(self._stages)
+        return hash(self.__poolsave_stages__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pipeline, (self._stages,)
+        return Pipeline, (self.__poolsave_stages__,)
 
     def __repr__(self) -> str:
-        segments = [" + ".join(stage.name for stage in segment) for segment in plan_segments(self._named())]
+        segments = [" + ".join(stage.name for stage in segment) for segment in plan_segments(self._specs())]
         return f"<Pipeline {' | '.join(segments)}>"
 
-    def _in_block(self, options: Options) -> StagesAsCall:
-        """All stages as one call of a block with these options."""
-        for stage in self._named() if options.transaction is not None else ():
-            if stage.options.transaction is None or not {*stage.options.databases} <= {*options.databases}:
-                raise InvalidOption(
-                    "transaction",
-                    options.transaction,
-                    "this block runs every call in one transaction of its own, which is not what the stage "
-                    f"{stage.name!r} declares (transaction={stage.options.transaction!r}, databases="
-                    f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
-                    "own, or map the pipeline outside of the block",
-                )
-        return StagesAsCall(self._stages, transactions=options.transaction is None)
+
+def call_in_block(pipeline: Pipeline[Any, Any], options: Options) -> StagesAsCall:
+    """Give all stages as one call of a block with these options.
+
+    Raises:
+        InvalidOption: if the transaction of the block would swallow that of a stage.
+    """
+    stages = pipeline.__poolsave_stages__
+    for stage in [operation.__poolsave_spec__() for operation in stages] if options.transaction is not None else ():
+        if stage.options.transaction is None or not {*stage.options.databases} <= {*options.databases}:
+            raise InvalidOption(
+                "transaction",
+                options.transaction,
+                "this block runs every call in one transaction of its own, which is not what the stage "
+                f"{stage.name!r} declares (transaction={stage.options.transaction!r}, databases="
+                f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
+                "own, or map the pipeline outside of the block",
+            )
+    return StagesAsCall(stages, transactions=options.transaction is None)
 
 
 class StagesAsCall:
@@ -230,7 +224,7 @@ def _values_of(
         given = operation(*args, **kwargs)
         if options is not None and options.transaction is not None:
             check_can_commit(connections[alias] for alias in options.databases)
-    if operation._expands:
+    if operation.__poolsave_spec__().expands:
         return list(given)
     return [] if given is DROP else [given]
 
@@ -242,6 +236,6 @@ def joined(first: Any, second: Any) -> Pipeline[Any, Any]:
         InvalidOperation: if one of them is neither.
     """
     for operand in (first, second):
-        if not hasattr(operand, "_stages"):
+        if not hasattr(operand, "__poolsave_stages__"):
             raise InvalidOperation(f"{operand!r} cannot be a stage of a pipeline: decorate it with @pooled_operation")
-    return Pipeline([*first._stages, *second._stages])
+    return Pipeline([*first.__poolsave_stages__, *second.__poolsave_stages__])

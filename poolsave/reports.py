@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
@@ -73,9 +74,14 @@ class Report(Generic[R]):
         }
         return batch._replace(values=(), objects=(), notable=notable) if notable else None
 
-    def _finish(self) -> None:
+    def _finish(
+        self, stopped: str | None = None, *, tried: tuple[Trial, ...] = (), decided: Trial | None = None
+    ) -> None:
+        """`decided`: the trial of a run whose executor was decided without one."""
         self._ended_at = time.perf_counter()
         self.statistics.finish()
+        self.stopped = stopped
+        self.tried = tried if decided is None else (replace(decided, objects=self.total, seconds=self.elapsed),)
 
     def _in_order(self) -> list[OutcomeBatch]:
         if not self._sorted:

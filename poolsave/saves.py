@@ -21,12 +21,12 @@ from ._environment.localization import Localization
 from ._pickling.values import check_not_from_shell, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
-from ._runs.executor_choice import prepare_early, untested_trial
 from ._runs.instances import InstanceLocks
-from ._runs.preflight import check_no_open_transaction, is_in_block
-from ._runs.preparation import WorkSpec, is_forked
+from ._runs.operation_spec import OperationSpec
+from ._runs.preflight import check_no_open_transaction, check_queryset, is_forked, is_in_block
+from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
-from ._runs.querysets import KeysetPages, as_queryset, check_queryset
+from ._runs.querysets import KeysetPages, as_queryset
 from ._runs.signals import InterruptGuard
 from ._runtime.foreign_exceptions import attach_report, is_a
 from ._worker.context import CapturedContext
@@ -43,7 +43,7 @@ from ._worker.requests import (
 from ._worker.rows import RowLoader
 from .errors import InsideTransaction, InvalidOperation, InvalidOption
 from .options import Options, check
-from .pipelines import Pipeline
+from .pipelines import Pipeline, call_in_block
 from .reports import Report
 
 __all__ = ["Saves", "concurrent_saves"]
@@ -104,7 +104,8 @@ class Saves:
     """What `with concurrent_saves() as saves` gives. All methods can be called from any thread."""
 
     def __init__(self, options: Options, block: concurrent_saves) -> None:
-        executor, job, self._decided = prepare_early(WorkSpec(None, run_request, {}), options)
+        prepared = prepare_early(OperationSpec(function=None, call=run_request, options=options))
+        executor, job, _decided = prepared
         self._options = options
         self._job = job
         self._crosses = not executor.shares_memory
@@ -118,7 +119,7 @@ class Saves:
         self._pickled_functions: set[Any] = set()
         self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
-        self._driver = BlockDriver(executor, job, options, self._report, progress)
+        self._driver = BlockDriver(prepared, options, self._report, progress)
         self._block = block  # so that it lives as long as this object does, for callers of __enter__()
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
@@ -186,8 +187,7 @@ class Saves:
         """
         if not callable(fn):
             raise InvalidOperation(f"submit() takes a function and its arguments, not {fn!r}")
-        fn = self._as_one_call(fn)
-        self._check_function(fn)
+        fn = self._checked_function(fn)
         return self._send(PendingCall(self._job, FunctionCall(fn, args, kwargs))).future
 
     def map(self, fn: Callable[[Any], R], objects: Iterable[Any]) -> Report[R]:
@@ -203,8 +203,7 @@ class Saves:
                 as its attribute `report`.
         """
         check_can_wait(self._job, "saves.map()")
-        fn = self._as_one_call(fn)
-        self._check_function(fn)
+        fn = self._checked_function(fn)
         queryset = as_queryset(objects)
         results = MapResults(self._options.keep, queryset)
         count = 0
@@ -225,27 +224,26 @@ class Saves:
         return results.report
 
     def _row_calls(self, fn: Callable[[Any], Any], queryset: QuerySet[Any]) -> Iterator[Request]:
-        check_queryset(queryset, transaction=self._options.transaction, databases=self._options.databases)
+        check_queryset(queryset, self._options)
         if not self._inline:
             check_no_open_transaction(configured_aliases((queryset.db,)))
         rows = RowLoader(queryset)
         for key in KeysetPages(queryset):
             yield RowCall(fn, rows, key)
 
-    def _as_one_call(self, fn: Callable[P, R]) -> Callable[P, R]:
-        return fn._in_block(self._options) if isinstance(fn, Pipeline) else fn  # type: ignore[return-value]
-
-    def _check_function(self, fn: Callable[..., Any]) -> None:
-        if not self._crosses:
-            return
-        if self._by_name:
-            check_not_from_shell(fn)
-        if isinstance(fn, FunctionType):  # most calls are of the same few functions
-            if fn not in self._pickled_functions:
+    def _checked_function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Give what the workers call, if they can find it. A pipeline is one call."""
+        if isinstance(fn, Pipeline):
+            fn = call_in_block(fn, self._options)
+        if self._crosses:
+            if self._by_name:
+                check_not_from_shell(fn)
+            if not isinstance(fn, FunctionType):
+                pickle_function(fn)
+            elif fn not in self._pickled_functions:  # most calls are of the same few functions
                 pickle_function(fn)
                 self._pickled_functions.add(fn)
-        else:
-            pickle_function(fn)
+        return fn
 
     def _send(self, call: PendingCall) -> PendingCall:
         if not self._inline:
@@ -266,8 +264,6 @@ class Saves:
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             self._driver.close(None if error is None else f"the block raised {type(error).__name__}")
             self._safeguard.detach()  # inside a finalizer Ctrl-C would be ignored
-        if self._decided is not None:
-            self._report.tried = (untested_trial(self._decided, self._report),)
         if error is not None:
             return
         if interrupts.count:

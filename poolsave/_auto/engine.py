@@ -9,16 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import cache
+from typing import Protocol
 
 from .._engine.crashes import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
-from .._runs.executor_choice import expected_start_method, make_pool, why_no_processes, why_not_picklable
-from .._runs.preparation import WorkSpec
 from .._runtime.foreign_exceptions import repr_of
-from .._worker.job import WorkerJob
 from ..errors import PoolsaveError
 from ..executors import Died, Executor, Job
 from ..options import Options, available_cpus
@@ -36,15 +34,28 @@ _start_seconds: dict[str, float] = {}
 """Seconds until a pool of this process gives its first answer, by start method: an average that favours the latest."""
 
 
+class Pools(Protocol):
+    """What an AutoEngine asks of the pools that it may switch to."""
+
+    def start_method(self) -> str:
+        """How a pool would be started now."""
+
+    def obstacle(self, sample: OutcomeBatch | None) -> str | None:
+        """Why there can be no pool now, or none for such objects and values."""
+
+    def make(self) -> tuple[Executor, Job]:
+        """Make a pool, which is not started, and its job."""
+
+
 class AutoEngine(Engine):
     """An Engine that decides before each step where the next objects run."""
 
     def __init__(
-        self, work: WorkSpec, executor: SamplingSerialExecutor, job: WorkerJob, options: Options, source: Source
+        self, pools: Pools, executor: SamplingSerialExecutor, job: Job, options: Options, source: Source
     ) -> None:
         super().__init__(executor, job, options, source)
-        self._work = work
-        self._local = executor, job
+        self._pools = pools
+        self._local: tuple[SamplingSerialExecutor, Job] = executor, job
         self._samples = LocalSamples()
         self._final_reason = "one worker would be no faster than the caller" if options.workers == 1 else None
         """Why the executor is not changed again in this run. None: it may still change."""
@@ -78,13 +89,13 @@ class AutoEngine(Engine):
     def _is_local(self) -> bool:
         return self._executor is self._local[0]
 
-    def step(self) -> list[OutcomeBatch]:
+    def step(self, *, undelivered: int = 0, max_lead: int | None = None) -> list[OutcomeBatch]:
         """Do a step of the engine, after a switch if one is worth it."""
         if self.stopped is None and (self._draining or not self._source.exhausted):
             # Before the step, not after it: a start may raise, and the batches of the last step have left by now.
             self._maybe_switch()
         started = time.perf_counter()
-        batches = super().step()
+        batches = super().step(undelivered=undelivered, max_lead=max_lead)
         seconds = time.perf_counter() - started
         ended = sum(len(batch.values) for batch in batches)
         self._objects += ended
@@ -119,7 +130,7 @@ class AutoEngine(Engine):
 
     def _pool_estimate(self) -> PoolEstimate:
         if self._start_method is None:
-            self._start_method = expected_start_method(self._options)
+            self._start_method = self._pools.start_method()
         return PoolEstimate(
             workers=self._options.workers,
             cpus=available_cpus(),
@@ -129,10 +140,9 @@ class AutoEngine(Engine):
         )
 
     def _switch_to_pool(self) -> None:
-        reason = why_no_processes(self._work, self._options) or why_not_picklable(self._samples.last_batch)
+        reason = self._pools.obstacle(self._samples.last_batch)
         if reason is None:
-            executor, job = make_pool(self._work, self._options)
-            job.context = self._local[1].context
+            executor, job = self._pools.make()
             self._started_at = time.perf_counter()
             try:
                 self._switch_to(executor, job)

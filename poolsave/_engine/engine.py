@@ -14,6 +14,7 @@ from typing import Any
 from .._pickling.values import pickle_chunk
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.statistics import Statistics
+from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of
 from .._worker.replies import Reply
 from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
@@ -43,10 +44,8 @@ class Engine:
         self._last_task_id = 0
         self._entered = False
         self.statistics = Statistics()
-        self.undelivered = 0
-        """Objects that have ended but are not delivered yet (ordered streams). They count for the window."""
-        self.max_lead: int | None = None
-        """Upper bound on objects in flight, set by the next pipeline stage. None: unlimited."""
+        self._undelivered = 0
+        self._max_lead: int | None = None
         self.fatal: BaseException | None = None
         """The error that makes it impossible to go on."""
         self.stopped: str | None = None
@@ -69,12 +68,31 @@ class Engine:
         self._executor.start(self._job, workers=workers, longest=self._flow.longest)
 
     @property
+    def inline(self) -> bool:
+        """Whether objects run in the caller's thread, and so inside the caller's transactions."""
+        return self._executor.inline
+
+    @property
+    def total(self) -> int | None:
+        """How many outcomes there will be, if that is known. It may cost a query."""
+        return self._source.total
+
+    def trials(self) -> tuple[Trial, ...]:
+        """The executors that the run has tried: none, since it has one."""
+        return ()
+
+    @property
     def finished(self) -> bool:
         """Whether every object that was fed has ended and no more will be fed."""
         return self._source.exhausted and not (self._tasks or self._requeued or self._ready)
 
-    def step(self) -> list[OutcomeBatch]:
-        """Send as many chunks as there is room for, and return what has ended. Waits if there is nothing else to do."""
+    def step(self, *, undelivered: int = 0, max_lead: int | None = None) -> list[OutcomeBatch]:
+        """Send as many chunks as there is room for, and return what has ended. Waits if there is nothing else to do.
+
+        `undelivered` objects have ended but wait behind the engine; they count for the window. `max_lead` is the upper
+        bound on objects in flight that the next stage of a pipeline sets.
+        """
+        self._undelivered, self._max_lead = undelivered, max_lead
         if self.stopped is not None:
             self._skip(self._source.give_up())
         self._feed()
@@ -82,14 +100,17 @@ class Engine:
             return self._take_ready()
         if self.finished:
             return []
-        events = self._executor.wait(0 if self._source.ready and self._has_room() else None)
+        events = self._wait(0 if self._source.ready and self._has_room() else None)
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
             self._lose_running("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
-            self._abandon()
+            self._skip_unstarted()
         return self._take_ready()
+
+    def _wait(self, timeout: float | None) -> Sequence[Event]:
+        return self._executor.wait(timeout)
 
     def _take_ready(self) -> list[OutcomeBatch]:
         batches, self._ready = self._ready, []
@@ -109,6 +130,14 @@ class Engine:
     def kill(self) -> None:
         """End running objects, at once where that is possible."""
         self._executor.kill()
+
+    def wake(self) -> None:
+        """End a wait, now or the next one. Callable from any thread, and in a signal handler."""
+        self._executor.wake()
+
+    def abandon(self) -> None:
+        """At the interpreter's exit: have the workers end, without waiting for them."""
+        self._executor.halt()
 
     def close(self) -> None:
         """Stop the executor, which leaves nothing behind."""
@@ -133,9 +162,9 @@ class Engine:
         return len(self._tasks) < self._executor.workers * self._flow.prefetch
 
     def _next_size(self) -> int:
-        in_flight = self._fed - self._ended + self.undelivered
+        in_flight = self._fed - self._ended + self._undelivered
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
-        return self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self.max_lead)
+        return self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self._max_lead)
 
     def _feed(self) -> None:
         while self._has_slot():
@@ -260,7 +289,7 @@ class Engine:
         self._add(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), status, event.error))
         self.halt(f"the executor lost a chunk: {repr_of(event.error)}")
 
-    def _abandon(self) -> None:
+    def _skip_unstarted(self) -> None:
         """No worker is left: the remaining tasks were never started."""
         for chunk in self._tasks.values():
             self._add(unanswered_batch(chunk.index + chunk.answered, chunk.rest(), Status.SKIPPED))

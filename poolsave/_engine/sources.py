@@ -30,6 +30,11 @@ class Source(Protocol):
     """Hands out objects in input order."""
 
     @property
+    def total(self) -> int | None:
+        """The number of all objects, if that is known. It may be an estimate, and cost a query."""
+        ...
+
+    @property
     def exhausted(self) -> bool:
         """Whether no object is left, neither to pull nor pulled."""
         ...
@@ -76,7 +81,6 @@ class IterableSource:
 
     @property
     def total(self) -> int | None:
-        """The total number of objects, for a progress bar; None if unknown."""
         return self._total
 
     @property
@@ -181,6 +185,7 @@ class RangeSource(IterableSource):
 class QueueSource:
     """Objects that another thread puts in, one by one."""
 
+    total = None
     ready = False
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The engine of a pipeline: one thread drives all segments, and each one feeds the next.
 
-`PipelineRun` drives it as a `Run` drives an `Engine`. What runs inside one segment is not decided here: a `Segment` is
+A `Run` drives it as it drives an `Engine`. What runs inside one segment is not decided here: a `Segment` is
 an `Engine` itself.
 
     source -> Segment -> SegmentBuffer -> Segment -> SegmentBuffer -> Segment -> OutputBatches
@@ -19,6 +19,7 @@ from typing import Any
 from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
+from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import is_a
 from ..errors import ValueLost
 from ..options import Options
@@ -26,7 +27,7 @@ from ..outcomes import Outcome, Status
 from .output import OutputBatches, annotate_origin
 from .planning import SegmentPlan
 from .report import StageCounter
-from .segment import InputObject, Record, Segment, SegmentBuffer, SegmentResult
+from .segment import Record, Segment, SegmentBuffer, SegmentResult
 from .selector import ExecutorSelector
 
 
@@ -34,8 +35,14 @@ class PipelineEngine:
     """Has the methods of an Engine. Call `start`, then `step` until `finished`, then `close`."""
 
     def __init__(
-        self, plans: Sequence[SegmentPlan], options: Options, source: Source, counters: Sequence[StageCounter]
+        self,
+        plans: Sequence[SegmentPlan],
+        options: Options,
+        source: Source,
+        counters: Sequence[StageCounter],
+        unsafe: set[int],
     ) -> None:
+        """`unsafe` gets the objects that have failed though something of them may have been committed."""
         self._options = options
         self._segments: list[Segment] = []
         self._buffers: list[SegmentBuffer] = []
@@ -51,12 +58,8 @@ class PipelineEngine:
         self._selector: ExecutorSelector | None = None
         self._ended = 0
         self._failed = 0
-        self.undelivered = 0
-        """Outcomes that have not yet left for the caller (ordered streams); they count for the first window."""
-        self.complete: dict[int, int] | None = None
-        """How many outcomes an object of the input has, by index, once it has them all. None: not counted."""
-        self.unsafe: set[int] = set()
-        """Objects that have failed, though something of them may have been committed."""
+        self._unsafe = unsafe
+        self._expands = any(stage.expands for plan in plans for stage in plan.stages)
         self.stopped: str | None = None
         """Why feeding stopped before the input was exhausted."""
 
@@ -68,7 +71,16 @@ class PipelineEngine:
     @property
     def inline(self) -> bool:
         """Whether control is in a function that runs in this thread."""
-        return any(segment.non_blocking.inside for segment in self._segments)
+        return any(segment.inside for segment in self._segments)
+
+    @property
+    def total(self) -> int | None:
+        """How many outcomes there will be, if that is known. It may cost a query."""
+        return None if self._expands else self._segments[0].total
+
+    def trials(self) -> tuple[Trial, ...]:
+        """None: executors are decided before the first object."""
+        return ()
 
     @property
     def finished(self) -> bool:
@@ -85,11 +97,14 @@ class PipelineEngine:
         for segment in started:
             self._selector.register(segment.executor)
 
-    def step(self) -> list[OutcomeBatch]:
-        """Do what can be done now, and give what has ended, waiting if there is nothing to do."""
+    def step(self, *, undelivered: int = 0) -> list[OutcomeBatch]:
+        """Do what can be done now, and give what has ended, waiting if there is nothing to do.
+
+        `undelivered` outcomes wait behind the engine; they count for the first window.
+        """
         before = self._activity()
         for index in reversed(range(len(self._segments))):
-            self._advance(index)
+            self._advance(index, undelivered if index == 0 else 0)
         self._close_buffers()
         self._halt_if_needed()
         idle = not self._output and self._activity() == before
@@ -101,13 +116,12 @@ class PipelineEngine:
     def _activity(self) -> int:
         return sum(segment.activity for segment in self._segments) + sum(buffer.exhausted for buffer in self._buffers)
 
-    def _advance(self, index: int) -> None:
-        segment = self._segments[index]
-        segment.undelivered = self.undelivered if index == 0 else 0
+    def _advance(self, index: int, undelivered: int) -> None:
+        segment, max_lead = self._segments[index], None
         if not self._is_last(index):
-            segment.undelivered += len(self._buffers[index])
-            segment.limit_lead_over(self._segments[index + 1])
-        for batch in segment.step():
+            undelivered += len(self._buffers[index])
+            max_lead = segment.max_lead_over(self._segments[index + 1])
+        for batch in segment.step(undelivered=undelivered, max_lead=max_lead):
             self._deliver(index, batch)
 
     def _close_buffers(self) -> None:
@@ -161,10 +175,10 @@ class PipelineEngine:
         if self._selector is not None:
             self._selector.wakeup_from_signal()
 
-    def halt_executors(self) -> None:
-        """At the interpreter's exit."""
+    def abandon(self) -> None:
+        """At the interpreter's exit: have the workers end, without waiting for them."""
         for segment in self._segments:
-            segment.non_blocking.halt()
+            segment.abandon()
 
     def _deliver(self, index: int, batch: OutcomeBatch) -> None:
         segment, counters = self._segments[index], self._counters[index]
@@ -245,23 +259,16 @@ class PipelineEngine:
         status = Status.SUCCEEDED if outcome is None else outcome.status
         if outcome is not None:
             outcome = replace(outcome, index=origin.index, item=origin.item, seconds=record.seconds)
-        self._output.add(record, value, worker, outcome)
         self._ended += 1
         if status in (Status.FAILED, Status.LOST):
             self._failed += 1
             origin.failed = True
         origin.saved = origin.saved or status in (Status.SUCCEEDED, Status.LOST)
-        self._count_outcome(origin)
-
-    def _count_outcome(self, origin: InputObject) -> None:
         origin.ended += 1
         origin.unfinished -= 1
-        if origin.unfinished:
-            return
-        if origin.failed and origin.saved:
-            self.unsafe.add(origin.index)
-        if self.complete is not None:
-            self.complete[origin.index] = origin.ended
+        if origin.failed and origin.saved and not origin.unfinished:
+            self._unsafe.add(origin.index)
+        self._output.add(record, value, worker, outcome)
 
 
 def _may_be_saved(outcome: Outcome[Any] | None) -> bool:

@@ -45,6 +45,8 @@ class OutputBatches:
             if not last.path and last.first + len(last.values) == index and last.worker == worker:
                 return last
         batch = OutcomeBatch(index, [], array("d"), [], worker, {}, record.path)
+        if record.path:
+            batch = batch._replace(outcomes_of_object=0 if record.origin.unfinished else record.origin.ended)
         self._batches.append(batch)
         return batch
 

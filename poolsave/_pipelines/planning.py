@@ -1,16 +1,16 @@
 """Planning of a pipeline: which stages share workers, and the options of the whole run.
 
-`PipelineRun` and `Pipeline` call it before anything starts. No worker is started here.
+`_pipelines.run` and `Pipeline` call it before anything starts. No worker is started here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .._db.connections import worker_settings
-from .._runs.executor_choice import executor_without_processes, prepare_early
-from .._runs.preparation import WorkSpec, prepare
+from .._runs.operation_spec import OperationSpec
+from .._runs.preparation import executor_without_processes, prepare, prepare_early
 from .._worker.job import WorkerJob
 from .._worker.staged import StagedJob
 from ..errors import InvalidOption
@@ -27,31 +27,20 @@ MAX_STAGES = 16
 """Upper bound on the stages of a segment: a mark of one byte holds the number of the stage, too."""
 
 
-class Stage(NamedTuple):
-    """One operation of a pipeline."""
-
-    name: str
-    work: WorkSpec
-    options: Options
-    explicit: Mapping[str, Any]
-    expands: bool
-    """Whether each of its values is a list whose elements go on by themselves."""
-
-
 class SegmentPlan(NamedTuple):
     """Stages side by side that run in the same workers, with their executor and job."""
 
-    stages: Sequence[Stage]
+    stages: Sequence[OperationSpec]
     executor: Executor
     job: WorkerJob
 
 
-def plan_segments(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
+def plan_segments(stages: Sequence[OperationSpec]) -> Iterator[list[OperationSpec]]:
     """Part the stages into segments: neighbours with the same options of a worker share workers.
 
     A stage that gives several values is the last one of its segment, so that the window bounds what follows.
     """
-    segment: list[Stage] = []
+    segment: list[OperationSpec] = []
     for stage in stages:
         if segment and not _goes_with(segment, stage):
             yield segment
@@ -60,22 +49,21 @@ def plan_segments(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
     yield segment
 
 
-def _goes_with(segment: list[Stage], stage: Stage) -> bool:
+def _goes_with(segment: list[OperationSpec], stage: OperationSpec) -> bool:
     previous = segment[-1]
     if previous.expands or len(segment) == MAX_STAGES:
         return False
     if any(_differ(getattr(previous.options, name), getattr(stage.options, name)) for name in SEGMENT_OPTIONS):
         return False
     # A worker's note of a transaction, by which an outcome after a crash is decided, does not say on which database.
-    together = [member.options for member in (*segment, stage)]
-    return len({options.databases for options in together if options.transaction is not None}) <= 1
+    return len({member.covered for member in (*segment, stage) if member.options.transaction is not None}) <= 1
 
 
 def _differ(first: Any, second: Any) -> bool:
     return first is not second and (type(first) is not type(second) or first != second)
 
 
-def prepare_segment(stages: Sequence[Stage]) -> SegmentPlan:
+def prepare_segment(stages: Sequence[OperationSpec]) -> SegmentPlan:
     """Check everything that can be checked before any worker starts.
 
     `executor="auto"` is decided now, as for a block: a stage has no objects yet to try a pool on.
@@ -83,20 +71,19 @@ def prepare_segment(stages: Sequence[Stage]) -> SegmentPlan:
     Raises:
         PoolsaveError: what `prepare` raises for any of the stages.
     """
-    prepared = [prepare_early(stage.work, stage.options)[:2] for stage in stages]
-    if len({type(executor) for executor, _job in prepared}) > 1:  # with "auto": at least one stage cannot have a pool
-        prepared = [prepare(stage.work, stage.options, executor_without_processes(stage.options)) for stage in stages]
-    executor = prepared[0][0]
-    jobs = [job for _executor, job in prepared]
+    prepared = [prepare_early(stage) for stage in stages]
+    if len({type(each.executor) for each in prepared}) > 1:  # with "auto": at least one stage cannot have a pool
+        prepared = [prepare(stage, executor_without_processes(stage.options)) for stage in stages]
+    executor = prepared[0].executor
+    jobs = [each.job for each in prepared]
     if len(jobs) == 1:
         return SegmentPlan(stages, executor, jobs[0])
-    transactional = [stage.options for stage in stages if stage.options.transaction is not None]
-    covered = {alias for options in transactional for alias in options.databases}
+    covered = {alias for stage in stages for alias in stage.covered}
     settings = worker_settings(own_transactions=covered) if jobs[0].settings else {}
     return SegmentPlan(stages, executor, StagedJob.of(jobs, [stage.name for stage in stages], settings))
 
 
-def options_of_the_run(stages: Sequence[Stage]) -> Options:
+def options_of_the_run(stages: Sequence[OperationSpec]) -> Options:
     """Merge the options of the whole run from its stages, which must not contradict one another.
 
     Raises:

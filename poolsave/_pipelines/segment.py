@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from .._engine.chunking import max_lead
 from .._engine.crashes import StageMode
@@ -15,7 +15,7 @@ from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
 from .._worker.staged import StagedJob
-from ..executors import Executor, ProcessExecutor
+from ..executors import Event, ProcessExecutor
 from ..outcomes import DROP, Outcome, Status
 from .planning import SegmentPlan
 
@@ -66,6 +66,7 @@ class SegmentResult(NamedTuple):
 class SegmentBuffer:
     """The source of a segment behind another one: takes records, and hands out their values."""
 
+    total = None
     ready = False
 
     def __init__(self, expected: Callable[[], int | None]) -> None:
@@ -116,31 +117,12 @@ class SegmentBuffer:
         return values
 
 
-class NonBlockingExecutor:
-    """An executor that never waits, so that one thread can drive several."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self.inside = False
-        """Whether control is in a function that runs in this thread."""
-
-    def wait(self, _timeout: float | None) -> Any:
-        self.inside = self._executor.inline
-        try:
-            events: Any = self._executor.wait(0)
-        finally:
-            self.inside = False
-        return events
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-
 class Segment(Engine):
     """Runs the fused stages of one segment."""
 
     def __init__(self, plan: SegmentPlan, source: Source) -> None:
-        self.non_blocking = NonBlockingExecutor(plan.executor)
+        self.inside = False
+        """Whether control is in a function that runs in this thread."""
         self.stages = plan.stages
         self.executor = plan.executor
         transactions = [stage.options.transaction is not None for stage in plan.stages]
@@ -148,7 +130,15 @@ class Segment(Engine):
         """`saves[n]`: whether one of the first n stages has a transaction."""
         # The pipeline counts failures, over all segments.
         options = plan.stages[0].options.using(max_failures=None)
-        super().__init__(cast("Executor", self.non_blocking), plan.job, options, source)
+        super().__init__(plan.executor, plan.job, options, source)
+
+    def _wait(self, timeout: float | None) -> Sequence[Event]:
+        """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""
+        self.inside = self.inline
+        try:
+            return self._executor.wait(0)
+        finally:
+            self.inside = False
 
     @property
     def activity(self) -> int:
@@ -176,10 +166,10 @@ class Segment(Engine):
         """Whether its start may fork this process."""
         return isinstance(self.executor, ProcessExecutor)
 
-    def limit_lead_over(self, other: Segment) -> None:
-        """Take no more than the next segment can use at its present speed."""
-        capacity = other._flow.capacity(max(1, other.executor.workers), other.max_lead)
-        self.max_lead = max_lead(capacity, workers=max(1, self.executor.workers))
+    def max_lead_over(self, other: Segment) -> int:
+        """Give the most objects in flight that the next segment can use at its present speed."""
+        capacity = other._flow.capacity(max(1, other.executor.workers), other._max_lead)
+        return max_lead(capacity, workers=max(1, self.executor.workers))
 
     def names(self, result: SegmentResult) -> list[str]:
         """Name the stage that a record ended in, or all stages that it may have ended in."""

@@ -57,6 +57,8 @@ class OutcomeBatch(NamedTuple):
     """Of a segment with several stages: see `Reply.stage_seconds`."""
     ended_in_stage: Mapping[int, int] = NO_STAGES
     """Of a segment with several stages, by offset in the batch: see `Reply.ended_in_stage`."""
+    outcomes_of_object: int = 1
+    """With several outcomes for one object, each in a batch of its own: their number in the last one, 0 in others."""
 
     @property
     def order(self) -> tuple[int, tuple[int, ...]]:

@@ -18,13 +18,12 @@ from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
-from ..executors import Executor, Job
 from ..options import Options
 from ..outcomes import Status
 from ..reports import Report
-from .progress import Progress
+from .preparation import Prepared
+from .progress import Progress, advance_progress
 from .results import receive_values, resolve_future
-from .run import advance_progress
 from .signals import InterruptGuard
 
 ASSUMED_CHUNK = 64
@@ -34,11 +33,11 @@ ASSUMED_CHUNK = 64
 class BlockDriver:
     """Owns the engine after `start`. Other threads only put calls into the source and set flags."""
 
-    def __init__(self, executor: Executor, job: Job, options: Options, report: Report[Any], progress: Progress) -> None:
-        self._executor = executor
-        self._job = job
+    def __init__(self, prepared: Prepared, options: Options, report: Report[Any], progress: Progress) -> None:
+        self._job = prepared.job
+        self._decided = prepared.decided
         self._source = CallSource()
-        self._engine = Engine(executor, job, options, self._source)
+        self._engine = Engine(prepared.executor, prepared.job, options, self._source)
         self._report = report
         report.statistics = self._engine.statistics
         report.statistics.item_of = _item_of
@@ -61,7 +60,7 @@ class BlockDriver:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
         try:
             self._engine.start()
-            if not self._executor.inline:
+            if not self._engine.inline:
                 self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
                 self._thread.start()
         except BaseException:
@@ -100,14 +99,14 @@ class BlockDriver:
             self._unfinished.add(call)
             self._source.put(call)
         self._wake()
-        if self._executor.inline:
+        if self._engine.inline:
             self._run_inline()
 
     def _wake(self) -> None:
         # The driver clears the flag before it reads the queue, so it sees the call of a caller that finds the flag set.
         if not self._woken:
             self._woken = True
-            self._executor.wake()
+            self._engine.wake()
 
     def close(self, halt: str | None) -> None:
         """Finish everything, or with `halt` only what runs, and stop the workers."""
@@ -120,14 +119,14 @@ class BlockDriver:
         if self._thread is None:
             self._run()
         else:
-            self._executor.wake()
+            self._engine.wake()
             self._thread.join()
 
     def interrupt(self) -> None:
         """The first call ends the feeding, the second ends what runs. Safe in a signal handler."""
         self._kill = self._halt is not None
         self._halt = self._halt or "interrupted"
-        self._executor.wake()
+        self._engine.wake()
 
     def abandon(self) -> None:
         """End a block that was never left, since an exception came before its `__exit__` started. Does not wait."""
@@ -139,7 +138,7 @@ class BlockDriver:
         if self._thread is None:
             self._run()
         else:
-            self._executor.wake()
+            self._engine.wake()
 
     def is_inside(self) -> bool:
         """Whether a callback, or an object that runs in this process, is submitting.
@@ -227,8 +226,7 @@ class BlockDriver:
             unfinished, self._unfinished = self._unfinished, set()
         for call in unfinished:  # only if the engine itself broke down
             self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
-        self._report.stopped = self._engine.stopped
-        self._report._finish()
+        self._report._finish(self._engine.stopped, decided=self._decided)
         with self._halting():
             self._progress.close()
 

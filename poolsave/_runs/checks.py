@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,20 @@ from django.db import connections
 from .._db import connections as _connections
 from .._db.fork_safety import check_no_open_sqlite_transaction
 from .._db.inspection import DatabaseInfo, inspect_database
-from .._environment.django_setup import DjangoEnvironment
 from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, wrong_settings
-from .executor_choice import database_is_out_of_reach_here, executor_without_processes, why_no_processes
-from .preflight import check_aliases_exist
-from .preparation import WorkSpec, build_job, check_job_picklable, executor_for, preflight_checks
+from .operation_spec import OperationSpec
+from .preflight import check_aliases_exist, check_job_picklable, preflight_checks
+from .preparation import (
+    build_job,
+    database_is_out_of_reach_here,
+    executor_for,
+    executor_without_processes,
+    why_no_processes,
+)
 
 SAMPLE_SIZE = 3
 """Objects of a list whose pickling is tried: enough to find a class that cannot be pickled, at little cost."""
@@ -44,24 +50,24 @@ IDS = (
 )
 
 
-def check_operation(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+def check_operation(spec: OperationSpec, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
     """Give all that can be said of a run without running it."""
+    options = spec.options
     if options.executor == AUTO:
-        return _check_auto(work, options, objects, name)
+        return _check_auto(spec, objects, name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             executor = executor_for(options)
         except InvalidOption as error:  # it has no address, or is not installed
             return [as_check_error(error)]
-        surroundings = DjangoEnvironment.capture()
-        messages = _errors_of(preflight_checks(work, executor, options, surroundings))
+        messages = _errors_of(preflight_checks(spec, executor))
     messages += [CheckWarning(str(warning.message), id="poolsave.W001") for warning in caught]
-    job = build_job(work, executor, options, surroundings)
+    job = build_job(spec, executor)
     messages += _check_start(executor, job, options)
     if not executor.shares_memory:
         messages += _check_objects(objects)
-    if surroundings is not None and not executor.inline:
+    if job.environment is not None:
         messages += _check_databases(options.databases, job.settings, options)
     messages += _check_debug()
     for message in messages:
@@ -69,13 +75,15 @@ def check_operation(work: WorkSpec, options: Options, objects: Iterable[Any] | N
     return list({_identity(message): message for message in messages}.values())
 
 
-def _check_auto(work: WorkSpec, options: Options, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
+def _check_auto(spec: OperationSpec, objects: Iterable[Any] | None, name: str) -> list[CheckMessage]:
     """Check `executor="auto"`. What rules processes out is no error, unless a `timeout` needs them."""
-    pooled = check_operation(work, options.using(executor="process"), objects, name)
+    options = spec.options
+    pooled = check_operation(replace(spec, options=options.using(executor="process")), objects, name)
     if options.timeout is not None:
         return pooled
-    local = check_operation(work, options.using(executor=executor_without_processes(options)), objects, name)
-    why = why_no_processes(work, options)
+    here = options.using(executor=executor_without_processes(options))
+    local = check_operation(replace(spec, options=here), objects, name)
+    why = why_no_processes(spec)
     known = {_identity(message) for message in local}
     lasting = [message for message in pooled if _identity(message) in known or (message.level < ERROR and why is None)]
     reasons = [why] if why else [message.msg for message in pooled if message.level >= ERROR and message not in lasting]

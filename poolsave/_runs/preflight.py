@@ -1,16 +1,79 @@
-"""What is refused in the caller before any worker starts: databases that workers could not see, or would wait for."""
+"""What is refused in the caller before any worker starts.
+
+`preflight_checks` lists the checks in their order: `prepare` makes them before a run, and `check()` reports what they
+raise. The others are made while a run goes on, or before its workers start.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import connections, router
+from django.db.models import QuerySet
+from django.db.models.base import ModelState
 
 from .._db.connections import DUMMY_ENGINE, outside_event_loop
-from ..errors import InsideTransaction, InvalidOption, SharedMemoryDatabase
+from .._environment.warnings import warn
+from .._worker.job import WorkerJob
+from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
+from ..executors import Executor, ProcessExecutor
+from ..options import Options
+from .operation_spec import OperationSpec
+
+
+def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callable[[], None]]:
+    """Give the checks in their order. Each raises what it refuses.
+
+    Raises:
+        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
+        InvalidOperation: if a queryset cannot be fetched range by range.
+        InsideTransaction: if a covered alias is inside a transaction.
+        SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
+    """
+    if spec.queryset is not None:
+        yield partial(check_queryset, spec.queryset, spec.options)
+    yield partial(check_aliases_exist, spec.covered)
+    if not executor.inline:
+        aliases = spec.aliases
+        yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
+        yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
+    yield partial(check_timeout, executor, spec.options.timeout)
+
+
+def check_timeout(executor: Executor, timeout: float | None) -> None:
+    """Refuse a timeout that the executor cannot enforce.
+
+    Raises:
+        InvalidOption: naming executors that can.
+    """
+    if timeout is not None and not executor.enforces_timeout:
+        raise InvalidOption(
+            "timeout",
+            timeout,
+            f"{type(executor).__name__} cannot end an object from outside, "
+            'use executor="process", or a time-out of the database or of the client that waits',
+        )
+
+
+def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
+    """Refuse now what the start of the workers would refuse: without a fork the job must be picklable.
+
+    Raises:
+        InvalidOperation: naming the function.
+        InvalidOption: naming what is carried.
+    """
+    if not (executor.shares_memory or is_forked(executor, job)):
+        pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+def is_forked(executor: Executor, job: WorkerJob) -> bool:
+    """Whether workers would be forks of this process now, so that they inherit the job."""
+    return isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
 
 
 def check_aliases_exist(aliases: Iterable[str]) -> None:
@@ -106,3 +169,64 @@ def any_in_memory(aliases: Iterable[str]) -> bool:
 def _in_memory(alias: str) -> bool:
     connection: Any = connections[alias]
     return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())
+
+
+def check_queryset(queryset: QuerySet[Any], options: Options) -> None:
+    """Refuse querysets whose rows cannot be fetched range by range, and warn of what may be a mistake.
+
+    Raises:
+        InvalidOperation: saying what to use instead.
+    """
+    transaction, databases = options.transaction, options.databases
+    for unsuitable, what, way_out in (
+        (queryset.query.combinator, "a union(), intersection() or difference()", _BY_KEYS),
+        (queryset.query.is_sliced, "a sliced queryset", _BY_KEYS),
+        (vars(queryset)["_fields"] is not None, "values(), values_list() or dates()", _BY_INSTANCE),
+        (_has_window_function(queryset), "a queryset with a window function", _BY_KEYS),
+        (queryset.query.distinct_fields, "distinct() on fields", _BY_KEYS),
+        (queryset.query.select_for_update and transaction != "chunk", "select_for_update()", _IN_CHUNK),
+    ):
+        if unsuitable:
+            raise InvalidOperation(f"{what} cannot be mapped over a pool range by range: {way_out}")
+    if not _is_ordered_by_key(queryset):
+        warn("the ordering of this queryset is ignored: a pool takes rows in the order of their primary keys")
+    alias = _saved_on(queryset)
+    if transaction is not None and not {alias, queryset.db} & {*databases}:
+        warn(
+            f"rows of {queryset.model._meta.label} would be saved on {alias!r}, which databases={databases!r} "
+            "does not cover: what is written there stays, also if its object fails"
+        )
+
+
+_BY_KEYS = (
+    "select the same rows by their keys, for example\n\n"
+    '    keys = list(queryset.values_list("pk", flat=True))\n'
+    "    operation.map(Model.objects.filter(pk__in=keys))"
+)
+_BY_INSTANCE = (
+    "map the queryset of instances (with only() for some columns), or pass queryset.iterator() to have the caller read "
+    "the values and send them"
+)
+_IN_CHUNK = (
+    "the rows would be fetched outside of the transaction of their object; lock inside the function, or use "
+    'transaction="chunk", where the rows are fetched in the transaction of their chunk'
+)
+
+
+def _saved_on(queryset: QuerySet[Any]) -> str:
+    model: Any = queryset.model
+    row = model.__new__(model)
+    row._state = ModelState()
+    row._state.db = queryset.db
+    alias: str = router.db_for_write(queryset.model, instance=row)
+    return alias
+
+
+def _has_window_function(queryset: QuerySet[Any]) -> bool:
+    # Over a range of rows a window function sees another window.
+    return any(annotation.contains_over_clause for annotation in queryset.query.annotations.values())
+
+
+def _is_ordered_by_key(queryset: QuerySet[Any]) -> bool:
+    ordering = (*queryset.query.order_by, *queryset.query.extra_order_by)
+    return ordering in ((), ("pk",), (queryset.model._meta.pk.name,)) and queryset.query.standard_ordering

@@ -1,146 +1,144 @@
-"""The checks before anything starts, in their order, and the job that each worker gets.
+"""The executor that a run starts with, and the job that each of its workers gets.
 
-Runs, blocks and pipelines call `prepare`; `check()` calls the checks one by one. The checks of databases themselves are
-in `preflight`.
+Runs, blocks and pipelines call it before anything starts; what is refused then is in `preflight`. Whether a pool is
+worth its start is decided in `_auto.policy`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import os
 import pickle
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from django.db.models import QuerySet
-
+from .._auto.sampling import SamplingSerialExecutor
 from .._db import connections as _connections
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
-from .._worker.context import CapturedContext
+from .._pickling.values import dumps
+from .._reports.batches import OutcomeBatch
+from .._reports.trials import Trial
+from .._runtime.foreign_exceptions import text_of
+from .._worker.context import CapturedContext, PickledContext
 from .._worker.hooks import Hooks
 from .._worker.job import WorkerJob
-from ..errors import InvalidOption
-from ..executors import Executor, ProcessExecutor, create
-from ..options import Options
-from .preflight import any_in_memory, check_aliases_exist, check_no_open_transaction, check_reachable
-from .querysets import check_queryset
+from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
+from ..executors import Executor, SerialExecutor, create
+from ..executors.processes.start_methods import choose_start_method
+from ..options import AUTO, Options
+from .operation_spec import OperationSpec
+from .preflight import (
+    any_in_memory,
+    check_job_picklable,
+    check_no_open_transaction,
+    check_reachable,
+    preflight_checks,
+)
 
-Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
+UNTESTED = "it had to be decided before the first object, and nothing speaks against processes"
+SAMPLE_SIZE = 3
+"""Objects, and values of theirs, whose pickling is tried before a pool starts."""
 
 
-class WorkSpec(NamedTuple):
-    """What is done with every object."""
+class Prepared(NamedTuple):
+    """What a run starts with, after all checks."""
 
-    function: Any
-    call: Call
-    constants: Mapping[str, Any]
-    queryset: QuerySet[Any] | None = None
-    """Where the objects come from if they are primary keys."""
+    executor: Executor
+    job: WorkerJob
+    decided: Trial | None = None
+    """What `executor="auto"` means and why, if it is decided without a trial."""
 
 
-def prepare(work: WorkSpec, options: Options, executor: Executor | None = None) -> tuple[Executor, WorkerJob]:
-    """Check everything that can be checked before any worker starts, and give the executor and its job.
+def prepare_run(spec: OperationSpec) -> Prepared:
+    """Check everything that can be checked before any worker starts, and give what the run starts with.
 
-    Without `executor` it is that of the options.
+    `executor="auto"` starts in the caller's own thread, if that can reach databases. A `timeout` needs processes.
 
     Raises:
-        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
-        InvalidOperation: if a queryset cannot be fetched range by range.
-        InsideTransaction: if a covered alias is inside a transaction.
-        SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
+        PoolsaveError: what `preflight_checks` raise.
     """
-    executor = executor or executor_for(options)
-    # Inline executors need no environment: they run in the caller's.
-    surroundings = None if executor.inline else DjangoEnvironment.capture()
-    for check in preflight_checks(work, executor, options, surroundings):
+    if spec.options.executor != AUTO:
+        return prepare(spec, executor_for(spec.options))
+    if spec.options.timeout is not None:
+        why = "only processes can enforce a timeout"
+        return _decided(prepare(spec, executor_for(spec.options, "process")), why)
+    if database_is_out_of_reach_here():
+        return prepare_early(spec)
+    return prepare(spec, SamplingSerialExecutor())
+
+
+def prepare_early(spec: OperationSpec) -> Prepared:
+    """Do the same for a block or a stage of a pipeline, which have no objects yet to try a pool on.
+
+    "auto" takes processes, if nothing rules them out, else threads or the caller's own thread.
+    """
+    if spec.options.executor != AUTO or spec.options.timeout is not None:
+        return prepare_run(spec)
+    why = why_no_processes(spec)
+    if why is None:
+        prepared = prepare(spec, executor_for(spec.options, "process"))
+        try:
+            check_job_picklable(prepared.executor, prepared.job)
+        except (InvalidOperation, InvalidOption) as error:
+            why = str(error)
+        else:
+            return _decided(prepared, UNTESTED)
+    return _decided(prepare(spec, executor_without_processes(spec.options)), why)
+
+
+def prepare(spec: OperationSpec, executor: Executor) -> Prepared:
+    """Do the same with this executor."""
+    for check in preflight_checks(spec, executor):
         check()
-    return executor, build_job(work, executor, options, surroundings)
+    return Prepared(executor, build_job(spec, executor))
 
 
-def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
-    """Refuse now what the start of the workers would refuse: without a fork the job must be picklable.
-
-    Raises:
-        InvalidOperation: naming the function.
-        InvalidOption: naming what is carried.
-    """
-    if not (executor.shares_memory or is_forked(executor, job)):
-        pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
-
-
-def is_forked(executor: Executor, job: WorkerJob) -> bool:
-    """Whether workers would be forks of this process now, so that they inherit the job."""
-    return isinstance(executor, ProcessExecutor) and executor.method_for(job) == "fork"
+def _decided(prepared: Prepared, why: str) -> Prepared:
+    executor = prepared.executor
+    name = "serial" if executor.inline else "thread" if executor.shares_memory else "process"
+    if not executor.inline and database_is_out_of_reach_here():
+        why = f"an event loop runs in the caller's thread, which keeps Django from databases there; {why}"
+    return prepared._replace(decided=Trial(executor=name, objects=0, seconds=0.0, verdict=why))
 
 
 def executor_for(options: Options, executor: Any = None) -> Executor:
     """Make the executor of a run, which is not started: `executor`, or that of the options."""
-    return create(_threads_if_daemonic(executor or options.executor), start_method=options.start_method)
-
-
-def preflight_checks(
-    work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
-) -> Iterator[Callable[[], None]]:
-    """Give the checks in their order. Each raises what it refuses."""
-    aliases = _all_aliases(work, options) if surroundings is not None else ()
-    if work.queryset is not None:
-        transaction, databases = options.transaction, options.databases
-        yield partial(check_queryset, work.queryset, transaction=transaction, databases=databases)
-    yield partial(check_aliases_exist, _covered(options))
-    if not executor.inline:
-        yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
-        yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
-    yield partial(_check_timeout, executor, options.timeout)
-
-
-def aliases_of_caller(work: WorkSpec, options: Options) -> tuple[str, ...]:
-    """Give the aliases on which the caller must be inside no transaction while workers run."""
-    return _all_aliases(work, options) if DjangoEnvironment.has_settings() else ()
-
-
-def _covered(options: Options) -> tuple[str, ...]:
-    return options.databases if options.transaction is not None else ()
-
-
-def _all_aliases(work: WorkSpec, options: Options) -> tuple[str, ...]:
-    read = () if work.queryset is None or work.queryset.db in options.databases else (work.queryset.db,)
-    return _connections.configured_aliases((*options.databases, *read))
-
-
-def _check_timeout(executor: Executor, timeout: float | None) -> None:
-    if timeout is not None and not executor.enforces_timeout:
-        raise InvalidOption(
-            "timeout",
-            timeout,
-            f"{type(executor).__name__} cannot end an object from outside, "
-            'use executor="process", or a time-out of the database or of the client that waits',
+    executor = executor or options.executor
+    if executor in ("process", "process-pool") and multiprocessing.current_process().daemon:
+        warn(
+            "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
+            f'using executor="thread" instead of {executor!r}'
         )
+        executor = "thread"
+    return create(executor, start_method=options.start_method)
 
 
-def build_job(
-    work: WorkSpec, executor: Executor, options: Options, surroundings: DjangoEnvironment | None
-) -> WorkerJob:
+def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
     """Make the job that each worker gets."""
-    separate = surroundings is not None and not executor.inline
-    in_turn = separate and any_in_memory(_all_aliases(work, options))
-    if separate and executor.shares_memory:
+    options = spec.options
+    # Inline executors need no environment: they run in the caller's.
+    environment = None if executor.inline else DjangoEnvironment.capture()
+    if environment is not None and executor.shares_memory:
         _connections.keep_from_other_threads()
+    in_turn = environment is not None and any_in_memory(spec.aliases)
     return WorkerJob(
-        function=work.function,
-        queryset=work.queryset,
-        call=work.call,
-        constants=work.constants,
+        function=spec.function,
+        queryset=spec.queryset,
+        call=spec.call,
+        constants=spec.constants,
         transaction=options.transaction,
         databases=options.databases,
         retries=options.retries,
         timeout=options.timeout,
-        noted=_is_noted(options) and separate,
+        noted=environment is not None and _is_noted(options),
         inline=executor.inline,
         crosses=not executor.shares_memory,
-        environment=surroundings,
-        settings=_connections.worker_settings(own_transactions=_covered(options)) if separate else {},
+        environment=environment,
+        settings={} if environment is None else _connections.worker_settings(own_transactions=spec.covered),
         serial_lock=threading.Lock() if in_turn else None,
         context=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),
@@ -153,11 +151,63 @@ def _is_noted(options: Options) -> bool:
     return options.transaction == "chunk" if options.resolve_lost is None else options.resolve_lost
 
 
-def _threads_if_daemonic(executor: Any) -> Any:
-    if executor in ("process", "process-pool") and multiprocessing.current_process().daemon:
-        warn(
-            "this process is daemonic (a worker of a pool), so it cannot have worker processes of its own: "
-            f'using executor="thread" instead of {executor!r}'
-        )
-        return "thread"
-    return executor
+def why_no_processes(spec: OperationSpec) -> str | None:
+    """Why there can be no pool of processes at present, as far as can be said without trying."""
+    if spec.options.workers == 1:
+        return "one worker would be no faster than the caller"
+    if multiprocessing.current_process().daemon:
+        return "this process is daemonic, so it cannot have worker processes of its own"
+    aliases = spec.aliases
+    try:
+        check_no_open_transaction(aliases)
+        check_reachable(aliases, shares_memory=False)
+    except InsideTransaction as error:
+        return f"the caller is inside a transaction on {error.alias!r}, which no worker could see"
+    except SharedMemoryDatabase as error:
+        return f"the SQLite database {error.alias!r} is in memory, where no other process reaches it"
+    return None
+
+
+def database_is_out_of_reach_here() -> bool:
+    """Whether Django keeps this thread from databases, since an event loop runs in it, as in Jupyter."""
+    allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
+
+
+def executor_without_processes(options: Options) -> Executor:
+    """Give the caller's own thread, or other threads if this one cannot reach a database."""
+    return executor_for(options, "thread") if database_is_out_of_reach_here() else SerialExecutor()
+
+
+class ProcessPools:
+    """The pools of processes that a run with `executor="auto"` may switch to, after the checks of `prepare_run`."""
+
+    def __init__(self, spec: OperationSpec, context: CapturedContext | PickledContext | None) -> None:
+        self._spec = spec
+        self._context = context
+
+    def start_method(self) -> str:
+        """How processes would be started now, as far as that can be said before there is a pool."""
+        return "spawn" if sys.platform == "win32" else choose_start_method(self._spec.options.start_method)
+
+    def obstacle(self, sample: OutcomeBatch | None) -> str | None:
+        """Why there can be no pool now, or none for such objects and what the function gave for them."""
+        return why_no_processes(self._spec) or _why_not_picklable(sample)
+
+    def make(self) -> tuple[Executor, WorkerJob]:
+        """Make a pool, which is not started, and its job."""
+        executor = executor_for(self._spec.options, "process")
+        return executor, replace(build_job(self._spec, executor), context=self._context)
+
+
+def _why_not_picklable(sample: OutcomeBatch | None) -> str | None:
+    if sample is None:
+        return None
+    for item, value in zip(sample.objects[:SAMPLE_SIZE], sample.values, strict=False):
+        try:
+            pickle.loads(dumps(item))
+            pickle.loads(dumps(value))
+        except Exception as error:  # whatever the user's own pickling raises
+            why = f"{type(error).__name__}: {text_of(error)}"
+            return f"an object, or what the function gives for it, cannot be pickled: {why}"
+    return None

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Protocol
 
+from .._reports.batches import OutcomeBatch
+from ..outcomes import Status
+
 INTERVAL = 0.1
 """Seconds between two updates of a bar: short enough to look smooth, long enough to cost nothing."""
 
@@ -114,3 +117,10 @@ def open_progress(option: Any, total: Callable[[], int | None], description: str
     if inspect.isclass(option) and hasattr(option, "update"):
         return BarProgress(option, total(), description)
     return CallbackProgress(option, total())
+
+
+def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
+    """Add the ended objects of some batches to the progress."""
+    for batch in batches:
+        failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+        progress.advance(len(batch.values), failed)

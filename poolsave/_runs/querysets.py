@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from django.db import router
 from django.db.models import QuerySet
-from django.db.models.base import ModelState
 from django.db.models.manager import BaseManager
 
 from .._db.inspection import count_or_estimate
 from .._engine.sources import IterableSource, RangeSource
-from .._environment.warnings import warn
-from ..errors import InvalidOperation
 
 PAGE_SIZE = 5000
 """Keys that the caller reads with one query: enough to make its cost small, few enough to hold in memory."""
@@ -95,63 +91,3 @@ def as_queryset(objects: object) -> QuerySet[Any] | None:
     """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
     queryset = objects.all() if isinstance(objects, BaseManager) else objects
     return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None
-
-
-def check_queryset(queryset: QuerySet[Any], *, transaction: str | None, databases: Collection[str]) -> None:
-    """Refuse querysets whose rows cannot be fetched range by range, and warn of what may be a mistake.
-
-    Raises:
-        InvalidOperation: saying what to use instead.
-    """
-    for unsuitable, what, way_out in (
-        (queryset.query.combinator, "a union(), intersection() or difference()", _BY_KEYS),
-        (queryset.query.is_sliced, "a sliced queryset", _BY_KEYS),
-        (vars(queryset)["_fields"] is not None, "values(), values_list() or dates()", _BY_INSTANCE),
-        (_has_window_function(queryset), "a queryset with a window function", _BY_KEYS),
-        (queryset.query.distinct_fields, "distinct() on fields", _BY_KEYS),
-        (queryset.query.select_for_update and transaction != "chunk", "select_for_update()", _IN_CHUNK),
-    ):
-        if unsuitable:
-            raise InvalidOperation(f"{what} cannot be mapped over a pool range by range: {way_out}")
-    if not _is_ordered_by_key(queryset):
-        warn("the ordering of this queryset is ignored: a pool takes rows in the order of their primary keys")
-    alias = _saved_on(queryset)
-    if transaction is not None and not {alias, queryset.db} & {*databases}:
-        warn(
-            f"rows of {queryset.model._meta.label} would be saved on {alias!r}, which databases={tuple(databases)!r} "
-            "does not cover: what is written there stays, also if its object fails"
-        )
-
-
-_BY_KEYS = (
-    "select the same rows by their keys, for example\n\n"
-    '    keys = list(queryset.values_list("pk", flat=True))\n'
-    "    operation.map(Model.objects.filter(pk__in=keys))"
-)
-_BY_INSTANCE = (
-    "map the queryset of instances (with only() for some columns), or pass queryset.iterator() to have the caller read "
-    "the values and send them"
-)
-_IN_CHUNK = (
-    "the rows would be fetched outside of the transaction of their object; lock inside the function, or use "
-    'transaction="chunk", where the rows are fetched in the transaction of their chunk'
-)
-
-
-def _saved_on(queryset: QuerySet[Any]) -> str:
-    model: Any = queryset.model
-    row = model.__new__(model)
-    row._state = ModelState()
-    row._state.db = queryset.db
-    alias: str = router.db_for_write(queryset.model, instance=row)
-    return alias
-
-
-def _has_window_function(queryset: QuerySet[Any]) -> bool:
-    # Over a range of rows a window function sees another window.
-    return any(annotation.contains_over_clause for annotation in queryset.query.annotations.values())
-
-
-def _is_ordered_by_key(queryset: QuerySet[Any]) -> bool:
-    ordering = (*queryset.query.order_by, *queryset.query.extra_order_by)
-    return ordering in ((), ("pk",), (queryset.model._meta.pk.name,)) and queryset.query.standard_ordering

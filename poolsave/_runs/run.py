@@ -1,14 +1,14 @@
-"""One run of `map`, `starmap` or `stream` in the caller's thread: checks, engine, interrupts, report.
+"""One run of `map`, `starmap` or `stream` in the caller's thread: engine, interrupts, order, report.
 
-Operations make it, and PipelineRun extends it. Blocks have a BlockDriver instead.
+`run_of` makes the run of one operation, `_pipelines.run` that of a pipeline. Blocks have a BlockDriver instead.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 from .._auto.engine import AutoEngine
@@ -19,21 +19,20 @@ from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import attach_report, is_a
 from .._runtime.forks import fork_flag
-from .._worker.context import CapturedContext
-from .._worker.job import call_spread
 from ..errors import InsideTransaction
 from ..options import Options
-from ..outcomes import Outcome, Status
+from ..outcomes import Outcome
 from ..reports import Report
-from .executor_choice import prepare_run, untested_trial
-from .ordering import in_input_order
+from .operation_spec import OperationSpec
+from .ordering import Reorderer
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
-from .preparation import Call, WorkSpec, aliases_of_caller
-from .progress import Progress, open_progress
-from .querysets import as_queryset, source_of
+from .preparation import ProcessPools, prepare_run
+from .progress import advance_progress, open_progress
+from .querysets import source_of
 from .signals import InterruptGuard
 
-_open_runs: WeakSet[Run] = WeakSet()
+AnyReport = TypeVar("AnyReport", bound=Report[Any])
+_open_runs: WeakSet[Run[Any]] = WeakSet()
 
 
 @atexit.register
@@ -42,107 +41,86 @@ def _abandon_open_runs() -> None:
         run.abandon()
 
 
-class RunExecutor(Protocol):
-    """What a run asks of its executor. Every Executor has it."""
+class RunEngine(Protocol):
+    """What a run asks of its engine; `Engine` says what each member means."""
 
     @property
     def inline(self) -> bool: ...
-    def wake(self) -> None: ...
-    def halt(self) -> None: ...
-
-
-class RunEngine(Protocol):
-    """What a run asks of its engine."""
-
-    stopped: str | None
-    undelivered: int
-
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def stopped(self) -> str | None: ...
     @property
     def fatal(self) -> BaseException | None: ...
     @property
     def finished(self) -> bool: ...
     def start(self) -> None: ...
-    def step(self) -> list[OutcomeBatch]: ...
+    def step(self, *, undelivered: int) -> list[OutcomeBatch]: ...
+    def wake(self) -> None: ...
     def halt(self, reason: str) -> None: ...
     def kill(self) -> None: ...
+    def abandon(self) -> None: ...
     def close(self) -> None: ...
     def lose_rest(self) -> list[OutcomeBatch]: ...
+    def trials(self) -> tuple[Trial, ...]: ...
 
 
-class CurrentExecutor:
-    """The present executor of an engine, which may change with `executor="auto"`."""
+def run_of(spec: OperationSpec, objects: Iterable[Any]) -> Run[Report[Any]]:
+    """Check everything that can be checked now, and make the run of one operation.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def inline(self) -> bool:
-        return self._engine._executor.inline
-
-    def wake(self) -> None:
-        self._engine._executor.wake()
-
-    def halt(self) -> None:
-        self._engine._executor.halt()
-
-
-class RunParts(NamedTuple):
-    """What a run consists of."""
-
-    options: Options
-    description: str
-    source: IterableSource
-    executor: RunExecutor
-    engine: RunEngine
-    report: Report[Any]
-    aliases: tuple[str, ...]
-    """On which the caller must be inside no transaction while workers run."""
+    Raises:
+        PoolsaveError: what `prepare_run` refuses.
+    """
+    spec = spec.over(objects)
+    executor, job, decided = prepare_run(spec)
+    job.capture_context()
+    source = source_of(objects, spec.queryset)
+    if isinstance(executor, SamplingSerialExecutor):
+        engine: Engine = AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source)
+    else:
+        engine = Engine(executor, job, spec.options, source)
+    report: Report[Any] = Report(keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics)
+    name = getattr(spec.function, "__name__", "")
+    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, decided=decided)
 
 
-class Run:
-    """One call of `map`, `starmap` or `stream`. Checks are made at once; workers start with the first batch."""
+class Run(Generic[AnyReport]):
+    """One call of `map`, `starmap` or `stream`. Workers start with the first batch."""
 
-    _decided: Trial | None = None
-    """What `executor="auto"` means and why, if it was decided without a trial."""
-
-    def __init__(
-        self, function: Any, call: Call, constants: Mapping[str, Any], objects: Iterable[Any], options: Options
+    def __init__(  # noqa: PLR0913  the parts of a run
+        self,
+        engine: RunEngine,
+        source: IterableSource,
+        report: AnyReport,
+        options: Options,
+        *,
+        name: str,
+        aliases: tuple[str, ...],
+        decided: Trial | None = None,
     ) -> None:
-        queryset = None if call is call_spread else as_queryset(objects)
-        work = WorkSpec(function, call, constants, queryset)
-        executor, job, decided = prepare_run(work, options)
-        if isinstance(job.context, CapturedContext):
-            job.context = job.context.captured()
-        source = source_of(objects, queryset)
-        if isinstance(executor, SamplingSerialExecutor):
-            engine: Engine = AutoEngine(work, executor, job, options, source)
-        else:
-            engine = Engine(executor, job, options, source)
-        report: Report[Any] = Report(keep=options.keep, queryset=queryset, statistics=engine.statistics)
-        self._decided = decided
-        name, aliases = getattr(function, "__name__", ""), aliases_of_caller(work, options)
-        self._assemble(RunParts(options, name, source, CurrentExecutor(engine), engine, report, aliases))
+        """`aliases`: the caller must be inside no transaction on them while workers run.
 
-    def _assemble(self, parts: RunParts) -> None:
-        self._options = parts.options
-        self._description = parts.description
-        self._source = parts.source
-        self._executor = parts.executor
-        self._engine = parts.engine
-        self._aliases = parts.aliases
-        parts.source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
-        self._interrupts = InterruptGuard(parts.executor.wake, at_once=self._must_raise_at_once)
+        `decided`: what `executor="auto"` means and why, if it was decided without a trial."""
+        self._engine = engine
+        self._source = source
+        self.report = report
+        self._options = options
+        self._name = name
+        self._aliases = aliases
+        self._decided = decided
+        self._reorderer = Reorderer()
+        self._interrupts = InterruptGuard(engine.wake, at_once=self._must_raise_at_once)
         self._abandoned = False
         self._forked = fork_flag()
-        self.report = parts.report
+        source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
 
     def _must_raise_at_once(self, count: int) -> bool:
         # The input's own code ends only by an exception. In a function that runs in this thread the first signal lets
         # the object finish, and the second one ends it.
-        return self._source.pulling or (self._executor.inline and count > 1)
+        return self._source.pulling or (self._engine.inline and count > 1)
 
     def _aliases_now(self) -> tuple[str, ...]:
-        return () if self._executor.inline else self._aliases
+        return () if self._engine.inline else self._aliases
 
     def check_in_no_block(self) -> None:
         """Refuse to go on while the caller of a stream is inside a transaction.
@@ -158,7 +136,7 @@ class Run:
             attach_report(error, self.report)
             raise
 
-    def complete(self) -> Report[Any]:
+    def complete(self) -> AnyReport:
         """Run everything, with no moment in which a signal could get past the report."""
         with self._interrupts:
             for _batch in self._batches():
@@ -174,23 +152,19 @@ class Run:
             attach_report(error, self.report)
             raise
 
-    def batches(self, *, ordered: bool = False) -> Generator[OutcomeBatch, None, None]:
-        """Run everything; gives what has ended, in the order of its ending or of the input.
+    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
+        """Run everything; gives each outcome, in the order of its ending or of the input.
 
         Closing the iterator feeds no more, finishes what runs, and stops the workers.
         """
+        return OutcomeIterator(self, self._delivered_batches(ordered=ordered))
+
+    def _delivered_batches(self, *, ordered: bool) -> Generator[OutcomeBatch, None, None]:
         with self._interrupts, closing(self._batches()) as batches:
-            for batch in self._in_order(batches) if ordered else batches:
+            for batch in self._reorderer.in_input_order(batches) if ordered else batches:
                 with self._interrupts.suspended():
                     yield batch
         self._raise_late_interrupt()
-
-    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
-        """The same, outcome by outcome."""
-        return OutcomeIterator(self, self.batches(ordered=ordered))
-
-    def _in_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
-        return in_input_order(batches, self._engine)
 
     def _batches(self) -> Generator[OutcomeBatch, None, None]:
         try:
@@ -201,7 +175,7 @@ class Run:
             raise
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
-        progress = open_progress(self._options.progress, self._total, self._description)
+        progress = open_progress(self._options.progress, lambda: self._engine.total, self._name)
         with closing(progress):
             try:
                 _open_runs.add(self)
@@ -217,13 +191,10 @@ class Run:
                 self._close()
         self._raise_final_error()
 
-    def _total(self) -> int | None:
-        return self._source.total
-
     def _step(self) -> list[OutcomeBatch]:
         if self._forked:
             raise RuntimeError("this run belongs to the process that started it, and not to a child forked since")
-        batches = self._engine.step()
+        batches = self._engine.step(undelivered=self._reorderer.undelivered)
         for batch in batches:
             self.report._add(batch)
         self._apply_interrupts()
@@ -246,7 +217,7 @@ class Run:
         if self._forked:
             return
         self._abandoned = True
-        self._executor.halt()
+        self._engine.abandon()
 
     def _wind_up(self, reason: str) -> None:
         if self._abandoned or self._forked:
@@ -266,12 +237,7 @@ class Run:
         finally:
             for batch in self._engine.lose_rest():
                 self.report._add(batch)
-            self.report.stopped = self._engine.stopped
-            self.report._finish()
-        if isinstance(self._engine, AutoEngine):
-            self.report.tried = self._engine.trials()
-        elif self._decided is not None:
-            self.report.tried = (untested_trial(self._decided, self.report),)
+            self.report._finish(self._engine.stopped, tried=self._engine.trials(), decided=self._decided)
 
     def _raise_final_error(self) -> None:
         error = self._source.error if self._engine.fatal is None else self._engine.fatal
@@ -286,7 +252,7 @@ class Run:
 class OutcomeIterator(Iterator[Outcome[Any]]):
     """What `stream` gives. Not a generator: a generator that has raised cannot go on."""
 
-    def __init__(self, run: Run, batches: Generator[OutcomeBatch, None, None]) -> None:
+    def __init__(self, run: Run[Any], batches: Generator[OutcomeBatch, None, None]) -> None:
         self._run = run
         self._batches = batches
         self._ready: Iterator[Outcome[Any]] = iter(())
@@ -302,10 +268,3 @@ class OutcomeIterator(Iterator[Outcome[Any]]):
         """Feed no more, finish what runs, and stop the workers."""
         self._ready = iter(())
         self._batches.close()
-
-
-def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
-    """Add the ended objects of some batches to the progress."""
-    for batch in batches:
-        failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        progress.advance(len(batch.values), failed)

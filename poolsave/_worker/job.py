@@ -124,6 +124,11 @@ class WorkerJob:
         """Whether the caller has no SQLite file to close before a fork, even in the middle of a run."""
         return self.environment is None or not _fork_safety.open_sqlite_descriptors()
 
+    def capture_context(self) -> None:
+        """In the caller: capture the context that all objects run in. Each call of a block brings its own instead."""
+        if isinstance(self.context, CapturedContext):
+            self.context = self.context.captured()
+
     def before_start(self) -> None:
         """Call the caller's hooks."""
         self.hooks.run_before()

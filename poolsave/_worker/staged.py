@@ -57,6 +57,11 @@ class StagedJob(WorkerJob):
         fields = {**vars(first), "crosses": crosses, "settings": settings}
         return cls(**fields, stages=tuple(stages), names=tuple(names))
 
+    def capture_context(self) -> None:
+        super().capture_context()
+        for job in self.stages:
+            job.context = self.context
+
     def settle(self, note: int) -> Status:
         """Ask the database of the one stage whose transactions are noted."""
         return next(job for job in self.stages if job.noted).settle(note)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from poolsave import InvalidOption, OperationsFailed, Report, concurrent_saves, pooled_operation
 from poolsave._auto import engine as _auto_engine
-from poolsave._environment.django_setup import DjangoEnvironment
 from poolsave._reports.trials import Trial
-from poolsave._runs.preparation import build_job, executor_for
+from poolsave._runs.preparation import ProcessPools, build_job, executor_for
 from poolsave.testing import serial_saves
 from tests.models import Badge, Person, Thing
 from tests.support import carriers, hooks, operations
@@ -47,11 +46,11 @@ def flapping(monkeypatch):
 def quick_pools(monkeypatch):
     """Threads instead of processes, since they start and end at once; the engine does not know the difference."""
 
-    def in_threads(work, options):
-        executor = executor_for(options, "thread")
-        return executor, build_job(work, executor, options, DjangoEnvironment.capture())
+    def in_threads(pools):
+        executor = executor_for(pools._spec.options, "thread")
+        return executor, build_job(pools._spec, executor)
 
-    monkeypatch.setattr(_auto_engine, "make_pool", in_threads)
+    monkeypatch.setattr(ProcessPools, "make", in_threads)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOperation, InvalidOption, Status, concurrent_saves, pooled_operation
-from poolsave._runs.preparation import WorkSpec, prepare
-from poolsave._worker.job import call_with_object
+from poolsave._runs.preparation import prepare_run
 from tests.models import AuditEntry, Tag, actor
 from tests.support import carriers, pools
 from tests.support.carriers import Tenant, colour, depth
@@ -86,9 +85,8 @@ def test_the_context_is_in_force_until_the_value_is_on_its_way(start_method):
 
 def test_nothing_is_asked_per_object_if_nothing_is_carried():
     for carry in ([], [colour]):
-        options = carriers.tells_colour.using(executor="serial", carry=carry).options
-        _executor, job = prepare(WorkSpec(carriers.tells_colour, call_with_object, {}), options)
-        session = job.open()
+        operation = carriers.tells_colour.using(executor="serial", carry=carry)
+        session = prepare_run(operation.__poolsave_spec__()).job.open()
         assert (session._perform is session._function) == (not carry)
         session.close()
 

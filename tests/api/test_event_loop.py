@@ -8,8 +8,7 @@ from django.db import connections
 
 from poolsave import Status, concurrent_saves, pooled_operation
 from poolsave._db.commit_status import TransactionNote
-from poolsave._runs.preparation import WorkSpec, prepare
-from poolsave._worker.job import call_with_object
+from poolsave._runs.preparation import prepare_run
 from tests.models import Person
 from tests.support import operations
 
@@ -60,8 +59,8 @@ def test_auto_of_pipeline_and_block_leave_it_too():
 
 
 def test_crash_is_settled_in_an_event_loop():
-    options = operations.save_person.using(databases=("postgres",), start_method="fork").options
-    _executor, job = prepare(WorkSpec(operations.save_person, call_with_object, {}), options)
+    operation = operations.save_person.using(databases=("postgres",), start_method="fork")
+    job = prepare_run(operation.__poolsave_spec__()).job
     with connections["postgres"].cursor() as cursor:
         cursor.execute("SELECT pg_current_xact_id()::text")
         note = TransactionNote(int(cursor.fetchone()[0]), time.time_ns() // 1000, server=0)

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 
 from poolsave import InvalidOperation, Options, concurrent_saves, pooled_operation
-from poolsave._runs.preparation import WorkSpec, prepare
-from poolsave._worker.job import call_with_object
+from poolsave._runs.operation_spec import OperationSpec
+from poolsave._runs.preparation import prepare_run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_function_of_a_shell_is_refused_by_a_block(main):
 def test_function_under_the_guard_is_named_by_the_worker(main):
     main.__file__ = "script.py"
     options = Options.resolve({"transaction": None, "start_method": "spawn"})
-    _executor, job = prepare(WorkSpec(main.double, call_with_object, {}), options)
+    job = prepare_run(OperationSpec(function=main.double, options=options)).job
     sent = pickle.loads(pickle.dumps(job))
     del main.double  # the script is imported by another name there
     with pytest.raises(InvalidOperation, match=r"double.*nor under if __name__ == \"__main__\""):

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import Status, executors, pooled_operation
+from poolsave._runs.run import run_of
 from poolsave._worker.fast_loop import FastLoop
-from poolsave._worker.job import call_with_object
 from poolsave._worker.replies import Reply, ReplyBuilder
 from poolsave.executors.serial import LocalMarks
 from tests.support import operations
@@ -205,7 +205,8 @@ class Deafened(executors.SerialExecutor):
 
 def test_what_was_not_told_is_lost_and_nobody_waits_for_it():
     called = []
-    run = pure(called.append).using(executor=Deafened(), keep="all", chunksize=5)._run(call_with_object, range(20))
+    operation = pure(called.append).using(executor=Deafened(), keep="all", chunksize=5)
+    run = run_of(operation.__poolsave_spec__(), range(20))
     with pytest.raises(Alarm):
         run.complete()
     assert called == list(range(5))
