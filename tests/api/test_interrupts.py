@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from types import SimpleNamespace
 
 import pytest
 
@@ -89,74 +88,6 @@ def test_the_second_signal_ends_what_runs(start, options):
     output, _errors = process.communicate(timeout=30)
     lost = "0 1" if options == PROCESS else "1 0"  # serial: the exception ended the function
     assert output.splitlines() == [f"KeyboardInterrupt 0 {lost} True", "True interrupted"]
-
-
-def test_a_handler_of_the_program_is_left_in_place():
-    from poolsave._runs.signals import InterruptGuard
-
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with InterruptGuard(lambda: None, at_once=lambda _count: False):
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class Alarm(Exception):
-    """What a handler of the program's own raises, between any two instructions."""
-
-
-@pytest.fixture(params=["while they are set", "while they are taken away", "before they are"])
-def left_behind(request, monkeypatch):
-    """Handlers of a run that has ended."""
-    from poolsave._runs import signals as _interrupts
-
-    class Unleavable(_interrupts.InterruptGuard):
-        def __exit__(self, *_exc_info):
-            if request.param == "before they are":
-                raise Alarm
-            super().__exit__()
-
-    def runs():
-        with Unleavable(lambda: None, at_once=lambda _count: False):
-            pass
-
-    def signal_or_alarm(signum, handler):
-        sets = callable(handler) and handler is not signal.default_int_handler
-        if sets:
-            signal.signal(signum, handler)
-        if {True: "while they are set", False: "while they are taken away"}[sets] == request.param:
-            raise Alarm
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_interrupts, "_signal", SimpleNamespace(getsignal=signal.getsignal, signal=signal_or_alarm))
-        with pytest.raises(Alarm):
-            runs()
-    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@pytest.mark.usefixtures("left_behind")
-def test_handlers_that_were_left_behind_are_as_good_as_none():
-    from poolsave._runs.signals import InterruptGuard
-
-    with InterruptGuard(lambda: None, at_once=lambda _count: False) as interrupts:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupts.count == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("left_behind")
-def test_and_let_a_signal_do_what_it_does_elsewhere():
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 BLOCK = """

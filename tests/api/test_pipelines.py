@@ -2,15 +2,8 @@
 
 import itertools
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from django.db import transaction
@@ -18,42 +11,25 @@ from django.db.transaction import TransactionManagementError
 
 from poolsave import (
     DROP,
-    InsideTransaction,
     InvalidOperation,
     InvalidOption,
     OperationsFailed,
     Status,
-    TimedOut,
-    ValueLost,
-    WorkerDied,
     concurrent_saves,
-    executors,
     pooled_operation,
 )
-from poolsave._pipelines.selector import ExecutorSelector
-from poolsave.executors.protocol import UNKNOWN, Died
 from poolsave.testing import serial_saves
 from tests.conftest import wait_until
 from tests.models import Person
 from tests.support import operations, stages
+from tests.support.stages import FORK, SERIAL, THREAD, saved_names, sums_up
 
-FORK = {"start_method": "fork"}
-THREAD = {"executor": "thread"}
-SERIAL = {"executor": "serial"}
 with_database = pytest.mark.django_db(transaction=True)
+
 APART = [
     pytest.param(THREAD, id="behind threads"),
     pytest.param({"start_method": "fork", "workers": 1}, id="in processes of its own"),
 ]
-
-
-def sums_up(report):
-    ends = report.succeeded + report.failed + report.lost + report.skipped + report.dropped
-    return ends == report.total == len(list(report))
-
-
-def names():
-    return sorted(Person.objects.values_list("name", flat=True))
 
 
 def test_report_of_a_pipeline_has_a_row_for_each_stage():
@@ -312,7 +288,7 @@ def test_a_slow_stage_in_sixteen_threads_holds_no_lock(saved_by, transaction):
     count = 16 if saved_by else 32  # in processes of their own, saves of the first sixteen may go on while others wait
     report = pipeline.map([f"name {number}" for number in range(count)])
     assert report.succeeded == count
-    assert len(names()) == count
+    assert len(saved_names()) == count
 
 
 @with_database
@@ -321,7 +297,7 @@ def test_each_stage_keeps_what_it_has_saved(options):
     second = stages.saves_second.bind(fail=[3]).using(transaction="chunk")
     report = (stages.saves_first | second | stages.doubles).using(chunksize=4, **options).map(range(6))
     assert report.values == [0, 2, 4, 8, 10]
-    assert names() == [f"first {number}" for number in range(6)] + [f"second {n}" for n in (0, 1, 2, 4, 5)]
+    assert saved_names() == [f"first {number}" for number in range(6)] + [f"second {n}" for n in (0, 1, 2, 4, 5)]
     (failure,) = report.failures
     assert (failure.stage, failure.status, failure.item) == ("saves_second", Status.FAILED, 3)
     assert report.failed_items() == []  # to feed it again would be to save it first again
@@ -353,334 +329,6 @@ def test_an_on_commit_callback_that_raises_is_told_at_the_end(options):
     assert type(apart.map([1]).flawed[0].error) is ZeroDivisionError
 
 
-# Deaths
-
-
-@pytest.mark.parametrize("place", range(3))
-@pytest.mark.parametrize("fused", [True, False])
-def test_worker_death_costs_one_object_and_names_its_stage(place, fused):
-    operations = [stages.kills_on.bind(victim=8 if number == place else -1) for number in range(3)]
-    pipeline = operations[0] | operations[1].using(workers=2 if fused else 1) | operations[2]
-    report = pipeline.using(chunksize=1, **FORK).map(range(0, 20, 2))
-    assert report.values == [number for number in range(0, 20, 2) if number != 8]
-    (lost,) = report.failures
-    assert (lost.status, lost.item, lost.index, lost.stage) == (Status.LOST, 8, 4, "kills_on")
-    assert isinstance(lost.error, WorkerDied)
-    assert lost.error.item == 8
-    rows = report.stages
-    assert [row.lost for row in rows] == [number == place for number in range(3)]
-    assert sums_up(report)
-
-
-def test_worker_death_after_its_last_object_causes_no_busy_loop(monkeypatch):
-    waits = []
-    wait = ExecutorSelector.wait
-    monkeypatch.setattr(ExecutorSelector, "wait", lambda selector, busy: (waits.append(1), wait(selector, busy)))
-
-    @pooled_operation(transaction=None, progress=False, **THREAD)
-    def outlives(trail):
-        ((pid, _thread),) = trail
-        wait_until(lambda: len(waits) > 2)  # the stage before is done by then
-        os.kill(pid, signal.SIGKILL)
-        before = len(waits)
-        wait_until(lambda: len(waits) > before + 5)  # looks at the clock, a tenth of a second each
-        dead, before = time.monotonic(), len(waits)
-        wait_until(lambda: time.monotonic() > dead + 0.5)
-        return len(waits) - before
-
-    report = (stages.where.using(workers=1, **FORK) | outlives).map([[]])
-    assert report.values[0] < 50
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_an_object_that_takes_too_long_is_told_with_its_stage(fused):
-    last = stages.sleeps_on.using(workers=2 if fused else 1, timeout=1)
-    first = stages.doubles.using(timeout=1)
-    report = (first | last.bind(victim=4)).using(chunksize=1, **FORK).map(range(4))
-    (late,) = report.failures
-    assert (type(late.error), late.stage, late.item) == (TimedOut, "sleeps_on", 2)
-    assert "in sleeps_on" in late.traceback  # by an exception, and not by a signal that the worker dies of
-    assert report.values == [0, 2, 6]
-
-
-@with_database
-@pytest.mark.parametrize("fused", [True, False])
-def test_worker_death_in_a_transaction_leaves_nothing_of_it(fused):
-    save = stages.saves_name.bind(kill="name 3").using(workers=2 if fused else 1)
-    report = (stages.names | save).using(chunksize=1, **FORK).map(range(6))
-    (failure,) = report.failures
-    assert (failure.status, failure.item, failure.stage) == (Status.FAILED, 3, "saves_name")
-    assert failure.error.item == 3  # and not "name 3", which it had become by then
-    assert names() == [f"name {number}" for number in range(6) if number != 3]
-    assert report.failed_items() == [3]
-    assert sums_up(report)
-
-
-@with_database
-def test_worker_death_in_a_segment_costs_the_values_in_between():
-    """Their first stage stays committed, so none of them is safe to feed again."""
-    second = stages.saves_second.bind(kill=2).using(transaction="chunk")
-    report = (stages.saves_first | second).using(workers=1, chunksize=4, **FORK).map(range(8))
-    # The first stage of all four is committed; that of the second is rolled back for all four.
-    assert names() == [f"first {number}" for number in range(8)] + [f"second {number}" for number in range(4, 8)]
-    assert [(one.item, one.status, one.stage) for one in report.failures] == [
-        (number, Status.FAILED, "saves_second") for number in range(4)
-    ]
-    assert report.values == [4, 5, 6, 7]
-    assert report.failed_items() == []
-    assert sums_up(report)
-
-
-@with_database
-def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
-    """In two stages objects have raised before all others go on, and then the worker dies at one of these."""
-    saves = stages.saves_name.bind(fail=["name 3", "name 4"]).using(transaction="chunk")
-    first = stages.kills_on.bind(victim=-1) | stages.raises_on.bind(victim=10)
-    pipeline = first | stages.names | saves | stages.kills_when_saved.bind(name="name 1")
-    report = pipeline.using(workers=1, chunksize=8, **FORK).map([0, 1, 3, 10, 2, 4])
-    told = {one.item: one for one in report.failures}
-    blamed = [one.item for one in told.values() if isinstance(one.error, WorkerDied) and not one.error.afterwards]
-    assert blamed == [1]
-    assert (told[1].error.item, told[1].stage, told[1].status) == (1, "kills_when_saved", Status.LOST)
-    for number in (3, 4, 10):  # what is before that object has been answered for
-        assert told[number].stage == ("raises_on" if number == 10 else "saves_name")
-        assert told[number].status is Status.FAILED
-        assert "no longer at this object" in str(told[number].error)
-        assert any("its own error was lost" in note for note in told[number].error.__notes__)
-    assert names() == ["name 0", "name 1", "name 2"]
-    assert sorted(report.failed_items()) == [3, 4, 10]
-    assert sums_up(report)
-
-
-@with_database
-def test_worker_death_blames_only_the_object_that_it_was_at():
-    """Not one that was rolled back with it, and not one whose stage never began."""
-    second = stages.saves_second.bind(kill=2).using(transaction="chunk")
-    report = (stages.doubles | second).using(workers=1, chunksize=4, **FORK).map(range(4))
-    told = {one.item: one.error for one in report.failures}
-    assert told[1].item == 1
-    assert told[0].afterwards
-    assert "rolled back with the transaction" in told[0].__notes__[0]
-    assert [str(told[number]) for number in (2, 3)] == [
-        f"the stage 'saves_second' never began: the value that it needs for object {number} was lost"
-        for number in (2, 3)
-    ]
-    assert "no longer at this object" in str(told[3].__cause__)
-
-
-class Vague(executors.ProcessExecutor):
-    """Tells of a death as an executor does that knows nothing of how far the worker was."""
-
-    blames_exactly = False
-
-    def wait(self, timeout):
-        events = super().wait(timeout)
-        return [
-            one._replace(marks=bytes([UNKNOWN]) * len(one.marks)) if isinstance(one, Died) else one for one in events
-        ]
-
-
-@pytest.mark.parametrize("executor", ["process-pool", Vague(start_method="fork")])
-def test_loss_in_an_unknown_stage_names_all_possible_stages(executor):
-    pipeline = (stages.doubles | stages.kills_on.bind(victim=4)).using(executor=executor, workers=1, chunksize=4)
-    try:
-        report = pipeline.map(range(4))
-    except BrokenProcessPool as error:
-        report = error.report
-    assert {one.stage for one in report.failures} == {"doubles + kills_on"}
-    assert any("in one of the stages 'doubles', 'kills_on'" in note for note in report.failures[0].error.__notes__)
-    assert [row.lost for row in report.stages] == [4, 0]
-    assert sums_up(report)
-
-
-@with_database
-def test_value_lost_with_its_worker_fails_in_the_next_stage():
-    """Its stage had committed, but had not answered yet."""
-
-    @pooled_operation(progress=False, workers=1, chunksize=4, **FORK)
-    def saves_and_dies_later(number):
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return stages.saves_first(number)
-
-    report = (saves_and_dies_later | stages.doubles.using(**THREAD)).map(range(4))
-    assert names() == ["first 0", "first 1", "first 2"]
-    assert {one.stage for one in report.failures if isinstance(one.error, ValueLost)} <= {"doubles"}
-    assert [one.stage for one in report.failures if isinstance(one.error, WorkerDied)] == ["saves_and_dies_later"]
-    saved = [one for one in report if one.ok or isinstance(one.error, ValueLost)]
-    assert len(saved) == 3
-    assert sums_up(report)
-    assert report.failed_items() == [3]
-
-
-# Ends
-
-SCRIPT = """
-    import itertools
-    import sys
-
-    import django
-
-    django.setup()
-    from tests.support import stages
-
-    def endless():
-        yield sys.argv[1]
-        for number in itertools.count():
-            yield f"{sys.argv[1]}.other{number}"
-
-    if __name__ == "__main__":
-        first = stages.waits_for_file.using(workers=1, chunksize=1, executor=sys.argv[2])
-        pipeline = first | stages.doubles.using(workers=1, chunksize=1, executor="thread", window=3)
-        try:
-            pipeline.map(endless())
-        except KeyboardInterrupt as error:
-            report = error.report
-            print(report.succeeded, report.failed, report.lost, report.skipped > 0)
-            print(report.succeeded + report.skipped == report.total < 20, report.stopped)
-            print({outcome.stage for outcome in report if outcome.status == "skipped"})
-"""
-
-
-@pytest.mark.parametrize("first", ["process", "thread", "serial"])
-def test_ctrl_c_finishes_what_runs_and_skips_what_has_not_begun(tmp_path, first):
-    script, go = tmp_path / "script.py", tmp_path / "go"
-    script.write_text(textwrap.dedent(SCRIPT))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(go), first],
-        env={**os.environ, "PYTHONPATH": os.getcwd()}, start_new_session=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: os.path.exists(f"{go}.begun"), seconds=30)
-        os.killpg(process.pid, signal.SIGINT)
-        go.touch()
-        told, _nothing = process.communicate(timeout=30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-    assert told.splitlines() == ["0 0 0 True", "True interrupted", "{'doubles'}"]
-
-
-def test_what_the_input_raises_comes_after_all_that_was_begun():
-    def numbers():
-        yield from range(5)
-        raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone") as caught:
-        (stages.doubles.using(**THREAD) | stages.names.using(**FORK)).map(numbers())
-    assert caught.value.report.succeeded == 5
-    assert sums_up(caught.value.report)
-
-
-def test_an_empty_input_starts_nothing():
-    report = (stages.doubles.using(**FORK) | stages.names.using(**THREAD)).map([])
-    assert (report.total, report.values, report.ok) == (0, [], True)
-
-
-def test_a_stream_that_is_left_stops_all_workers():
-    outcomes = (stages.doubles.using(**THREAD) | stages.names.using(**FORK)).stream(itertools.count())
-    assert next(outcomes).ok
-    outcomes.close()
-
-
-def test_max_failures_counts_for_the_whole_run():
-    pipeline = stages.doubles.using(chunksize=1, **THREAD) | stages.fails_on_five.using(chunksize=1, **FORK)
-    report = pipeline.using(max_failures=2).map(range(0, 1000, 5))
-    assert report.failed >= 2
-    assert report.stopped
-    assert report.total < 200
-    assert sums_up(report)
-
-
-# Before anything starts
-
-
-@with_database
-def test_everything_is_refused_before_anything_has_started():
-    from django.db import transaction
-
-    begun = []
-
-    @pooled_operation(transaction=None, progress=False, **THREAD)
-    def begins(number):
-        begun.append(number)
-
-    with transaction.atomic(), pytest.raises(InsideTransaction):
-        (begins.using(databases=()) | stages.saves_name).map([1])
-    with pytest.raises(InvalidOption, match="timeout"):
-        (begins | stages.doubles.using(timeout=1, **THREAD)).map([1])
-    with pytest.raises(InvalidOperation, match="pickled"):
-        (
-            stages.doubles.using(before_fork=lambda: begun.append("a worker"), **FORK)
-            | begins.using(executor="process", start_method="forkserver")
-        ).map([1])
-    assert begun == []
-
-
-def test_an_executor_of_one_s_own_is_for_one_hop():
-    mine = executors.ThreadExecutor()
-    fine = (stages.doubles | stages.doubles).using(executor=mine)
-    assert fine.map([1]).values == [4]
-    with pytest.raises(InvalidOption, match="at the same time"):
-        (stages.doubles.using(executor=mine) | stages.doubles.using(**SERIAL) | stages.names.using(executor=mine)).map(
-            [1]
-        )
-
-
-def test_processes_are_forked_before_threads_are_started():
-    """A lambda reaches only a worker that was forked, which by default happens only beside no other thread."""
-    shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
-    report = (stages.doubles.using(**THREAD) | shout).map([1])
-    assert report.values == ["2!"]
-
-
-class Silent:
-    """An executor of somebody else's, which has the methods of the protocol and nothing else."""
-
-    def __init__(self):
-        self._threads = executors.ThreadExecutor()
-        for name in ("shares_memory", "inline", "enforces_timeout", "blames_exactly", "can_kill", "at_most_once"):
-            setattr(self, name, getattr(self._threads, name))
-        for name in ("start", "submit", "wait", "wake", "halt", "kill", "stop"):
-            setattr(self, name, getattr(self._threads, name))
-
-    @property
-    def workers(self):
-        return self._threads.workers
-
-
-def test_an_executor_that_rings_no_bell_is_asked_now_and_then():
-    pipeline = stages.doubles.using(executor=Silent()) | stages.names.using(**FORK)
-    assert pipeline.map(range(3)).values == ["name 0", "name 2", "name 4"]
-
-
-def test_check_speaks_for_every_stage():
-    odd = pooled_operation(transaction=None, start_method="forkserver")(lambda number: number)
-    messages = (stages.doubles | odd).check([1])
-    assert [(message.id, message.obj) for message in messages] == [("poolsave.E002", "<lambda>")]
-
-
-@pytest.mark.parametrize("name", ["process-pool", "thread", "serial"])
-def test_any_executor_can_be_a_hop(name):
-    pipeline = (
-        stages.doubles.using(**THREAD, workers=1) | stages.doubles.using(executor=name) | stages.names.using(**FORK)
-    )
-    assert pipeline.map(range(4)).values == [f"name {4 * number}" for number in range(4)]
-
-
-@with_database
-def test_auto_runs_a_stage_in_processes_where_they_are_possible():
-    pipeline = (stages.doubles | stages.names).using(executor="auto", transaction=None, workers=2)
-    expected = [f"name {2 * number}" for number in range(10)]
-    assert pipeline.map(range(10)).values == expected
-    with transaction.atomic():  # which no worker could see
-        assert pipeline.map(range(10)).values == expected
-
-
-# Everywhere
-
-
 @with_database
 @pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
 @pytest.mark.parametrize("fused", [True, False])
@@ -692,18 +340,17 @@ def test_a_queryset_is_fetched_by_the_first_stage(options, fused):
     assert report.succeeded == 7
     assert [person.name for person in report.failed_items()] == ["name 4"]
     assert report.failures[0].item == Person.objects.get(name="name 4").pk
-    assert sum(name.endswith("renamed") for name in names()) == 7
+    assert sum(name.endswith("renamed") for name in saved_names()) == 7
 
 
 @with_database
 def test_serial_saves_runs_all_stages_inline():
-    from django.db import transaction
 
     with serial_saves(), transaction.atomic():
         report = (stages.names.using(**THREAD) | stages.saves_name | stages.doubles.using(timeout=5)).map(range(3))
         assert report.succeeded == 3
         transaction.set_rollback(True)
-    assert names() == []
+    assert saved_names() == []
 
 
 @with_database
@@ -716,7 +363,7 @@ def test_pipeline_in_a_block_keeps_a_transaction_for_each_stage(options):
         assert future.result(30) == [(False, True)]
     assert [len(value) for value in report.values] == [0, 1]
     assert (report.failed, report.failures[0].item) == (1, 4)
-    assert names() == ["name 5"]
+    assert saved_names() == ["name 5"]
 
 
 @with_database
@@ -727,7 +374,7 @@ def test_pipeline_in_a_block_fails_at_a_rolled_back_stage(options):
         future = saves.submit(operations.rolls_back_by_itself | stages.names, "a")
     assert isinstance(future.exception(), TransactionManagementError)
     assert saves.report.failed == 1
-    assert names() == []
+    assert saved_names() == []
 
 
 def test_the_file_of_a_pipeline_has_a_row_per_stage(tmp_path):

@@ -7,7 +7,6 @@ import threading
 import pytest
 import tqdm
 
-from poolsave._runs import progress as _progress
 from tests.support import operations
 
 
@@ -69,17 +68,6 @@ def test_a_real_bar_is_drawn_without_a_monitor_thread(monkeypatch):
     assert tqdm.tqdm.monitor is None
 
 
-@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.1), (False, 10)])
-def test_a_bar_in_a_log_is_drawn_anew_every_ten_seconds_only(monkeypatch, terminal, seconds):
-    """Every state of it stays there; on a terminal each one is written over the one before."""
-    stderr = io.StringIO()
-    stderr.isatty = lambda: terminal
-    monkeypatch.setattr(sys, "stderr", stderr)
-    bar = _progress.open_progress(True, lambda: 5, "")
-    bar.close()
-    assert bar._bar.mininterval == seconds
-
-
 @pytest.mark.parametrize(("terminal", "drawn"), [(True, True), (False, False)])
 def test_by_default_a_bar_is_drawn_on_a_terminal_only(monkeypatch, terminal, drawn):
     stderr = io.StringIO()
@@ -106,7 +94,3 @@ def test_a_callable_that_raises_ends_the_run_after_what_runs(pool):
 
     with pytest.raises(ZeroDivisionError):
         operations.doubles.using(**pool, progress=tell).map(range(1000))
-
-
-def test_progress_that_is_not_wanted_is_silence():
-    assert isinstance(_progress.open_progress(False, lambda: None, ""), _progress.NullProgress)

@@ -9,13 +9,9 @@ from django.db import connections, transaction
 from django.db.models import Count, F, Prefetch, Window
 from django.db.models.functions import RowNumber
 from django.test.utils import CaptureQueriesContext
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
-from poolsave._db import inspection as _estimates
 from poolsave._runs import querysets
-from poolsave._worker.rows import RowLoader
 from tests.models import (
     Person,
     SoftThing,
@@ -28,7 +24,6 @@ from tests.models import (
     ThingOfGroupOne,
 )
 from tests.support import operations, pools
-from tests.support.selection import examples
 
 ACTOR = ContextVar("ACTOR", default=None)
 
@@ -376,85 +371,3 @@ def test_the_total_is_counted_when_somebody_is_told():
     operation = operations.visit.using(databases=("postgres",), progress=lambda done, total: told.append((done, total)))
     operation.bind(alias="postgres").map(Thing.objects.using("postgres").filter(group=0))
     assert told[-1] == (10, 10)
-
-
-def statistics(rows):
-    """Have the server look how large its table is."""
-    connection = connections[rows.db]
-    table = rows.model._meta.db_table
-    with connection.cursor() as cursor:
-        cursor.execute(f"ANALYZE {table}" if connection.vendor == "postgresql" else f"ANALYZE TABLE {table}")
-        cursor.fetchall() if cursor.description else None
-
-
-def test_the_total_of_a_large_table_is_estimated(server, monkeypatch):
-    monkeypatch.setattr(_estimates, "MAX_COUNTED", 10)
-    rows = make(Thing, server, 500)
-    statistics(rows)
-    with CaptureQueriesContext(connections[server]) as queries:
-        assert 400 <= _estimates.count_or_estimate(rows.all()) <= 600
-    for query in queries:
-        assert "COUNT" not in query["sql"] or "LIMIT 11" in query["sql"]
-    assert _estimates.count_or_estimate(rows.filter(pk__lte=4)) == 2  # few enough to be counted
-    # A locked queryset is not locked for it, which outside of a transaction would be refused.
-    assert 400 <= _estimates.count_or_estimate(rows.select_for_update()) <= 600
-    filtered = _estimates.count_or_estimate(rows.filter(group=1))
-    assert filtered is None if connections[server].vendor == "mysql" else 100 <= filtered <= 300
-
-
-def test_rest_of_a_table_is_exact_whatever_was_estimated(monkeypatch):
-    """Else chunks would shrink to single rows where the estimate was too low."""
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
-    monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)
-    make(Thing, "default", 25)
-    source = querysets.QuerySetSource(Thing.objects.all())
-    assert (source.total, source.remaining()) == (5, None)
-    left = []
-    while not source.exhausted:
-        if source.gather(3, idle=True):
-            left.append(source.remaining())
-    assert left[-3:] == [4, 1, 0]
-    assert min(one for one in left if one is not None) == 0
-    assert source.total == 25
-
-
-@pytest.mark.django_db(transaction=True)
-@settings(max_examples=examples(60), deadline=None)
-@given(
-    keys=st.sets(st.integers(-(10**9), 10**9), max_size=60),
-    size=st.integers(1, 20),
-    page=st.integers(1, 20),
-    deletions=st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=30),
-)
-def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletions):
-    """Whatever the keys, the size of ranges, and the moments in which rows are deleted."""
-    Thing.objects.all().delete()
-    Thing.objects.bulk_create([Thing(pk=key) for key in keys])
-    order, due = sorted(keys), dict(deletions)
-    before, querysets.PAGE_SIZE = querysets.PAGE_SIZE, page
-    try:
-        source = querysets.QuerySetSource(Thing.objects.all())
-        seen = []
-        while not source.exhausted:
-            chunk = source.gather(size, idle=True)
-            if chunk is None:
-                continue
-            moment = due.get(len(seen))
-            if moment is not None and moment < len(order):
-                Thing.objects.filter(pk=order[moment]).delete()
-            rows = RowLoader(Thing.objects.all())
-            rows.load(chunk)
-            seen += _taken(rows, chunk)
-    finally:
-        querysets.PAGE_SIZE = before
-    survivors = set(Thing.objects.values_list("pk", flat=True))
-    assert len(seen) == len(set(seen))
-    assert survivors <= set(seen) <= keys
-
-
-def _taken(rows, chunk):
-    for key in chunk:
-        try:
-            yield rows.get(key).pk
-        except RowGone:
-            continue

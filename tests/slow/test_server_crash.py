@@ -6,13 +6,9 @@ import signal
 from collections import Counter
 
 import pytest
-from django.db import DatabaseError
-from django.db.utils import load_backend
 
-from poolsave._db.error_codes import connection_lost, is_transient
 from tests.support.chaos import End, audit, lines_of, names_signed
 from tests.support.crashing import Run
-from tests.support.postgres import settings_from_url
 
 CONTACT = {"DatabaseError", "InterfaceError", "OperationalError"}
 WORKERS = 3
@@ -68,27 +64,3 @@ def test_every_outcome_is_true_after_crashes_and_recovery(private_server, tmp_pa
 def test_many_crashes(private_server, tmp_path, mode, resolve_lost):
     counts = crash_and_audit(private_server, tmp_path, mode, resolve_lost=resolve_lost, crashes=30, retries=6)
     assert counts["lost"] <= (30 * WORKERS if resolve_lost is False else 0)
-
-
-@pytest.mark.django_db(databases=["default"])
-def test_crash_between_two_statements_is_a_lost_connection(private_server):
-    """The drivers raise a bare DatabaseError then, without a SQLSTATE."""
-    settings = {
-        **settings_from_url(private_server.url),
-        "ATOMIC_REQUESTS": False,
-        "AUTOCOMMIT": True,
-        "TIME_ZONE": None,
-    }
-    connection = load_backend(settings["ENGINE"]).DatabaseWrapper(
-        {**settings, "OPTIONS": {}, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": False}, "default"
-    )
-    try:
-        with connection.cursor() as cursor:
-            private_server.crash()
-            with pytest.raises(DatabaseError) as caught:
-                cursor.execute("SELECT 1")
-    finally:
-        private_server.start()
-        connection.close()
-    assert connection_lost(caught.value)
-    assert is_transient(caught.value)

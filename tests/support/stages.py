@@ -12,6 +12,19 @@ from tests.models import Person
 from tests.support.operations import doubles as doubles  # noqa: PLC0414  a stage like the others here
 from tests.support.operations import pure, saving
 
+FORK = {"start_method": "fork"}
+THREAD = {"executor": "thread"}
+SERIAL = {"executor": "serial"}
+
+
+def sums_up(report):
+    ends = report.succeeded + report.failed + report.lost + report.skipped + report.dropped
+    return ends == report.total == len(list(report))
+
+
+def saved_names():
+    return sorted(Person.objects.values_list("name", flat=True))
+
 
 @pure
 def drops_threes(number):
