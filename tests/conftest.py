@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from functools import cache
@@ -25,6 +26,10 @@ HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "lo
 """Processes that Python and loky keep for themselves until the interpreter ends."""
 
 STARTED = time.monotonic()
+
+# Compile once what dozens of fresh interpreters import, also where PYTHONDONTWRITEBYTECODE is set.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 collect_ignore = ["typing", "benchmarks"]  # the latter has settings of its own
 

@@ -261,7 +261,7 @@ def test_outcomes_are_those_of_a_serial_run(flapping, quick_pools, objects, fail
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
 def test_nothing_is_lost_or_doubled_on_the_way_there_and_back(flapping, alias, mode):
-    names = [f"p{number}" for number in range(120)]
+    names = [f"p{number}" for number in range(60)]
     failing = names[::7]
     save = operations.save_person.using(**AUTO, databases=(alias,), transaction=mode, chunksize=3)
     report = save.bind(alias=alias, fail=failing).map(iter(names))

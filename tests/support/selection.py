@@ -1,9 +1,9 @@
 """Which combinations of parameters the default run leaves to CI.
 
 A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
-combination of databases, start methods, executors and modes: those are marked `exhaustive`. Where a test runs over all
-executors, those that start fresh interpreters are left to CI, and outside of the contract suite also those of other
-libraries.
+combination of databases, start methods, executors and modes: those are marked `exhaustive`. Executors that start fresh
+interpreters are left to CI wherever others are tried too, and outside of the contract suite also those of other
+libraries. The contract suite tries spawn by every test; elsewhere it is CI's, beside fork and the fork server.
 Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
@@ -14,8 +14,8 @@ from hypothesis import settings
 
 from tests.support.pools import EXECUTORS
 
-FRESH = {"spawn", "process-pool", "ProcessPoolExecutor", "loky"}
-"""Executors that start fresh interpreters for every test."""
+FRESH = {"process-pool", "ProcessPoolExecutor", "loky", "dask-threads"}
+"""Executors that start fresh interpreters for every test, and a second cluster of Dask's."""
 OWN = {"serial", "thread", "fork", "forkserver"}
 """Executors that the default run tries outside of the contract suite, which tries others as well."""
 
@@ -51,10 +51,10 @@ def mark_exhaustive(items):
 
 
 def is_left_out(item):
-    pool = parameters(item).get("pool")
-    if pool not in EXECUTORS:
-        return False
-    return pool in FRESH | {"dask-threads"} if "contract" in item.path.parts else pool not in OWN
+    given = set(parameters(item).values())
+    if "contract" in item.path.parts:
+        return not given.isdisjoint(FRESH)
+    return not given.isdisjoint(EXECUTORS.keys() - OWN)
 
 
 def is_slow(item):

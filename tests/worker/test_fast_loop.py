@@ -20,6 +20,7 @@ from poolsave._worker.fast_loop import FastLoop
 from poolsave._worker.replies import Reply, ReplyBuilder
 from poolsave.executors.serial import LocalMarks
 from tests.support import operations
+from tests.support.selection import examples
 
 pure = pooled_operation(transaction=None, workers=2, progress=False, start_method="fork")
 kinds = st.sampled_from(["value", "list", "error", "lock"])
@@ -173,7 +174,7 @@ def test_alarm_in_the_caller_runs_nothing_twice(executor):
     It costs one object at most.
     """
     generator, ended = random.Random(1), Counter()
-    for _ in range(50):
+    for _ in range(examples(48)):
         called = []
         operation = pure(called.append).using(executor=executor, keep="all")
         try:
