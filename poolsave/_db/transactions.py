@@ -1,6 +1,7 @@
 """Runs one call of the user's function in its transaction, and says what is known of the database afterwards.
 
-Called by `_worker/session.py` for each try. `_worker/per_chunk.py` builds a chunk's transaction from the same parts.
+Called by `_worker/transaction_modes.py` for each try. `_worker/per_chunk.py` builds a chunk's transaction from the same
+parts.
 """
 
 from __future__ import annotations
@@ -35,17 +36,6 @@ class AttemptResult(NamedTuple):
     """For a lost object: the note of its transaction (`TransactionNote`), or 0."""
     committing: float = 0.0
     """Seconds that the COMMIT took."""
-
-
-def run_without_transaction(call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
-    """Run the call for `transaction=None`: the function manages its own transactions."""
-    marks.put(offset, RUNNING)
-    try:
-        value = call()
-    except BaseException as error:  # whatever a user's function raises is that object's failure
-        return AttemptResult(Status.FAILED, error=error)
-    marks.put(offset, COMMITTED)
-    return AttemptResult(Status.SUCCEEDED, value)
 
 
 def run_in_transaction(  # noqa: PLR0913  the last two have defaults

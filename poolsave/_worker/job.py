@@ -30,6 +30,7 @@ from .context import CapturedContext, PickledContext
 from .hooks import Hooks
 from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
+from .transaction_modes import MODES, WithoutTransaction
 
 PROCESS_TOKEN = secrets.token_hex(8)
 """The same in all forks of a process, different in each process that was started afresh, also on another machine."""
@@ -156,7 +157,7 @@ class WorkerJob:
         with stack:  # closed again if anything below raises
             if not self.inline:
                 stack.enter_context(decimal.localcontext(self.decimal_context))
-            if self.environment is not None and not self.inline:
+            if self.owns_connections:
                 self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
             must_seed = (forked or (fresh and alone)) and not is_seeded()
             if must_seed:
@@ -171,13 +172,27 @@ class WorkerJob:
 
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
         """Unpickle user code; Django is set up by now."""
-        function, constants = self._unpickled_function()
+        function = self.bound_function()
+        mode = self.build_mode(function, unpickles=self.crosses, pickles=self.crosses)
+        fast_call = function if self._is_bare else None
+        return WorkerSession(self, mode, stack.pop_all(), own_process=own_process, fast_call=fast_call)
+
+    def build_mode(self, function: Callable[[Any], Any], *, unpickles: bool, pickles: bool) -> WithoutTransaction:
+        """Make what runs the objects. `unpickles`: they come from another process; `pickles`: values go to one."""
         context = None if self.context is None else self.context.restored()
-        call = bind_call(self.call, function, constants)
-        session = WorkerSession(self, call, self._rows(), stack.pop_all(), own_process=own_process)
-        if context is not None:
-            session.use_context(context)
-        return session
+        mode = MODES[self.transaction]
+        return mode(self, function, self._rows(), context, unpickles=unpickles, pickles=pickles)
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether nothing is around the function, so that `FastLoop` can run it."""
+        around = (self.transaction, self.queryset, self.context, self.serial_lock, self.timeout)
+        return all(part is None for part in around)
+
+    @property
+    def owns_connections(self) -> bool:
+        """Whether workers have connections of their own, not the caller's."""
+        return self.environment is not None and not self.inline
 
     def _use_environment(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool) -> None:
         assert self.environment is not None
@@ -191,13 +206,14 @@ class WorkerJob:
         whole_process = alone and (fresh or forked)
         stack.enter_context(_connections.worker_connections(self.settings, whole_process=whole_process))
 
-    def _unpickled_function(self) -> tuple[Any, Mapping[str, Any]]:
-        if isinstance(self.function, Pickled):
-            function, constants = _unpickle_function(self.function)
+    def bound_function(self) -> Callable[[Any], Any]:
+        """Give the function with what is bound to it, as a callable of one argument."""
+        function, constants = self.function, self.constants
+        if isinstance(function, Pickled):
+            function, constants = _unpickle_function(function)
             if self.code is not None:
                 self.code.check(function)
-            return function, constants
-        return self.function, self.constants
+        return bind_call(self.call, function, constants)
 
     def _rows(self) -> RowLoader | None:
         if self.queryset is None:

@@ -26,13 +26,7 @@ from .._runtime.foreign_exceptions import add_note, text_of
 from ..executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
-
-
-class ObjectResult(NamedTuple):
-    """The result of one object of the chunk, and the seconds that it took."""
-
-    attempt: AttemptResult
-    seconds: float
+from .replies import NOT_STARTED, ObjectResult
 
 
 class ChunkRolledBack(NamedTuple):
@@ -156,7 +150,7 @@ def _run_object(
     call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, transactions: OpenTransactions
 ) -> _RanObject:
     if marks.halted:
-        return ObjectResult(AttemptResult(Status.SKIPPED), 0.0), []
+        return NOT_STARTED, []
     started = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)

@@ -34,6 +34,23 @@ class ObjectDetail(NamedTuple):
     """For a lost object: the transaction's id, if it was noted."""
 
 
+class ObjectResult(NamedTuple):
+    """The result of one object of a chunk."""
+
+    attempt: AttemptResult
+    """Its last attempt."""
+    seconds: float
+    attempts: int = 1
+    stage_seconds: Sequence[float] = ()
+    """With several stages in the worker: its seconds in each of them."""
+    ended_in_stage: int | None = None
+    """With several stages: where it ended, unless it passed all of them."""
+
+
+NOT_STARTED = ObjectResult(AttemptResult(Status.SKIPPED), 0.0, 0)
+"""The result of an object after a halt."""
+
+
 class WorkerTime(NamedTuple):
     """Seconds of a worker's time, by its own clock."""
 
@@ -96,12 +113,11 @@ class Reply(NamedTuple):
 class ReplyBuilder:
     """Gathers the results of a chunk's objects until a reply is due."""
 
-    def __init__(self, worker: int | str, waited: float, *, crosses: bool, stages: int = 1) -> None:
+    def __init__(self, worker: int | str, waited: float, *, crosses: bool) -> None:
         """`waited`: the worker's idle seconds before this chunk."""
         self._worker = worker
         self._waited = waited
         self.crosses = crosses
-        self._stages = stages
         self.has_details = False
         """Whether any object of the chunk did more than simply succeed at the first attempt."""
         self._offset = 0
@@ -112,29 +128,29 @@ class ReplyBuilder:
         self._values: list[Any] = []
         self._seconds: array[float] = array("d")
         self._details: dict[int, ObjectDetail] = {}
-        self._stage_seconds = [0.0] * self._stages if self._stages > 1 else []
+        self._stage_seconds: list[float] = []
         self._ended_in_stage: dict[int, int] = {}
         self._committed = 0.0
         self.timed_out = False
         self.longest = 0.0
         """A lower bound of the seconds of the slowest object."""
 
-    def add(self, attempt: AttemptResult, attempts: int, seconds: float) -> None:
+    def add(self, result: ObjectResult) -> None:
         """Add the next object's result."""
-        if attempt.error is not None or attempts != 1 or attempt.status is not Status.SUCCEEDED:
-            self._details[len(self._values)] = self._detail(attempt, attempts)
+        attempt = result.attempt
+        if attempt.error is not None or result.attempts != 1 or attempt.status is not Status.SUCCEEDED:
+            self._details[len(self._values)] = self._detail(attempt, result.attempts)
+        if result.stage_seconds:
+            self._add_stages(result)
         self._values.append(attempt.value)
-        self._seconds.append(seconds)
+        self._seconds.append(result.seconds)
         self._committed += attempt.committing
 
-    def add_staged(
-        self, attempt: AttemptResult, attempts: int, seconds: Sequence[float], ended_in_stage: int | None
-    ) -> None:
-        """Add the next object's result, with its seconds in each stage. The stage is None if it passed all of them."""
-        if ended_in_stage is not None:
-            self._ended_in_stage[len(self._values)] = ended_in_stage
-        self._stage_seconds = [*map(add, self._stage_seconds, seconds)]
-        self.add(attempt, attempts, sum(seconds))
+    def _add_stages(self, result: ObjectResult) -> None:
+        totals = self._stage_seconds or [0.0] * len(result.stage_seconds)
+        self._stage_seconds = [*map(add, totals, result.stage_seconds)]
+        if result.ended_in_stage is not None:
+            self._ended_in_stage[len(self._values)] = result.ended_in_stage
 
     def _detail(self, attempt: AttemptResult, attempts: int) -> ObjectDetail:
         self.has_details = True

@@ -10,35 +10,26 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from .._db.transactions import AttemptResult
-from .._pickling.values import from_wire, to_wire
+from .._pickling.values import to_wire
 from .._runtime.foreign_exceptions import add_note
 from ..executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
 from ..executors.protocol import Marks
 from ..outcomes import DROP, Status
 from .job import WorkerJob
-from .per_chunk import ObjectResult
-from .replies import ReplyBuilder
+from .replies import ObjectResult
 from .session import WorkerSession
+from .transaction_modes import WithoutTransaction
 
 MARKS_OF_STATUSES = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}
 """The mark of an object that has ended in a stage but is not in a reply yet."""
 
 
-def call_across(call: Any, unpickles: bool, pickles: bool, *arguments: Any) -> Any:
-    """Call with an object that may come from another process, and a value that may go there."""
-    *before, item = arguments
-    value = call(*before, from_wire(item) if unpickles else item)
-    # Inside the transaction: a value that cannot be pickled is a failure that is rolled back.
-    return to_wire(value) if pickles else value
-
-
 @dataclass(kw_only=True)
 class StagedJob(WorkerJob):
-    """The job of a worker with several stages. Each stage is a job that does not cross processes itself."""
+    """The job of a worker with several stages, each of which has a job of its own."""
 
     stages: tuple[WorkerJob, ...] = ()
     names: tuple[str, ...] = ()
@@ -46,15 +37,7 @@ class StagedJob(WorkerJob):
     @classmethod
     def of(cls, stages: Sequence[WorkerJob], names: Sequence[str], settings: Any) -> StagedJob:
         """Join several jobs, with these settings for the databases."""
-        first, last = stages[0], len(stages) - 1
-        crosses = first.crosses
-        for number, job in enumerate(stages):
-            # With a queryset the objects are keys, which the session itself unpickles.
-            unpickles, pickles = crosses and number == 0 and job.queryset is None, crosses and number == last
-            if unpickles or pickles:
-                job.call = partial(call_across, job.call, unpickles, pickles)
-            job.crosses = False
-        fields = {**vars(first), "crosses": crosses, "settings": settings}
+        fields = {**vars(stages[0]), "settings": settings}
         return cls(**fields, stages=tuple(stages), names=tuple(names))
 
     def capture_context(self) -> None:
@@ -68,8 +51,14 @@ class StagedJob(WorkerJob):
 
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
         """Open every stage in one worker."""
-        sessions = [job.session(ExitStack(), own_process=own_process) for job in self.stages]
-        return StagedSession(self, sessions, stack.pop_all(), own_process=own_process)
+        last = len(self.stages) - 1
+        modes = [
+            job.build_mode(
+                job.bound_function(), unpickles=self.crosses and number == 0, pickles=self.crosses and number == last
+            )
+            for number, job in enumerate(self.stages)
+        ]
+        return WorkerSession(self, Stages(self, modes), stack.pop_all(), own_process=own_process)
 
 
 class StagedItem:
@@ -87,9 +76,9 @@ class StagedItem:
         self.callback_error: BaseException | None = None
         self.seconds = [0.0] * stages
 
-    def take(self, stage: int, result: ObjectResult, attempts: int, name: str) -> None:
+    def take(self, stage: int, result: ObjectResult, name: str) -> None:
         """Take the result of a stage."""
-        self.stage, self.result, self.attempts = stage, result.attempt, attempts
+        self.stage, self.result, self.attempts = stage, result.attempt, result.attempts
         self.seconds[stage] = result.seconds
         self.value = result.attempt.value
         self.open = result.attempt.status is Status.SUCCEEDED and self.value is not DROP
@@ -119,36 +108,27 @@ class StageMarks:
         raise AssertionError("the marks of one stage cannot stand for those of the chunk")
 
 
-class StagedSession(WorkerSession):
-    """A worker with one session per stage."""
+class Stages:
+    """The transaction modes of several stages, in place of one."""
 
-    def __init__(
-        self, job: StagedJob, sessions: Sequence[WorkerSession], stack: ExitStack, *, own_process: bool
-    ) -> None:
-        super().__init__(job, _never, None, stack, own_process=own_process)
-        self._names = job.names
-        self._stages = sessions
-        self._per_chunk = [stage.transaction == "chunk" for stage in job.stages]
-        self._by_keys = job.stages[0].queryset is not None
-        self._uses_fast_loop = False
+    def __init__(self, job: StagedJob, modes: Sequence[WithoutTransaction]) -> None:
+        self._job = job
+        self._modes = modes
 
-    def _new_builder(self, waited: float) -> ReplyBuilder:
-        return ReplyBuilder(self._name, waited, crosses=self._job.crosses, stages=len(self._stages))
-
-    def _run_objects(self, objects: Sequence[Any], marks: Marks, builder: ReplyBuilder) -> Iterator[None]:
-        for staged in self._run_stages(objects, marks):
-            self._add(builder, staged)
-            yield
+    def results(self, objects: Sequence[Any], marks: Marks) -> Iterator[ObjectResult]:
+        """Run the objects through all stages."""
+        return map(self._result_of, self._run_stages(objects, marks))
 
     def pop_timed_out(self) -> bool:
-        timed_out = [session.pop_timed_out() for session in self._stages]  # every flag is cleared
+        """Whether the server has hit a time limit in any stage since the last call."""
+        timed_out = [mode.pop_timed_out() for mode in self._modes]  # every flag is cleared
         return any(timed_out)
 
     def _run_stages(self, objects: Sequence[Any], marks: Marks) -> Iterator[StagedItem]:
-        staged_items = iter([StagedItem(offset, item, len(self._stages)) for offset, item in enumerate(objects)])
-        for number in range(len(self._stages)):
+        staged_items = iter([StagedItem(offset, item, len(self._modes)) for offset, item in enumerate(objects)])
+        for number, job in enumerate(self._job.stages):
             # The first stage takes all objects as well: rows are fetched by range, and still run one by one.
-            run_stage = self._run_all if self._per_chunk[number] or number == 0 else self._run_each
+            run_stage = self._run_all if job.transaction == "chunk" or number == 0 else self._run_each
             staged_items = run_stage(number, staged_items, marks)
         return staged_items
 
@@ -156,38 +136,34 @@ class StagedSession(WorkerSession):
         staged_items = list(incoming)
         open_items = [staged for staged in staged_items if staged.open]
         stage_marks = StageMarks(marks, number, [staged.offset for staged in open_items])
-        results = self._stages[number].results([staged.value for staged in open_items], stage_marks)
+        results = self._modes[number].results([staged.value for staged in open_items], stage_marks)
         for staged in staged_items:
             if staged.open:
-                self._note_result(staged, number, *next(results), marks)
+                self._note_result(staged, number, next(results), marks)
             yield staged
 
     def _run_each(self, number: int, incoming: Iterator[StagedItem], marks: Marks) -> Iterator[StagedItem]:
-        results, offsets = self._stages[number].results, [0]
+        results, offsets = self._modes[number].results, [0]
         stage_marks = StageMarks(marks, number, offsets)
         for staged in incoming:
             if staged.open:
                 offsets[0] = staged.offset
-                ((result, attempts),) = results([staged.value], stage_marks)
-                self._note_result(staged, number, result, attempts, marks)
+                (result,) = results([staged.value], stage_marks)
+                self._note_result(staged, number, result, marks)
             yield staged
 
-    def _note_result(self, staged: StagedItem, number: int, result: ObjectResult, attempts: int, marks: Marks) -> None:
-        staged.take(number, result, attempts, self._names[number])
+    def _note_result(self, staged: StagedItem, number: int, result: ObjectResult, marks: Marks) -> None:
+        staged.take(number, result, self._job.names[number])
         mark = MARKS_OF_STATUSES.get(result.attempt.status)
         if mark is not None:
             marks.put(staged.offset, number * MARKS_PER_STAGE + mark)
 
-    def _add(self, builder: ReplyBuilder, staged: StagedItem) -> None:
-        attempt, last = staged.result, len(self._stages) - 1
+    def _result_of(self, staged: StagedItem) -> ObjectResult:
+        attempt, last = staged.result, len(self._modes) - 1
         ended_in_stage = None if attempt.status is Status.SUCCEEDED and staged.stage == last else staged.stage
         if staged.stage < last:  # its value is for the next stage; only DROP goes back
             dropped = to_wire(DROP) if self._job.crosses else DROP
             attempt = attempt._replace(value=dropped if staged.value is DROP else None)
         if attempt.status is Status.SUCCEEDED and attempt.error is None:
             attempt = attempt._replace(error=staged.callback_error)
-        builder.add_staged(*self._reported(attempt, staged.attempts), staged.seconds, ended_in_stage)
-
-
-def _never(item: Any) -> Any:
-    raise AssertionError(f"no stage was asked to run {item!r}")
+        return ObjectResult(attempt, sum(staged.seconds), staged.attempts, staged.seconds, ended_in_stage)

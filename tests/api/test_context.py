@@ -86,9 +86,7 @@ def test_the_context_is_in_force_until_the_value_is_on_its_way(start_method):
 def test_nothing_is_asked_per_object_if_nothing_is_carried():
     for carry in ([], [colour]):
         operation = carriers.tells_colour.using(executor="serial", carry=carry)
-        session = prepare_run(operation.__poolsave_spec__()).job.open()
-        assert (session._perform is session._function) == (not carry)
-        session.close()
+        assert (prepare_run(operation.__poolsave_spec__()).job.context is None) == (not carry)
 
 
 @pytest.fixture

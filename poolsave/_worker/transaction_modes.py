@@ -1,0 +1,180 @@
+"""The values of the option `transaction`: how a worker runs the objects of a chunk, and tries them again.
+
+Each mode gives one result per object, in order, as soon as it is known. `calls.py` composes what is called.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .._db.connections import release_session_locks
+from .._db.transactions import AttemptResult, run_in_transaction
+from .._pickling.values import from_wire
+from ..executors.marks import COMMITTED, RUNNING
+from ..executors.protocol import Marks
+from ..outcomes import Status
+from .calls import build_call
+from .deadline import Deadline, NoDeadline
+from .per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from .replies import NOT_STARTED, ObjectResult
+
+if TYPE_CHECKING:
+    from .context import CapturedContext
+    from .job import WorkerJob
+    from .rows import RowLoader
+
+MAX_PAUSE = 1.0
+"""Seconds. The pause before a retry grows from 0.02 s up to this, and is random, so that two deadlocked workers
+separate."""
+_random = random.SystemRandom()
+
+
+class WithoutTransaction:
+    """`transaction=None`: the function manages its own transactions."""
+
+    def __init__(  # noqa: PLR0913  as for `build_call`
+        self,
+        job: WorkerJob,
+        function: Callable[[Any], Any],
+        rows: RowLoader | None,
+        context: CapturedContext | None,
+        *,
+        unpickles: bool,
+        pickles: bool,
+    ) -> None:
+        self._job = job
+        self._rows = rows
+        self._context = context
+        self._deadline = NoDeadline() if job.timeout is None else Deadline(job.timeout)
+        self._call = build_call(job, function, rows, context, self._deadline, unpickles=unpickles, pickles=pickles)
+        self._serial_lock = job.serial_lock or nullcontext()
+        self._timed_out = False
+
+    def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
+        """Run the objects. `first` is the offset of the first one in its chunk, `tries` the number of its first try."""
+        if self._rows is not None and not marks.halted:
+            objects = self._load_rows(self._rows, objects, marks)
+        for offset, item in enumerate(objects, first):
+            yield NOT_STARTED if marks.halted else self._run_with_retries(item, marks, offset, tries)
+
+    def _load_rows(self, rows: RowLoader, objects: Sequence[Any], marks: Marks) -> Sequence[Any]:
+        keys = [*map(from_wire, objects)]
+        if self._context is None:  # else each object fetches its own row, in its context and its transaction
+            self._deadline.start(marks, objects=len(keys))
+            rows.try_to_load(keys)
+            self._deadline.stop(marks)
+        return keys
+
+    def _run_with_retries(self, item: Any, marks: Marks, offset: int, tries: int) -> ObjectResult:
+        started = time.perf_counter()
+        call, last = partial(self._call, item), tries + self._job.retries
+        self._deadline.start(marks)
+        while True:
+            with self._serial_lock:
+                attempt = self._attempt(call, marks, offset)
+            if attempt.status is not Status.SUCCEEDED:
+                self._release_locks()
+            pause = _random_pause(tries) if attempt.retry and tries < last else None
+            if pause is None or self._deadline.comes_within(pause):
+                self._deadline.stop(marks)
+                return ObjectResult(attempt, time.perf_counter() - started, tries)
+            time.sleep(pause)
+            tries += 1
+
+    def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
+        marks.put(offset, RUNNING)
+        try:
+            value = call()
+        except BaseException as error:  # whatever a user's function raises is that object's failure
+            return AttemptResult(Status.FAILED, error=error)
+        marks.put(offset, COMMITTED)
+        return AttemptResult(Status.SUCCEEDED, value)
+
+    def _release_locks(self) -> None:
+        # The caller's own connections may hold locks of the caller's.
+        if self._job.owns_connections:
+            release_session_locks()
+
+    def pop_timed_out(self) -> bool:
+        """Whether the server has hit a time limit since the last call."""
+        timed_out, self._timed_out = self._timed_out, False
+        return timed_out
+
+
+class TransactionPerObject(WithoutTransaction):
+    """`transaction="object"`: one transaction for each try of each object."""
+
+    def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
+        job, limit = self._job, self._deadline.callback
+        return run_in_transaction(call, marks, offset, job.databases, noted=job.noted, limit=limit)
+
+
+class TransactionPerChunk(TransactionPerObject):
+    """`transaction="chunk"`: one transaction for the chunk. If it is rolled back, its objects run again in two halves
+    or in a transaction each."""
+
+    def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
+        if len(objects) == 1:
+            yield from super().results(objects, marks, first, tries)
+            return
+        results = self._run_chunk(objects, marks, first)
+        if not isinstance(results, ChunkRolledBack):
+            yield from results if tries == 1 else (_with_tries(result, tries) for result in results)
+            if len(results) < len(objects):  # the others have not started
+                yield from self.results(objects[len(results) :], marks, first + len(results), tries)
+        elif results.halve:
+            self._timed_out = True
+            middle = len(objects) // 2
+            yield from self.results(objects[:middle], marks, first, tries + 1)
+            yield from self.results(objects[middle:], marks, first + middle, tries + 1)
+        else:
+            yield from super().results(objects, marks, first, tries + 1)
+
+    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> list[ObjectResult] | ChunkRolledBack:
+        with self._serial_lock:
+            calls, limit = self._calls(objects, marks), partial(self._limit_callback, marks)
+            self._deadline.start(marks)  # of BEGIN
+            job = self._job
+            results = run_chunk_in_transaction(calls, marks, first, job.databases, noted=job.noted, limit=limit)
+            if isinstance(results, ChunkRolledBack) or any(
+                result.attempt.status is Status.FAILED for result in results
+            ):
+                self._release_locks()
+            self._deadline.stop(marks)
+        if self._rows is not None:
+            self._rows.discard()
+        return results
+
+    def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[Callable[[], Any]]:
+        if self._rows is not None and not marks.halted:
+            objects = [*map(from_wire, objects)]
+            load = self._rows.load if self._context is None else self._context.wrap(self._rows.load)
+            self._deadline.start(marks, objects=len(objects))
+            load(objects)
+        for item in objects:
+            self._deadline.start(marks)
+            yield partial(self._call, item)
+        self._deadline.start(marks)  # of COMMIT
+
+    def _limit_callback(self, marks: Marks) -> AbstractContextManager[None]:
+        self._deadline.start(marks)
+        return self._deadline.callback()
+
+
+MODES = {None: WithoutTransaction, "object": TransactionPerObject, "chunk": TransactionPerChunk}
+"""By the value of the option."""
+
+
+def _random_pause(tries: int) -> float:
+    # Not from the shared generator: the user's code may have seeded it alike in all workers.
+    max_pause: float = min(MAX_PAUSE, 0.02 * 2**tries)
+    return _random.uniform(max_pause / 2, max_pause)
+
+
+def _with_tries(result: ObjectResult, tries: int) -> ObjectResult:
+    return result if result is NOT_STARTED else result._replace(attempts=tries)
