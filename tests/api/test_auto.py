@@ -112,7 +112,7 @@ def test_one_worker_is_never_tried():
     assert "one worker" in report.tried[0].verdict
 
 
-def test_it_tells_why_in_words_and_in_files(tmp_path):
+def test_auto_says_why_in_the_report_and_its_file(tmp_path):
     report = operations.naps.using(**AUTO).map([0.1] * 60)
     assert "auto: serial (" in str(report)
     assert "then process (" in str(report)
@@ -150,7 +150,7 @@ def test_inside_a_transaction_it_stays_there(leaving, alias):
     assert not Person.objects.using(alias).exists()
 
 
-def test_what_cannot_be_pickled_stays_when_no_fork_is_possible(leaving):
+def test_unpicklable_function_stays_where_no_fork_is_possible(leaving):
     report = pure(lambda number: -number).using(executor="auto", start_method="forkserver").map(range(5))
     assert report.values == [0, -1, -2, -3, -4]
     assert executors(report) == ["serial"]
@@ -260,7 +260,7 @@ def test_outcomes_are_those_of_a_serial_run(flapping, quick_pools, objects, fail
 
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_nothing_is_lost_or_doubled_on_the_way_there_and_back(flapping, alias, mode):
+def test_switch_to_a_pool_and_back_loses_and_doubles_nothing(flapping, alias, mode):
     names = [f"p{number}" for number in range(60)]
     failing = names[::7]
     save = operations.save_person.using(**AUTO, databases=(alias,), transaction=mode, chunksize=3)
@@ -295,14 +295,14 @@ def test_a_stream_reads_no_further_than_its_window(flapping):
     outcomes.close()
 
 
-def test_it_stops_after_too_many_failures(flapping):
+def test_auto_stops_after_too_many_failures(flapping):
     report = operations.fails_on_odd.using(**AUTO, max_failures=5, chunksize=1).map(count())
     assert report.failed >= 5
     assert report.stopped
     assert report.succeeded + report.failed + report.skipped == report.total
 
 
-def test_what_the_input_raises_comes_after_what_was_begun(flapping):
+def test_input_that_raises_does_so_after_what_was_begun(flapping):
     def breaks():
         yield from range(20)
         raise LookupError("input")
@@ -360,7 +360,7 @@ def test_hooks_are_called_only_when_a_pool_starts(leaving):
     assert [pid for pid, _ in hooks.take("before")] == [os.getpid()]
 
 
-def test_what_a_hook_raises_is_raised_with_the_report(leaving):
+def test_hook_that_raises_brings_the_report(leaving):
     def no():
         raise LookupError("hook")
 
@@ -432,6 +432,6 @@ def test_check_calls_no_error_what_only_keeps_it_in_the_caller():
     assert [one.id for one in operations.save_person.using(**AUTO, databases=("nowhere",)).check()] == ["poolsave.E001"]
 
 
-def test_what_no_executor_could_do_is_refused_at_once():
+def test_auto_refuses_what_no_executor_could_do():
     with pytest.raises(InvalidOption, match="nowhere"):
         operations.save_person.using(**AUTO, databases=("nowhere",)).map(["a"])

@@ -267,7 +267,7 @@ def test_save_takes_model_instances_only(block):
         saves.save("a")
 
 
-def test_an_exception_that_cannot_cross_is_told(block):
+def test_exception_that_cannot_be_restored_is_a_remote_error(block):
     with block(on_failure="collect") as saves:
         error = saves.submit(operations.raises_needy, 4).exception(30)
     assert isinstance(error, operations.NeedyError | RemoteError)

@@ -29,7 +29,7 @@ def told(messages):
     return [message.id.removeprefix("poolsave.") for message in messages]
 
 
-def test_there_is_nothing_to_say_of_what_is_well(start_method, alias):
+def test_check_of_a_good_operation_is_empty(start_method, alias):
     operation = operations.save_person.using(start_method=start_method, databases=(alias,))
     assert operation.check() == operation.check(["a", "b"]) == []
 
@@ -55,13 +55,13 @@ def test_errors_are_what_map_refuses_in_its_own_words(options):
     assert Person.objects.count() == 0
 
 
-def test_several_errors_are_told_at_once():
+def test_check_reports_several_errors_at_once():
     operation = quiet.using(after_fork=lambda: None, timeout=1)
     with transaction.atomic():
         assert told(operation.using(executor="process-pool").check()) == ["E003", "E001", "E001"]
 
 
-def test_an_open_transaction_is_told_and_left_alone():
+def test_check_reports_an_open_transaction_and_keeps_it():
     with transaction.atomic():
         Person(name="mine").save()
         (message,) = quiet.check()
@@ -70,7 +70,7 @@ def test_an_open_transaction_is_told_and_left_alone():
     assert Person.objects.count() == 1
 
 
-def test_a_fork_beside_an_open_transaction_on_any_file_is_told():
+def test_check_reports_a_fork_beside_an_open_transaction():
     with transaction.atomic(using="second"):
         Person(name="mine").save(using="second")
         (message,) = quiet.using(start_method="fork").check()
@@ -78,7 +78,7 @@ def test_a_fork_beside_an_open_transaction_on_any_file_is_told():
         assert quiet.using(start_method=None).check() == []
 
 
-def test_sqlite_in_memory_is_told(monkeypatch):
+def test_check_reports_sqlite_in_memory(monkeypatch):
     monkeypatch.setitem(connections["default"].settings_dict, "NAME", ":memory:")
     (message,) = quiet.check()
     assert message.id == "poolsave.E004"
@@ -123,7 +123,7 @@ def another_thread():
     metrics.stop()
 
 
-def test_threads_beside_a_fork_are_told_by_name(another_thread):
+def test_check_names_threads_beside_a_fork(another_thread):
     (message,) = quiet.using(start_method="fork").check()
     assert message.id == "poolsave.W002"
     assert "metrics" in message.msg
@@ -133,12 +133,12 @@ def test_threads_beside_a_fork_are_told_by_name(another_thread):
     assert quiet.check() == []
 
 
-def test_debug_is_told(settings):
+def test_check_reports_debug(settings):
     settings.DEBUG = True
     assert told(quiet.check()) == ["W008"]
 
 
-def test_a_sqlite_file_without_wal_is_told(monkeypatch, tmp_path):
+def test_check_reports_a_sqlite_file_without_wal(monkeypatch, tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "plain.sqlite3")) as plain:
         plain.execute("CREATE TABLE thing (id)")
     monkeypatch.setitem(connections["default"].settings_dict, "NAME", tmp_path / "plain.sqlite3")
@@ -152,7 +152,7 @@ def test_a_sqlite_file_without_wal_is_told(monkeypatch, tmp_path):
     assert not (tmp_path / "missing.sqlite3").exists()
 
 
-def test_too_few_connections_are_told():
+def test_check_reports_too_few_connections():
     served = quiet.using(databases=("postgres",))
     (message,) = served.using(workers=5000).check()
     assert message.id == "poolsave.W007"
@@ -168,7 +168,7 @@ def test_too_few_connections_are_told():
 
 
 @needs_mariadb
-def test_too_few_connections_of_mariadb_are_told():
+def test_check_reports_too_few_connections_of_mariadb():
     served = quiet.using(databases=("mariadb",))
     with connections["mariadb"].cursor() as cursor:
         cursor.execute("SELECT @@max_connections")
@@ -231,7 +231,7 @@ class Pooler:
         self._listener.close()
 
 
-def test_what_looks_like_a_pooler_is_told(monkeypatch):
+def test_check_reports_a_connection_pooler(monkeypatch):
     settings = connections["postgres"].settings_dict
     operation = quiet.using(databases=("postgres",))
     monkeypatch.setitem(settings, "DISABLE_SERVER_SIDE_CURSORS", True)
@@ -249,11 +249,11 @@ def test_what_looks_like_a_pooler_is_told(monkeypatch):
     assert "another server process answers" in message.msg
 
 
-def test_a_daemonic_worker_is_told():
+def test_check_reports_a_daemonic_process():
     assert hooks.checks_a_pool_in_a_worker.map([1]).values == [["poolsave.W001"]]
 
 
-def test_what_settings_say_wrong_is_an_error_of_check(settings):
+def test_check_reports_wrong_settings(settings):
     settings.POOLSAVE = {"workers": 0}
     (message,) = operations.pooled_operation(operations.plain_save).check()
     assert message.id == "poolsave.E001"
@@ -301,7 +301,7 @@ def test_manage_check_looks_at_the_settings(manage_check):
     assert "databases='nowhere'" in manage_check({"databases": ["nowhere"]}).stderr
 
 
-def test_manage_check_looks_at_databases_if_it_is_told_to(manage_check):
+def test_manage_check_looks_at_the_databases_it_is_given(manage_check):
     done = manage_check({"workers": 2})
     assert (done.returncode, done.stderr) == (0, "")
     done = manage_check({"workers": 2}, "--database", "default")

@@ -50,7 +50,7 @@ def test_every_call_of_a_block_has_the_context_of_its_submission(pool):
     assert found == [(f"colour {number}", number) for number in range(12)]
 
 
-def test_what_is_unset_is_unset_in_the_worker(pool):
+def test_unset_variable_is_unset_in_the_worker(pool):
     copy_context().run(_unset_is_unset, pool)  # serial runs in the caller's own context, as an ordinary call does
 
 
@@ -68,7 +68,7 @@ def _unset_is_unset(pool):
     assert [future.result(30) for future in (first, second, third, fourth)] == [None, left, "red", left]
 
 
-def test_what_an_object_sets_is_gone_with_the_next(pool):
+def test_variable_set_by_an_object_is_gone_with_the_next(pool):
     operation = carriers.tells_and_sets_colour.using(**pool, workers=1, chunksize=3, carry=[colour])
     with setting(colour, "red"):
         assert operation.map(["blue", "green", "white"]).values == ["red"] * 3
@@ -83,7 +83,7 @@ def test_the_context_is_in_force_until_the_value_is_on_its_way(start_method):
             assert saves.submit(carriers.gives_late, 1).result(30) == "red"
 
 
-def test_nothing_is_asked_per_object_if_nothing_is_carried():
+def test_empty_carry_adds_nothing_per_object():
     for carry in ([], [colour]):
         operation = carriers.tells_colour.using(executor="serial", carry=carry)
         assert (prepare_run(operation.__poolsave_spec__()).job.context is None) == (not carry)
@@ -148,7 +148,7 @@ def test_rows_of_a_queryset_are_fetched_in_the_context(schemas, pool, tenancy):
     assert report.values == ["tenant_b 1", "tenant_b 2"]
 
 
-def test_what_is_set_locally_ends_with_the_object_s_transaction(schemas):
+def test_set_local_of_a_carrier_ends_with_the_transaction(schemas):
     with concurrent_saves(workers=1, databases=("postgres",), carry=[Tenant()]) as saves:
         Tenant.chosen = "tenant_a"
         theirs = saves.submit(carriers.tells_search_path, 1)
@@ -206,7 +206,7 @@ def test_error_suppressed_by_a_context_manager_is_a_failure(alias, transaction):
     assert [(type(one.error), one.item) for one in report.failures] == [(ValueError, "bad")]
 
 
-def test_restore_that_is_a_generator_is_told():
+def test_restore_that_is_a_generator_is_refused():
     report = carriers.tells_colour.using(executor="serial", carry=[carriers.Generates()]).map([1])
     (failure,) = report.failures
     assert isinstance(failure.error, InvalidOperation)

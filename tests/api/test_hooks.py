@@ -20,7 +20,7 @@ def _forget_notes():
 BOTH = {"before_fork": hooks.notes_before, "after_fork": [hooks.notes_after]}
 
 
-def test_each_worker_process_is_told_of_before_and_after(start_method):
+def test_hooks_run_before_and_after_each_fork(start_method):
     pids = set(
         operations.process_and_thread.using(start_method=start_method, chunksize=1, **BOTH).map(range(30)).values
     )
@@ -42,7 +42,7 @@ def test_after_fork_comes_before_the_first_object(start_method):
     hooks.saves_after_hook.using(start_method=start_method, workers=1, **BOTH).map(["a", "b"]).raise_if_failed()
 
 
-def test_a_replacement_is_told_as_well(start_method):
+def test_hooks_run_for_a_replacement(start_method):
     operation = hooks.dies_when_told.using(start_method=start_method, workers=1, chunksize=1, **BOTH)
     first, second = operation.map([1, "die", 2]).values
     assert first != second
@@ -56,7 +56,7 @@ def test_no_process_no_hook(executor):
     assert hooks.take("before") == hooks.take("after") == []
 
 
-def test_a_foreign_executor_s_processes_are_told_once():
+def test_hooks_run_once_per_process_of_a_foreign_executor():
     for name in ("ProcessPoolExecutor", "loky"):
         with pools.foreign(name) as options:
             for _run in range(2):

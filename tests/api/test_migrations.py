@@ -331,7 +331,7 @@ def things(apps):
     return apps.get_model("tests", "Thing").objects.all()
 
 
-def test_it_can_be_written_into_a_migration():
+def test_run_pooled_can_be_written_into_a_migration():
     operation = RunPooled(visit, queryset=things, reverse_fn=RunPooled.noop, hints={"a": 1}, elidable=True, workers=3)
     name, args, kwargs = operation.deconstruct()
     assert (name, args) == ("RunPooled", [])
@@ -346,7 +346,7 @@ def test_it_can_be_written_into_a_migration():
     assert scope["made"].deconstruct() == operation.deconstruct()
 
 
-def test_what_it_says_of_itself():
+def test_run_pooled_describes_itself():
     assert RunPooled(visit, queryset="Thing").describe() == "Run visit over Thing in a pool"
     assert RunPooled(visit, queryset=things).describe() == "Run visit over things() in a pool"
     assert RunPooled(visit, queryset="Thing").migration_name_fragment == "run_visit"
@@ -370,7 +370,7 @@ def takes_one(_one):
         ({"fn": visit, "queryset": "Thing", "reverse_fn": takes_nothing}, InvalidOperation, "takes 0 arguments"),
     ],
 )
-def test_a_mistake_is_told_when_the_migration_is_imported(arguments, error, told):
+def test_mistake_is_reported_when_the_migration_is_imported(arguments, error, told):
     with pytest.raises(error, match=told):
         RunPooled(**arguments)
 
@@ -492,7 +492,7 @@ def test_migration_runs_inline_for_tests_on_sqlite_in_memory(project):
     assert "OK" in project("test").stderr
 
 
-def test_it_can_be_squashed(project, tmp_path):
+def test_run_pooled_can_be_squashed(project, tmp_path):
     """As with RunPython, functions are taken over by hand, and so is `atomic = False`, or else it is refused."""
     project("squashmigrations", "shop", "0001", "0002", "--noinput")
     (path,) = (tmp_path / "shop" / "migrations").glob("*squashed*.py")
@@ -507,7 +507,7 @@ def test_it_can_be_squashed(project, tmp_path):
     assert "20/20" in project("migrate").stderr
 
 
-def test_nobody_is_told_more_than_once_of_how_much_to_say(history):
+def test_verbosity_does_not_outlive_its_migrate(history):
     """The verbosity of one `migrate` does not outlive it."""
     from poolsave import migrations as module
 

@@ -222,7 +222,7 @@ UNGUARDED = """
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_script_without_a_guard_is_told_of_it(tmp_path, method):
+def test_script_without_a_main_guard_is_refused_with_the_fix(tmp_path, method):
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(UNGUARDED))
     done = run_script([str(path), method])

@@ -50,7 +50,7 @@ def test_environment_overrides_the_defaults_of_the_settings(settings, monkeypatc
     assert plain.using(workers=2).options.workers == 2
 
 
-def test_what_settings_and_environment_say_is_checked_and_named(settings, monkeypatch):
+def test_settings_and_environment_are_checked_and_named(settings, monkeypatch):
     plain = pooled_operation(operations.plain_save)
     settings.POOLSAVE = {"wrokers": 7}
     with pytest.raises(InvalidOption, match=r"wrokers=7 \(from settings.POOLSAVE\)"):
@@ -112,6 +112,6 @@ def test_options_round_trip(chosen):
     assert all(getattr(options, name) == value for name, value in chosen.items())
 
 
-def test_a_misspelt_option_is_told_its_name():
+def test_misspelt_option_is_refused_with_the_right_name():
     with pytest.raises(InvalidOption, match="did you mean chunksize="):
         operations.doubles.using(chunk_size=4)

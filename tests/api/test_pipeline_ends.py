@@ -60,7 +60,7 @@ def test_ctrl_c_finishes_what_runs_and_skips_what_has_not_begun(tmp_path, first)
     assert told.splitlines() == ["0 0 0 True", "True interrupted", "{'doubles'}"]
 
 
-def test_what_the_input_raises_comes_after_all_that_was_begun():
+def test_input_that_raises_does_so_after_what_was_begun():
     def numbers():
         yield from range(5)
         raise OSError("gone")

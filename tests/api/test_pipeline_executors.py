@@ -17,7 +17,7 @@ with_database = pytest.mark.django_db(transaction=True)
 
 
 @with_database
-def test_everything_is_refused_before_anything_has_started():
+def test_pipeline_is_refused_before_any_worker_starts():
     from django.db import transaction
 
     begun = []

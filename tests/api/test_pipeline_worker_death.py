@@ -31,7 +31,7 @@ def test_worker_death_costs_one_object_and_names_its_stage(place, fused):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_object_that_takes_too_long_is_told_with_its_stage(fused):
+def test_timeout_names_the_stage(fused):
     last = stages.sleeps_on.using(workers=2 if fused else 1, timeout=1)
     first = stages.doubles.using(timeout=1)
     report = (first | last.bind(victim=4)).using(chunksize=1, **FORK).map(range(4))

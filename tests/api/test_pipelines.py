@@ -46,7 +46,7 @@ def test_report_of_a_pipeline_has_a_row_for_each_stage():
     assert all(0 <= row.busy <= 1 for row in report.stages)
 
 
-def test_what_is_dropped_is_no_failure():
+def test_dropped_object_is_no_failure():
     report = (stages.drops_threes | stages.doubles).using(**SERIAL).map(range(4))
     assert report.ok
     assert report.failures == []
@@ -68,7 +68,7 @@ def test_operation_outside_a_pipeline_returns_lists_and_drop():
     assert pickle.loads(pickle.dumps(DROP)) is DROP
 
 
-def test_neighbours_with_the_same_workers_are_fused():
+def test_stages_with_equal_worker_options_share_workers():
     a, b, c = stages.doubles, stages.drops_threes, stages.names
     assert repr(a | b | c) == "<Pipeline doubles + drops_threes + names>"
     assert repr(a | b.using(workers=3) | c) == "<Pipeline doubles | drops_threes | names>"
@@ -140,7 +140,7 @@ def test_failures_name_their_stage_and_the_original_input():
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
-def test_an_error_that_is_its_own_cause_is_told_like_any_other(options, steps):
+def test_error_that_is_its_own_cause_is_reported_as_any_other(options, steps):
     fails = stages.fails_because_of_itself.bind(steps=steps).using(**options)
     report = (fails | stages.doubles).map([1])
     assert [(one.stage, type(one.error)) for one in report.failures] == [("fails_because_of_itself", LookupError)]
@@ -161,7 +161,7 @@ def test_value_that_cannot_be_pickled_fails_in_the_next_stage():
     assert sums_up(report)
 
 
-def test_what_is_not_sent_need_not_be_picklable():
+def test_value_between_shared_stages_need_not_be_picklable():
     @pooled_operation(transaction=None, progress=False, **FORK)
     def locks(number):
         return threading.Lock() if number else number
@@ -320,7 +320,7 @@ def test_failed_items_leaves_out_objects_that_were_saved_in_part():
 
 @with_database
 @pytest.mark.parametrize("options", [SERIAL, FORK])
-def test_an_on_commit_callback_that_raises_is_told_at_the_end(options):
+def test_on_commit_callback_that_raises_flaws_the_success(options):
     pipeline = (stages.complains_after_commit | stages.doubles).using(**options)
     report = pipeline.map([1])
     (flawed,) = report.flawed

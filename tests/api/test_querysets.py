@@ -275,7 +275,7 @@ def test_rows_of_a_block_are_locked_in_their_own_transaction():
 
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
-def test_in_a_block(place, alias, mode):
+def test_queryset_in_a_block_visits_each_row_once(place, alias, mode):
     rows = make(Thing, alias, 30)
     with concurrent_saves(
         **place, workers=2, databases=(alias,), transaction=mode, on_failure="collect", progress=False
@@ -331,7 +331,7 @@ def test_a_manager_stands_for_all_its_rows():
     assert visits(rows) == [1] * 3
 
 
-def test_failures_are_told_with_their_keys():
+def test_failures_of_rows_name_their_keys():
     make(Thing, "default", 3)
     report = operations.visit_or_fail.bind(bad=[4]).map(Thing.objects.order_by("pk"))
     assert "first at index 1 (pk 4): not 4" in str(report)
@@ -365,7 +365,7 @@ def test_queryset_of_a_database_in_a_transaction_is_refused():
         operations.visit.using(transaction=None).map(Thing.objects.using("second"))
 
 
-def test_the_total_is_counted_when_somebody_is_told():
+def test_total_is_counted_for_a_progress_callable():
     make(Thing, "postgres", 30)
     told = []
     operation = operations.visit.using(databases=("postgres",), progress=lambda done, total: told.append((done, total)))

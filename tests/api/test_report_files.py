@@ -169,7 +169,7 @@ def test_a_pipe_is_written_to(report, tmp_path):
     assert len(json.loads(read[0])["outcomes"]) == len(TELLS)
 
 
-def test_what_is_open_already_is_written_to_in_turn(tmp_path):
+def test_report_is_written_into_an_open_file_in_turn(tmp_path):
     with open(tmp_path / "redirected", "w") as file:
         print("before", file=file, flush=True)
         gives.map(["truth"]).to_csv(f"/dev/fd/{file.fileno()}")

@@ -71,7 +71,7 @@ def test_except_star_keeps_the_report():
         assert group.report is report
 
 
-def test_nothing_failed_raises_nothing():
+def test_raise_if_failed_raises_nothing_without_failures():
     report = report_of(numbers=[2, 4])
     report.raise_if_failed()
     assert report.ok
@@ -95,7 +95,7 @@ def test_failed_items_can_be_fed_again():
     assert report.failed_items() == ["=1", "=2"]
 
 
-def test_it_can_be_written_as_json(tmp_path):
+def test_report_can_be_written_as_json(tmp_path):
     path = tmp_path / "report.json"
     items = ["a", "=1", dt.date(2026, 1, 2), {"key": object()}]
     misbehaves.using(executor="serial", keep="all").map(items).to_json(path)

@@ -51,7 +51,7 @@ def test_a_callback_saves_the_instance_again():
     assert list(Person.objects.values_list("pk", "name")) == [(person.pk, "bea")]
 
 
-def test_who_cannot_wait_is_refused():
+def test_save_that_would_wait_for_itself_is_refused():
     person, queued = Person(name="ann"), threading.Event()
 
     def saves_it_too():
@@ -69,7 +69,7 @@ def test_who_cannot_wait_is_refused():
     assert Person.objects.count() == 1
 
 
-def test_what_cannot_be_sent_lets_the_next_save_go():
+def test_unpicklable_save_lets_the_next_one_run():
     person = Person(name="ann")
     with concurrent_saves(workers=1, executor="process", on_failure="collect", progress=False) as saves:
         person.extra = lambda: None

@@ -55,14 +55,14 @@ def test_a_worker_that_was_killed_does_not_wait_on():
     assert all(one.wait < report.elapsed for one in report.statistics.workers)
 
 
-def test_a_block_has_them_too():
+def test_block_has_statistics_too():
     with concurrent_saves(executor="thread", transaction=None, workers=2) as saves:
         for number in range(20):
             saves.submit(pow, number, 2)
     assert sum(one.objects for one in saves.report.statistics.workers) == 20
 
 
-def test_they_print_as_a_table_and_go_into_files(tmp_path):
+def test_statistics_print_as_a_table_and_go_into_files(tmp_path):
     report = operations.doubles.using(executor="serial").map(range(10))
     table = str(report.statistics)
     assert "objects" in table.splitlines()[0]

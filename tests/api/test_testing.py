@@ -66,18 +66,18 @@ PROJECT = {
             def setUp(self):
                 fill()
 
-            def test_a_pool_is_refused(self):
+            def test_pool_in_a_test_case_is_refused(self):
                 with self.assertRaisesRegex(InsideTransaction, "serial_saves"):
                     price_all()
 
             @serial_saves()
-            def test_as_a_decorator(self):
+            def test_serial_saves_decorates_a_function(self):
                 self.assertEqual(set(price_all().values), {os.getpid()})
                 self.assertEqual(prices(), {5})
 
         @serial_saves()
         class AllOfThem(TestCase):
-            def test_as_a_decorator_of_a_class(self):
+            def test_serial_saves_decorates_a_class(self):
                 fill()
                 self.assertTrue(price_all().ok)
                 self.assertEqual(prices(), {5})
@@ -110,7 +110,7 @@ PROJECT = {
         from shop.pricing import price_all
 
         @pytest.mark.django_db
-        def test_that_the_fixture_comes_with_the_package(serial_saves):
+        def test_pytest_fixture_comes_with_the_package(serial_saves):
             with concurrent_saves(executor="thread", workers=2) as saves:
                 saves.save(Item(name="here"))
             assert set(price_all().values) == {os.getpid()}
@@ -169,7 +169,7 @@ def pid(_item):
 
 
 @pytest.mark.django_db
-def test_it_ends_where_it_ends():
+def test_serial_saves_nests_and_ends_with_its_block():
     with inline():
         with inline():
             assert pid.map([1]).values == [os.getpid()]
@@ -178,7 +178,7 @@ def test_it_ends_where_it_ends():
         pid.map([1])
 
 
-def test_a_decorator_without_its_parentheses_is_refused():
+def test_serial_saves_without_parentheses_is_refused():
     with pytest.raises(TypeError):
 
         @inline

@@ -44,13 +44,13 @@ def test_the_clock_starts_with_the_object_and_not_with_the_chunk():
     assert report.ok
 
 
-def test_it_works_in_the_block():
+def test_timeout_works_in_a_block():
     with concurrent_saves(timeout=0.2, transaction=None, start_method="fork", on_failure="collect") as saves:
         assert isinstance(saves.submit(operations.naps, 30).exception(30), TimedOut)
         assert saves.submit(operations.naps, 0).result(30) == 0
 
 
-def test_a_crash_is_told_with_the_place_where_it_happened():
+def test_crash_names_the_place_where_it_happened():
     report = operations.crashes.using(start_method="fork", chunksize=2).map(["a", "bad", "c"])
     (crashed,) = report.failures
     assert crashed.error.signal == "SIGSEGV"

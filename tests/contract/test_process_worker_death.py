@@ -15,7 +15,7 @@ from tests.conftest import wait_until
 from tests.support import operations
 
 
-def test_in_the_block_its_future_says_so():
+def test_worker_death_in_a_block_is_in_its_future():
     with concurrent_saves(workers=2, transaction=None, start_method="fork", on_failure="collect") as saves:
         futures = [saves.submit(operations.kills_itself, number) for number in range(8)]
         assert isinstance(futures[3].exception(30), WorkerDied)

@@ -80,7 +80,7 @@ def test_note_counts_only_on_its_own_server(server, status):
     assert commit_status(note, "postgres", connection.settings_dict) == status
 
 
-def test_what_a_later_checkpoint_hides_is_lost(private_server, tmp_path):
+def test_commit_hidden_by_a_later_checkpoint_is_lost(private_server, tmp_path):
     """Nobody can say any more how far the recovery came, and so whose the id is."""
     later = [*OTHERS, "CHECKPOINT"]
     with private_server.configured(**NO_ANSWER):

@@ -168,7 +168,7 @@ def test_without_a_transaction_nothing_is_refused(alias, executor):
     assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "a too"}
 
 
-def test_what_only_the_driver_writes_is_undone(run, alias):
+def test_rows_written_by_the_driver_alone_are_rolled_back(run, alias):
     """On SQLite, where a worker begins with the first statement, too."""
 
     def writes(name):
@@ -272,7 +272,7 @@ def test_a_chunk_whose_savepoints_are_gone_is_not_run_again(fails):
 
 @pytest.mark.parametrize("how", [execute, execute_by_driver])
 @pytest.mark.parametrize("begins", [False, True])
-def test_nothing_follows_a_rollback_of_sqlite_s(mode, how, begins):
+def test_or_rollback_of_sqlite_lets_no_statement_follow(mode, how, begins):
     """A function that catches its error would go on without a transaction, where each statement is committed."""
     Person(pk=1, name="there").save()
 

@@ -45,7 +45,7 @@ def test_fork_keeps_the_session_of_an_alias_not_in_databases(server, start_metho
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_it_lives_on_when_workers_die_and_are_replaced(server, method):
+def test_session_lives_on_when_workers_are_replaced(server, method):
     with transaction.atomic(using=server):
         Person(name="uncommitted").save(using=server)
         mine = server_session(server)

@@ -44,7 +44,7 @@ def names():
 
 
 @pytest.mark.parametrize("by", ["cursor", "cursor then write", "atomic", "driver"])
-def test_who_catches_the_error_of_a_deadlock_is_not_called_saved(run, mode, by):
+def test_object_that_swallows_a_deadlock_is_a_failure(run, mode, by):
     report = run(operations.swallows_a_deadlock.bind(by=by), FIVE, transaction=mode)
     assert [failure.item for failure in report.failures] == ["bad"]
     assert [failure.status for failure in report.failures] == [Status.FAILED]
@@ -229,7 +229,7 @@ def test_statement_that_would_commit_is_refused(mode, sql):
         "/* CREATE TABLE */ SELECT 1",
     ],
 )
-def test_one_that_would_not_is_run_and_undone(mode, sql):
+def test_statement_that_does_not_commit_is_run_and_undone(mode, sql):
     operation = operations.runs.using(databases=("mariadb",), transaction=mode, chunksize=2, workers=1)
     report = operation.using(start_method="fork").map([sql])
     assert [type(failure.error) for failure in report.failures] == [ValueError]

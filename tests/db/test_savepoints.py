@@ -193,7 +193,7 @@ every_way = pytest.mark.parametrize(
 
 @every_way
 @pytest.mark.usefixtures("_procedure")
-def test_what_fails_leaves_nothing_by_whatever_way_it_wrote(way, pool):
+def test_failed_object_leaves_nothing_however_it_wrote(way, pool):
     def writes(name):
         (saves if name in "ag" else way)(name)
         if name in "bdf":
@@ -311,7 +311,7 @@ def test_objects_that_send_nothing_cost_no_question(log):
 
 @psycopg2_only
 @pytest.mark.parametrize("option", ["connection_factory", "cursor_factory"])
-def test_who_has_a_factory_of_his_own_keeps_it_and_pays(log, option, monkeypatch):
+def test_own_factory_of_the_project_is_kept_at_a_cost(log, option, monkeypatch):
     import psycopg2.extensions
 
     class Own(getattr(psycopg2.extensions, option.removesuffix("_factory"))):

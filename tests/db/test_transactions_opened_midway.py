@@ -79,7 +79,7 @@ def tags():
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("first", [0, 5])
-def test_an_input_that_holds_one_is_ended_and_refused(way, pool, first):
+def test_input_that_holds_a_transaction_is_ended_and_refused(way, pool, first):
     with pytest.raises(InsideTransaction, match=r"the input has opened it|leave the atomic") as caught:
         WAYS[way](holds_from(first, names(30)), **pool)
     assert not connections["default"].in_atomic_block
@@ -90,7 +90,7 @@ def test_an_input_that_holds_one_is_ended_and_refused(way, pool, first):
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-def test_one_that_cannot_be_ended_is_refused_all_the_same(pool):
+def test_input_that_cannot_be_ended_is_refused(pool):
     objects = Holds(names(5))
     with pytest.raises(InsideTransaction) as caught:
         saves_tag.using(**pool).map(objects)

@@ -109,7 +109,7 @@ def test_a_table_tells_medians_spreads_and_ratios():
     ]
 
 
-def test_seconds_are_told_per_object_where_that_is_the_unit():
+def test_seconds_per_object_are_shown_where_that_is_the_unit():
     told = part(cell("plain loop", 0.002), unit="µs per object", per=1000)
     assert lines(rendering.table(told)) == [["plain loop", "", "2", "2 .. 2", "1"]]
 
@@ -129,7 +129,7 @@ def test_table_shows_the_best_chunk_size_and_all_other_settings():
     ]
 
 
-def test_who_is_not_there_is_said_not_to_be():
+def test_missing_contender_is_shown_as_not_installed():
     told = part(cell("plain loop", 1.0), cell("pebble", note="not installed"))
     assert lines(rendering.table(told))[1] == ["pebble", "", "not installed", "", ""]
     assert "not installed" in rendering.by_case(told)
@@ -147,7 +147,7 @@ def test_cases_have_lines_and_contenders_columns():
     ]
 
 
-def test_ratios_that_cannot_be_told_are_left_open():
+def test_unknown_ratios_are_left_open():
     told = {"parts": [part(cell("plain loop", 4.0), cell("poolsave process", 1.0, setting="transaction=chunk"))]}
     said = asking.ratios(told).splitlines()
     assert [line.split()[-1] for line in said] == ["4", "-", "-", "-"]
@@ -161,7 +161,7 @@ def raises(_cell):
     raise ValueError("first line\nsecond line")
 
 
-def test_a_contender_that_fails_or_dies_is_told_of():
+def test_contender_that_fails_or_dies_is_reported():
     assert measuring.in_own_process(raises, None) == {"error": "failed: ValueError: first line"}
     assert measuring.in_own_process(dies, None) == {"error": "failed: its process died"}
 

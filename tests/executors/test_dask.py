@@ -273,7 +273,7 @@ def test_run_inside_a_task_of_dask_is_refused(address, client):
 
 
 @pytest.mark.parametrize("wrong", ["nonsense:x", "tcp://here", "gopher://here:1"])
-def test_what_is_no_address_is_refused_at_once(wrong):
+def test_invalid_address_is_refused_at_once(wrong):
     with pytest.raises(InvalidOption, match="tcp://scheduler:8786"):
         on(wrong, operations.doubles).map([1])
 
@@ -355,7 +355,7 @@ def test_no_worker_is_sent_more_than_it_has_threads(address, client):
 
 
 @pytest.mark.parametrize("size", [3, 50])
-def test_what_has_not_begun_is_not_begun_after_a_halt(address, tmp_path, size):
+def test_halt_begins_no_further_task(address, tmp_path, size):
     stream = (
         on(address, cases.leaves_a_trace, chunksize=size).bind(folder=str(tmp_path), deadly=None).stream(range(900))
     )

@@ -84,7 +84,7 @@ def test_many_trivial_saves_on_a_server_start_a_pool():
 
 
 @pytest.mark.parametrize("locked", [0.3, 0.8])
-def test_what_is_inside_the_lock_of_sqlite_is_not(locked):
+def test_saves_inside_the_lock_of_sqlite_start_no_pool(locked):
     go, why = should_start_pool(dataclasses.replace(TRIVIAL, locked=locked), POOL)
     assert not go
     assert f"{locked:.0%} of each object's time goes by inside SQLite's one write lock" in why
@@ -103,7 +103,7 @@ def test_long_run_tries_a_pool_in_spite_of_the_lock():
     assert "a trial of a pool costs little" in why
 
 
-def test_one_cpu_is_no_use_to_what_computes_but_to_what_waits():
+def test_single_cpu_starts_a_pool_for_what_waits_only():
     single = dataclasses.replace(POOL, cpus=1)
     assert not should_start_pool(dataclasses.replace(TRIVIAL, computing=1.0), single)[0]
     assert should_start_pool(dataclasses.replace(TRIVIAL, computing=0.01), single)[0]

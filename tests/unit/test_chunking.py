@@ -94,13 +94,13 @@ def test_max_lead_is_never_exceeded_and_always_reachable(history, capacity, in_f
 
 
 @pytest.mark.parametrize(("chunksize", "window", "size"), [(500, None, 500), ("auto", 40, 1), (30, 40, 20)])
-def test_what_somebody_has_set_is_not_bounded_by_the_next_stage(chunksize, window, size):
+def test_chosen_size_is_not_bounded_by_the_next_stage(chunksize, window, size):
     pacing = FlowControl(chunksize, window)
     assert pacing.next_size(in_flight=10, remaining=None, workers=2, max_lead=8) == size
 
 
 @pytest.mark.parametrize(("seconds", "depth"), [(0.0001, 4), (0.01, 2), (0.05, 1)])
-def test_brisk_chunks_are_sent_in_advance(seconds, depth):
+def test_quick_chunks_are_prefetched(seconds, depth):
     pacing = FlowControl("auto", None)
     pacing.learn(1, seconds, timed_out=False, inline=False)
     assert pacing.prefetch == depth

@@ -33,7 +33,7 @@ def test_messages_arrive_whole_and_in_order_whatever_the_pieces(sizes, piece):
             os.close(writer)
 
 
-def test_a_posted_message_to_nobody_is_dropped():
+def test_message_to_a_closed_pipe_is_dropped():
     reader, writer = os.pipe()
     outbox = _channels.Outbox(writer)
     os.close(reader)

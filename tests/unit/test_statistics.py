@@ -24,7 +24,7 @@ def answered(statistics, worker, *seconds, first=0, waited=0.0, committed=0.0):
 
 
 @given(st.lists(st.lists(times, min_size=1, max_size=6), min_size=1, max_size=20))
-def test_what_is_listed_as_slowest_is_true_and_in_order(answers):
+def test_slowest_objects_are_true_and_in_order(answers):
     statistics = Statistics()
     first = 0
     for seconds in answers:
@@ -52,7 +52,7 @@ def test_durations_are_the_differences_of_the_end_times(started, lengths):
     assert sum(durations) == pytest.approx(now - started, abs=1e-6)
 
 
-def test_one_slow_object_among_many_brisk_ones_is_found():
+def test_slow_object_among_many_quick_ones_is_found():
     statistics = Statistics()
     for number in range(100):
         answered(statistics, "w", *[1e-6] * 100, first=100 * number)
@@ -60,7 +60,7 @@ def test_one_slow_object_among_many_brisk_ones_is_found():
     assert (statistics.slowest[0].index, statistics.slowest[0].seconds) == (10_050, 0.5)
 
 
-def test_time_is_told_apart_and_none_is_counted_twice():
+def test_times_of_a_worker_are_counted_once():
     statistics = Statistics()
     statistics.started("w", 0.25)
     answered(statistics, "w", 1.0, 2.0, waited=0.5, committed=0.75)
@@ -111,7 +111,7 @@ def test_hint_names_workers_that_wait_for_the_last_chunks():
     assert "last chunks" in took(statistics, 60).hint
 
 
-def test_there_is_no_hint_for_busy_workers_or_a_moment():
+def test_hint_is_left_out_for_busy_workers_and_short_runs():
     busy = Statistics()
     answered(busy, "w", 100.0)
     assert took(busy, 100).hint is None

@@ -61,7 +61,7 @@ def urls():
     set_urlconf(None)
 
 
-def test_what_is_in_force_goes_along(workers, urls):
+def test_language_time_zone_precision_and_urls_go_along(workers, urls):
     with translation.override("de"), timezone.override("Europe/Lisbon"), decimal.localcontext(prec=50):
         expected = in_force()
         report = in_force.using(**workers).map([1, 2])

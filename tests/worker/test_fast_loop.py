@@ -54,7 +54,7 @@ def test_every_object_is_answered_for_once_and_in_order(objects, crosses):
     assert sum(laps) <= took
 
 
-def test_a_failure_is_told_before_its_mark_says_that_it_returned():
+def test_failure_is_sent_before_its_mark_says_returned():
     marks = LocalMarks()
     times = []
     marks.stamps = lambda size, **_marks: times.append(array("d", [0.0] * size)) or times[0]
@@ -65,7 +65,7 @@ def test_a_failure_is_told_before_its_mark_says_that_it_returned():
     assert seen[0][1] == 0.0
 
 
-def test_nothing_is_begun_after_the_word_to_stop():
+def test_halt_begins_no_further_object():
     marks = LocalMarks()
 
     def stops(number):
@@ -77,7 +77,7 @@ def test_nothing_is_begun_after_the_word_to_stop():
     assert begun == 4
 
 
-def test_a_worker_that_dies_among_brisk_objects_costs_one():
+def test_worker_death_among_quick_objects_costs_one():
     report = operations.kills_itself.using(chunksize=500, start_method="fork").map(
         [*range(10, 300), 3, *range(400, 600)]
     )
@@ -112,7 +112,7 @@ def test_objects_that_are_the_same_are_not_the_same_in_a_worker():
     assert "seen" not in row
 
 
-def test_what_contains_itself_crosses_too():
+def test_object_that_contains_itself_reaches_the_worker():
     knot = []
     knot.append(knot)
     report = pure(len).using(chunksize=2).map([knot, [1, 2]])
@@ -123,7 +123,7 @@ def shares(pair):
     return pair["a"] is pair["b"]
 
 
-def test_what_an_object_has_twice_is_one_thing_in_the_worker_too():
+def test_value_that_an_object_has_twice_stays_one_in_the_worker():
     thing = [1]
     assert pure(shares).using(chunksize=3).map([{"a": thing, "b": thing}] * 3).values == [True] * 3
 
@@ -204,7 +204,7 @@ class Deafened(executors.SerialExecutor):
         return ()
 
 
-def test_what_was_not_told_is_lost_and_nobody_waits_for_it():
+def test_objects_without_an_answer_are_lost_and_not_awaited():
     called = []
     operation = pure(called.append).using(executor=Deafened(), keep="all", chunksize=5)
     run = run_of(operation.__poolsave_spec__(), range(20))

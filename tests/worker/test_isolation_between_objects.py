@@ -96,7 +96,7 @@ def test_value_shared_by_objects_is_a_copy_for_each_in_a_worker(around):
 
 
 @pytest.mark.parametrize("around", [lambda tags: {"tags": tags}, lambda tags: (tags,), lambda tags: [tags]])
-def test_what_a_value_holds_is_as_it_was_returned(around):
+def test_contents_of_a_value_stay_as_they_were_returned(around):
     tags = []
 
     @pure
@@ -194,7 +194,7 @@ def test_of_many_objects_only_what_cannot_be_pickled_fails():
     assert [pickle.loads(one) for one in column] == [Unpicklable("good")] * 2
 
 
-def test_what_was_pickled_before_does_not_go_along():
+def test_pickle_holds_nothing_of_an_earlier_one():
     dumps(["x" * 100_000])
     assert dumps([1]) == pickle.dumps([1], pickle.HIGHEST_PROTOCOL)
 

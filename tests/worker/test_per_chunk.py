@@ -131,7 +131,7 @@ def test_savepoints_work_with_prepared_statements(monkeypatch):
     assert {outcome.attempts for outcome in report} == {1}
 
 
-def test_the_next_chunks_are_told_of_a_time_limit(server, monkeypatch):
+def test_server_timeout_in_a_chunk_is_reported_to_flow_control(server, monkeypatch):
     told = []
     learn = FlowControl.learn
     monkeypatch.setattr(
@@ -214,7 +214,7 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
     assert names("postgres") == []
 
 
-def test_what_lasts_until_commit_can_be_put_back():
+def test_set_local_and_temporary_tables_can_be_put_back():
     """As the README says. Without it, the next object of the chunk has it, too."""
 
     def seen_after(put_back, fails=False):

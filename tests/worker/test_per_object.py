@@ -71,7 +71,7 @@ def test_aborted_transaction_unknown_to_django_is_a_failure(run, alias):
         assert names(alias) == ["a before"]
 
 
-def test_what_fails_at_commit_is_a_failure(run, alias):
+def test_violation_at_commit_is_a_failure(run, alias):
     report = run(operations.violates_at_commit, ["a"])
     assert report.failed == 1
     assert names(alias) == []
@@ -108,7 +108,7 @@ def test_a_result_that_cannot_be_pickled_is_rolled_back(alias):
     assert names(alias) == []
 
 
-def test_nothing_is_logged_for_ever_under_debug(settings):
+def test_debug_query_log_does_not_grow_in_workers(settings):
     settings.DEBUG = True
     report = operations.counts_logged_queries.using(start_method="fork", workers=1, chunksize=5).map(range(50))
     assert max(report.values) <= 5 * 3

@@ -114,7 +114,7 @@ def loses_it(alias):
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
 @pytest.mark.parametrize("way", [closes_it_by_the_driver, loses_it])
-def test_what_was_never_committed_has_failed_and_is_not_lost(server, on, way, mode):
+def test_connection_lost_before_commit_is_a_failure(server, on, way, mode):
     """The driver knows that its connection is gone, and sends no COMMIT."""
 
     def save(name, alias):
@@ -127,7 +127,7 @@ def test_what_was_never_committed_has_failed_and_is_not_lost(server, on, way, mo
     assert sorted(Person.objects.using(server).values_list("name", flat=True)) == ["a", "c"]
 
 
-def test_tries_end_and_the_last_error_is_told(server, on):
+def test_retries_end_with_the_last_error(server, on):
     report = on(operations.deadlocks_at_first, retries=1).bind(times=5).map(["a"])
     assert [(failure.attempts, type(failure.error)) for failure in report.failures] == [(2, OperationalError)]
     assert list(report.by_cause()) == [("OperationalError", "40P01" if server == "postgres" else None)]
@@ -141,7 +141,7 @@ def test_a_session_that_the_server_ends_is_replaced(server, on):
     assert Person.objects.using(server).count() == 2
 
 
-def test_without_a_transaction_nothing_is_tried_again(on):
+def test_no_retry_without_a_transaction(on):
     report = on(operations.deadlocks_at_first, transaction=None).map(["a"])
     assert [failure.attempts for failure in report.failures] == [1]
 
@@ -175,7 +175,7 @@ class Made(Exception):
         ({}, False, False),
     ],
 )
-def test_what_the_database_says_decides(facts, transient, lost):
+def test_error_codes_decide_what_is_transient_and_what_lost(facts, transient, lost):
     error = Made(**facts)
     assert _sqlstates.is_transient(error) is transient
     assert _sqlstates.connection_lost(error) is lost
