@@ -11,16 +11,22 @@ schedules again. The moments at which blows fall depend on the machine, so repea
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from django.db import connections
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from poolsave import WorkerDied
-from tests.models import Person, Tag
+from poolsave import Status, WorkerDied
+from tests.conftest import wait_until
+from tests.models import Document, Person, Tag
 from tests.support import operations
-from tests.support.chaos import End, audit, found_in, killer, names_signed, names_until, schedules
+from tests.support.chaos import End, audit, found_in, killer, lines_of, names_signed, names_until, schedules
 from tests.support.killer import SESSIONS
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -39,9 +45,7 @@ def carry_out(schedule, alias, signed):
         outcomes = list(operation.bind(alias=alias, signed=str(signed)).stream(names))
         assert process.wait(30) == 0
         done = Counter(json.loads(process.stdout.read()))
-    counts = audit(
-        [End(outcome.item, outcome.status) for outcome in outcomes], found_in(alias), signed=names_signed(signed)
-    )
+    counts = audited(outcomes, alias, signed)
     assert len({outcome.index for outcome in outcomes}) == len(outcomes) == counts.total()
     for outcome in outcomes:
         assert outcome.ok or isinstance(outcome.error, WorkerDied) or done["ends"], outcome
@@ -53,14 +57,21 @@ def carry_out(schedule, alias, signed):
     return done + counts
 
 
+def audited(outcomes, alias, signed):
+    return audit(
+        [End(outcome.item, outcome.status) for outcome in outcomes], found_in(alias), signed=names_signed(signed)
+    )
+
+
 def clear(alias):
     Person.objects.using(alias).all().delete()
+    Document.objects.using(alias).all().delete()
     Tag.objects.using(alias).all().delete()
     Tag.objects.using(alias).create(name="member")
     connections.close_all()  # or the killer might end this session
 
 
-def under(alias, mode, path, *, examples, kills, ends=None, **wish):
+def under(alias, mode, path, *, examples, kills, ends=None, carry_out=carry_out, **wish):
     """Runs by random schedules, each with at least so many kills; gives the totals."""
     number = int(os.environ.get("POOLSAVE_TEST_CHAOS_SEED") or random.randrange(2**32))
     totals = Counter()
@@ -112,3 +123,93 @@ def test_sessions_alone_that_the_server_ends_at_random(server, mode, tmp_path):
 def test_a_thousand_kills(alias, mode, tmp_path):
     """250 in each of two modes on each database."""
     under(alias, mode, tmp_path, examples=13, kills=20)
+
+
+def carry_out_with_each_fault(schedule, alias, signed):
+    """Objects have callbacks and files, commit past Django, and kill their worker in a callback, beside the blows."""
+    print(schedule)
+    clear(alias)
+    called = signed.with_name("signed.called")
+    for path in (signed, called):
+        path.unlink(missing_ok=True)
+    operation = operations.meets_each_fault.using(databases=(alias,), **schedule.options)
+    with killer(schedule, alias, signed) as process:
+        names = names_until(lambda: process.poll() is not None, schedule.objects)
+        outcomes = list(operation.bind(alias=alias, signed=str(signed)).stream(names))
+        assert process.wait(30) == 0
+        done = Counter(json.loads(process.stdout.read()))
+    counts = audited(outcomes, alias, signed)
+    assert sorted(outcome.index for outcome in outcomes) == list(range(len(outcomes)))
+    known = {outcome.item: outcome.status for outcome in outcomes}
+    calls = Counter(line.split()[1] for line in lines_of(called))
+    assert max(calls.values(), default=1) == 1
+    assert all(known[name] in (Status.SUCCEEDED, Status.LOST) for name in calls)
+    files = {row.name: Path(row.file.path).read_text() for row in Document.objects.using(alias)}
+    assert all(name == content and known[name] != Status.FAILED for name, content in files.items())
+    saved = {name for name, status in known.items() if int(name[1:]) % 8 == 3 and status == Status.SUCCEEDED}
+    assert saved <= files.keys()
+    past_django = [status for name, status in known.items() if int(name[1:]) % 16 == 4]
+    assert Status.SUCCEEDED not in past_django
+    return done + counts
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_fault_beside_random_kills(alias, mode, tmp_path, settings):
+    settings.MEDIA_ROOT = tmp_path / "media"
+    under(alias, mode, tmp_path, examples=2, kills=3, ends=0, carry_out=carry_out_with_each_fault)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("mode", MODES)
+def test_each_fault_beside_many_kills(alias, mode, tmp_path, settings):
+    settings.MEDIA_ROOT = tmp_path / "media"
+    under(alias, mode, tmp_path, examples=5, kills=10, carry_out=carry_out_with_each_fault)
+
+
+def terminated_group(alias, mode, start_method, signed, seconds):
+    """A caller in a group of its own, which gets SIGTERM as a whole so many seconds after its first object."""
+    orders = {
+        "alias": alias, "name": connections[alias].settings_dict["NAME"], "signed": str(signed),
+        "options": {"transaction": mode, "start_method": start_method, "chunksize": 5},
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.terminated", json.dumps(orders)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: signed.exists() or process.poll() is not None)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGTERM)
+        told, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait(30)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    return [End(*pair) for pair in json.loads(told)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_sigterm_to_the_group(server, mode, start_method, tmp_path):
+    """The caller, the fork server and what else is in its group are told to end; the report stays true."""
+    clear(server)
+    generator = random.Random(mode + start_method)
+    told_to_end(server, mode, start_method, tmp_path / "signed", generator.uniform(0, 0.5))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_sigterm_to_many_groups(server, mode, start_method, tmp_path):
+    for number in range(10):
+        clear(server)
+        told_to_end(server, mode, start_method, tmp_path / f"signed{number}", random.uniform(0, 1))
+
+
+def told_to_end(alias, mode, start_method, signed, seconds):
+    ends = terminated_group(alias, mode, start_method, signed, seconds)
+    counts = audit(ends, found_in(alias), signed=names_signed(signed))
+    print(alias, mode, start_method, *(f"{count} {what}" for what, count in counts.items()))
+    assert counts["succeeded"] > 0

@@ -7,14 +7,16 @@ import signal
 import sqlite3
 import threading
 import time
+from functools import partial
 
+from django.core.files.base import ContentFile
 from django.db import DatabaseError, connections, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from poolsave import pooled_operation
-from tests.models import Employee, Person, Tag, Visit
+from tests.models import Document, Employee, Person, Tag, Visit
 from tests.support import mariadb
 
 pure = pooled_operation(transaction=None, workers=2, progress=False)
@@ -97,9 +99,30 @@ def save_person(name, *, alias="default", fail=()):
 def saves_and_signs(name, *, alias, signed):
     """Notes in a file, at its end and before its COMMIT, in which process it ran."""
     key = save_person(name, alias=alias)
-    with open(signed, "a") as file:
-        file.write(f"{os.getpid()} {name}\n")
+    sign(signed, name)
     return key
+
+
+@saving
+def meets_each_fault(name, *, alias, signed):
+    """By the number in its name: a callback after COMMIT, one that kills, a file, a COMMIT past Django at its end."""
+    number = int(name[1:])
+    if number % 8 == 1:
+        transaction.on_commit(partial(sign, f"{signed}.called", name), using=alias)
+    if number % 100 == 2:
+        transaction.on_commit(partial(os.kill, os.getpid(), signal.SIGKILL), using=alias)
+    if number % 8 == 3:
+        Document(name=name, file=ContentFile(name, name=f"{name}.txt")).save(using=alias)
+    key = saves_and_signs(name, alias=alias, signed=signed)
+    if number % 16 == 4:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("COMMIT")
+    return key
+
+
+def sign(path, name):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()} {name}\n")
 
 
 @saving
