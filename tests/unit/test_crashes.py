@@ -10,7 +10,7 @@ import pytest
 from poolsave import DROP, Status
 from poolsave._db.transactions import AttemptResult
 from poolsave._engine.crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply
-from poolsave._worker.replies import ReplyBuilder
+from poolsave._worker.replies import ObjectResult, ReplyBuilder
 from poolsave.errors import TimedOut, ValueLost, WorkerDied
 from poolsave.executors import Died
 from poolsave.executors.marks import (
@@ -182,8 +182,9 @@ def test_chunk_that_kills_three_workers_unbegun_is_given_up():
     ],
 )
 def test_settled_commit_ends_its_object_in_the_right_stage(ended, value, settled, expected):
-    builder = ReplyBuilder("w", 0.0, crosses=False, stages=2)
-    builder.add_staged(AttemptResult(LOST, value, OSError("no answer"), note=7), 1, [0.5, 0.25], ended)
+    builder = ReplyBuilder("w", 0.0, crosses=False)
+    attempt = AttemptResult(LOST, value, OSError("no answer"), note=7)
+    builder.add(ObjectResult(attempt, 0.75, stage_seconds=[0.5, 0.25], ended_in_stage=ended))
     batch = batch_from_reply(Chunk(10, ["item"]), builder.take(), {7: settled}.__getitem__)
     status, stage, error = expected
     (outcome,) = batch.outcomes(with_items=True)
