@@ -17,6 +17,7 @@ from django.db.models.signals import post_migrate
 from django.test import TransactionTestCase
 
 from poolsave import executors
+from poolsave._runs import querysets
 from poolsave.executors.processes import start_methods
 from tests.support import dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
@@ -119,6 +120,12 @@ def private_server():
     found = new_server()
     yield found
     found.delete()
+
+
+@pytest.fixture
+def pages_of(monkeypatch):
+    """Has the keys of a queryset read in pages of so many, so that a few rows fill several."""
+    return lambda size: monkeypatch.setattr(querysets, "PAGE_SIZE", size)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from django.db import connections
 
 from poolsave import InvalidOperation, InvalidOption, Status, concurrent_saves, pooled_operation
-from poolsave._runs.preparation import prepare_run
 from tests.models import AuditEntry, Tag, actor
 from tests.support import carriers, pools
 from tests.support.carriers import Tenant, colour, depth
@@ -81,12 +80,6 @@ def test_the_context_is_in_force_until_the_value_is_on_its_way(start_method):
         assert operation.map([1]).values == ["red"]
         with concurrent_saves(start_method=start_method, workers=1, transaction=None, carry=[colour]) as saves:
             assert saves.submit(carriers.gives_late, 1).result(30) == "red"
-
-
-def test_empty_carry_adds_nothing_per_object():
-    for carry in ([], [colour]):
-        operation = carriers.tells_colour.using(executor="serial", carry=carry)
-        assert (prepare_run(operation.__poolsave_spec__()).job.context is None) == (not carry)
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """In a thread in which an event loop runs, as in Jupyter, pools work as elsewhere."""
 
 import asyncio
-import time
 
 import pytest
 from django.db import connections
 
-from poolsave import Status, concurrent_saves, pooled_operation
-from poolsave._db.commit_status import TransactionNote
-from poolsave._runs.preparation import prepare_run
+from poolsave import concurrent_saves, pooled_operation
 from tests.models import Person
 from tests.support import operations
 
@@ -56,12 +53,3 @@ def test_auto_of_pipeline_and_block_leave_it_too():
 
     assert in_coroutine(block).chosen == "thread"
     assert Person.objects.count() == 3
-
-
-def test_crash_is_settled_in_an_event_loop():
-    operation = operations.save_person.using(databases=("postgres",), start_method="fork")
-    job = prepare_run(operation.__poolsave_spec__()).job
-    with connections["postgres"].cursor() as cursor:
-        cursor.execute("SELECT pg_current_xact_id()::text")
-        note = TransactionNote(int(cursor.fetchone()[0]), time.time_ns() // 1000, server=0)
-    assert in_coroutine(lambda: job.settle(note.to_int())) is Status.SUCCEEDED

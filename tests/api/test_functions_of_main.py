@@ -1,14 +1,11 @@
 """A function that workers cannot find, since it is in no script that they import, is refused in words that help."""
 
-import pickle
 import sys
 from types import ModuleType
 
 import pytest
 
-from poolsave import InvalidOperation, Options, concurrent_saves, pooled_operation
-from poolsave._runs.operation_spec import OperationSpec
-from poolsave._runs.preparation import prepare_run
+from poolsave import InvalidOperation, concurrent_saves, pooled_operation
 
 
 @pytest.fixture
@@ -37,13 +34,3 @@ def test_function_of_a_shell_is_refused_by_a_block(main):
             saves.submit(main.double, 1)
     with concurrent_saves(start_method="fork", workers=1, transaction=None) as saves:
         assert saves.submit(main.double, 1).result(30) == 2
-
-
-def test_function_under_the_guard_is_named_by_the_worker(main):
-    main.__file__ = "script.py"
-    options = Options.resolve({"transaction": None, "start_method": "spawn"})
-    job = prepare_run(OperationSpec(function=main.double, options=options)).job
-    sent = pickle.loads(pickle.dumps(job))
-    del main.double  # the script is imported by another name there
-    with pytest.raises(InvalidOperation, match=r"double.*nor under if __name__ == \"__main__\""):
-        sent._unpickled_function()

@@ -11,7 +11,6 @@ from django.db.models.functions import RowNumber
 from django.test.utils import CaptureQueriesContext
 
 from poolsave import InsideTransaction, InvalidOperation, OperationsFailed, RowGone, Status, concurrent_saves
-from poolsave._runs import querysets
 from tests.models import (
     Person,
     SoftThing,
@@ -53,8 +52,8 @@ def visits(rows):
 
 
 @pytest.mark.parametrize("model", [Thing, ThingByUuid, ThingByText, ThingByPair, ThingOfGroupOne])
-def test_every_row_is_visited_once_whatever_its_key(model, alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 7)
+def test_every_row_is_visited_once_whatever_its_key(model, alias, pages_of):
+    pages_of(7)
     rows = make(model, alias, 25)
     operation = operations.visit.using(databases=(alias,), workers=2, chunksize=4, start_method="fork")
     report = operation.bind(alias=alias).map(rows.all())
@@ -113,8 +112,8 @@ def test_a_proxy_s_instances_are_of_the_proxy(alias):
     assert [value["class"] for value in report.values] == ["ThingOfGroupOne"] * 2
 
 
-def test_the_caller_reads_nothing_but_keys_and_never_by_offset(alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
+def test_the_caller_reads_nothing_but_keys_and_never_by_offset(alias, pages_of):
+    pages_of(10)
     rows = make(Thing, alias, 35)
     with CaptureQueriesContext(connections[alias]) as queries:
         operations.visit.using(databases=(alias,), start_method="fork").bind(alias=alias).map(rows.filter(group__lt=3))
@@ -126,8 +125,8 @@ def test_the_caller_reads_nothing_but_keys_and_never_by_offset(alias, monkeypatc
         assert "LIMIT" in sql
 
 
-def test_the_work_may_change_what_the_filter_finds(alias, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 5)
+def test_the_work_may_change_what_the_filter_finds(alias, pages_of):
+    pages_of(5)
     rows = make(Thing, alias, 33)
     operation = operations.visit.using(databases=(alias,), workers=2, chunksize=3).bind(alias=alias)
     assert operation.map(rows.filter(visits=0)).succeeded == 33
@@ -151,8 +150,8 @@ def test_rows_that_are_gone_or_no_longer_match_are_skipped(place, mode):
     assert [outcome.status for outcome in outcomes].count(Status.SUCCEEDED) == 9
 
 
-def test_rows_that_come_while_it_runs_are_left_for_the_next_run(monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 4)
+def test_rows_that_come_while_it_runs_are_left_for_the_next_run(pages_of):
+    pages_of(4)
     rows = make(Thing, "default", 8)
     operation = operations.visit.using(executor="serial", chunksize=2)
     for outcome in operation.stream(rows.all()):
@@ -161,8 +160,8 @@ def test_rows_that_come_while_it_runs_are_left_for_the_next_run(monkeypatch):
     assert visits(rows.filter(pk__gte=1000)) == [0] * 8
 
 
-def test_a_row_that_is_found_several_times_is_visited_once(monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 3)
+def test_a_row_that_is_found_several_times_is_visited_once(pages_of):
+    pages_of(3)
     rows = make(Thing, "default", 5)
     tags = [Tag.objects.create(name=name) for name in "abcd"]
     for row in rows.all():
@@ -198,8 +197,8 @@ def test_retry_begins_with_the_row_as_it_is_in_the_database(mode):
 
 
 @pytest.mark.parametrize("order", [("pk",), ()])
-def test_reversed_querysets(order, monkeypatch):
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 5)
+def test_reversed_querysets(order, pages_of):
+    pages_of(5)
     rows = make(Thing, "default", 23)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
