@@ -36,7 +36,7 @@ def test_empty_carry_adds_nothing_per_object():
         assert (prepare_run(operation.__poolsave_spec__()).job.context is None) == (not carry)
 
 
-@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 def test_crash_is_settled_in_an_event_loop():
     operation = operations.save_person.using(databases=("postgres",), start_method="fork")
     job = prepare_run(operation.__poolsave_spec__()).job
