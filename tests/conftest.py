@@ -199,7 +199,7 @@ def _belongings():
 def _left(before):
     now = _belongings()
     new = {kind: {key: now[kind][key] for key in now[kind].keys() - before[kind].keys()} for kind in now}
-    # The fork server is told to live on by a pipe, and the resource tracker listens on another.
+    # A pipe keeps the fork server alive, and the resource tracker listens on another.
     new["files"] = {fd: target for fd, target in new["files"].items() if fd not in _files_of_helpers()}
     return {kind: found for kind, found in new.items() if found}
 

@@ -226,7 +226,7 @@ def test_worker_death_keeps_what_is_left_out_of_the_caller(monkeypatch, flapping
     assert "a worker died" in report.tried[-1].verdict
 
 
-# Everything else is as ever
+# Everything else is as with one executor
 
 items = st.lists(st.integers(-5, 5) | st.text(max_size=3) | st.none() | st.tuples(st.integers(0, 3)), max_size=30)
 many = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,4 +1,4 @@
-"""`with concurrent_saves() as saves`."""
+"""A block: each call runs in a worker and gives a future, and all of them are done when the block is left."""
 
 import asyncio
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""Nothing in a block waits for its own thread: what can wait for ever is refused, and what does not wait works."""
+"""In a callback or a function of a block, a call that would wait for its own thread is refused; others work."""
 
 from concurrent.futures import Future
 

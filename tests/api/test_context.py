@@ -1,4 +1,4 @@
-"""`carry`: a wrong tenant and a lost audit actor are what people get from a pool that leaves their context behind."""
+"""`carry` takes tenants, audit actors and other context to the workers, for each object the one of its caller."""
 
 import subprocess
 import sys

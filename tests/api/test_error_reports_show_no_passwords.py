@@ -1,4 +1,4 @@
-"""What Django mails to ADMINS of an error that passes through poolsave has no password in it."""
+"""An error mail to ADMINS shows no password of the settings that poolsave sends to workers."""
 
 import multiprocessing.process
 from multiprocessing import forkserver

@@ -1,4 +1,4 @@
-"""Whatever ends a run brings the report along, in which every object that was fed in has one outcome."""
+"""An error that ends a run brings its report along, in which each object that was read has one outcome."""
 
 import concurrent.futures
 import os

@@ -1,4 +1,4 @@
-"""A function that workers cannot find, since it is in no script that they import, is refused in words that help."""
+"""A function of a shell or notebook, which workers cannot import, is refused with the way out."""
 
 import sys
 from types import ModuleType

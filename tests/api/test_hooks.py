@@ -1,4 +1,4 @@
-"""`before_fork` and `after_fork`: for the broker's client and the metrics thread, which poolsave cannot know."""
+"""`before_fork` and `after_fork` run around the start of each worker process, those of replacements included."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Ctrl-C goes to the whole group: what runs is finished, the rest is skipped, and the report is complete."""
+"""After Ctrl-C what runs is finished, the rest is skipped, and the report is complete."""
 
 import os
 import signal

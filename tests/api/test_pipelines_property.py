@@ -1,4 +1,4 @@
-"""Whatever the executors, chunk sizes and windows: a pipeline is what plain nested loops are."""
+"""A pipeline gives what nested plain loops give, with any executors, chunk sizes and windows."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The serial executor, and before it a plain loop, is the oracle for all others."""
+"""Every executor gives what a plain loop gives, with any objects, chunk sizes and windows."""
 
 from contextlib import closing
 

@@ -1,4 +1,4 @@
-"""What holds for every executor and every start method."""
+"""Values, failures, order, window and context are the same with every executor and start method."""
 
 import pytest
 

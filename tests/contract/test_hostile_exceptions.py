@@ -1,4 +1,4 @@
-"""Whatever the class of an exception makes of being looked into, changed or shown: it costs its object one outcome."""
+"""An exception whose class fails to be inspected, changed or shown costs its object one outcome, and nothing else."""
 
 import csv
 import json

@@ -145,7 +145,7 @@ def sessions_in_commit():
 @with_database
 @with_processes
 def test_killed_while_committing(pool, promises, slow_commit, tmp_path):
-    """The server goes on with the COMMIT, though nobody waits for its answer: the object is lost, and never failed."""
+    """The server goes on with the COMMIT though its client is gone: the object is lost, and never failed."""
     path = tmp_path / "pid"
     expected = OperationsFailed if goes_on(promises) else BrokenExecutor
     with pytest.raises(expected):

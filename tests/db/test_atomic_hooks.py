@@ -1,4 +1,4 @@
-"""What others hook into `atomic()` and a connection's public methods happens to an object as it does in a loop."""
+"""Hooks of other packages into `atomic()` and a connection's public methods run for an object as in a loop."""
 
 import pytest
 from django.db import connections, transaction

@@ -1,4 +1,4 @@
-"""What a crash of PostgreSQL left of a transaction is told truly, though nobody heard its COMMIT answered."""
+"""After a crash of PostgreSQL, an object whose COMMIT was not answered is reported as what became of it."""
 
 import psutil
 import pytest

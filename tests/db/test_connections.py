@@ -1,4 +1,4 @@
-"""What people see when nobody does: "the connection is closed" for the rest of a long run."""
+"""Between chunks a connection that is lost, too old or left in a transaction is closed, so that a long run goes on."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Work that is committed or rolled back past Django is refused or lost, and never called what it is not."""
+"""Work that is committed or rolled back past Django is refused or lost, and never reported as anything else."""
 
 from contextlib import suppress
 from functools import partial

@@ -1,4 +1,7 @@
-"""What people see when a connection crosses a fork: "SSL error: decryption failed", rows of another query."""
+"""A forked worker uses no connection of its parent and disturbs none.
+
+Else people see "SSL error: decryption failed", or rows of another query.
+"""
 
 import concurrent.futures
 import contextlib

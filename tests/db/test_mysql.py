@@ -1,4 +1,4 @@
-"""MariaDB undoes a whole transaction after a deadlock, savepoints and all, and commits one before DDL."""
+"""Outcomes are true on MariaDB, which undoes the whole transaction after a deadlock, and commits before DDL."""
 
 import contextlib
 import tempfile

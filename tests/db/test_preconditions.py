@@ -1,4 +1,4 @@
-"""Workers cannot see uncommitted rows, and waiting for their locks would hang for ever."""
+"""A run in a transaction of the caller is refused: workers see none of its rows, and would wait for its locks."""
 
 import pytest
 from django.db import connections, transaction

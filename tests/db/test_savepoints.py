@@ -1,4 +1,4 @@
-"""A savepoint costs no question of its own where psycopg2 takes it along; what fails leaves nothing all the same."""
+"""A savepoint costs no query where psycopg2 sends it along with a statement; what fails leaves nothing."""
 
 import contextlib
 import io

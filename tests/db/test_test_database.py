@@ -1,4 +1,4 @@
-"""Fresh processes read the settings file, which names the real database."""
+"""Fresh processes write to the test database, although the settings file names the real one."""
 
 import sqlite3
 from contextlib import closing

@@ -40,7 +40,7 @@ def holds_from(first, names):
 
 
 class Holds:
-    """An iterator of one's own, which nobody can end."""
+    """An iterator without `close`, which cannot be ended."""
 
     def __init__(self, names):
         self.names = iter(names)

@@ -1,4 +1,4 @@
-"""Dask: what its scheduler does behind everybody's back leads to no second beginning, and no strange worker is used.
+"""On Dask no task begins twice, whatever its scheduler repeats, and no worker with other code is used.
 
 What holds for every executor, killed workers among it, is in tests/contract.
 """

@@ -68,7 +68,7 @@ def test_child_that_holds_the_pipes_does_not_hide_the_death(tmp_path):
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_shared_memory_has_its_room_at_once(monkeypatch, memory):
-    """Or a full /dev/shm would end whoever writes there by SIGBUS."""
+    """Else a full /dev/shm would end the process that writes there, by SIGBUS."""
     if not memory:
         monkeypatch.delattr(os, "memfd_create")
     fd = descriptors.reserved_file(SIZE)

@@ -1,4 +1,4 @@
-"""Executors by name, by instance, and by strangers; and where processes are impossible."""
+"""`executor=` takes a name, an instance or another package's executor; where none can be started it says so."""
 
 import concurrent.futures
 import os

@@ -48,7 +48,7 @@ class Killer:
             self.until(lambda: self.end_one(which))
 
     def until(self, done):
-        """Try again until there was something to hit, or nobody is left to be hit."""
+        """Try again until a worker was hit, or none is left."""
         while not done():
             if not self.parent.is_running():
                 sys.exit("the parent is gone")

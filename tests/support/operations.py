@@ -286,7 +286,7 @@ def outlives_its_session(_item, *, alias="postgres"):
 
 @pure
 def leaves_autocommit_off(name, *, alias="postgres"):
-    """Leaves it to nobody to commit what it has saved."""
+    """Saves without autocommit, and does not commit."""
     connections[alias].set_autocommit(False)
     Person(name=name).save(using=alias)
 

@@ -53,7 +53,7 @@ def foreign(name, **more):
     """An executor that knows nothing of poolsave."""
     with FOREIGN[name](**more) as executor:
         yield {"executor": executor}
-    # Of a pool that broke, loky leaves processes that nobody has asked for their end.
+    # A pool of loky's that broke leaves processes behind.
     multiprocessing.active_children()
 
 

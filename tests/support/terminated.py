@@ -1,4 +1,4 @@
-"""A caller that runs until it is told to end, and then writes its report; a script that the chaos tests start."""
+"""A caller that runs until SIGTERM, and then writes its report; a script that the chaos tests start."""
 
 import json
 import sys

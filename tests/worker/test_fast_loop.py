@@ -196,7 +196,7 @@ def test_alarm_in_the_caller_runs_nothing_twice(executor):
 
 
 class Deafened(executors.SerialExecutor):
-    """A signal's handler raises when a chunk has run and nobody has been told."""
+    """A signal's handler raises when a chunk has run, before its reply is read."""
 
     def wait(self, timeout):
         if super().wait(timeout):

@@ -1,4 +1,4 @@
-"""What people see when objects that can change are pickled together: one finds what another one has done to it."""
+"""Objects of a chunk share nothing that can change, although they are pickled together."""
 
 import copyreg
 import pickle

@@ -207,7 +207,7 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
         cursor.execute("SELECT pg_backend_pid()")
         session = cursor.fetchone()[0]
     calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
-    # The last savepoint cannot be released any more, so that nobody has to ask what became of a COMMIT.
+    # The last savepoint cannot be released, so no COMMIT is sent whose end would be unknown.
     assert run_chunk_in_transaction(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == ChunkRolledBack(
         halve=False
     )

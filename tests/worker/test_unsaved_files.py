@@ -1,4 +1,4 @@
-"""A file that is in no storage yet arrives in the worker, or its object fails with a word about what to do."""
+"""A file that is in no storage yet arrives in the worker, or its object fails, and the error says what to do."""
 
 from pathlib import Path
 
