@@ -6,13 +6,13 @@ import concurrent.futures
 import multiprocessing
 import os
 import pickle
-import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from typing import Any
 
 from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
 from .._runtime.redacted import dumps
+from .event_queue import EventQueueExecutor
 from .green_threads import check_start_method
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks
@@ -20,30 +20,24 @@ from .serial import LocalMarks
 __all__ = ["FuturesExecutor", "ProcessPoolExecutor", "ThreadFuturesExecutor"]
 
 
-class FuturesExecutor:
+class FuturesExecutor(EventQueueExecutor):
     """Runs each task as one call of `executor.submit`. It never shuts the executor down: the executor is yours.
 
     Each task sets up a worker and closes its connections at the end, since no task knows whether it is the last one.
-    Django is set up once per process, and stays so for the next run.
+    Django is set up once per process, and stays so for the next run. No task starts twice unless the
+    executor runs a future twice.
     """
 
-    shares_memory = False
-    inline = False
-    enforces_timeout = False
-    blames_exactly = False
-    can_kill = False
-    at_most_once = True  # as far as the executor itself runs no future twice
     _alone = False
     """Whether its processes run nothing else."""
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self._executor = executor
         self.workers = _max_workers_of(executor)
-        self.on_event: Callable[[], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._clear_events()
         self._marks = LocalMarks()
         self._futures: dict[int, concurrent.futures.Future[Any]] = {}
 
@@ -82,38 +76,17 @@ class FuturesExecutor:
             for number, body in enumerate(replies, 1):
                 self._emit(Replied(task, body, number == len(replies)))
 
-    def _emit(self, event: Event) -> None:
-        self._events.put(event)
-        if self.on_event is not None:
-            self.on_event()
-
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        events: list[Event] = []
-        try:
-            event = self._events.get(timeout=timeout)
-            while True:
-                if event is not None:
-                    events.append(event)
-                    self._drop_if_final(event)
-                event = self._events.get_nowait()
-        except queue.Empty:
-            return events
-
-    def _drop_if_final(self, event: Event) -> None:
-        if isinstance(event, Broken) or (isinstance(event, Replied) and event.final):
-            self._futures.pop(event.task, None)
-
-    def wake(self) -> None:
-        self._events.put(None)
+        events = self._take_events(timeout)
+        for event in events:
+            if isinstance(event, Broken) or (isinstance(event, Replied) and event.final):
+                self._futures.pop(event.task, None)
+        return events
 
     def halt(self) -> None:
         self._marks.halted = True
         for future in list(self._futures.values()):
             future.cancel()
-
-    def kill(self) -> None:
-        """Like `halt`: a running future cannot be ended from outside."""
-        self.halt()
 
     def stop(self) -> None:
         """Cancel the futures that have not started, and wait for the others."""
@@ -139,7 +112,6 @@ class ProcessPoolExecutor(FuturesExecutor):
     def __init__(self, *, start_method: str | None = None) -> None:
         check_start_method(start_method)
         self._start_method = start_method or "spawn"
-        self.on_event = None
         self._reset()
 
     workers = 0

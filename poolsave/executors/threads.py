@@ -5,29 +5,25 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 
+from .event_queue import EventQueueExecutor
 from .protocol import Broken, Event, Job, Ready, Replied, Session, SetupFailed, Task
 from .serial import LocalMarks
 
 __all__ = ["ThreadExecutor"]
 
 
-class ThreadExecutor:
+class ThreadExecutor(EventQueueExecutor):
     """Runs tasks in threads that open, and at the end close, database connections of their own."""
 
     shares_memory = True
-    inline = False
-    enforces_timeout = False
-    blames_exactly = False
-    can_kill = False
-    at_most_once = True
 
     def __init__(self, **_unused: object) -> None:
         self._threads: list[threading.Thread] = []
         self.workers = 0
-        self.on_event: Callable[[], None] | None = None
+        self._clear_events()
 
     @property
     def running(self) -> bool:
@@ -35,7 +31,7 @@ class ThreadExecutor:
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._clear_events()
         self._marks = LocalMarks()
         self._threads = [
             # Daemonic, so that an interpreter that exits with an open pool does not wait for ever. With a new context,
@@ -51,29 +47,13 @@ class ThreadExecutor:
         self._tasks.put(task)
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        events: list[Event] = []
-        try:
-            event = self._events.get(timeout=timeout)
-            while True:
-                if isinstance(event, SetupFailed):
-                    self.workers -= 1
-                if event is not None:
-                    events.append(event)
-                event = self._events.get_nowait()
-        except queue.Empty:
-            return events
-
-    def wake(self) -> None:
-        if self._threads:
-            self._events.put(None)
+        events = self._take_events(timeout)
+        self.workers -= sum(isinstance(event, SetupFailed) for event in events)
+        return events
 
     def halt(self) -> None:
         if self._threads:
             self._marks.halted = True
-
-    def kill(self) -> None:
-        """Like `halt`: a running thread cannot be ended from outside."""
-        self.halt()
 
     def stop(self) -> None:
         """End the threads. Their current objects are finished first: a running thread cannot be ended from outside."""
@@ -84,11 +64,6 @@ class ThreadExecutor:
             if thread.ident is not None:  # None if `start` was interrupted
                 thread.join()
         self._threads = []
-
-    def _emit(self, event: Event) -> None:
-        self._events.put(event)
-        if self.on_event is not None:
-            self.on_event()
 
     def _run_tasks(self, job: Job) -> None:
         started = time.perf_counter()

@@ -20,12 +20,15 @@ import poolsave.testing
 from poolsave._pipelines.report import PipelineReport, StageReport
 from poolsave._reports.statistics import SlowObject, Statistics, WorkerTimes
 from poolsave._reports.trials import Trial
+from poolsave.executors.event_queue import EventQueueExecutor
 from poolsave.operations import ExpandingOperation
 
 LIST = Path(__file__).with_name("public_surface.txt")
 MODULES = [poolsave, poolsave.executors, poolsave.migrations, poolsave.testing, poolsave.errors]
 GIVEN = [ExpandingOperation, PipelineReport, SlowObject, StageReport, Statistics, Trial, WorkerTimes]
 """Classes whose instances people get without importing them."""
+PRIVATE = [EventQueueExecutor]
+"""Bases that cannot be imported: what they define stands with each class that inherits it."""
 OPERATORS = {"__bool__", "__call__", "__enter__", "__exit__", "__get__", "__iter__", "__len__", "__next__", "__or__"}
 KINDS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 PLAIN = (bool, int, float, str, tuple, type(None))
@@ -58,14 +61,17 @@ def section(title, names, *, elsewhere):
 
 
 def class_lines(name, kind):
-    """The class and what it defines itself; what it inherits stands with its base."""
-    bases = [base.__name__ for base in kind.__mro__[1:] if base.__module__.startswith("poolsave")]
+    """The class and what it defines itself; what it inherits from another public class stands there."""
+    own = [base for base in kind.__mro__ if base.__module__.startswith("poolsave")]
+    bases = [base.__name__ for base in own[1:] if base not in PRIVATE]
     yield f"class {name}({', '.join(bases)}){constructor(kind)}"
     if issubclass(kind, enum.Enum):
         yield from (f"    {member.name} = {member.value!r}" for member in kind)
     elif dataclasses.is_dataclass(kind):
         yield from (f"    {field.name}: {field.type}{default_of(field)}" for field in dataclasses.fields(kind))
-    members = dict.fromkeys(attributes_made_by(kind)) | {n: value for n, value in vars(kind).items() if is_public(n)}
+    members = dict.fromkeys(attributes_made_by(kind))
+    for base in [*(own[1:2] if own[1:] and own[1] in PRIVATE else ()), kind]:
+        members |= {n: value for n, value in vars(base).items() if is_public(n)}
     for member in sorted(members):
         line = member_line(member, members[member], kind)
         if line is not None:

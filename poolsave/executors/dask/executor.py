@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import queue
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..._environment.project_settings import executor_settings
 from ..._pickling.exceptions import restore_exception
 from ..._runtime.redacted import dumps
 from ...errors import InvalidOption, WorkerDied
+from ..event_queue import EventQueueExecutor
 from ..protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, Task
 from .cluster import Cluster
 from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
@@ -25,7 +25,7 @@ STOP_TIMEOUT = 10.0
 """Seconds that workers have to remove a run at its end."""
 
 
-class DaskExecutor:
+class DaskExecutor(EventQueueExecutor):
     """Runs each task as one Dask task, in the worker that it is sent to and in no other.
 
     It opens a connection of its own to the scheduler, and leaves the client or cluster that it is given unchanged.
@@ -39,19 +39,11 @@ class DaskExecutor:
         report = operation.using(executor=DaskExecutor(Client("tcp://...")), workers=100).map(rows)
     """
 
-    shares_memory = False
-    inline = False
-    enforces_timeout = False
-    blames_exactly = False
-    can_kill = False
-    at_most_once = True
-
     def __init__(self, where: Any) -> None:
         """Take a `distributed.Client`, a Dask cluster, or the address of a scheduler."""
         import_dask("distributed")
         self._where = where
         self._client: Any = None
-        self.on_event: Callable[[], None] | None = None
         self._reset(0)
 
     @classmethod
@@ -73,7 +65,7 @@ class DaskExecutor:
         return cls(address)
 
     def _reset(self, limit: int) -> None:
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._clear_events()
         self._backlog: deque[Task] = deque()
         self._slots: dict[str, WorkerSlot] = {}
         self._sent: dict[int, int] = {}
@@ -96,11 +88,6 @@ class DaskExecutor:
         self._cluster = Cluster(self._client, pickled_job, self._emit)
         self._watch = self._in_loop(self._cluster.watch())
 
-    def _emit(self, message: Any) -> None:
-        self._messages.put(message)
-        if self.on_event is not None:
-            self.on_event()
-
     def _in_loop(self, coroutine: Any) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
 
@@ -118,15 +105,10 @@ class DaskExecutor:
             self._in_loop(self._cluster.send(address, task.id, min(self._sent), task.payload))
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        events: list[Event] = []
-        try:
-            message = self._messages.get(timeout=timeout)
-            while True:
-                events += self._events_of(message)
-                message = self._messages.get_nowait()
-        except queue.Empty:
-            self._dispatch()
-            return events
+        messages = self._take_events(timeout)
+        events = [event for message in messages for event in self._events_of(message)]
+        self._dispatch()
+        return events
 
     def _events_of(self, message: Any) -> Sequence[Event]:
         match message:
@@ -169,18 +151,11 @@ class DaskExecutor:
         tasks, self._backlog = self._backlog, deque()
         return [Broken(task.id, concurrent.futures.CancelledError(), begun=False) for task in tasks]
 
-    def wake(self) -> None:
-        self._messages.put(None)
-
     def halt(self) -> None:
         for event in self._withdraw_backlog():
             self._emit(event)
         if self._client is not None:
             self._in_loop(self._cluster.halt())
-
-    def kill(self) -> None:
-        """Like `halt`: a running task of a Dask cluster cannot be ended from outside."""
-        self.halt()
 
     def stop(self) -> None:
         if self._client is None:
