@@ -1,10 +1,13 @@
 """Generators of random numbers that a worker process has from its parent, or from their module, give other numbers in
 each of them."""
 
+import gc
 import random
 
 import pytest
 
+from poolsave._environment import random_generators
+from poolsave._environment.random_generators import find_generators
 from tests.support.operations import pure
 
 numpy = pytest.importorskip("numpy")
@@ -59,3 +62,19 @@ def test_a_seed_of_the_function_counts(start_method):
 def seeded(number):
     generators[0].__self__.seed(number)
     return generators[0]()
+
+
+def test_search_finds_what_came_since_the_last_one(monkeypatch):
+    """It is left out if nothing has come, but with numpy, whose classes do not count their instances."""
+    searches, search = [], gc.get_referrers
+    monkeypatch.setattr(random_generators, "_numpy_kinds", tuple)
+    monkeypatch.setattr(gc, "get_referrers", lambda *kinds: searches.append(None) or search(*kinds))
+    kept = Dice(1)
+    found = [{*map(id, find_generators())} for _ in "ab"]
+    later = [random.Random(2), Dice(3)]
+    found.append({*map(id, find_generators())})
+    assert [id(kept) in ids for ids in found] == [True] * 3
+    assert found[2] == found[1] | {*map(id, later)}
+    assert len(searches) == 2
+    del later
+    assert {*map(id, find_generators())} == found[0]
