@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "poolsave"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", PAGE)))
 
@@ -15,11 +16,13 @@ def test_what_the_page_names_is_there():
 
 
 def test_the_page_leads_to_most_modules():
-    assert len({file for file, _name in REFERENCES if not file.startswith("tests/")}) > 60
+    modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    unnamed = modules - {file for file, _name in REFERENCES}
+    assert len(unnamed) <= len(modules) / 5, f"not named: {sorted(unnamed)}"
 
 
 def is_there(file, name):
-    path = ROOT / file if file.startswith("tests/") else ROOT / "poolsave" / file
+    path = ROOT / file if file.startswith("tests/") else PACKAGE / file
     return path.is_file() and (not name or name in names_in(path))
 
 
