@@ -139,7 +139,7 @@ def test_the_rate_of_a_trial_that_took_no_time_is_nothing():
 # Where no pool can be
 
 
-def test_inside_a_transaction_it_stays_there(leaving, alias):
+def test_auto_stays_inside_a_transaction(leaving, alias):
     save = operations.save_person.using(**AUTO, databases=(alias,)).bind(alias=alias)
     with transaction.atomic(using=alias):
         report = save.map("abc")
@@ -175,14 +175,14 @@ def test_an_object_that_cannot_be_sent_brings_the_rest_back(leaving):
     assert "cannot be sent" in report.tried[-1].verdict
 
 
-def test_a_database_in_memory_stays(leaving, monkeypatch):
+def test_auto_stays_with_a_database_in_memory(leaving, monkeypatch):
     monkeypatch.setattr(connections["second"], "is_in_memory_db", lambda: True)
     report = operations.doubles.using(**AUTO, databases=("second",)).map(range(4))
     assert executors(report) == ["serial"]
     assert "'second' is in memory" in report.tried[0].verdict
 
 
-def test_a_daemonic_process_stays(leaving):
+def test_auto_stays_in_a_daemonic_process(leaving):
     with multiprocessing.get_context("fork").Pool(1) as pool:
         ran = pool.apply(run_in_a_daemon)
     assert ran == (["serial"], 5)
@@ -371,7 +371,7 @@ def test_hook_that_raises_brings_the_report(leaving):
     assert report.succeeded + report.skipped == report.total
 
 
-def test_context_goes_along_to_both(flapping):
+def test_context_goes_along_to_caller_and_pool(flapping):
     token = carriers.colour.set("ann")
     try:
         report = carriers.tells_colour.using(**AUTO, chunksize=1, carry=[carriers.colour]).map(range(12))

@@ -82,21 +82,21 @@ def check(caught, *, at_least=0):
 
 @pytest.mark.parametrize("error", [ConnectionError("the page is gone"), Frozen(), SystemExit(3)], ids=repr)
 @pytest.mark.parametrize("way", WAYS)
-def test_an_error_of_the_progress_callable_does(way, error):
+def test_error_of_the_progress_callable_brings_the_report(way, error):
     with pytest.raises(type(error)) as caught:
         WAYS[way](doubles, range(20), progress=fails(error))
     check(caught, at_least=4)
 
 
 @pytest.mark.parametrize("executor", ["process", "thread", "serial"])
-def test_an_error_of_the_progress_callable_of_a_block_does(executor):
+def test_error_of_the_progress_of_a_block_brings_the_report(executor):
     with pytest.raises(ConnectionError) as caught:
         run_block(doubles, range(20), executor=executor, progress=fails(ConnectionError("the page is gone")))
     check(caught, at_least=4)
 
 
 @pytest.mark.parametrize("way", ["map", "starmap", "stream", "pipeline"])
-def test_an_exit_out_of_an_objects_pickling_does(way):
+def test_exit_while_an_object_is_pickled_brings_the_report(way):
     with pytest.raises(SystemExit, match="no more") as caught:
         WAYS[way](doubles, [1, 2, 3, 4, Exits(), 5])
     assert check(caught).total >= 5
@@ -112,7 +112,7 @@ def test_a_value_that_exits_when_it_is_restored_is_lost_alone():
 
 
 @pytest.mark.parametrize("way", ["map", "stream", "pipeline"])
-def test_a_worker_that_cannot_be_started_does(way):
+def test_worker_that_cannot_be_started_brings_the_report(way):
     def refuse():
         raise OSError("no process")
 
@@ -124,7 +124,7 @@ def test_a_worker_that_cannot_be_started_does(way):
     assert check(caught).succeeded == 0
 
 
-def test_the_second_interrupt_of_a_serial_run_does():
+def test_second_interrupt_of_a_serial_run_brings_the_report():
     with pytest.raises(KeyboardInterrupt) as caught:
         doubles.using(executor="serial", progress=interrupts).map(range(6))
     report = check(caught, at_least=4)
@@ -132,7 +132,7 @@ def test_the_second_interrupt_of_a_serial_run_does():
 
 
 @pytest.mark.parametrize("error", [LookupError("no more"), Frozen(), GeneratorExit()], ids=repr)
-def test_an_error_of_the_input_does(error):
+def test_error_of_the_input_brings_the_report(error):
     def breaks_off():
         yield from range(4)
         raise error
@@ -159,7 +159,7 @@ class Breaks(executors.ThreadExecutor):
         raise Frozen
 
 
-def test_an_error_of_a_foreign_executor_does():
+def test_error_of_a_foreign_executor_brings_the_report():
     foreign = concurrent.futures.ThreadPoolExecutor(1)
     submit, calls = foreign.submit, []
 

@@ -29,7 +29,7 @@ def test_auto_leaves_the_thread_of_an_event_loop(workers, chosen):
     assert Person.objects.count() == 2
 
 
-def test_auto_stays_there_if_django_allows_it(monkeypatch):
+def test_auto_stays_in_an_event_loop_if_django_allows_it(monkeypatch):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
 
     def cell():
@@ -41,7 +41,7 @@ def test_auto_stays_there_if_django_allows_it(monkeypatch):
     assert (report.succeeded, report.chosen) == (2, "serial")
 
 
-def test_auto_of_pipeline_and_block_leave_it_too():
+def test_auto_of_pipeline_and_block_leaves_an_event_loop():
     one = operations.save_person.using(executor="auto", workers=1)
     find = pooled_operation(lambda key: Person.objects.get(pk=key).name, executor="auto", workers=1, progress=False)
     assert in_coroutine(lambda: (one | find).map(["a", "b"])).values == ["a", "b"]

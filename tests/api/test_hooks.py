@@ -31,7 +31,7 @@ def test_hooks_run_before_and_after_each_fork(start_method):
     assert {name for _, name in after} == {str(connections["default"].settings_dict["NAME"])}
 
 
-def test_a_block_calls_them_when_it_is_entered(start_method):
+def test_block_calls_hooks_when_it_is_entered(start_method):
     with concurrent_saves(start_method=start_method, workers=1, transaction=None, **BOTH) as saves:
         assert [pid for pid, _ in hooks.take("before")] == [os.getpid()]
         pid = saves.submit(os.getpid).result(30)
@@ -51,7 +51,7 @@ def test_hooks_run_for_a_replacement(start_method):
 
 
 @pytest.mark.parametrize("executor", ["thread", "serial"])
-def test_no_process_no_hook(executor):
+def test_hooks_are_not_called_without_processes(executor):
     assert operations.doubles.using(executor=executor, **BOTH).map([1, 2]).ok
     assert hooks.take("before") == hooks.take("after") == []
 
@@ -66,7 +66,7 @@ def test_hooks_run_once_per_process_of_a_foreign_executor():
         assert [pid for pid, _ in hooks.take("before")] == [os.getpid()] * 2
 
 
-def test_an_error_before_is_raised_before_anything_starts(start_method):
+def test_before_fork_error_is_raised_before_anything_starts(start_method):
     read = []
     operation = operations.doubles.using(
         start_method=start_method, before_fork=hooks.fails, after_fork=hooks.notes_after
@@ -78,7 +78,7 @@ def test_an_error_before_is_raised_before_anything_starts(start_method):
     assert read == hooks.take("after") == []
 
 
-def test_an_error_after_is_a_worker_that_cannot_start(start_method):
+def test_after_fork_error_is_a_worker_that_cannot_start(start_method):
     operation = operations.doubles.using(start_method=start_method, after_fork=hooks.fails)
     with pytest.raises(ConnectionRefusedError, match="no broker") as caught:
         operation.map(range(3))

@@ -179,7 +179,7 @@ def test_atomic_migration_runs_on_mariadb():
     assert Thing.objects.using("mariadb").get().visits == 1
 
 
-def test_a_router_can_keep_it_from_a_database(settings):
+def test_router_can_keep_run_pooled_from_a_database(settings):
     Thing.objects.create()
     settings.DATABASE_ROUTERS = ["tests.api.test_migrations.OnlyWithHint"]
     run_in_an_editor(RunPooled(visit, queryset="tests.Thing"), "default", atomic=False)
@@ -307,13 +307,13 @@ def label_of(order):
     return order.customer_id
 
 
-def test_functions_of_a_row_and_of_a_row_and_the_apps():
+def test_function_may_take_a_row_and_the_apps():
     Thing.objects.create()
     run_in_an_editor(RunPooled(visit_by_apps, queryset="Thing", start_method="spawn"), "default", atomic=False)
     assert Thing.objects.get().visits == 7
 
 
-def test_a_way_back():
+def test_reverse_fn_runs_backwards_and_is_required_for_it():
     Thing.objects.create()
     assert not RunPooled(visit, queryset="Thing").reversible
     with pytest.raises(NotImplementedError, match="reverse_fn"):
@@ -375,7 +375,7 @@ def test_mistake_is_reported_when_the_migration_is_imported(arguments, error, to
         RunPooled(**arguments)
 
 
-def test_a_function_that_gives_no_queryset():
+def test_queryset_function_without_a_queryset_is_refused():
     with pytest.raises(InvalidOperation, match="no queryset"):
         run_in_an_editor(RunPooled(visit, queryset=takes_one), "default", atomic=False)
 

@@ -98,7 +98,7 @@ VALUES = {
 }
 
 
-def test_every_option_is_tried_below():
+def test_every_option_has_values_to_round_trip():
     assert set(VALUES) == Options.names()
 
 

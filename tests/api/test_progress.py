@@ -69,7 +69,7 @@ def test_a_real_bar_is_drawn_without_a_monitor_thread(monkeypatch):
 
 
 @pytest.mark.parametrize(("terminal", "drawn"), [(True, True), (False, False)])
-def test_by_default_a_bar_is_drawn_on_a_terminal_only(monkeypatch, terminal, drawn):
+def test_bar_is_drawn_on_a_terminal_only_by_default(monkeypatch, terminal, drawn):
     stderr = io.StringIO()
     stderr.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stderr)

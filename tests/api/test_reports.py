@@ -41,7 +41,7 @@ def test_failures_are_grouped_by_cause():
     assert len(outcomes) == 5
 
 
-def test_a_person_can_read_it():
+def test_report_prints_as_text_for_people():
     text = str(report_of())
     assert "10 objects" in text
     assert "5 x ValueError, first at index 1: 1" in text

@@ -203,7 +203,7 @@ def draw(number):
     return type(Shape.objects.get(pk=shape.pk)).__name__
 
 
-def test_polymorphic(pool):
+def test_polymorphic_children_are_saved_as_in_a_loop(pool):
     report, tables = compare(draw, pool, people_and_a_taken_title, numbers)
     assert report.failed == 3
     assert [row["polymorphic_ctype_id"] for row in tables["third_party.Shape"]].count("strip") == 10
@@ -282,7 +282,7 @@ def test_guardian(pool):
     assert len(tables["guardian.GroupObjectPermission"]) == 17
 
 
-def test_all_three_in_fresh_processes(fresh_pool):
+def test_third_party_apps_work_in_fresh_processes(fresh_pool):
     """Which have the settings that the test overrides, with its router."""
     for operation, prepare, objects in (
         (publish, people_and_a_taken_title, numbers),

@@ -60,13 +60,13 @@ def test_hostile_exceptions_are_rolled_back(transactional_db, executor, transact
 
 
 @pytest.mark.parametrize("executor", ["serial", "thread", "process"])
-def test_a_pipeline_has_an_outcome_for_each_of_them(executor):
+def test_pipeline_has_an_outcome_for_each_hostile_exception(executor):
     first = raises_hostile.using(executor=executor)
     check_report((first | first).map(BETWEEN))
 
 
 @pytest.mark.parametrize("executor", ["serial", "thread", "process"])
-def test_a_future_gives_each_of_them(executor):
+def test_future_gives_each_hostile_exception(executor):
     options = {"executor": executor, "workers": 2, "transaction": None, "progress": False}
     with concurrent_saves(on_failure="collect", **options) as saves:
         futures = [saves.submit(raises_hostile, name) for name in BETWEEN]
@@ -76,7 +76,7 @@ def test_a_future_gives_each_of_them(executor):
     assert saves.report.failed == 2 * len(NAMES)
 
 
-def test_an_object_may_raise_them_when_it_is_pickled():
+def test_hostile_exception_may_come_out_of_pickling():
     names = [name for name in NAMES if issubclass(type(hostile.make(name)), Exception)]
     objects = [hostile.HostileToPickle(name) for name in names]
     report = raises_hostile.using(start_method="fork").map(objects)

@@ -43,7 +43,7 @@ def test_system_exit_is_that_objects_failure(pool):
 
 
 @pytest.mark.parametrize("name", cases.RAISED)
-def test_a_future_raises_it(name):
+def test_future_raises_an_exception_that_cannot_be_pickled(name):
     with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
         error = saves.submit(cases.raises, name).exception(30)
         assert error is not None

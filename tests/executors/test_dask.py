@@ -83,7 +83,7 @@ class TestDesk:
         assert len(run_state._begun) == 1
         assert not any(run_state.begin(number, number) for number in range(1, 1000))
 
-    def test_another_process_does_not_begin_it(self, run_state):
+    def test_task_of_another_run_is_not_begun(self, run_state):
         assert _dask_worker.run_task("another token", 1, 1, b"") is None
 
     def test_workers_with_other_code_are_not_given_the_run(self, monkeypatch):

@@ -79,7 +79,7 @@ def visit_all(rows, alias):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_row_of_a_table(alias, size):
+def test_every_row_of_a_large_table_is_visited_once(alias, size):
     rows = fill(Thing, alias, size)
     assert visit_all(rows.all(), alias).succeeded == size
     assert rows.filter(visits=1).count() == size
