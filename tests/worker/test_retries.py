@@ -7,7 +7,6 @@ import pytest
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 
 from poolsave import Status, pooled_operation
-from poolsave._db import error_codes as _sqlstates
 from tests.models import Badge, Person, Tag
 from tests.support import operations
 
@@ -150,56 +149,3 @@ def test_an_object_s_own_failure_is_not_tried_again(server, on):
     Person(name="a").save(using=server)
     report = on(operations.save_person).map(["a"])
     assert [(failure.attempts, type(failure.error)) for failure in report.failures] == [(1, IntegrityError)]
-
-
-class Made(Exception):
-    def __init__(self, **facts):
-        super().__init__("made")
-        self.__dict__.update(facts)
-
-
-@pytest.mark.parametrize(
-    ("facts", "transient", "lost"),
-    [
-        ({"sqlstate": "40001"}, True, False),
-        ({"pgcode": "40P01"}, True, False),
-        ({"sqlstate": "55P03"}, True, False),
-        ({"sqlstate": "08006"}, True, True),
-        ({"pgcode": "57P01"}, True, True),
-        ({"sqlstate": "40003"}, False, True),
-        ({"sqlstate": "23505"}, False, False),
-        ({"sqlstate": "57014"}, False, False),
-        ({"sqlite_errorname": "SQLITE_BUSY"}, True, False),
-        ({"sqlite_errorname": "SQLITE_LOCKED_SHAREDCACHE"}, True, False),
-        ({"sqlite_errorname": "SQLITE_CONSTRAINT_UNIQUE"}, False, False),
-        ({}, False, False),
-    ],
-)
-def test_error_codes_decide_what_is_transient_and_what_lost(facts, transient, lost):
-    error = Made(**facts)
-    assert _sqlstates.is_transient(error) is transient
-    assert _sqlstates.connection_lost(error) is lost
-    wrapped = OperationalError("wrapped")
-    wrapped.__cause__ = error
-    assert _sqlstates.is_transient(wrapped) is transient
-
-
-@pytest.mark.parametrize(
-    ("code", "transient", "lost"),
-    [
-        (1213, True, False),
-        (1205, True, False),
-        (1020, True, False),
-        (1040, True, False),
-        (1969, False, False),
-        (1062, False, False),
-        (1927, True, True),
-        (2006, True, True),
-        (2013, True, True),
-        (2055, True, True),
-    ],
-)
-def test_mysql_has_numbers_of_its_own(code, transient, lost):
-    error = type("OperationalError", (Exception,), {"__module__": "pymysql.err"})(code, "text")
-    assert _sqlstates.is_transient(error) is transient
-    assert _sqlstates.connection_lost(error) is lost
