@@ -268,7 +268,7 @@ def test_stage_never_runs_inside_the_transaction_of_another(options, transaction
 @pytest.mark.parametrize("transaction", ["object", "chunk"])
 @pytest.mark.parametrize("saved_by", [pytest.param({}, id="fused"), *APART])
 def test_a_slow_stage_in_sixteen_threads_holds_no_lock(saved_by, transaction):
-    """All threads are inside the slow stage when one of them asks whether SQLite's write lock is to be had."""
+    """All threads are inside the slow stage when one of them tries to take SQLite's write lock."""
     barrier = threading.Barrier(16)
 
     @pooled_operation(transaction=None, progress=False)
