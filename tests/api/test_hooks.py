@@ -5,7 +5,6 @@ import os
 import pytest
 from django.db import connections
 
-from poolsave._runs.progress import open_progress  # noqa
 from poolsave import InvalidOption, concurrent_saves
 from tests.support import hooks, operations, pools
 
