@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from django.core.checks import CheckMessage
-from django.db import connections, transaction
 
-from ._db.transactions import check_can_commit
+from ._db.mysql import call_guarded, mysql_aliases
+from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
+from ._pickling.values import to_wire
 from ._pipelines.planning import options_of_the_run, plan_segments
 from ._pipelines.report import PipelineReport
 from ._pipelines.run import pipeline_run_of
@@ -19,8 +20,9 @@ from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
 from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption
+from .executors.serial import LocalMarks
 from .options import Options, check
-from .outcomes import DROP, Outcome
+from .outcomes import DROP, Outcome, Status
 
 if TYPE_CHECKING:
     from .operations import PooledOperation
@@ -71,7 +73,7 @@ class Pipeline(Generic[A, C]):
         Returns:
             What came out: nothing if it was dropped, several values if a stage gives several.
         """
-        return call_stages(self.__poolsave_stages__, args, kwargs, transactions=False)
+        return call_stages(self.__poolsave_stages__, args, kwargs, values_of)
 
     def map(self, objects: Iterable[A]) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
@@ -167,8 +169,8 @@ class Pipeline(Generic[A, C]):
         return f"<Pipeline {' | '.join(segments)}>"
 
 
-def call_in_block(pipeline: Pipeline[Any, Any], options: Options) -> StagesAsCall:
-    """Give all stages as one call of a block with these options.
+def call_in_block(pipeline: Pipeline[Any, Any], options: Options, *, crosses: bool) -> StagesAsCall:
+    """Give all stages as one call of a block with these options. `crosses`: its value goes to another process.
 
     Raises:
         InvalidOption: if the transaction of the block would swallow that of a stage.
@@ -184,49 +186,77 @@ def call_in_block(pipeline: Pipeline[Any, Any], options: Options) -> StagesAsCal
                 f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
                 "own, or map the pipeline outside of the block",
             )
-    return StagesAsCall(stages, transactions=options.transaction is None)
+    return StagesAsCall(stages, transactions=options.transaction is None, crosses=crosses)
 
 
 class StagesAsCall:
-    """A pipeline as a function of one object, for workers that run calls."""
+    """A pipeline as a function of one object, for workers that run calls.
 
-    def __init__(self, operations: tuple[PooledOperation[..., Any], ...], *, transactions: bool) -> None:
+    With `transactions` each stage runs in the transaction that it declares. What is known of these afterwards, if that
+    is more than a value or an error, is raised as CallEnded.
+    """
+
+    def __init__(self, operations: Sequence[PooledOperation[..., Any]], *, transactions: bool, crosses: bool) -> None:
         self._operations = operations
         self._transactions = transactions
+        self._crosses = crosses
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return call_stages(self._operations, args, kwargs, transactions=self._transactions)
+        if not self._transactions:
+            return call_stages(self._operations, args, kwargs, values_of)
+        flaws: list[BaseException] = []
+        values = call_stages(self._operations, args, kwargs, partial(values_in_transaction, flaws))
+        if flaws:
+            # Not returned but raised, so the value does not pass through what pickles values.
+            value = to_wire(values) if self._crosses else values
+            raise CallEnded(AttemptResult(Status.SUCCEEDED, value, flaws[0]))
+        return values
 
 
 def call_stages(
     operations: Sequence[PooledOperation[..., Any]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    *,
-    transactions: bool,
+    run: Callable[[PooledOperation[..., Any], tuple[Any, ...], Mapping[str, Any]], list[Any]],
 ) -> list[Any]:
-    """Call all stages, one after the other; with `transactions`, each in the transaction that it declares."""
+    """Call all stages, one after the other."""
     first, *others = operations
-    values = _values_of(first, args, kwargs, transactions=transactions)
+    values = run(first, args, kwargs)
     for operation in others:
-        values = [after for value in values for after in _values_of(operation, (value,), {}, transactions=transactions)]
+        values = [after for value in values for after in run(operation, (value,), {})]
     return values
 
 
-def _values_of(
-    operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, transactions: bool
-) -> list[Any]:
-    options = operation.options if transactions else None
-    with ExitStack() as stack:
-        if options is not None and options.transaction is not None:
-            for alias in options.databases:
-                stack.enter_context(transaction.atomic(using=alias))
-        given = operation(*args, **kwargs)
-        if options is not None and options.transaction is not None:
-            check_can_commit(connections[alias] for alias in options.databases)
+def values_of(operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Call one stage, and give the values that go on."""
+    given = operation(*args, **kwargs)
     if operation.__poolsave_spec__().expands:
         return list(given)
     return [] if given is DROP else [given]
+
+
+def values_in_transaction(
+    flaws: list[BaseException], operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Do the same in the transaction that the stage declares. `flaws` gets what its `on_commit` callbacks raise.
+
+    Raises:
+        CallEnded: if it is unknown whether the transaction was committed.
+    """
+    call = partial(values_of, operation, args, kwargs)
+    options = operation.options
+    if options.transaction is None:
+        return call()
+    guarded = partial(call_guarded, call, mysql_aliases(options.databases))
+    attempt = run_in_transaction(guarded, LocalMarks(), 0, options.databases)
+    if attempt.status is Status.LOST:
+        raise CallEnded(attempt) from attempt.error
+    if attempt.error is not None:
+        if attempt.status is Status.FAILED:
+            raise attempt.error
+        flaws.append(attempt.error)
+    values: list[Any] = attempt.value
+    return values
 
 
 def joined(first: Any, second: Any) -> Pipeline[Any, Any]:

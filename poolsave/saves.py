@@ -234,7 +234,7 @@ class Saves:
     def _checked_function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Give what the workers call, if they can find it. A pipeline is one call."""
         if isinstance(fn, Pipeline):
-            fn = call_in_block(fn, self._options)
+            fn = call_in_block(fn, self._options, crosses=self._crosses)
         if self._crosses:
             if self._by_name:
                 check_not_from_shell(fn)
