@@ -12,9 +12,8 @@ from django.core.checks import CheckMessage
 from ._db.mysql import call_guarded, mysql_aliases
 from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
 from ._pickling.values import to_wire
-from ._pipelines.planning import options_of_the_run, plan_segments
+from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segments
 from ._pipelines.report import PipelineReport
-from ._pipelines.run import pipeline_run_of
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec

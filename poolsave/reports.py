@@ -228,12 +228,10 @@ class Report(Generic[R]):
         failures = self.failures
         if failures:
             errors = [with_location_note(outcome, of_rows=self._queryset is not None) for outcome in failures]
+            causes = [f"{len(outcomes)} x {format_error_key(cause)}" for cause, outcomes in self.by_cause().items()]
             raise OperationsFailed(
-                f"{len(failures)} of {self.total} objects failed or were lost: {self._causes()}", errors, self
+                f"{len(failures)} of {self.total} objects failed or were lost: {', '.join(causes)}", errors, self
             )
-
-    def _causes(self) -> str:
-        return ", ".join(f"{len(outcomes)} x {format_error_key(cause)}" for cause, outcomes in self.by_cause().items())
 
     def __str__(self) -> str:
         lines = [

@@ -21,12 +21,11 @@ from ._environment.localization import Localization
 from ._pickling.values import check_not_from_shell, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
-from ._runs.instances import InstanceLocks
-from ._runs.operation_spec import OperationSpec
+from ._runs.operation_spec import OperationSpec, as_queryset
 from ._runs.preflight import check_no_open_transaction, check_queryset, is_forked, is_in_block
 from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
-from ._runs.querysets import KeysetPages, as_queryset
+from ._runs.querysets import KeysetPages
 from ._runs.signals import InterruptGuard
 from ._runtime.foreign_exceptions import attach_report, is_a
 from ._worker.context import CapturedContext
@@ -299,3 +298,27 @@ class MapResults:
         with self._changed:
             self._changed.wait_for(lambda: self.report.total >= expected)
         self.report._finish()
+
+
+class InstanceLocks:
+    """A lock for each instance that is being saved; instances are told apart by `is`."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def enter(self, instance: object, *, wait: bool) -> bool:
+        """Wait until no other save of the instance is under way. False if one is, and there is to be no waiting.
+
+        The caller keeps the instance alive until `leave`. Otherwise another instance could get its id.
+        """
+        while True:
+            lock = self._locks.setdefault(id(instance), threading.Lock())
+            if not lock.acquire(blocking=wait):
+                return False
+            if self._locks.get(id(instance)) is lock:
+                return True
+            lock.release()  # the save that held it has ended, and removed it
+
+    def leave(self, instance: object) -> None:
+        """End the save that entered."""
+        self._locks.pop(id(instance)).release()

@@ -1,6 +1,6 @@
 """One run of `map`, `starmap` or `stream` in the caller's thread: engine, interrupts, order, report.
 
-`run_of` makes the run of one operation, `_pipelines.run` that of a pipeline. Blocks have a BlockDriver instead.
+`run_of` makes the run of one operation, `_pipelines.planning` that of a pipeline. Blocks have a BlockDriver instead.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -23,12 +24,10 @@ from ..errors import InsideTransaction
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
-from .operation_spec import OperationSpec
-from .ordering import Reorderer
+from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
 from .preparation import ProcessPools, prepare_run
 from .progress import advance_progress, open_progress
-from .querysets import source_of
 from .signals import InterruptGuard
 
 AnyReport = TypeVar("AnyReport", bound=Report[Any])
@@ -202,7 +201,7 @@ class Run(Generic[AnyReport]):
 
     def _apply_interrupts(self) -> None:
         error = self._source.error
-        interrupted = is_a(error, KeyboardInterrupt) or is_a(error, SystemExit)
+        interrupted = error is not None and (is_a(error, KeyboardInterrupt) or is_a(error, SystemExit))
         if self._interrupts.count or interrupted:
             self._engine.halt("interrupted")
         if self._interrupts.count > 1:
@@ -247,6 +246,39 @@ class Run(Generic[AnyReport]):
             raise error
         if self._options.on_failure == "raise":
             self.report.raise_if_failed()
+
+
+class Reorderer:
+    """Holds batches back until everything before them has left.
+
+    An object has one outcome, unless a stage with `expand` has made several values of it. Then each outcome comes in a
+    batch of its own.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[OutcomeBatch]] = {}
+        self._expected: dict[int, int] = {}
+        """How many batches there are for an object, by its index, once that is known."""
+        self.undelivered = 0
+        """How many outcomes wait."""
+
+    def in_input_order(self, batches: Iterator[OutcomeBatch]) -> Iterator[OutcomeBatch]:
+        """Give the batches in the order of the input, and the outcomes of one object in the order of its values."""
+        next_index = 0
+        for batch in batches:
+            self._hold(batch)
+            while next_index in self._waiting and len(self._waiting[next_index]) == self._expected.get(next_index):
+                del self._expected[next_index]
+                group = sorted(self._waiting.pop(next_index), key=attrgetter("path"))
+                next_index += len(group[0].values)
+                self.undelivered -= sum(len(ready.values) for ready in group)
+                yield from group
+
+    def _hold(self, batch: OutcomeBatch) -> None:
+        self._waiting.setdefault(batch.first, []).append(batch)
+        self.undelivered += len(batch.values)
+        if batch.outcomes_of_object:
+            self._expected[batch.first] = batch.outcomes_of_object
 
 
 class OutcomeIterator(Iterator[Outcome[Any]]):
