@@ -49,6 +49,7 @@ class PooledOperation(Generic[P, R]):
     ) -> None:
         refuse_unsuitable_function(func, expands=self._expands)
         self._func = func
+        self._name = name_of(func)
         self._explicit = dict(check(options or {}))
         self._constants = dict(constants or {})
         self._owner = owner
@@ -135,11 +136,11 @@ class PooledOperation(Generic[P, R]):
             spec = self.__poolsave_spec__()
         except InvalidOption as error:
             return [as_check_error(error)]
-        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{name_of(self._func)}")
+        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{self._name}")
 
     def __poolsave_spec__(self) -> OperationSpec:
         return OperationSpec(
-            name=name_of(self._func).rpartition("<locals>.")[2],
+            name=self._name.rpartition("<locals>.")[2],
             function=self._bound_function,
             constants=self._constants,
             options=self.options,
@@ -187,7 +188,7 @@ class PooledOperation(Generic[P, R]):
         return type(self)(self._func, self._explicit, self._constants, (instance,))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        name = name_of(self._func)
+        name = self._name
         public = find(self._func.__module__, name)
         if public is self:
             return name
@@ -196,7 +197,7 @@ class PooledOperation(Generic[P, R]):
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
-        return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({arguments})>"
+        return f"<PooledOperation {self._func.__module__}.{self._name}({arguments})>"
 
 
 def _restore(kind: type[PooledOperation[..., Any]], base: Any, *arguments: Any) -> PooledOperation[..., Any]:

@@ -114,11 +114,10 @@ class Saves:
         # None for inline executors: their calls run under the language and time zone of the caller.
         self._localization = None if job.environment is None else job.environment.localization
         self._covered = () if job.environment is None else configured_aliases(options.databases)
-        self._report: Report[Any] = Report(keep=options.keep)
         self._pickled_functions: set[Any] = set()
         self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
-        self._driver = BlockDriver(prepared, options, self._report, progress)
+        self._driver = BlockDriver(prepared, options, progress)
         self._block = block  # so that it lives as long as this object does, for callers of __enter__()
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
@@ -128,7 +127,7 @@ class Saves:
     @property
     def report(self) -> Report[Any]:
         """The Report of everything that went through the block; complete when the block has been left."""
-        return self._report
+        return self._driver.report
 
     def save(self, obj: M, /, **save_kwargs: Any) -> concurrent.futures.Future[M]:
         """Run `obj.save(**save_kwargs)` in a worker, and give a future of `obj` itself.
@@ -267,13 +266,13 @@ class Saves:
             return
         if interrupts.count:
             interruption = interrupts.as_exception()
-            attach_report(interruption, self._report)
+            attach_report(interruption, self.report)
             raise interruption
         if self._driver.fatal is not None:
-            attach_report(self._driver.fatal, self._report)
+            attach_report(self._driver.fatal, self.report)
             raise self._driver.fatal
         if self._options.on_failure == "raise":
-            self._report.raise_if_failed()
+            self.report.raise_if_failed()
 
 
 def _calls(fn: Callable[[Any], Any], objects: Iterable[Any]) -> Iterator[Request]:

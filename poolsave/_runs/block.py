@@ -36,14 +36,13 @@ ASSUMED_CHUNK = 64
 class BlockDriver:
     """Owns the engine after `start`. Other threads only put calls into the source and set flags."""
 
-    def __init__(self, prepared: Prepared, options: Options, report: Report[Any], progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, options: Options, progress: Progress) -> None:
         self._job = prepared.job
         self._decided = prepared.decided
         self._source = CallSource()
         self._engine = Engine(prepared.executor, prepared.job, options, self._source)
-        self._report = report
-        report.statistics = self._engine.statistics
-        report.statistics.item_of = _item_of
+        self._engine.statistics.item_of = lambda call: call.request.item
+        self.report: Report[Any] = Report(keep=options.keep, statistics=self._engine.statistics)
         self._progress = progress
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._lock = threading.RLock()
@@ -71,9 +70,7 @@ class BlockDriver:
             raise
 
     def _undo_start(self) -> None:
-        if (
-            self._thread is not None and self._thread.ident is not None
-        ):  # a second Ctrl-C came when the thread ran already
+        if self._thread is not None and self._thread.ident is not None:  # a second Ctrl-C came when it ran already
             self.close("the start was broken off")
         else:
             self._closing = True
@@ -195,7 +192,7 @@ class BlockDriver:
             self._unfinished.discard(call)
             self._release(call)
         batch, results = receive_values(batch, calls)
-        self._report._add(batch)
+        self.report._add(batch)
         for offset, call in enumerate(calls):
             with self._halting():
                 if call.listener is not None:
@@ -229,7 +226,7 @@ class BlockDriver:
             unfinished, self._unfinished = self._unfinished, set()
         for call in unfinished:  # only if the engine itself broke down
             self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
-        self._report._finish(self._engine.stopped, decided=self._decided)
+        self.report._finish(self._engine.stopped, decided=self._decided)
         with self._halting():
             self._progress.close()
 
@@ -237,10 +234,6 @@ class BlockDriver:
 def _default_window(options: Options) -> int:
     size = ASSUMED_CHUNK if options.chunksize == "auto" else options.chunksize
     return CHUNKS_PER_WORKER * options.workers * size
-
-
-def _item_of(call: PendingCall) -> Any:
-    return call.request.item
 
 
 class CallSource(QueueSource):

@@ -257,8 +257,6 @@ class Reorderer:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[OutcomeBatch]] = {}
-        self._expected: dict[int, int] = {}
-        """How many batches there are for an object, by its index, once that is known."""
         self.undelivered = 0
         """How many outcomes wait."""
 
@@ -266,19 +264,17 @@ class Reorderer:
         """Give the batches in the order of the input, and the outcomes of one object in the order of its values."""
         next_index = 0
         for batch in batches:
-            self._hold(batch)
-            while next_index in self._waiting and len(self._waiting[next_index]) == self._expected.get(next_index):
-                del self._expected[next_index]
+            self._waiting.setdefault(batch.first, []).append(batch)
+            self.undelivered += len(batch.values)
+            while self._is_complete(next_index):
                 group = sorted(self._waiting.pop(next_index), key=attrgetter("path"))
                 next_index += len(group[0].values)
                 self.undelivered -= sum(len(ready.values) for ready in group)
                 yield from group
 
-    def _hold(self, batch: OutcomeBatch) -> None:
-        self._waiting.setdefault(batch.first, []).append(batch)
-        self.undelivered += len(batch.values)
-        if batch.outcomes_of_object:
-            self._expected[batch.first] = batch.outcomes_of_object
+    def _is_complete(self, index: int) -> bool:
+        group = self._waiting.get(index)
+        return group is not None and group[-1].outcomes_of_object == len(group)  # the last one has their number
 
 
 class OutcomeIterator(Iterator[Outcome[Any]]):
