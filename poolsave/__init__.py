@@ -42,7 +42,6 @@ from .outcomes import DROP, Outcome, Status
 from .pipelines import Pipeline
 from .reports import Report
 from .saves import Saves, concurrent_saves
-from .streams import OutcomeStream
 
 __all__ = [
     "DROP",
@@ -54,7 +53,6 @@ __all__ = [
     "OperationsFailed",
     "Options",
     "Outcome",
-    "OutcomeStream",
     "Pipeline",
     "PooledOperation",
     "PoolsaveError",

@@ -155,7 +155,7 @@ class TimedOut(PoolsaveError, TimeoutError):
 
 
 class RemoteError(PoolsaveError):
-    """Replaces an exception that cannot be sent from the worker to the caller.
+    """Replaces an exception whose class the caller cannot import, such as one that is defined in a function.
 
     `class_path` is the dotted path of the original class, `message` its text, `arguments` the repr of its args.
     """

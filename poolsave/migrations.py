@@ -15,7 +15,8 @@ from django.db.migrations.writer import MigrationWriter
 from django.db.models.signals import post_migrate, pre_migrate
 from django.dispatch import receiver
 
-from ._pipelines.run import pipeline_run_of
+from ._pipelines.planning import pipeline_run_of
+from ._runs.functions import name_of
 from ._runs.run import Run, run_of
 from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
@@ -161,13 +162,13 @@ class RunPooled(Operation):
 
     def describe(self) -> str:
         """Describe the operation, for `migrate --plan` and `sqlmigrate`."""
-        rows = self.queryset if isinstance(self.queryset, str) else f"{_name(self.queryset)}()"
-        return f"Run {_name(self.fn)} over {rows} in a pool"
+        rows = self.queryset if isinstance(self.queryset, str) else f"{name_of(self.queryset)}()"
+        return f"Run {name_of(self.fn)} over {rows} in a pool"
 
     @property
     def migration_name_fragment(self) -> str:
         """The operation's part of an automatic migration name."""
-        name = "_".join(path.rpartition(".")[2].strip("<>") for path in _name(self.fn).split(" | "))
+        name = "_".join(path.rpartition(".")[2].strip("<>") for path in name_of(self.fn).split(" | "))
         return f"run_{name}"
 
 
@@ -208,7 +209,7 @@ def _call_of(
     names = [name for name in required if name not in first.__poolsave_spec__().constants]
     if len(names) not in (1, 2):
         raise InvalidOperation(
-            f"{_name(first)} takes {len(names)} arguments: a migration's function takes (row) or (row, apps)"
+            f"{name_of(first)} takes {len(names)} arguments: a migration's function takes (row) or (row, apps)"
         )
     return call_with_object if len(names) == 1 else call_with_row_and_apps
 
@@ -216,11 +217,6 @@ def _call_of(
 def call_with_row_and_apps(function: Callable[..., Any], constants: Mapping[str, Any], row: Any) -> Any:
     """Call the function with a row and the historical apps of the row's model."""
     return function(row, row._meta.apps, **constants)
-
-
-def _name(fn: Any) -> str:
-    name: str = getattr(fn, "__qualname__", None) or repr(fn)
-    return name
 
 
 class _OperationSerializer(BaseSerializer):

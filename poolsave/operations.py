@@ -6,7 +6,7 @@ The public entrance. A `Run` does the work; nothing starts here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
@@ -15,14 +15,13 @@ from django.core.checks import CheckMessage
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._runs.operation_spec import OperationSpec
-from ._runs.run import check_on_outcome, run_of
+from ._runs.run import run_of
 from ._worker.job import call_spread
 from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
 from .pipelines import A, B, C, Pipeline, Step, joined
-from .reports import FIRST_KEPT, Report
-from .streams import OutcomeStream
+from .reports import Report
 
 __all__ = ["PooledOperation", "pooled_operation"]
 
@@ -50,6 +49,7 @@ class PooledOperation(Generic[P, R]):
     ) -> None:
         refuse_unsuitable_function(func, expands=self._expands)
         self._func = func
+        self._name = name_of(func)
         self._explicit = dict(check(options or {}))
         self._constants = dict(constants or {})
         self._owner = owner
@@ -83,13 +83,11 @@ class PooledOperation(Generic[P, R]):
         func: Callable[..., R] = self._func
         return func(*self._owner, *args, **{**self._constants, **kwargs})
 
-    def map(self, objects: Iterable[Any], *, on_outcome: Callable[[Outcome[R]], object] | None = None) -> Report[R]:
+    def map(self, objects: Iterable[Any]) -> Report[R]:
         """Call the function once per object, over the pool, and report on every one of them.
 
         Args:
             objects: any iterable. It is read no further than the window, so a generator may be endless.
-            on_outcome: called here with each Outcome as soon as it is there, those that are skipped included. What it
-                raises ends the run: what has started is finished, and further outcomes are in the report only.
 
         Returns:
             A Report in input order. With `on_failure="collect"` (the default) failures are in it and are not raised.
@@ -100,21 +98,14 @@ class PooledOperation(Generic[P, R]):
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        check_on_outcome(on_outcome)
-        return run_of(self.__poolsave_spec__(), objects).complete(on_outcome)
+        return run_of(self.__poolsave_spec__(), objects).complete()
 
-    def starmap(
-        self,
-        argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
-        *,
-        on_outcome: Callable[[Outcome[R]], object] | None = None,
-    ) -> Report[R]:
+    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
-        check_on_outcome(on_outcome)
-        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete(on_outcome)
+        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete()
 
-    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> OutcomeStream[R]:
-        """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
+    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
+        """Run like `map`, and give each outcome as soon as it is there.
 
         Memory is bounded: no more than the window is in flight, and nothing is read ahead while the caller does not
         ask for more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops the pool.
@@ -126,7 +117,7 @@ class PooledOperation(Generic[P, R]):
         Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
             waited for inside atomic(); outside of it the stream goes on.
         """
-        return OutcomeStream(run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
+        return run_of(self.__poolsave_spec__(), objects).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
@@ -145,11 +136,11 @@ class PooledOperation(Generic[P, R]):
             spec = self.__poolsave_spec__()
         except InvalidOption as error:
             return [as_check_error(error)]
-        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{name_of(self._func)}")
+        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{self._name}")
 
     def __poolsave_spec__(self) -> OperationSpec:
         return OperationSpec(
-            name=name_of(self._func).rpartition("<locals>.")[2],
+            name=self._name.rpartition("<locals>.")[2],
             function=self._bound_function,
             constants=self._constants,
             options=self.options,
@@ -197,7 +188,7 @@ class PooledOperation(Generic[P, R]):
         return type(self)(self._func, self._explicit, self._constants, (instance,))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        name = name_of(self._func)
+        name = self._name
         public = find(self._func.__module__, name)
         if public is self:
             return name
@@ -206,7 +197,7 @@ class PooledOperation(Generic[P, R]):
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in (self._explicit | self._constants).items())
-        return f"<PooledOperation {self._func.__module__}.{name_of(self._func)}({arguments})>"
+        return f"<PooledOperation {self._func.__module__}.{self._name}({arguments})>"
 
 
 def _restore(kind: type[PooledOperation[..., Any]], base: Any, *arguments: Any) -> PooledOperation[..., Any]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from django.core.checks import CheckMessage
-from django.db import connections, transaction
 
-from ._db.transactions import check_can_commit
-from ._pipelines.planning import options_of_the_run, plan_segments
+from ._db.mysql import call_guarded, mysql_aliases
+from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
+from ._pickling.values import to_wire
+from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segments
 from ._pipelines.report import PipelineReport
-from ._pipelines.run import pipeline_run_of
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
-from ._runs.run import check_on_outcome
 from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption
+from .executors.serial import LocalMarks
 from .options import Options, check
-from .outcomes import DROP, Outcome
-from .reports import FIRST_KEPT
-from .streams import PipelineStream
+from .outcomes import DROP, Outcome, Status
 
 if TYPE_CHECKING:
     from .operations import PooledOperation
@@ -74,16 +72,13 @@ class Pipeline(Generic[A, C]):
         Returns:
             What came out: nothing if it was dropped, several values if a stage gives several.
         """
-        return call_stages(self.__poolsave_stages__, args, kwargs, transactions=False)
+        return call_stages(self.__poolsave_stages__, args, kwargs, values_of)
 
-    def map(
-        self, objects: Iterable[A], *, on_outcome: Callable[[Outcome[C]], object] | None = None
-    ) -> PipelineReport[C]:
+    def map(self, objects: Iterable[A]) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
 
         Args:
             objects: any iterable, or a queryset, whose rows the workers of the first stage fetch.
-            on_outcome: as in `PooledOperation.map`.
 
         Returns:
             A Report in input order, which also has a row per stage (`report.stages`).
@@ -95,23 +90,15 @@ class Pipeline(Generic[A, C]):
                 is finished, and with the Report as their attribute `report`. What had not started its next stage by
                 then is skipped there.
         """
-        check_on_outcome(on_outcome)
-        return pipeline_run_of(self._specs(), objects, self.__name__).complete(on_outcome)
+        return pipeline_run_of(self._specs(), objects, self.__name__).complete()
 
-    def starmap(
-        self,
-        argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
-        *,
-        on_outcome: Callable[[Outcome[C]], object] | None = None,
-    ) -> PipelineReport[C]:
+    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> PipelineReport[C]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
-        check_on_outcome(on_outcome)
         first, *others = self._specs()
-        stages = [replace(first, call=call_spread), *others]
-        return pipeline_run_of(stages, argument_sets, self.__name__).complete(on_outcome)
+        return pipeline_run_of([replace(first, call=call_spread), *others], argument_sets, self.__name__).complete()
 
-    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> PipelineStream[C]:
-        """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
+    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> Iterator[Outcome[C]]:
+        """Run like `map`, and give each outcome as soon as it is there.
 
         Memory is bounded by the windows of the stages, and nothing is read ahead while the caller does not ask for
         more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops all workers.
@@ -123,8 +110,7 @@ class Pipeline(Generic[A, C]):
         Raises:
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
-        run = pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT)
-        return PipelineStream(run, ordered=ordered)
+        return pipeline_run_of(self._specs(), objects, self.__name__).outcomes(ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, stage by stage, without running anything; see `PooledOperation.check`."""
@@ -182,8 +168,8 @@ class Pipeline(Generic[A, C]):
         return f"<Pipeline {' | '.join(segments)}>"
 
 
-def call_in_block(pipeline: Pipeline[Any, Any], options: Options) -> StagesAsCall:
-    """Give all stages as one call of a block with these options.
+def call_in_block(pipeline: Pipeline[Any, Any], options: Options, *, crosses: bool) -> StagesAsCall:
+    """Give all stages as one call of a block with these options. `crosses`: its value goes to another process.
 
     Raises:
         InvalidOption: if the transaction of the block would swallow that of a stage.
@@ -199,49 +185,77 @@ def call_in_block(pipeline: Pipeline[Any, Any], options: Options) -> StagesAsCal
                 f"{stage.options.databases!r}): open the block with transaction=None, by which each stage has its "
                 "own, or map the pipeline outside of the block",
             )
-    return StagesAsCall(stages, transactions=options.transaction is None)
+    return StagesAsCall(stages, transactions=options.transaction is None, crosses=crosses)
 
 
 class StagesAsCall:
-    """A pipeline as a function of one object, for workers that run calls."""
+    """A pipeline as a function of one object, for workers that run calls.
 
-    def __init__(self, operations: tuple[PooledOperation[..., Any], ...], *, transactions: bool) -> None:
+    With `transactions` each stage runs in the transaction that it declares. What is known of these afterwards, if that
+    is more than a value or an error, is raised as CallEnded.
+    """
+
+    def __init__(self, operations: Sequence[PooledOperation[..., Any]], *, transactions: bool, crosses: bool) -> None:
         self._operations = operations
         self._transactions = transactions
+        self._crosses = crosses
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return call_stages(self._operations, args, kwargs, transactions=self._transactions)
+        if not self._transactions:
+            return call_stages(self._operations, args, kwargs, values_of)
+        flaws: list[BaseException] = []
+        values = call_stages(self._operations, args, kwargs, partial(values_in_transaction, flaws))
+        if flaws:
+            # Not returned but raised, so the value does not pass through what pickles values.
+            value = to_wire(values) if self._crosses else values
+            raise CallEnded(AttemptResult(Status.SUCCEEDED, value, flaws[0]))
+        return values
 
 
 def call_stages(
     operations: Sequence[PooledOperation[..., Any]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    *,
-    transactions: bool,
+    run: Callable[[PooledOperation[..., Any], tuple[Any, ...], Mapping[str, Any]], list[Any]],
 ) -> list[Any]:
-    """Call all stages, one after the other; with `transactions`, each in the transaction that it declares."""
+    """Call all stages, one after the other."""
     first, *others = operations
-    values = _values_of(first, args, kwargs, transactions=transactions)
+    values = run(first, args, kwargs)
     for operation in others:
-        values = [after for value in values for after in _values_of(operation, (value,), {}, transactions=transactions)]
+        values = [after for value in values for after in run(operation, (value,), {})]
     return values
 
 
-def _values_of(
-    operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, transactions: bool
-) -> list[Any]:
-    options = operation.options if transactions else None
-    with ExitStack() as stack:
-        if options is not None and options.transaction is not None:
-            for alias in options.databases:
-                stack.enter_context(transaction.atomic(using=alias))
-        given = operation(*args, **kwargs)
-        if options is not None and options.transaction is not None:
-            check_can_commit(connections[alias] for alias in options.databases)
+def values_of(operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Call one stage, and give the values that go on."""
+    given = operation(*args, **kwargs)
     if operation.__poolsave_spec__().expands:
         return list(given)
     return [] if given is DROP else [given]
+
+
+def values_in_transaction(
+    flaws: list[BaseException], operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Do the same in the transaction that the stage declares. `flaws` gets what its `on_commit` callbacks raise.
+
+    Raises:
+        CallEnded: if it is unknown whether the transaction was committed.
+    """
+    call = partial(values_of, operation, args, kwargs)
+    options = operation.options
+    if options.transaction is None:
+        return call()
+    guarded = partial(call_guarded, call, mysql_aliases(options.databases))
+    attempt = run_in_transaction(guarded, LocalMarks(), 0, options.databases)
+    if attempt.status is Status.LOST:
+        raise CallEnded(attempt) from attempt.error
+    if attempt.error is not None:
+        if attempt.status is Status.FAILED:
+            raise attempt.error
+        flaws.append(attempt.error)
+    values: list[Any] = attempt.value
+    return values
 
 
 def joined(first: Any, second: Any) -> Pipeline[Any, Any]:

@@ -21,12 +21,11 @@ from ._environment.localization import Localization
 from ._pickling.values import check_not_from_shell, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
-from ._runs.instances import InstanceLocks
-from ._runs.operation_spec import OperationSpec
+from ._runs.operation_spec import OperationSpec, as_queryset
 from ._runs.preflight import check_no_open_transaction, check_queryset, is_forked, is_in_block
 from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
-from ._runs.querysets import KeysetPages, as_queryset
+from ._runs.querysets import KeysetPages
 from ._runs.signals import InterruptGuard
 from ._runtime.foreign_exceptions import attach_report, is_a
 from ._worker.context import CapturedContext
@@ -115,11 +114,10 @@ class Saves:
         # None for inline executors: their calls run under the language and time zone of the caller.
         self._localization = None if job.environment is None else job.environment.localization
         self._covered = () if job.environment is None else configured_aliases(options.databases)
-        self._report: Report[Any] = Report(keep=options.keep)
         self._pickled_functions: set[Any] = set()
         self._instances = InstanceLocks()
         progress = open_progress(options.progress, lambda: None, "concurrent_saves")
-        self._driver = BlockDriver(prepared, options, self._report, progress)
+        self._driver = BlockDriver(prepared, options, progress)
         self._block = block  # so that it lives as long as this object does, for callers of __enter__()
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
@@ -129,7 +127,7 @@ class Saves:
     @property
     def report(self) -> Report[Any]:
         """The Report of everything that went through the block; complete when the block has been left."""
-        return self._report
+        return self._driver.report
 
     def save(self, obj: M, /, **save_kwargs: Any) -> concurrent.futures.Future[M]:
         """Run `obj.save(**save_kwargs)` in a worker, and give a future of `obj` itself.
@@ -234,7 +232,7 @@ class Saves:
     def _checked_function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Give what the workers call, if they can find it. A pipeline is one call."""
         if isinstance(fn, Pipeline):
-            fn = call_in_block(fn, self._options)
+            fn = call_in_block(fn, self._options, crosses=self._crosses)
         if self._crosses:
             if self._by_name:
                 check_not_from_shell(fn)
@@ -268,13 +266,13 @@ class Saves:
             return
         if interrupts.count:
             interruption = interrupts.as_exception()
-            attach_report(interruption, self._report)
+            attach_report(interruption, self.report)
             raise interruption
         if self._driver.fatal is not None:
-            attach_report(self._driver.fatal, self._report)
+            attach_report(self._driver.fatal, self.report)
             raise self._driver.fatal
         if self._options.on_failure == "raise":
-            self._report.raise_if_failed()
+            self.report.raise_if_failed()
 
 
 def _calls(fn: Callable[[Any], Any], objects: Iterable[Any]) -> Iterator[Request]:
@@ -299,3 +297,27 @@ class MapResults:
         with self._changed:
             self._changed.wait_for(lambda: self.report.total >= expected)
         self.report._finish()
+
+
+class InstanceLocks:
+    """A lock for each instance that is being saved; instances are told apart by `is`."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def enter(self, instance: object, *, wait: bool) -> bool:
+        """Wait until no other save of the instance is under way. False if one is, and there is to be no waiting.
+
+        The caller keeps the instance alive until `leave`. Otherwise another instance could get its id.
+        """
+        while True:
+            lock = self._locks.setdefault(id(instance), threading.Lock())
+            if not lock.acquire(blocking=wait):
+                return False
+            if self._locks.get(id(instance)) is lock:
+                return True
+            lock.release()  # the save that held it has ended, and removed it
+
+    def leave(self, instance: object) -> None:
+        """End the save that entered."""
+        self._locks.pop(id(instance)).release()

@@ -38,6 +38,19 @@ class AttemptResult(NamedTuple):
     """Seconds that the COMMIT took."""
 
 
+class CallEnded(Exception):
+    """Raised by a call that has opened transactions itself, to say what is known of them."""
+
+    def __init__(self, attempt: AttemptResult) -> None:
+        super().__init__(attempt)
+        self.attempt = attempt
+
+
+def attempt_of(error: BaseException) -> AttemptResult:
+    """How a call without a transaction has ended that raised this."""
+    return error.attempt if is_a(error, CallEnded) else AttemptResult(Status.FAILED, error=error)
+
+
 def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     call: Callable[[], Any],
     marks: Marks,

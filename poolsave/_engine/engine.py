@@ -245,15 +245,12 @@ class Engine:
         chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
             del self._tasks[event.task]
-            self._learn(chunk)
+            size, inline = len(chunk.objects), self._executor.inline
+            self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline)
         if reply.values:
             batch = batch_from_reply(chunk, reply, self._settle)
             self.statistics.answered(reply.worker, reply.worker_time, batch)
             self._add(batch)
-
-    def _learn(self, chunk: Chunk) -> None:
-        inline = self._executor.inline
-        self._flow.learn(len(chunk.objects), chunk.seconds, timed_out=chunk.timed_out, inline=inline)
 
     def _died(self, event: Died) -> None:
         if event.worker is not None:

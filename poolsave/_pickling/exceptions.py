@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .._db.error_codes import sqlstate_of
 from .._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of, traceback_of
 from ..errors import RemoteError, WorkerTraceback
+from .exception_parts import pickle_exception
 
 HEADING = "Traceback (most recent call last):\n"
 
@@ -35,7 +35,7 @@ def record_exception(error: BaseException) -> ExceptionRecord:
         arguments=repr_of(args_of(error)),
         traceback=format_traceback(error),
         sqlstate=sqlstate_of(error),
-        pickled=_pickled(error),
+        pickled=pickle_exception(error),
     )
 
 
@@ -64,28 +64,6 @@ def _users_part(frames: TracebackType | None) -> TracebackType | None:
     while part is not None and part.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "poolsave":
         part = part.tb_next
     return part or frames
-
-
-def _pickled(error: BaseException) -> bytes | None:
-    buffer = io.BytesIO()
-    try:
-        _ExceptionPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(error)
-        data = buffer.getvalue()
-        copy = pickle.loads(data)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # whatever the exception's own pickling raises: the record replaces it
-        return None
-    return data if type(copy) is type(error) else None
-
-
-class _ExceptionPickler(pickle.Pickler):
-    """Uses the exceptions' own reduction. That of tblib, which Dask installs, loses the code of a SystemExit."""
-
-    def reducer_override(self, value: Any) -> Any:
-        return (
-            value.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if issubclass(type(value), BaseException) else NotImplemented
-        )
 
 
 def _restored(data: bytes | None) -> BaseException | None:

@@ -11,7 +11,8 @@ is limited to what that one can use. So a slow segment slows all segments before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -19,15 +20,14 @@ from typing import Any
 from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
+from .._reports.causes import exception_chain
 from .._reports.trials import Trial
-from .._runtime.foreign_exceptions import is_a
-from ..errors import ValueLost
+from .._runtime.foreign_exceptions import add_note, is_a, repr_of
+from ..errors import TimedOut, ValueLost, WorkerDied
 from ..options import Options
 from ..outcomes import Outcome, Status
-from .output import OutputBatches, annotate_origin
-from .planning import SegmentPlan
 from .report import StageCounter
-from .segment import Record, Segment, SegmentBuffer, SegmentResult
+from .segment import Record, Segment, SegmentBuffer, SegmentPlan, SegmentResult
 from .selector import ExecutorSelector
 
 
@@ -40,9 +40,9 @@ class PipelineEngine:
         options: Options,
         source: Source,
         counters: Sequence[StageCounter],
-        note_unsafe: Callable[[int], None],
+        unsafe: set[int],
     ) -> None:
-        """`note_unsafe` gets each object that has failed though something of it may have been committed."""
+        """`unsafe` gets the objects that have failed though something of them may have been committed."""
         self._options = options
         self._segments: list[Segment] = []
         self._buffers: list[SegmentBuffer] = []
@@ -58,7 +58,7 @@ class PipelineEngine:
         self._selector: ExecutorSelector | None = None
         self._ended = 0
         self._failed = 0
-        self._note_unsafe = note_unsafe
+        self._unsafe = unsafe
         self._expands = any(stage.expands for plan in plans for stage in plan.stages)
         self.stopped: str | None = None
         """Why feeding stopped before the input was exhausted."""
@@ -135,12 +135,9 @@ class PipelineEngine:
         for segment in self._segments:
             if segment.stopped is not None and self.stopped is None:
                 self.halt(segment.stopped)
-        if self.stopped is None and self._too_many_failures():
-            limit = self._options.max_failures
+        limit = self._options.max_failures
+        if self.stopped is None and max_failures_reached(limit, self._failed, self._ended):
             self.halt(f"{self._failed} of {self._ended} outcomes are failures (max_failures={limit!r})")
-
-    def _too_many_failures(self) -> bool:
-        return max_failures_reached(self._options.max_failures, self._failed, self._ended)
 
     def halt(self, reason: str) -> None:
         """Feed no more. What runs is finished; what a stage has not started is skipped there."""
@@ -267,9 +264,67 @@ class PipelineEngine:
         origin.ended += 1
         origin.unfinished -= 1
         if origin.failed and origin.saved and not origin.unfinished:
-            self._note_unsafe(origin.index)
+            self._unsafe.add(origin.index)
         self._output.add(record, value, worker, outcome)
 
 
 def _may_be_saved(outcome: Outcome[Any] | None) -> bool:
     return outcome is None or outcome.status in (Status.SUCCEEDED, Status.LOST)
+
+
+class OutputBatches:
+    """Gathers ended records. Those that stand side by side in the input share a batch."""
+
+    def __init__(self) -> None:
+        self._batches: list[OutcomeBatch] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def take(self) -> list[OutcomeBatch]:
+        """Give what has been gathered."""
+        batches, self._batches = self._batches, []
+        return batches
+
+    def add(self, record: Record, value: Any, worker: int | str | None, outcome: Outcome[Any] | None) -> None:
+        """Add a record that has ended."""
+        batch = self._open_batch(record, worker)
+        offset = len(batch.values)
+        if outcome is not None:
+            batch.notable[offset] = outcome
+        batch.values.append(value)  # type: ignore[attr-defined]
+        batch.objects.append(record.origin.item)  # type: ignore[attr-defined]
+        batch.seconds.append(record.seconds)  # type: ignore[union-attr]
+
+    def _open_batch(self, record: Record, worker: int | str | None) -> OutcomeBatch:
+        index = record.origin.index
+        if self._batches and not record.path:
+            last = self._batches[-1]
+            if not last.path and last.first + len(last.values) == index and last.worker == worker:
+                return last
+        batch = OutcomeBatch(index, [], array("d"), [], worker, {}, record.path)
+        if record.path:
+            batch = batch._replace(outcomes_of_object=0 if record.origin.unfinished else record.origin.ended)
+        self._batches.append(batch)
+        return batch
+
+
+def annotate_origin(
+    error: BaseException, record: Record, stages: Sequence[str], *, never_started: bool = False
+) -> None:
+    """Rewrite an error's item, index and stage to those of the original input object.
+
+    `stages` are the stages that the error may come from. `never_started` says that the stage needs a value that was
+    lost.
+    """
+    origin = record.origin
+    where = f"the stage {stages[0]!r}" if len(stages) == 1 else f"one of the stages {', '.join(map(repr, stages))}"
+    add_note(error, f"poolsave: in {where}, with what came of object {origin.index} of the input")
+    if record.flaw is not None:
+        add_note(error, f"poolsave: on the way there an on_commit callback raised {repr_of(record.flaw)}")
+    for cause in exception_chain(error):
+        if (is_a(cause, WorkerDied) or is_a(cause, TimedOut)) and cause.item is not None:
+            cause.item = origin.item
+        elif is_a(cause, ValueLost):
+            cause.index = origin.index
+            cause.stage = stages[0] if never_started else None

@@ -1,21 +1,25 @@
-"""Planning of a pipeline: which stages share workers, and the options of the whole run.
+"""The run of a pipeline, as it is put together: which stages share workers, and the options of the whole run.
 
-`_pipelines.run` and `Pipeline` call it before anything starts. No worker is started here.
+`Pipeline` and migrations call it. No worker is started here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
 
 from .._db.connections import worker_settings
-from .._runs.operation_spec import OperationSpec
+from .._runs.operation_spec import OperationSpec, source_of
+from .._runs.preflight import check_job_picklable
 from .._runs.preparation import executor_without_processes, prepare, prepare_early
-from .._worker.job import WorkerJob
+from .._runs.run import Run
 from .._worker.staged import StagedJob
 from ..errors import InvalidOption
-from ..executors import Executor
 from ..options import Options
+from .engine import PipelineEngine
+from .report import PipelineReport, StageCounter
+from .segment import SegmentPlan
 
 RUN_OPTIONS = ("keep", "max_failures", "on_failure", "progress")
 """Names of the options that belong to the whole run and not to a stage."""
@@ -27,12 +31,25 @@ MAX_STAGES = 16
 """Upper bound on the stages of a segment: a mark of one byte holds the number of the stage, too."""
 
 
-class SegmentPlan(NamedTuple):
-    """Stages side by side that run in the same workers, with their executor and job."""
+def pipeline_run_of(stages: Sequence[OperationSpec], objects: Iterable[Any], name: str) -> Run[PipelineReport[Any]]:
+    """Check everything that can be checked now, and make the run of a pipeline.
 
-    stages: Sequence[OperationSpec]
-    executor: Executor
-    job: WorkerJob
+    Raises:
+        PoolsaveError: what `prepare_segment` refuses.
+    """
+    options = options_of_the_run(stages)
+    stages = [stages[0].over(objects), *stages[1:]]
+    segments = [prepare_segment(segment) for segment in plan_segments(stages)]
+    _check_no_shared_executor(segments)
+    _share_serial_lock(segments)
+    for segment in segments:
+        segment.job.capture_context()
+        check_job_picklable(segment.executor, segment.job)  # before others have been started
+    source = source_of(objects, stages[0].queryset)
+    counters = [StageCounter(stage.name, stage.options.workers) for stage in stages]
+    report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset)
+    engine = PipelineEngine(segments, options, source, counters, report._unsafe)
+    return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments))
 
 
 def plan_segments(stages: Sequence[OperationSpec]) -> Iterator[list[OperationSpec]]:
@@ -105,3 +122,32 @@ def options_of_the_run(stages: Sequence[OperationSpec]) -> Options:
                 )
             merged[name], declared_by[name] = value, stage.name
     return stages[0].options.using(**merged)
+
+
+def _aliases_of_workers(segments: Sequence[SegmentPlan]) -> tuple[str, ...]:
+    outside = [stage for segment in segments if not segment.executor.inline for stage in segment.stages]
+    return tuple({alias: None for stage in outside for alias in stage.aliases})
+
+
+def _check_no_shared_executor(segments: Sequence[SegmentPlan]) -> None:
+    def identity(segment: SegmentPlan) -> int:
+        return id(segment.executor)
+
+    for _identity, same in groupby(sorted(segments, key=identity), key=identity):
+        first, *others = same
+        if others:
+            raise InvalidOption(
+                "executor",
+                first.executor,
+                f"the stages {first.stages[0].name!r} and {others[0].stages[0].name!r} would use this instance at the "
+                "same time: give each an instance of its own, or the same options, by which neighbours share workers",
+            )
+
+
+def _share_serial_lock(segments: Sequence[SegmentPlan]) -> None:
+    """Give all jobs one lock: threads take turns on a SQLite database in memory, across all segments."""
+    jobs = [segment.job for segment in segments]
+    jobs += [stage for job in jobs if isinstance(job, StagedJob) for stage in job.stages]
+    lock = next((job.serial_lock for job in jobs if job.serial_lock is not None), None)
+    for job in jobs:
+        job.serial_lock = lock if job.serial_lock is not None else None

@@ -14,10 +14,19 @@ from .._engine.crashes import StageMode
 from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
+from .._runs.operation_spec import OperationSpec
+from .._worker.job import WorkerJob
 from .._worker.staged import StagedJob
-from ..executors import Event, ProcessExecutor
+from ..executors import Event, Executor, ProcessExecutor
 from ..outcomes import DROP, Outcome, Status
-from .planning import SegmentPlan
+
+
+class SegmentPlan(NamedTuple):
+    """Stages side by side that run in the same workers, with their executor and job."""
+
+    stages: Sequence[OperationSpec]
+    executor: Executor
+    job: WorkerJob
 
 
 class InputObject:

@@ -1,29 +1,32 @@
 """The driver of a block: runs its engine in one thread, or with the serial executor in the thread that submits.
 
-`Saves` makes one and submits calls. What a call is, and what its future gets, is decided in `_worker.requests` and
-`results`.
+`Saves` makes one and submits calls. What a call is, is decided in `_worker.requests`.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
 from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._reports.causes import exception_chain
+from .._runtime.foreign_exceptions import is_a, set_cause
 from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
+from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
 from ..options import Options
-from ..outcomes import Status
+from ..outcomes import Outcome, Status
 from ..reports import Report
 from .preparation import Prepared
 from .progress import Progress, advance_progress
-from .results import receive_values, resolve_future
 from .signals import InterruptGuard
 
 ASSUMED_CHUNK = 64
@@ -33,14 +36,13 @@ ASSUMED_CHUNK = 64
 class BlockDriver:
     """Owns the engine after `start`. Other threads only put calls into the source and set flags."""
 
-    def __init__(self, prepared: Prepared, options: Options, report: Report[Any], progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, options: Options, progress: Progress) -> None:
         self._job = prepared.job
         self._decided = prepared.decided
         self._source = CallSource()
         self._engine = Engine(prepared.executor, prepared.job, options, self._source)
-        self._report = report
-        report.statistics = self._engine.statistics
-        report.statistics.item_of = _item_of
+        self._engine.statistics.item_of = lambda call: call.request.item
+        self.report: Report[Any] = Report(keep=options.keep, statistics=self._engine.statistics)
         self._progress = progress
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._lock = threading.RLock()
@@ -68,9 +70,7 @@ class BlockDriver:
             raise
 
     def _undo_start(self) -> None:
-        if (
-            self._thread is not None and self._thread.ident is not None
-        ):  # a second Ctrl-C came when the thread ran already
+        if self._thread is not None and self._thread.ident is not None:  # a second Ctrl-C came when it ran already
             self.close("the start was broken off")
         else:
             self._closing = True
@@ -192,7 +192,7 @@ class BlockDriver:
             self._unfinished.discard(call)
             self._release(call)
         batch, results = receive_values(batch, calls)
-        self._report._add(batch)
+        self.report._add(batch)
         for offset, call in enumerate(calls):
             with self._halting():
                 if call.listener is not None:
@@ -226,7 +226,7 @@ class BlockDriver:
             unfinished, self._unfinished = self._unfinished, set()
         for call in unfinished:  # only if the engine itself broke down
             self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
-        self._report._finish(self._engine.stopped, decided=self._decided)
+        self.report._finish(self._engine.stopped, decided=self._decided)
         with self._halting():
             self._progress.close()
 
@@ -234,10 +234,6 @@ class BlockDriver:
 def _default_window(options: Options) -> int:
     size = ASSUMED_CHUNK if options.chunksize == "auto" else options.chunksize
     return CHUNKS_PER_WORKER * options.workers * size
-
-
-def _item_of(call: PendingCall) -> Any:
-    return call.request.item
 
 
 class CallSource(QueueSource):
@@ -248,3 +244,67 @@ class CallSource(QueueSource):
         for call in taken:
             call.start()
         return taken
+
+
+def receive_values(batch: OutcomeBatch, calls: list[PendingCall]) -> tuple[OutcomeBatch, list[Any]]:
+    """Give the batch with the caller's objects in place of calls, and the results for the futures."""
+    values = list(batch.values)
+    results: list[Any] = [None] * len(calls)
+    notable: dict[int, Outcome[Any]] = {}
+    for offset, call in enumerate(calls):
+        outcome = batch.notable.get(offset)
+        if call.cancelled:
+            index = batch.first + offset
+            outcome = Outcome(index=index, status=Status.SKIPPED, item=call.request.item, attempts=0)
+        elif outcome is None or _has_value(outcome):
+            try:
+                values[offset], results[offset] = call.request.receive(values[offset])
+            except BaseException as error:  # a model attribute that refuses the key; the row is saved
+                outcome = _value_lost(batch.first + offset, error)
+        if outcome is not None:
+            _unwrap_item(outcome.error, call)
+            value = values[offset] if _has_value(outcome) else None
+            notable[offset] = replace(outcome, item=call.request.item, value=value)
+    return batch._replace(values=values, objects=[call.request.item for call in calls], notable=notable), results
+
+
+def _value_lost(index: int, cause: BaseException) -> Outcome[Any]:
+    error = ValueLost(index)
+    set_cause(error, cause)
+    return Outcome(index=index, status=Status.SUCCEEDED, error=error)
+
+
+def _unwrap_item(error: BaseException | None, call: PendingCall) -> None:
+    # The engine names the call as item; the user knows the object in it.
+    for cause in exception_chain(error):
+        if (is_a(cause, WorkerDied) or is_a(cause, TimedOut)) and cause.item is call:
+            cause.item = call.request.item
+
+
+def _has_value(outcome: Outcome[Any]) -> bool:
+    return outcome.ok and not is_a(outcome.error, ValueLost)
+
+
+def resolve_future(future: concurrent.futures.Future[Any], result: Any, outcome: Outcome[Any] | None) -> None:
+    """Set the result or exception of a call's future."""
+    if outcome is None or _has_value(outcome):
+        future.set_result(result)
+    elif outcome.status is Status.SKIPPED:
+        cancelled = concurrent.futures.CancelledError("it was never started")
+        future.set_exception(cancelled if outcome.error is None else _truthy(outcome.error))
+    else:
+        future.set_exception(_truthy(outcome.error))
+
+
+def _truthy(error: BaseException | None) -> BaseException | None:
+    """Futures take a falsy exception for none, and give None as their result (CPython issue 132063)."""
+    if error is None or _is_true(error):
+        return error
+    return stand_in_for(error)
+
+
+def _is_true(error: BaseException) -> bool:
+    try:
+        return bool(error)
+    except BaseException:  # a broken __bool__ would break the future, too
+        return False

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from django.db.models import QuerySet
+from django.db.models.manager import BaseManager
 
 from .._db.connections import configured_aliases
+from .._engine.sources import IterableSource, RangeSource
 from .._environment.django_setup import DjangoEnvironment
 from .._worker.job import call_spread, call_with_object
 from ..options import Options
-from .querysets import as_queryset
+from .querysets import QuerySetSource
 
 Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 
@@ -53,3 +55,16 @@ class OperationSpec:
             return ()
         read: Iterable[str] = () if self.queryset is None else (self.queryset.db,)
         return configured_aliases(dict.fromkeys((*self.options.databases, *read)))
+
+
+def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
+    """Make the source of a run: of `queryset`, if there is one, else of `objects`."""
+    if queryset is not None:
+        return QuerySetSource(queryset)
+    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
+
+
+def as_queryset(objects: object) -> QuerySet[Any] | None:
+    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
+    queryset = objects.all() if isinstance(objects, BaseManager) else objects
+    return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db.models import QuerySet
-from django.db.models.manager import BaseManager
 
 from .._db.inspection import count_or_estimate
-from .._engine.sources import IterableSource, RangeSource
+from .._engine.sources import IterableSource
 
 PAGE_SIZE = 5000
 """Keys that the caller reads with one query: enough to make its cost small, few enough to hold in memory."""
@@ -78,16 +77,3 @@ class QuerySetSource(IterableSource):
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         return super().gather(min(size, MAX_RANGE), idle=idle)
-
-
-def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
-    """Make the source of a run: of `queryset`, if there is one, else of `objects`."""
-    if queryset is not None:
-        return QuerySetSource(queryset)
-    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
-
-
-def as_queryset(objects: object) -> QuerySet[Any] | None:
-    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
-    queryset = objects.all() if isinstance(objects, BaseManager) else objects
-    return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None

@@ -14,6 +14,7 @@ E = TypeVar("E", bound=BaseException)
 
 # The slots of BaseException itself: a frozen dataclass refuses `error.__cause__ = ...`, and a property can hide it.
 _args: Any = BaseException.args
+_attributes: Any = vars(BaseException)["__dict__"]
 _cause: Any = vars(BaseException)["__cause__"]
 _context: Any = vars(BaseException)["__context__"]
 _traceback: Any = vars(BaseException)["__traceback__"]
@@ -70,6 +71,17 @@ def args_of(error: BaseException) -> tuple[Any, ...]:
     """Give its arguments."""
     args: tuple[Any, ...] = _args.__get__(error)
     return args
+
+
+def set_args(error: BaseException, args: tuple[Any, ...]) -> None:
+    """Set its arguments."""
+    _args.__set__(error, args)
+
+
+def attributes_of(error: BaseException) -> dict[str, Any]:
+    """Give its own attributes, as a dictionary that may be changed."""
+    attributes: dict[str, Any] = _attributes.__get__(error)
+    return attributes
 
 
 def cause_of(error: BaseException) -> BaseException | None:

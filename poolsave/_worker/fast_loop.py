@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import length_hint
 from typing import Any
 
+from .._db.transactions import attempt_of
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import to_wire
 from .._runtime.foreign_exceptions import traceback_of
@@ -113,7 +114,9 @@ class FastLoop:
         ends = self._unsent_times(index)
         ends.append(now)
         # Reply before the end time is set: if the worker died in between, the object would count as returned.
-        self._reply(self._builder.add_fast([*self._values, None], ends, error, plain=self._all_plain), final)
+        last = attempt_of(error)
+        plain = self._all_plain and last.value is None
+        self._reply(self._builder.add_fast([*self._values, last.value], ends, last, plain=plain), final)
         self._ends[index] = now
         self._values, self._sent, self._all_plain = [], index + 1, True
         self._builder.resume()

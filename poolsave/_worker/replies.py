@@ -161,10 +161,10 @@ class ReplyBuilder:
         wire_error = record_exception(error) if self.crosses else error
         return ObjectDetail(attempt.status, wire_error, text, attempts, note=attempt.note)
 
-    def add_fast(self, values: list[Any], ends: array[float], failure: BaseException | None, *, plain: bool) -> Any:
-        """Build the reply for consecutive objects with their end times. Only the last one may have failed."""
-        attempt = AttemptResult(Status.FAILED, error=failure)
-        details = {} if failure is None else {len(values) - 1: self._detail(attempt, 1)}
+    def add_fast(self, values: list[Any], ends: array[float], last: AttemptResult | None, *, plain: bool) -> Any:
+        """Build the reply for consecutive objects with their end times. `last` is how the last one ended if it is more
+        than a value."""
+        details = {} if last is None else {len(values) - 1: self._detail(last, 1)}
         return self._reply(values, EndTimes(self.since, ends), details, now=ends[-1], plain=plain)
 
     def due(self, now: float) -> bool:

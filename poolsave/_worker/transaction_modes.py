@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._db.connections import release_session_locks
-from .._db.transactions import AttemptResult, run_in_transaction
+from .._db.transactions import AttemptResult, attempt_of, run_in_transaction
 from .._pickling.values import from_wire
 from ..executors.marks import COMMITTED, RUNNING
 from ..executors.protocol import Marks
@@ -91,7 +91,7 @@ class WithoutTransaction:
         try:
             value = call()
         except BaseException as error:  # whatever a user's function raises is that object's failure
-            return AttemptResult(Status.FAILED, error=error)
+            return attempt_of(error)
         marks.put(offset, COMMITTED)
         return AttemptResult(Status.SUCCEEDED, value)
 

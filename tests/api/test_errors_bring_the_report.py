@@ -153,7 +153,7 @@ def test_an_error_with_a_report_of_its_own_has_it_in_vars():
 
 
 class Breaks(executors.ThreadExecutor):
-    """An executor of one's own that cannot be asked any more."""
+    """A project's own executor, whose `wait` raises."""
 
     def wait(self, timeout):
         raise Frozen

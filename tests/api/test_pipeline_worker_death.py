@@ -71,7 +71,7 @@ def test_worker_death_in_a_segment_costs_the_values_in_between():
 
 @with_database
 def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
-    """In two stages objects have raised before all others go on, and then the worker dies at one of these."""
+    """Objects have failed in two stages, all others have gone on, and the worker dies at one of these."""
     saves = stages.saves_name.bind(fail=["name 3", "name 4"]).using(transaction="chunk")
     first = stages.kills_on.bind(victim=-1) | stages.raises_on.bind(victim=10)
     pipeline = first | stages.names | saves | stages.kills_when_saved.bind(name="name 1")
@@ -107,7 +107,7 @@ def test_worker_death_blames_only_the_object_that_it_was_at():
 
 
 class Vague(executors.ProcessExecutor):
-    """Tells of a death as an executor does that knows nothing of how far the worker was."""
+    """Reports a death without marks, as an executor that cannot see them."""
 
     blames_exactly = False
 
@@ -133,7 +133,7 @@ def test_loss_in_an_unknown_stage_names_all_possible_stages(executor):
 
 @with_database
 def test_value_lost_with_its_worker_fails_in_the_next_stage():
-    """Its stage had committed, but had not answered yet."""
+    """Its stage has committed and has not answered when the worker dies."""
 
     @pooled_operation(progress=False, workers=1, chunksize=4, **FORK)
     def saves_and_dies_later(number):

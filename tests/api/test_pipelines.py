@@ -22,6 +22,7 @@ from poolsave.testing import serial_saves
 from tests.conftest import wait_until
 from tests.models import Person
 from tests.support import operations, stages
+from tests.support.carriers import depth
 from tests.support.stages import FORK, SERIAL, THREAD, saved_names, sums_up
 
 with_database = pytest.mark.django_db(transaction=True)
@@ -268,7 +269,7 @@ def test_stage_never_runs_inside_the_transaction_of_another(options, transaction
 @pytest.mark.parametrize("transaction", ["object", "chunk"])
 @pytest.mark.parametrize("saved_by", [pytest.param({}, id="fused"), *APART])
 def test_a_slow_stage_in_sixteen_threads_holds_no_lock(saved_by, transaction):
-    """All threads are inside the slow stage when one of them asks whether SQLite's write lock is to be had."""
+    """All threads are inside the slow stage when one of them tries to take SQLite's write lock."""
     barrier = threading.Barrier(16)
 
     @pooled_operation(transaction=None, progress=False)
@@ -375,6 +376,33 @@ def test_pipeline_in_a_block_fails_at_a_rolled_back_stage(options):
     assert isinstance(future.exception(), TransactionManagementError)
     assert saves.report.failed == 1
     assert saved_names() == []
+
+
+@with_database
+@pytest.mark.parametrize("carry", [(), (depth,)], ids=["by the fast loop", "one by one"])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_stage_committed_past_django_is_lost_in_a_block(options, carry):
+    with concurrent_saves(transaction=None, on_failure="collect", carry=carry, **options) as saves:
+        report = saves.map(stages.names | stages.commits_unseen, [1, 2])
+    assert saved_names() == ["name 1", "name 2"]
+    assert [outcome.status for outcome in report] == [Status.LOST] * 2
+    assert all(isinstance(outcome.error, LookupError) for outcome in report)
+    assert saves.report.lost == 2
+
+
+@with_database
+@pytest.mark.parametrize("carry", [(), (depth,)], ids=["by the fast loop", "one by one"])
+@pytest.mark.parametrize("options", [SERIAL, THREAD, FORK])
+def test_callback_that_raises_in_a_block_leaves_the_stage_saved(options, carry):
+    """Its stage is committed by then: the call goes on, and has its value and the error."""
+    pipeline = stages.saves_first | stages.complains_after_commit | stages.saves_second
+    with concurrent_saves(transaction=None, carry=carry, **options) as saves:
+        future = saves.submit(pipeline, 1)
+        report = saves.map(pipeline, [2])
+    assert saved_names() == ["first 1", "first 2", "second 1", "second 2"]
+    assert future.result() == [1]
+    assert report.values == [[2]]
+    assert [type(outcome.error) for outcome in saves.report.flawed] == [ZeroDivisionError] * 2
 
 
 def test_the_file_of_a_pipeline_has_a_row_per_stage(tmp_path):

@@ -17,7 +17,7 @@ layouts = st.fixed_dictionaries({
     "window": st.none() | st.integers(1, 12),
 })  # fmt: skip
 stages = st.lists(st.tuples(kinds, pools, layouts), min_size=1, max_size=4)
-"""Up to four stages, among which there are often neighbours that are fused."""
+"""Up to four stages, of which neighbours often share workers."""
 some = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

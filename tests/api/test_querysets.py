@@ -247,7 +247,7 @@ def test_an_undone_chunk_is_run_again_with_the_rows_of_then(executor):
 
 
 def test_rows_of_a_block_are_fresh_and_their_failures_their_own():
-    """The first row's call changes the second row, and what it wrote is not overwritten."""
+    """The call for the first row changes the second row, whose own call must not overwrite that."""
     make(Thing, "default", 3)
     with concurrent_saves(workers=1, on_failure="collect", progress=False) as saves:
         report = saves.map(operations.tells_the_next_row, Thing.objects.all())

@@ -148,7 +148,7 @@ def database(request, tmp_path, postgres_url):
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_project_s_test_suite(tmp_path, database, runner):
-    """Afterwards the test database is dropped, which fails on PostgreSQL if anybody is still connected."""
+    """Afterwards the test database is dropped, which fails on PostgreSQL while a session is connected."""
     projects.write(tmp_path, PROJECT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "PYTEST_"))}
     done = subprocess.run(

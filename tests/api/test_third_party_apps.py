@@ -180,7 +180,7 @@ def test_simple_history_over_a_queryset(pool):
 
 
 def test_simple_history_of_objects_that_a_block_saves(pool):
-    """The one who did it goes to the worker as an attribute of the instance."""
+    """The user goes to the worker as an attribute of the instance."""
     people_and_a_taken_title()
     author = User.objects.get(username="author")
     options = {name: value for name, value in pool.items() if name != "chunksize"}

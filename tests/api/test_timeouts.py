@@ -89,7 +89,7 @@ def _commit_waits(transactional_db):
 @pytest.mark.usefixtures("_commit_waits")
 @modes
 def test_a_commit_that_takes_too_long_is_ended_and_lost(mode):
-    """Nobody knows what the server makes of it."""
+    """The server may commit it or not."""
     operation = pooled_operation(save_on_postgres, databases=("postgres",), resolve_lost=False, **LIMITED)
     report = operation.using(transaction=mode).map(["a", "slow"])
     lost = {outcome.item for outcome in report.failures}

@@ -135,7 +135,7 @@ OPEN_AT_EXIT = """
 
 
 def exits(script, argument):
-    """Run a script to its end, and what it started with it if it has none."""
+    """Run a script to its end; if it hangs, end it with what it has started."""
     environment = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
     environment["PYTHONPATH"] = os.getcwd()
     process = subprocess.Popen(

@@ -85,7 +85,7 @@ def test_input_that_raises_does_so_after_what_was_read_is_done(pool):
 
 
 def test_one_bad_object_of_each_kind_in_300_costs_one_outcome(pool, promises):
-    """Also those that end their worker, where the executor can say whose doing it was, and those that stop it."""
+    """Also objects that end their worker, where the executor blames exactly, and those that stop it."""
     bad = [*cases.RAISED]
     if not promises.shares_memory:
         bad += [*cases.RETURNED, cases.RaisesWhenPickled(), cases.RaisesWhenRestored()]

@@ -113,7 +113,7 @@ def test_killed_while_running_inside_its_transaction(pool, promises, alias):
 
 @with_processes
 def test_killed_while_idle(pool, promises):
-    """It had nothing to lose; an executor that cannot go on says so at once, instead of waiting for it."""
+    """No object is lost; an executor that cannot go on ends the run at once, instead of waiting."""
     with nullcontext() if goes_on(promises) else pytest.raises(BrokenExecutor):
         with concurrent_saves(**pool, workers=1, transaction=None, on_failure="collect") as saves:
             pid, _name = saves.submit(operations.process_and_thread, 1).result(30)

@@ -19,9 +19,9 @@ ASLEEP_IN_COMMIT = [
     "FOR EACH ROW WHEN (NEW.name = 'p0') EXECUTE FUNCTION dawdle()",
 ]
 NOTHING_IN_THE_LOG = {"wal_writer_delay": "10s", "autovacuum": "off"}
-"""So that only a COMMIT, by whomever, writes to the log what came before it."""
+"""With these, only a COMMIT of any session writes to the log what came before it."""
 NO_ANSWER = {"synchronous_standby_names": "nobody"}
-"""A COMMIT that is in the log waits for a standby server, which there is none."""
+"""With these, a COMMIT that is in the log waits for a standby server, and there is none."""
 DO_NOT_WAIT = ["SET synchronous_commit = local"]
 """For the session that makes the tables."""
 OTHERS = ["SELECT pg_current_xact_id()"] * 20
@@ -81,7 +81,7 @@ def test_note_counts_only_on_its_own_server(server, status):
 
 
 def test_commit_hidden_by_a_later_checkpoint_is_lost(private_server, tmp_path):
-    """Nobody can say any more how far the recovery came, and so whose the id is."""
+    """How far the recovery came is unknown by then, and so whose the id is."""
     later = [*OTHERS, "CHECKPOINT"]
     with private_server.configured(**NO_ANSWER):
         outcomes = in_commit(private_server, tmp_path, "chunk", "SyncRep", later, worker_dies=True, before=DO_NOT_WAIT)

@@ -50,7 +50,7 @@ def address(request):
 
 @pytest.fixture
 def client(address):
-    """Somebody else's, who looks into the workers."""
+    """A client of the test's own, which looks into the workers."""
     with Client(address, set_as_default=False) as found:
         found.wait_for_workers(1)
         yield found
@@ -131,7 +131,7 @@ def test_worker_with_other_versions_is_refused_by_name(address, client, what, tm
 
 
 def test_a_worker_with_other_code_that_joins_later_is_not_used(monkeypatch):
-    """It is not there yet when all are asked."""
+    """The worker joins after the versions of all were compared."""
 
     async def finds_none(_self):
         return
@@ -246,7 +246,7 @@ def test_a_client_of_the_caller_stays_as_it_is(client):
 
 
 def test_transaction_of_other_tasks_in_a_worker_is_left_alone(tmp_path, postgres_url):
-    """They run in another thread of the process, which is theirs as much as ours."""
+    """They run in another thread of the same process."""
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     with Client(address_of(1, 2), set_as_default=False) as client:
         theirs = client.submit(transactions_of, str(begun), str(go_on), pure=False)
@@ -379,7 +379,7 @@ def test_a_queryset_goes_as_keys_and_workers_fetch_the_rows(address, django_asse
 
 
 def test_a_scheduler_that_ends_ends_the_run_with_its_report(tmp_path):
-    """Nobody can know what its workers came to."""
+    """What its workers came to is unknown."""
     code = (
         "from distributed import LocalCluster; cluster = LocalCluster(n_workers=1, threads_per_worker=1, "
         "processes=False, protocol='tcp', dashboard_address=None); print(cluster.scheduler_address, flush=True); "

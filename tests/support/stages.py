@@ -55,6 +55,14 @@ def where(trail):
     return [*trail, (os.getpid(), threading.current_thread().name)]
 
 
+@saving
+def commits_unseen(name):
+    """Saves, commits by a method of the driver that nothing stands in front of, and fails."""
+    Person(name=name).save()
+    sqlite3.Connection.commit(connections["default"].connection)
+    raise LookupError(name)
+
+
 @pure
 def kills_on(number, *, victim):
     if number == victim:

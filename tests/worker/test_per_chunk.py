@@ -215,7 +215,7 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
 
 
 def test_set_local_and_temporary_tables_can_be_put_back():
-    """As the README says. Without it, the next object of the chunk has it, too."""
+    """As the README says. What is not put back is there for the next object of the chunk."""
 
     def seen_after(put_back, fails=False):
         def sets_when_first(number):
