@@ -42,6 +42,7 @@ from .outcomes import DROP, Outcome, Status
 from .pipelines import Pipeline
 from .reports import Report
 from .saves import Saves, concurrent_saves
+from .streams import OutcomeStream
 
 __all__ = [
     "DROP",
@@ -53,6 +54,7 @@ __all__ = [
     "OperationsFailed",
     "Options",
     "Outcome",
+    "OutcomeStream",
     "Pipeline",
     "PooledOperation",
     "PoolsaveError",

@@ -6,7 +6,7 @@ The public entrance. A `Run` does the work; nothing starts here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
@@ -15,13 +15,14 @@ from django.core.checks import CheckMessage
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._runs.operation_spec import OperationSpec
-from ._runs.run import run_of
+from ._runs.run import check_on_outcome, run_of
 from ._worker.job import call_spread
 from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
 from .pipelines import A, B, C, Pipeline, Step, joined
-from .reports import Report
+from .reports import FIRST_KEPT, Report
+from .streams import OutcomeStream
 
 __all__ = ["PooledOperation", "pooled_operation"]
 
@@ -83,11 +84,13 @@ class PooledOperation(Generic[P, R]):
         func: Callable[..., R] = self._func
         return func(*self._owner, *args, **{**self._constants, **kwargs})
 
-    def map(self, objects: Iterable[Any]) -> Report[R]:
+    def map(self, objects: Iterable[Any], *, on_outcome: Callable[[Outcome[R]], object] | None = None) -> Report[R]:
         """Call the function once per object, over the pool, and report on every one of them.
 
         Args:
             objects: any iterable. It is read no further than the window, so a generator may be endless.
+            on_outcome: called here with each Outcome as soon as it is there, those that are skipped included. What it
+                raises ends the run: what has started is finished, and further outcomes are in the report only.
 
         Returns:
             A Report in input order. With `on_failure="collect"` (the default) failures are in it and are not raised.
@@ -98,14 +101,21 @@ class PooledOperation(Generic[P, R]):
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        return run_of(self.__poolsave_spec__(), objects).complete()
+        check_on_outcome(on_outcome)
+        return run_of(self.__poolsave_spec__(), objects).complete(on_outcome)
 
-    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> Report[R]:
+    def starmap(
+        self,
+        argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
+        *,
+        on_outcome: Callable[[Outcome[R]], object] | None = None,
+    ) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
-        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete()
+        check_on_outcome(on_outcome)
+        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete(on_outcome)
 
-    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> Iterator[Outcome[R]]:
-        """Run like `map`, and give each outcome as soon as it is there.
+    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> OutcomeStream[R]:
+        """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
 
         Memory is bounded: no more than the window is in flight, and nothing is read ahead while the caller does not
         ask for more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops the pool.
@@ -117,7 +127,7 @@ class PooledOperation(Generic[P, R]):
         Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
             waited for inside atomic(); outside of it the stream goes on.
         """
-        return run_of(self.__poolsave_spec__(), objects).outcomes(ordered=ordered)
+        return OutcomeStream(run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -17,11 +17,14 @@ from ._pipelines.report import PipelineReport
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
+from ._runs.run import check_on_outcome
 from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption
 from .executors.serial import LocalMarks
 from .options import Options, check
 from .outcomes import DROP, Outcome, Status
+from .reports import FIRST_KEPT
+from .streams import PipelineStream
 
 if TYPE_CHECKING:
     from .operations import PooledOperation
@@ -74,11 +77,14 @@ class Pipeline(Generic[A, C]):
         """
         return call_stages(self.__poolsave_stages__, args, kwargs, values_of)
 
-    def map(self, objects: Iterable[A]) -> PipelineReport[C]:
+    def map(
+        self, objects: Iterable[A], *, on_outcome: Callable[[Outcome[C]], object] | None = None
+    ) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
 
         Args:
             objects: any iterable, or a queryset, whose rows the workers of the first stage fetch.
+            on_outcome: as in `PooledOperation.map`.
 
         Returns:
             A Report in input order, which also has a row per stage (`report.stages`).
@@ -90,15 +96,23 @@ class Pipeline(Generic[A, C]):
                 is finished, and with the Report as their attribute `report`. What had not started its next stage by
                 then is skipped there.
         """
-        return pipeline_run_of(self._specs(), objects, self.__name__).complete()
+        check_on_outcome(on_outcome)
+        return pipeline_run_of(self._specs(), objects, self.__name__).complete(on_outcome)
 
-    def starmap(self, argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> PipelineReport[C]:
+    def starmap(
+        self,
+        argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
+        *,
+        on_outcome: Callable[[Outcome[C]], object] | None = None,
+    ) -> PipelineReport[C]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
+        check_on_outcome(on_outcome)
         first, *others = self._specs()
-        return pipeline_run_of([replace(first, call=call_spread), *others], argument_sets, self.__name__).complete()
+        stages = [replace(first, call=call_spread), *others]
+        return pipeline_run_of(stages, argument_sets, self.__name__).complete(on_outcome)
 
-    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> Iterator[Outcome[C]]:
-        """Run like `map`, and give each outcome as soon as it is there.
+    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> PipelineStream[C]:
+        """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
 
         Memory is bounded by the windows of the stages, and nothing is read ahead while the caller does not ask for
         more. Closing the iterator, or leaving it, feeds no more, finishes what runs and stops all workers.
@@ -110,7 +124,8 @@ class Pipeline(Generic[A, C]):
         Raises:
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
-        return pipeline_run_of(self._specs(), objects, self.__name__).outcomes(ordered=ordered)
+        run = pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT)
+        return PipelineStream(run, ordered=ordered)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, stage by stage, without running anything; see `PooledOperation.check`."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from operator import attrgetter
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
 from ._reports.batches import OutcomeBatch
-from ._reports.causes import error_key, format_cause, format_error_key, printable, with_location_note
+from ._reports.causes import CauseCounts, error_key, format_cause, format_error_key, printable, with_location_note
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
 from ._reports.trials import Trial, trial_lines, trial_summary
-from .errors import OperationsFailed
+from .errors import InvalidOperation, OperationsFailed
 from .outcomes import Outcome, Status
 
 __all__ = ["Report"]
@@ -22,6 +24,8 @@ __all__ = ["Report"]
 R = TypeVar("R")
 CAUSES_SHOWN = 5
 """Causes that `str(report)` lists, the most frequent first."""
+FIRST_KEPT = 1000
+"""Failures, and other outcomes with an error, that the report of a stream keeps: its memory is bounded."""
 
 
 class Report(Generic[R]):
@@ -32,12 +36,25 @@ class Report(Generic[R]):
     outcomes, with their objects.
     """
 
-    def __init__(self, *, keep: str = "values", queryset: Any = None, statistics: Statistics | None = None) -> None:
-        self._keep = keep
+    def __init__(
+        self,
+        *,
+        keep: str = "values",
+        queryset: Any = None,
+        statistics: Statistics | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """`limit`: the most failures, and the most other outcomes, that are kept. No value is kept then."""
+        self._keep = keep if limit is None else "failures"
         self._queryset = queryset
         self._batches: list[OutcomeBatch] = []
         self._sorted = True
         self._counts = dict.fromkeys(Status, 0)
+        self._causes = CauseCounts()
+        self._flawed = 0
+        self._room = None if limit is None else {True: limit, False: limit}
+        """How many more failures, and how many more other outcomes, are kept."""
+        self._omitted = 0
         self._started_at = time.perf_counter()
         self._ended_at: float | None = None
         self.statistics = statistics or Statistics()
@@ -55,6 +72,10 @@ class Report(Generic[R]):
     def _add(self, batch: OutcomeBatch) -> None:
         for outcome in batch.notable.values():
             self._counts[outcome.status] += 1
+            if _is_failure(outcome):
+                self._causes.add(outcome, batch.path)
+            elif outcome.ok and outcome.error is not None:
+                self._flawed += 1
         self._counts[Status.SUCCEEDED] += len(batch.values) - len(batch.notable)
         kept = self._kept(batch)
         if kept is not None:
@@ -72,7 +93,18 @@ class Report(Generic[R]):
             for offset, outcome in batch.notable.items()
             if outcome.error is not None or not (outcome.ok or outcome.status is Status.DROPPED)
         }
-        return batch._replace(values=(), objects=(), notable=notable) if notable else None
+        if self._room is not None:
+            notable = {offset: outcome for offset, outcome in notable.items() if self._has_room(outcome)}
+        return batch._replace(values=(), seconds=array("d"), objects=(), notable=notable) if notable else None
+
+    def _has_room(self, outcome: Outcome[Any]) -> bool:
+        assert self._room is not None
+        failed = _is_failure(outcome)
+        if self._room[failed]:
+            self._room[failed] -= 1
+            return True
+        self._omitted += failed
+        return False
 
     def _finish(
         self, stopped: str | None = None, *, tried: tuple[Trial, ...] = (), decided: Trial | None = None
@@ -137,8 +169,15 @@ class Report(Generic[R]):
 
     @property
     def ok(self) -> bool:
-        """Whether every object that was fed in succeeded (or was dropped), and the input was read to its end."""
-        return self.succeeded + self.dropped == self.total and self.stopped is None
+        """Whether every object that was fed in succeeded (or was dropped), and the input was read to its end.
+
+        While the run goes on it is False."""
+        return self.finished and self.succeeded + self.dropped == self.total and self.stopped is None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended: nothing here changes any more."""
+        return self._ended_at is not None
 
     @property
     def values(self) -> list[R]:
@@ -155,8 +194,13 @@ class Report(Generic[R]):
 
     @property
     def failures(self) -> list[Outcome[R]]:
-        """The outcomes of failed and lost objects, in input order."""
-        return [outcome for outcome in self._notable() if outcome.status in (Status.FAILED, Status.LOST)]
+        """The outcomes of failed and lost objects, in input order; of a stream those of the first 1,000 that ended."""
+        return [outcome for outcome in self._notable() if _is_failure(outcome)]
+
+    @property
+    def omitted(self) -> int:
+        """How many failures are counted, but not among `failures`: 0, except after a stream with more than 1,000."""
+        return self._omitted
 
     @property
     def flawed(self) -> list[Outcome[R]]:
@@ -177,8 +221,15 @@ class Report(Generic[R]):
         """Objects that ended per second, without the skipped ones."""
         return (self.total - self.skipped) / self.elapsed if self.elapsed else 0.0
 
+    @property
+    def causes(self) -> dict[tuple[str, str | None], int]:
+        """How many failures there are by the class of their error and its SQLSTATE, the most frequent cause first.
+
+        All of them are counted, also those that a stream omits. Causes beyond the first 100 are counted together."""
+        return self._causes.as_dict()
+
     def by_cause(self) -> dict[tuple[str, str | None], list[Outcome[R]]]:
-        """Group the failures by the class of their error and its SQLSTATE, the largest group first."""
+        """Group `failures` by the class of their error and its SQLSTATE, the largest group first."""
         groups: dict[tuple[str, str | None], list[Outcome[R]]] = {}
         for outcome in self.failures:
             groups.setdefault(error_key(outcome.error), []).append(outcome)
@@ -189,9 +240,20 @@ class Report(Generic[R]):
 
         Lost objects are not among them, since they may have been saved. It is a list, or after a run over a queryset
         the same queryset, filtered by the primary keys of the rows that failed.
+
+        Raises:
+            InvalidOperation: if failures were omitted, so that some would silently not be tried again.
         """
+        self._refuse_omitted("failed_items()")
         items = [failure.item for failure in self.failures if failure.status is Status.FAILED]
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
+
+    def _refuse_omitted(self, what: str) -> None:
+        if self._omitted:
+            raise InvalidOperation(
+                f"{what} would leave out {self._omitted} failures, since the report of a stream keeps the first "
+                f"{FIRST_KEPT}: take each outcome's item as it comes, or use map()"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_queryset": None}  # pickling a queryset fetches all its rows
@@ -223,27 +285,31 @@ class Report(Generic[R]):
         """Raise if an object failed or was lost; else do nothing.
 
         Raises:
-            OperationsFailed: with one error per failed or lost object, and this report.
+            OperationsFailed: with the error of each of `failures`, and this report.
         """
         failures = self.failures
         if failures:
             errors = [with_location_note(outcome, of_rows=self._queryset is not None) for outcome in failures]
-            causes = [f"{len(outcomes)} x {format_error_key(cause)}" for cause, outcomes in self.by_cause().items()]
-            raise OperationsFailed(
-                f"{len(failures)} of {self.total} objects failed or were lost: {', '.join(causes)}", errors, self
-            )
+            causes = ", ".join(f"{count} x {format_error_key(cause)}" for cause, count in self.causes.items())
+            failed = self.failed + self.lost
+            raise OperationsFailed(f"{failed} of {self.total} objects failed or were lost: {causes}", errors, self)
 
     def __str__(self) -> str:
         lines = [
             f"{self.total} objects in {self.elapsed:.2f} s ({self.rate:.0f} per second)",
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
-        causes = list(self.by_cause().items())
-        lines += [format_cause(*cause, of_rows=self._queryset is not None) for cause in causes[:CAUSES_SHOWN]]
+        causes = self.causes
+        lines += [
+            format_cause(cause, causes[cause], self._causes.first(cause), of_rows=self._queryset is not None)
+            for cause in islice(causes, CAUSES_SHOWN)
+        ]
         if len(causes) > CAUSES_SHOWN:
             lines.append(f"  and {len(causes) - CAUSES_SHOWN} more causes")
-        if self.flawed:
-            lines.append(f"  {len(self.flawed)} of the successes have an error of their own: see report.flawed")
+        if self._omitted:
+            lines.append(f"  report.failures has the first {FIRST_KEPT} failures")
+        if self._flawed:
+            lines.append(f"  {self._flawed} of the successes have an error of their own: see report.flawed")
         lines += trial_lines(self.tried)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
@@ -258,3 +324,7 @@ class Report(Generic[R]):
     def __repr__(self) -> str:
         counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)
         return f"<Report total={self.total}{' ' if counts else ''}{counts}>"
+
+
+def _is_failure(outcome: Outcome[Any]) -> bool:
+    return outcome.status in (Status.FAILED, Status.LOST)

@@ -12,7 +12,7 @@ is limited to what that one can use. So a slow segment slows all segments before
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -40,9 +40,9 @@ class PipelineEngine:
         options: Options,
         source: Source,
         counters: Sequence[StageCounter],
-        unsafe: set[int],
+        note_unsafe: Callable[[int], None],
     ) -> None:
-        """`unsafe` gets the objects that have failed though something of them may have been committed."""
+        """`note_unsafe` gets each object that has failed though something of it may have been committed."""
         self._options = options
         self._segments: list[Segment] = []
         self._buffers: list[SegmentBuffer] = []
@@ -58,7 +58,7 @@ class PipelineEngine:
         self._selector: ExecutorSelector | None = None
         self._ended = 0
         self._failed = 0
-        self._unsafe = unsafe
+        self._note_unsafe = note_unsafe
         self._expands = any(stage.expands for plan in plans for stage in plan.stages)
         self.stopped: str | None = None
         """Why feeding stopped before the input was exhausted."""
@@ -264,7 +264,7 @@ class PipelineEngine:
         origin.ended += 1
         origin.unfinished -= 1
         if origin.failed and origin.saved and not origin.unfinished:
-            self._unsafe.add(origin.index)
+            self._note_unsafe(origin.index)
         self._output.add(record, value, worker, outcome)
 
 

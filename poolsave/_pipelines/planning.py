@@ -31,8 +31,12 @@ MAX_STAGES = 16
 """Upper bound on the stages of a segment: a mark of one byte holds the number of the stage, too."""
 
 
-def pipeline_run_of(stages: Sequence[OperationSpec], objects: Iterable[Any], name: str) -> Run[PipelineReport[Any]]:
+def pipeline_run_of(
+    stages: Sequence[OperationSpec], objects: Iterable[Any], name: str, *, limit: int | None = None
+) -> Run[PipelineReport[Any]]:
     """Check everything that can be checked now, and make the run of a pipeline.
+
+    `limit`: that of the Report.
 
     Raises:
         PoolsaveError: what `prepare_segment` refuses.
@@ -47,8 +51,8 @@ def pipeline_run_of(stages: Sequence[OperationSpec], objects: Iterable[Any], nam
         check_job_picklable(segment.executor, segment.job)  # before others have been started
     source = source_of(objects, stages[0].queryset)
     counters = [StageCounter(stage.name, stage.options.workers) for stage in stages]
-    report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset)
-    engine = PipelineEngine(segments, options, source, counters, report._unsafe)
+    report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset, limit=limit)
+    engine = PipelineEngine(segments, options, source, counters, report._note_unsafe)
     return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments))
 
 

@@ -85,10 +85,18 @@ class PipelineReport(Report[R]):
     stay empty, there are `stages`, also in the file of `to_json`.
     """
 
-    def __init__(self, tallies: Sequence[StageCounter], *, keep: str, queryset: Any = None) -> None:
-        super().__init__(keep=keep, queryset=queryset)
+    def __init__(
+        self, tallies: Sequence[StageCounter], *, keep: str, queryset: Any = None, limit: int | None = None
+    ) -> None:
+        super().__init__(keep=keep, queryset=queryset, limit=limit)
         self._counters = tallies
         self._unsafe: set[int] = set()
+        self._limit = limit
+
+    def _note_unsafe(self, index: int) -> None:
+        # With more than `limit` of them failures are omitted, and failed_items() is refused.
+        if self._limit is None or len(self._unsafe) < self._limit:
+            self._unsafe.add(index)
 
     @property
     def stages(self) -> list[StageReport]:
@@ -102,7 +110,11 @@ class PipelineReport(Report[R]):
         Left out is an object of which something may have been committed: by a stage with a transaction that it had
         passed, or as another one of the values that it became. So set `transaction=None` for stages that save nothing.
         After a run over a queryset it is that queryset, filtered by the primary keys.
+
+        Raises:
+            InvalidOperation: if failures were omitted, as in `Report`.
         """
+        self._refuse_omitted("failed_items()")
         failed = {
             failure.index: failure.item
             for failure in self.failures

@@ -15,6 +15,13 @@ from ..outcomes import Outcome
 
 WIDTH = 300
 """Characters of an error's first line that a report shows: more would wrap over many lines of a terminal."""
+MAX_CAUSES = 100
+"""Causes that are counted apart. A program that makes a class for each error would have as many as failures."""
+OTHER_CAUSES = ("other errors", None)
+"""What further causes are counted as."""
+
+Cause = tuple[str, str | None]
+"""The name of an error's class, and its SQLSTATE."""
 
 
 def printable(text: str) -> str:
@@ -31,22 +38,47 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
         error = cause_of(error)
 
 
-def error_key(error: BaseException | None) -> tuple[str, str | None]:
+def error_key(error: BaseException | None) -> Cause:
     if is_a(error, RemoteError):
         return error.class_path.rpartition(".")[2], error.sqlstate
     return type(error).__name__, None if error is None else sqlstate_of(error)
 
 
-def format_cause(cause: tuple[str, str | None], outcomes: list[Outcome[Any]], *, of_rows: bool) -> str:
-    first = outcomes[0]
+class CauseCounts:
+    """How many failures each cause has, and the first failure of each in the order of the input."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Cause, int] = {}
+        self._first: dict[Cause, tuple[tuple[int, tuple[int, ...]], Outcome[Any]]] = {}
+
+    def add(self, outcome: Outcome[Any], path: tuple[int, ...]) -> None:
+        """Count a failure. `path`: see `OutcomeBatch.path`."""
+        cause = error_key(outcome.error)
+        if cause not in self._counts and len(self._counts) >= MAX_CAUSES:
+            cause = OTHER_CAUSES
+        self._counts[cause] = self._counts.get(cause, 0) + 1
+        order = (outcome.index, path)
+        if cause not in self._first or order < self._first[cause][0]:
+            self._first[cause] = order, outcome
+
+    def as_dict(self) -> dict[Cause, int]:
+        """Give the counts, the largest first; equal ones in the order of the input."""
+        return dict(sorted(self._counts.items(), key=lambda count: (-count[1], self._first[count[0]][0])))
+
+    def first(self, cause: Cause) -> Outcome[Any]:
+        """Give the first failure of a cause."""
+        return self._first[cause][1]
+
+
+def format_cause(cause: Cause, count: int, first: Outcome[Any], *, of_rows: bool) -> str:
     lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
     text = lines[0] if lines else ""
     text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
     key = _key(first.item, of_rows=of_rows)
-    return f"  {len(outcomes):>8} x {format_error_key(cause)}, first at index {first.index}{key}: {text}"
+    return f"  {count:>8} x {format_error_key(cause)}, first at index {first.index}{key}: {text}"
 
 
-def format_error_key(cause: tuple[str, str | None]) -> str:
+def format_error_key(cause: Cause) -> str:
     name, state = cause
     return f"{name} [{state}]" if state else name
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,16 +20,17 @@ from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import attach_report, is_a
 from .._runtime.forks import fork_flag
-from ..errors import InsideTransaction
+from ..errors import InsideTransaction, InvalidOption
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
 from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
 from .preparation import ProcessPools, prepare_run
-from .progress import advance_progress, open_progress
+from .progress import Progress, advance_progress, open_progress
 from .signals import InterruptGuard
 
+CLOSED = "the stream was closed"
 AnyReport = TypeVar("AnyReport", bound=Report[Any])
 _open_runs: WeakSet[Run[Any]] = WeakSet()
 
@@ -64,8 +65,10 @@ class RunEngine(Protocol):
     def trials(self) -> tuple[Trial, ...]: ...
 
 
-def run_of(spec: OperationSpec, objects: Iterable[Any]) -> Run[Report[Any]]:
+def run_of(spec: OperationSpec, objects: Iterable[Any], *, limit: int | None = None) -> Run[Report[Any]]:
     """Check everything that can be checked now, and make the run of one operation.
+
+    `limit`: that of the Report.
 
     Raises:
         PoolsaveError: what `prepare_run` refuses.
@@ -78,9 +81,21 @@ def run_of(spec: OperationSpec, objects: Iterable[Any]) -> Run[Report[Any]]:
         engine: Engine = AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source)
     else:
         engine = Engine(executor, job, spec.options, source)
-    report: Report[Any] = Report(keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics)
+    report: Report[Any] = Report(
+        keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics, limit=limit
+    )
     name = getattr(spec.function, "__name__", "")
     return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, decided=decided)
+
+
+def check_on_outcome(on_outcome: object) -> None:
+    """Refuse what cannot be called with outcomes.
+
+    Raises:
+        InvalidOption: naming the value.
+    """
+    if not (on_outcome is None or callable(on_outcome)):
+        raise InvalidOption("on_outcome", on_outcome, "give a callable that takes an Outcome, or None")
 
 
 class Run(Generic[AnyReport]):
@@ -109,14 +124,16 @@ class Run(Generic[AnyReport]):
         self._decided = decided
         self._reorderer = Reorderer()
         self._interrupts = InterruptGuard(engine.wake, at_once=self._must_raise_at_once)
+        self._in_callable = False
+        self._on_outcome: Callable[[Outcome[Any]], object] | None = None
         self._abandoned = False
         self._forked = fork_flag()
         source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
 
     def _must_raise_at_once(self, count: int) -> bool:
-        # The input's own code ends only by an exception. In a function that runs in this thread the first signal lets
-        # the object finish, and the second one ends it.
-        return self._source.pulling or (self._engine.inline and count > 1)
+        # The input's own code ends only by an exception. In a function that runs in this thread, and in a callable that
+        # gets progress or outcomes, the first signal lets it finish, and the second one ends it.
+        return self._source.pulling or ((self._engine.inline or self._in_callable) and count > 1)
 
     def _aliases_now(self) -> tuple[str, ...]:
         return () if self._engine.inline else self._aliases
@@ -135,8 +152,12 @@ class Run(Generic[AnyReport]):
             attach_report(error, self.report)
             raise
 
-    def complete(self) -> AnyReport:
-        """Run everything, with no moment in which a signal could get past the report."""
+    def complete(self, on_outcome: Callable[[Outcome[Any]], object] | None = None) -> AnyReport:
+        """Run everything, with no moment in which a signal could get past the report.
+
+        `on_outcome` is called with each outcome. What it raises ends the run, as an exception of a progress callable.
+        """
+        self._on_outcome = on_outcome
         with self._interrupts:
             for _batch in self._batches():
                 pass
@@ -151,19 +172,25 @@ class Run(Generic[AnyReport]):
             attach_report(error, self.report)
             raise
 
-    def outcomes(self, *, ordered: bool) -> Iterator[Outcome[Any]]:
-        """Run everything; gives each outcome, in the order of its ending or of the input.
+    def batches(self, *, ordered: bool) -> Generator[OutcomeBatch, None, None]:
+        """Run everything; gives the batches in the order of their ending, or in that of the input.
 
-        Closing the iterator feeds no more, finishes what runs, and stops the workers.
+        Between two batches signals have their usual effect. End it with `close_batches`.
         """
-        return OutcomeIterator(self, self._delivered_batches(ordered=ordered))
-
-    def _delivered_batches(self, *, ordered: bool) -> Generator[OutcomeBatch, None, None]:
         with self._interrupts, closing(self._batches()) as batches:
             for batch in self._reorderer.in_input_order(batches) if ordered else batches:
                 with self._interrupts.suspended():
                     yield batch
         self._raise_late_interrupt()
+
+    def close_batches(self, batches: Generator[OutcomeBatch, None, None]) -> None:
+        """Feed no more, finish what runs, stop the workers, and complete the report."""
+        signals_before = self._interrupts.count
+        batches.close()
+        if not (self.report.finished or self._forked or self._abandoned):  # it had not begun
+            self.report._finish(CLOSED)
+        if self._interrupts.count > signals_before:
+            self._raise_late_interrupt()
 
     def _batches(self) -> Generator[OutcomeBatch, None, None]:
         try:
@@ -181,14 +208,25 @@ class Run(Generic[AnyReport]):
                 self._engine.start()
                 while not self._engine.finished:
                     batches = self._step()
-                    advance_progress(progress, batches)
+                    self._call_callables(progress, batches)
                     yield from batches
             except BaseException as error:
-                self._wind_up(f"{type(error).__name__} in the caller")
+                self._wind_up(_reason_of(error))
                 raise
             finally:
                 self._close()
         self._raise_final_error()
+
+    def _call_callables(self, progress: Progress, batches: list[OutcomeBatch]) -> None:
+        self._in_callable = True
+        try:
+            advance_progress(progress, batches)
+            if self._on_outcome is not None:
+                for batch in batches:
+                    for outcome in batch.outcomes(with_items=True):
+                        self._on_outcome(outcome)
+        finally:
+            self._in_callable = False
 
     def _step(self) -> list[OutcomeBatch]:
         if self._forked:
@@ -277,22 +315,7 @@ class Reorderer:
         return group is not None and group[-1].outcomes_of_object == len(group)  # the last one has their number
 
 
-class OutcomeIterator(Iterator[Outcome[Any]]):
-    """What `stream` gives. Not a generator: a generator that has raised cannot go on."""
-
-    def __init__(self, run: Run[Any], batches: Generator[OutcomeBatch, None, None]) -> None:
-        self._run = run
-        self._batches = batches
-        self._ready: Iterator[Outcome[Any]] = iter(())
-
-    def __next__(self) -> Outcome[Any]:
-        for outcome in self._ready:
-            return outcome
-        self._run.check_in_no_block()
-        self._ready = next(self._batches).outcomes(with_items=True)
-        return next(self)
-
-    def close(self) -> None:
-        """Feed no more, finish what runs, and stop the workers."""
-        self._ready = iter(())
-        self._batches.close()
+def _reason_of(error: BaseException) -> str:
+    if is_a(error, GeneratorExit):
+        return CLOSED
+    return "interrupted" if is_a(error, KeyboardInterrupt) else f"{type(error).__name__} in the caller"

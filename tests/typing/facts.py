@@ -14,6 +14,7 @@ from poolsave import (
     Carrier,
     Options,
     Outcome,
+    OutcomeStream,
     Pipeline,
     PooledOperation,
     Report,
@@ -38,7 +39,9 @@ assert_type(bare.map([{"a": "b"}]), Report[int])
 assert_type(bare.map([]).values, list[int])
 assert_type(bare.map([]).failures, list[Outcome[int]])
 assert_type(with_options.starmap([(1,), {"number": 2}]), Report[float])
-assert_type(with_options.stream([1], ordered=True), Iterator[Outcome[float]])
+assert_type(with_options.stream([1], ordered=True), OutcomeStream[float])
+assert_type(next(with_options.stream([1])), Outcome[float])
+assert_type(with_options.stream([1]).report, Report[float])
 assert_type(bare.using(workers=2)({}), int)
 assert_type(with_options.bind(factor=2.0).map([1]), Report[float])
 assert_type(bare.options, Options)
@@ -114,7 +117,8 @@ assert_type(parse | parts.using(workers=2).bind(step=2) | with_options.using(exe
 report_of_a_pipeline: Report[User] = (parse | parts | save).map(["1 2"])
 assert_type((parse | parts | save).map(["1 2"]).values, list[User])
 assert_type((parse | parts | save).map(["1 2"]).stages[0].failed, int)
-assert_type((parse | parts | save).stream(["1 2"], ordered=True), Iterator[Outcome[User]])
+assert_type(next((parse | parts | save).stream(["1 2"], ordered=True)), Outcome[User])
+assert_type((parse | parts | save).stream(["1 2"]).report.stages[0].failed, int)
 assert_type((parse | parts | save).using(keep="all").bind(step=2), Pipeline[str, User])
 assert_type((parse | parts | save)("1 2"), list[User])
 
