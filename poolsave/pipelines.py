@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from django.core.checks import CheckMessage
 
-from ._db.mysql import call_guarded, mysql_aliases
 from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
 from ._pickling.values import to_wire
 from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segments
@@ -261,8 +260,7 @@ def values_in_transaction(
     options = operation.options
     if options.transaction is None:
         return call()
-    guarded = partial(call_guarded, call, mysql_aliases(options.databases))
-    attempt = run_in_transaction(guarded, LocalMarks(), 0, options.databases)
+    attempt = run_in_transaction(call, LocalMarks(), 0, options.databases)
     if attempt.status is Status.LOST:
         raise CallEnded(attempt) from attempt.error
     if attempt.error is not None:

@@ -1,30 +1,32 @@
-"""Notices that MySQL or MariaDB has ended a transaction by itself.
+"""MySQL and MariaDB: refuses what ends an object's transaction, and notices that it has ended.
 
 They roll back the victim of a deadlock, and commit before a statement that cannot be undone. Either way the next
-statement silently begins another transaction, so the COMMIT at the end says nothing about what came before.
+statement silently begins another transaction, so the COMMIT at the end says nothing about what came before. A savepoint
+does: any end of the transaction removes it, whatever text or method has brought it about. It takes no round trip, since
+it is set with BEGIN and released with COMMIT or ROLLBACK, which Django sends in two round trips:
+
+    autocommit(False) -> SET autocommit=0; SAVEPOINT ...
+    commit()          -> RELEASE SAVEPOINT ...; COMMIT; SET autocommit=1
 
 Sources: MariaDB's "InnoDB Lock Modes", "SAVEPOINT" and "SQL statements that cause an implicit commit".
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
-
-from django.db import DatabaseError, connections
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
 from .transaction_guard import COMMITS_BEFORE, TransactionGuard, check_end, ends_transaction, guard_of, statement_text
 
-HIDES_WHAT_IT_RUNS = re.compile(r"\s*(?:CALL|EXECUTE)\b", re.IGNORECASE)
-"""Statements that may commit inside: whether they did, only a savepoint shows that was set before."""
-SAVEPOINT = "poolsave_before_call"
+SAVEPOINT = "poolsave_transaction"
+MULTI_STATEMENTS = 1 << 16
+"""The client's flag CLIENT_MULTI_STATEMENTS; mysqlclient sets it unless the option `multi_statements` is False."""
 
 
 class MysqlGuard(TransactionGuard):
-    """Puts a class of its own in place of the connection's while it is armed."""
+    """Puts a class of its own in place of the connection's, and recognises its transaction by a savepoint."""
 
     ends = staticmethod(partial(ends_transaction, escapes=True))
 
@@ -33,38 +35,65 @@ class MysqlGuard(TransactionGuard):
         self._class = type(self.raw)
         self._is_set = False
 
-    def arm(self) -> None:
-        super().arm()
+    def install(self) -> None:
+        super().install()
         self.raw.__class__ = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
 
-    def disarm(self) -> bool:
+    def uninstall(self) -> None:
         self.raw.__class__ = self._class
-        if self._is_set and not self.rolled_back and not self.was_replaced():
-            self._release()
-        return super().disarm()
+        super().uninstall()
 
-    def _release(self) -> None:
+    def begin(self) -> None:
+        """Begin the transaction and set its savepoint."""
+        self._send("SET autocommit=0", f"SAVEPOINT {SAVEPOINT}")
+        self._is_set = True
+
+    def end(self, how: str) -> bool:
+        """End the transaction if the savepoint is there; gives False if none was set, or not by this transaction."""
+        if not self._is_set or self.rolled_back:
+            return False
+        self._is_set = False
         try:
-            self.raw.query(f"RELEASE SAVEPOINT {SAVEPOINT}")
+            self._send(f"RELEASE SAVEPOINT {SAVEPOINT}", how, "SET autocommit=1")
         except Exception as error:  # of whatever driver
             self.note_error(error)
+            self.ended = self.ended or (is_savepoint_missing(error) and not self.rolled_back)
+            if how == "COMMIT" or not self.ended:
+                raise
+            return False
+        return True
+
+    def _send(self, *statements: str) -> None:
+        if not self.raw.client_flag & MULTI_STATEMENTS:
+            for statement in statements:
+                self.raw.query(statement)
+            return
+        self.raw.query("; ".join(statements))
+        for _ in statements[1:]:
+            self.raw.next_result()
+
+    def has_aborted(self) -> bool:
+        return not getattr(self.raw, "open", True)
 
     def check_statement(self, statement: Any) -> None:
         text = statement_text(statement)
         if COMMITS_BEFORE.match(text):
             self.refuse(" ".join(text.split())[:40], "commit")
         super().check_statement(text)
-        # Inside a block of atomic(), its savepoint shows the same, and releasing that one would release this one.
-        if HIDES_WHAT_IT_RUNS.match(text) and not self._is_set and not self.connection.savepoint_ids:
-            self._is_set = True
-            self.raw.query(f"SAVEPOINT {SAVEPOINT}")
 
     def note_error(self, error: BaseException) -> None:
-        """Record whether a failed statement has ended the transaction, or shows that it was ended before."""
-        if rolls_back_transaction(error):
+        """Record whether a failed statement has undone the whole transaction. It sends a query only after a lock wait
+        time-out."""
+        if rolls_back_transaction(error) or (is_lock_timeout(error) and self._undoes_after_lock_waits()):
             self.note_rollback()
-        elif is_savepoint_missing(error) and not self.rolled_back:
-            self.ended = True
+
+    def _undoes_after_lock_waits(self) -> bool:
+        try:
+            with self.raw.cursor() as cursor:
+                cursor.execute("SELECT @@innodb_rollback_on_timeout")
+                return bool(cursor.fetchone()[0])
+        except Exception:  # of whatever driver: the session has ended, and the transaction with it
+            return True
 
 
 @cache
@@ -78,7 +107,7 @@ def _guarded_connection(base: Any) -> Any:
 
         def query(self, query: Any, *args: Any) -> Any:
             guard: Any = guard_of(self)
-            if guard is None:
+            if guard is None or not guard.is_armed:
                 return super().query(query, *args)
             guard.check_statement(query)
             try:
@@ -87,62 +116,25 @@ def _guarded_connection(base: Any) -> Any:
                 guard.note_error(error)
                 raise
 
-        def commit(self) -> None:
-            check_end(self, "commit()")
-            super().commit()
+        commit = _ending(base.commit, "COMMIT")
+        rollback = _ending(base.rollback, "ROLLBACK")
 
-        def rollback(self) -> None:
-            check_end(self, "rollback()")
-            super().rollback()
-
-        def autocommit(self, *args: Any) -> None:
+        def autocommit(self, on: Any) -> None:
             check_end(self, "autocommit()")
-            super().autocommit(*args)
+            guard: Any = guard_of(self)
+            if guard is None or on:
+                super().autocommit(on)
+            else:
+                guard.begin()
 
     return Connection
 
 
-def mysql_aliases(aliases: Sequence[str]) -> list[str]:
-    """Give those of the aliases that are MySQL or MariaDB."""
-    return [alias for alias in aliases if connections[alias].vendor == "mysql"]
+def _ending(method: Callable[[Any], None], how: str) -> Any:
+    def end(raw: Any) -> None:
+        check_end(raw, f"{how.lower()}()")
+        guard: Any = guard_of(raw)
+        if guard is None or not guard.end(how):
+            method(raw)
 
-
-def call_guarded(call: Callable[[], Any], aliases: Sequence[str]) -> Any:
-    """Call the function, and set `needs_rollback` if a server has ended its transaction.
-
-    It sends a query only after a lock wait time-out.
-    """
-    guarded = [connections[alias] for alias in aliases]
-    for connection in guarded:
-        connection.execute_wrappers.append(_StatementGuard(connection))
-    try:  # not by execute_wrapper(): a generator's context manager fails on a frozen exception
-        return call()
-    finally:
-        for connection in guarded:
-            connection.execute_wrappers.pop()
-
-
-class _StatementGuard:
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def __call__(self, execute: Callable[..., Any], sql: Any, *rest: Any) -> Any:
-        try:
-            return execute(sql, *rest)
-        except DatabaseError as error:
-            if rolls_back_transaction(error) or (is_lock_timeout(error) and self._undoes_after_lock_waits()):
-                # As Django does where a savepoint is gone: a function that catches the error cannot go on in a new
-                # transaction, nor end as a success.
-                self._connection.needs_rollback = True
-                guard = guard_of(self._connection.connection)
-                if guard is not None:
-                    guard.rolled_back = True
-            raise
-
-    def _undoes_after_lock_waits(self) -> bool:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute("SELECT @@innodb_rollback_on_timeout")
-                return bool(cursor.fetchone()[0])
-        except DatabaseError:  # the session has ended, and the transaction with it
-            return True
+    return end

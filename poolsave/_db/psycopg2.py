@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_UNKNOWN
 
-from .transaction_guard import TransactionGuard, check_end, guard_of
+from .transaction_guard import TransactionGuard, guard_of, guarded_cursor, refusing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,18 +39,22 @@ class Psycopg2Guard(TransactionGuard):
     def arm(self) -> None:
         super().arm()
         if not isinstance(self.raw, PrefixingConnection):
-            self.raw.cursor_factory = _guarded_cursor(self._factory or psycopg2.extensions.cursor)
+            self.raw.cursor_factory = guarded_cursor(self._factory or psycopg2.extensions.cursor, _GuardedCursor)
 
-    def disarm(self) -> bool:
+    def disarm(self) -> None:
         if not isinstance(self.raw, PrefixingConnection):
             self.raw.cursor_factory = self._factory
-        return super().disarm()
+        super().disarm()
 
     def is_over(self) -> bool:
         return self._was_open and self._is_idle()
 
     def _is_idle(self) -> bool:
         return not self.raw.closed and bool(self.raw.get_transaction_status() == TRANSACTION_STATUS_IDLE)
+
+    def has_aborted(self) -> bool:
+        # Unknown for a closed connection, on which no COMMIT would be sent.
+        return self.raw.get_transaction_status() in (TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_UNKNOWN)
 
     def execute(self, execute: Callable[..., None], query: Any, *values: Any) -> None:
         """Check the statement, and note before and after it whether a transaction is open."""
@@ -147,17 +151,9 @@ class PrefixingConnection(psycopg2.extensions.connection):
         self._stop_prefixing()
         return super().lobject(*args, **kwargs)
 
-    def commit(self) -> None:
-        check_end(self, "commit()")
-        super().commit()
-
-    def rollback(self) -> None:
-        check_end(self, "rollback()")
-        super().rollback()
-
-    def set_isolation_level(self, level: Any) -> None:
-        check_end(self, "set_isolation_level()")
-        super().set_isolation_level(level)
+    commit = refusing(psycopg2.extensions.connection.commit)
+    rollback = refusing(psycopg2.extensions.connection.rollback)
+    set_isolation_level = refusing(psycopg2.extensions.connection.set_isolation_level)
 
     def _stop_prefixing(self) -> None:
         # For good, since the last use of the cursor is unknown.
@@ -179,25 +175,20 @@ class _GuardedCursor:
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name for it
         guard: Any = guard_of(self.connection)
-        if guard is None:
+        if guard is None or not guard.is_armed:
             self._execute(query, vars)
         else:
             guard.execute(self._execute, query, vars)
 
     def executemany(self, query: Any, rows: Any) -> None:
         guard: Any = guard_of(self.connection)
-        if guard is None:
+        if guard is None or not guard.is_armed:
             super().executemany(query, rows)  # type: ignore[misc]
         else:
             guard.execute(super().executemany, query, rows)  # type: ignore[misc]
 
     def _execute(self, query: Any, values: Any) -> None:
         super().execute(query, values)  # type: ignore[misc]
-
-
-@cache
-def _guarded_cursor(base: Any) -> Any:
-    return base if issubclass(base, _GuardedCursor) else type(base.__name__, (_GuardedCursor, base), {})
 
 
 class PrefixingCursor(_GuardedCursor, psycopg2.extensions.cursor):

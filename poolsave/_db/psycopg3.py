@@ -8,10 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .transaction_guard import TransactionGuard, check_end, guard_of
+from .transaction_guard import TransactionGuard, guard_of, guarded_cursor, refusing
 
-IDLE = 0
-"""libpq's PQTRANS_IDLE: no transaction is open."""
+IDLE, INERROR, UNKNOWN = 0, 3, 4
+"""libpq's PQTRANS_IDLE: no transaction is open; PQTRANS_INERROR: it can only be rolled back; PQTRANS_UNKNOWN: the
+connection is closed."""
 
 
 class Psycopg3Guard(TransactionGuard):
@@ -20,14 +21,29 @@ class Psycopg3Guard(TransactionGuard):
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self._class = type(self.raw)
+        self._was_open = False
 
     def arm(self) -> None:
         super().arm()
+        self._was_open = self.raw.pgconn.transaction_status != IDLE
         self.raw.__class__ = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
 
-    def disarm(self) -> bool:
+    def disarm(self) -> None:
         self.raw.__class__ = self._class
-        return super().disarm()
+        super().disarm()
+
+    def is_over(self) -> bool:
+        return self._was_open and bool(self.raw.pgconn.transaction_status == IDLE)
+
+    def has_aborted(self) -> bool:
+        return self.raw.pgconn.transaction_status in (INERROR, UNKNOWN)
+
+    def note_status(self) -> None:
+        """Note after an answer whether the transaction is open. Without autocommit every statement opens it."""
+        if self.raw.pgconn.transaction_status != IDLE:
+            self._was_open = True
+        elif self._was_open or self.raw.autocommit:
+            self.ended = True
 
 
 @cache
@@ -41,49 +57,29 @@ def _guarded_connection(base: Any) -> Any:
 
         @property
         def cursor_factory(self) -> Any:
-            return _guarded_cursor(self.__dict__["cursor_factory"])
+            return guarded_cursor(self.__dict__["cursor_factory"], _GuardedCursor)
 
         @cursor_factory.setter
         def cursor_factory(self, factory: Any) -> None:
             self.__dict__["cursor_factory"] = factory
 
         def wait(self, *args: Any, **kwargs: Any) -> Any:
-            was_open = self.pgconn.transaction_status != IDLE
+            guard: Any = guard_of(self)
+            guard.has_ended()  # by what went past this method
             try:
                 return super().wait(*args, **kwargs)
             finally:
-                _note_status(self, was_open)
+                guard.note_status()
 
         def transaction(self, *args: Any, **kwargs: Any) -> Any:
-            _begin(self)  # otherwise this block would be the outermost one, and commit
+            if self.pgconn.transaction_status == IDLE:  # this block would be the outermost one, and commit
+                self.execute("SELECT 1")
             return super().transaction(*args, **kwargs)
 
-        def commit(self) -> None:
-            check_end(self, "commit()")
-            super().commit()
-
-        def rollback(self) -> None:
-            check_end(self, "rollback()")
-            super().rollback()
+        commit = refusing(base.commit)
+        rollback = refusing(base.rollback)
 
     return Connection
-
-
-def _begin(raw: Any) -> None:
-    if raw.pgconn.transaction_status == IDLE:
-        raw.execute("SELECT 1")
-
-
-def _note_status(raw: Any, was_open: bool) -> None:
-    if raw.pgconn.transaction_status == IDLE and (was_open or raw.autocommit):
-        guard = guard_of(raw)
-        if guard is not None:
-            guard.ended = True
-
-
-@cache
-def _guarded_cursor(base: Any) -> Any:
-    return base if issubclass(base, _GuardedCursor) else type(base.__name__, (_GuardedCursor, base), {})
 
 
 class _GuardedCursor:
@@ -91,6 +87,6 @@ class _GuardedCursor:
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         guard = guard_of(self.connection)
-        if guard is not None:
+        if guard is not None and guard.is_armed:
             guard.check_statement(query)
         return super().execute(query, *args, **kwargs)  # type: ignore[misc]

@@ -9,14 +9,14 @@ Called by `_worker/per_chunk.py`. The transaction around the objects is in `tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.db import Error
 
 from .error_codes import is_savepoint_missing
-from .transaction_guard import add_transient_cause, guard_of
-from .transactions import FunctionBlock, check_can_commit, is_doomed, rollback_on
+from .transaction_guard import TransactionGuard
+from .transactions import FunctionBlock, OpenTransactions, exit_blocks
 
 R = TypeVar("R")
 
@@ -31,10 +31,9 @@ class Savepoints:
     a backend that sets the schema again after a rollback, a cache that drops what it has read.
     """
 
-    def __init__(self, used: Sequence[Any]) -> None:
-        """Use these connections, which have the transaction open."""
-        self.connections = used
-        self._each = [_ConnectionSavepoints(connection) for connection in used]
+    def __init__(self, transactions: OpenTransactions) -> None:
+        self._transactions = transactions
+        self._each = [_ConnectionSavepoints(guard) for guard in transactions.guards]
 
     def around(self, call: Callable[[], R]) -> R:
         """Call it, and undo its work on every alias if it raises or if its work can only be rolled back.
@@ -46,25 +45,20 @@ class Savepoints:
             for each in self._each:
                 blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, the blocks so far are rolled back
             value = call()
-            if not self.has_ended():
-                check_can_commit(self.connections)
+            self._transactions.check_can_commit()
         except BaseException as error:
-            add_transient_cause(error, filter(is_doomed, self.connections))
-            rollback_on(blocks, error)
+            self._transactions.add_transient_cause(error)
+            exit_blocks(blocks, error)
             raise
         for block in reversed(blocks):
             block.__exit__(None, None, None)
         return value
 
-    def has_ended(self) -> bool:
-        """Whether the transaction is known to have been ended past Django on one of the aliases."""
-        return any(each.has_ended() for each in self._each)
-
     def release(self) -> None:
         """Release the last savepoint, which succeeds only in the transaction in which the first one was set.
 
         Raises:
-            Error: if that transaction has ended: by a function past Django, as `has_ended` then says, or by the server.
+            Error: if that transaction has ended: by a function past Django, as its guard then says, or by the server.
         """
         for each in self._each:
             each.release()
@@ -78,8 +72,9 @@ class Savepoints:
 class _ConnectionSavepoints:
     """Replaces Django's savepoint methods on one connection: objects' savepoints are released late, others at once."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, guard: TransactionGuard) -> None:
+        self._guard = guard
+        self._connection = connection = guard.connection
         self._before = {name: vars(connection)[name] for name in HOOKS if name in vars(connection)}
         self._set, self._release, self._roll_back = (getattr(connection, name) for name in HOOKS)
         for name, method in zip(HOOKS, (self._on_set, self._on_release, self._on_rollback), strict=True):
@@ -93,11 +88,6 @@ class _ConnectionSavepoints:
         # Duck-typed: importing `psycopg2.py` here would require the driver.
         self._prefixing: Any = connection.connection if hasattr(connection.connection, "prefix_next") else None
         self._prefix: Any = None
-        self._guard: Any = guard_of(connection.connection)
-
-    def has_ended(self) -> bool:
-        """Whether the transaction is known to have been ended past Django."""
-        return bool(self._guard.has_ended())
 
     def begin(self) -> FunctionBlock:
         """Begin an object, if the transaction can go on."""

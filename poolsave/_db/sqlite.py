@@ -9,11 +9,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from .connections import wrappers_of_thread
-from .transaction_guard import TransactionGuard, check_end, guard_of
+from .transaction_guard import TransactionGuard, check_end, guard_of, guarded_cursor, refusing
 
 ENDS = ("_commit", "_rollback")
 """Methods by which Django ends a transaction."""
@@ -36,50 +36,67 @@ class SqliteGuard(TransactionGuard):
         self._name = f"poolsave_{id(self)}"
         self._is_set = False
         self._is_workers = isinstance(self.raw, GuardedConnection)
+        self._written: object = None
+        """What the driver says of this connection's writes at the moment when the transaction was rolled back."""
 
     def arm(self) -> None:
         super().arm()
-        if (
-            not self._is_workers
-        ):  # the caller's own connection, whose statements can be seen only if they come through Django
+        if not self._is_workers:  # the caller's own connection, whose statements show only if they come through Django
             self.connection.execute_wrappers.append(self._around_statement)
         if getattr(self.raw, "pending_begin", None) is None:
             self.set_savepoint()
 
     def set_savepoint(self) -> None:
         """Set the savepoint, right after the transaction has begun."""
-        self._execute("SAVEPOINT")
+        self._execute(f"SAVEPOINT {self._name}")
         self._is_set = True
 
-    def _execute(self, command: str) -> None:
-        sqlite3.Connection.cursor(self.raw).execute(f"{command} {self._name}")  # bypasses the guards
+    def _execute(self, statement: str) -> Any:
+        return sqlite3.Connection.cursor(self.raw).execute(statement)  # bypasses the guards
 
-    def disarm(self) -> bool:
+    def disarm(self) -> None:
         if not self._is_workers:
             self.connection.execute_wrappers.remove(self._around_statement)
         else:
             self.raw.pending_begin = None
         if self._is_set and not self.was_replaced() and not self.connection.closed_in_transaction:
             self._release()
-        return super().disarm()
+        super().disarm()
 
     def _release(self) -> None:
+        if self.rolled_back:
+            self.ended = self.ended or self._written != self._writes()
+            return
         try:
-            self._execute("RELEASE")
+            self._execute(f"RELEASE {self._name}")
         except sqlite3.ProgrammingError:  # the function has closed the driver's connection
             self.rolled_back = True
         except sqlite3.Error:
-            self.ended = self.ended or not self.rolled_back
+            self.ended = True
+
+    def _writes(self) -> object:
+        try:
+            return self.raw.in_transaction, self.raw.total_changes, *self._execute("PRAGMA schema_version")
+        except sqlite3.Error:  # closed: nothing can have been written since
+            return self._written
 
     def is_over(self) -> bool:
         if not self._is_set or self.rolled_back or self.connection.closed_in_transaction:
             return False
         return not self.raw.in_transaction
 
+    def has_aborted(self) -> bool:  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end the transaction
+        has_begun = self.connection.commit_on_exit and not getattr(self.raw, "pending_begin", None)
+        return has_begun and not self.raw.in_transaction
+
     def note_error(self) -> None:
         """Record whether a failed statement has undone the whole transaction (OR ROLLBACK, a full disk)."""
         if self.is_over() and not self.ended:
             self.note_rollback()
+
+    def note_rollback(self) -> None:
+        super().note_rollback()
+        self._written = self._writes()
 
     def _around_statement(self, execute: Callable[..., Any], statement: Any, *rest: Any) -> Any:
         self.check_statement(statement)
@@ -97,7 +114,7 @@ class GuardedConnection(sqlite3.Connection):
     pending_begin: Callable[[], None] | None = None
 
     def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
-        return super().cursor(_guarded_cursor(factory))
+        return super().cursor(guarded_cursor(factory, _GuardedCursor))
 
     # The driver's own methods bypass cursor().
     def execute(self, *statement: Any) -> Any:
@@ -113,30 +130,15 @@ class GuardedConnection(sqlite3.Connection):
         self.begin_if_pending()
         return super().blobopen(*args, **kwargs)
 
-    def commit(self) -> None:
-        check_end(self, "commit()")
-        super().commit()
-
-    def rollback(self) -> None:
-        check_end(self, "rollback()")
-        super().rollback()
-
-    def __exit__(self, *error: object) -> Any:
-        check_end(self, "with connection")
-        return super().__exit__(*error)  # type: ignore[arg-type]
+    commit = refusing(sqlite3.Connection.commit)
+    rollback = refusing(sqlite3.Connection.rollback)
+    __exit__ = refusing(sqlite3.Connection.__exit__, "with connection")
 
     def begin_if_pending(self) -> None:
         """Begin the transaction, if that was postponed."""
         begin, self.pending_begin = self.pending_begin, None
         if begin is not None:
             begin()
-
-
-@cache
-def _guarded_cursor(base: Any) -> Any:
-    if not isinstance(base, type) or issubclass(base, _GuardedCursor):
-        return base
-    return type(base.__name__, (_GuardedCursor, base), {})
 
 
 class _GuardedCursor:
@@ -154,12 +156,13 @@ class _GuardedCursor:
 
     def _guarded(self, execute: Callable[..., Any], statement: Any, *args: Any) -> Any:
         guard: Any = guard_of(self.connection)
-        if guard is not None:
+        is_guarded = guard is not None and guard.is_armed
+        if is_guarded:
             guard.check_statement(statement)
             guard.has_ended()
         if self.connection.pending_begin is not None:
             self.connection.begin_if_pending()
-        if guard is None:
+        if not is_guarded:
             return execute(statement, *args)
         try:
             return execute(statement, *args)

@@ -5,23 +5,24 @@ takes for open. Afterwards an exception does not undo what came before, and a CO
 what it sees before it is sent, as Django refuses `connection.commit()`, so that nothing is lost. It notices the rest
 when the function has returned, and the object is LOST.
 
-    begin_on -> guard.arm() -> function -> driver -> check_statement(), check_end() -> guard.disarm() -> commit_on
+    install() -> BEGIN -> arm() -> function -> disarm() -> COMMIT or ROLLBACK -> uninstall()
+                                      |
+                                      +-> driver -> check_statement(), check_end()
 
 Each driver has a subclass in the module of its name. It knows which methods every statement passes through, and how the
-driver shows that a transaction is open. No guard sends a query.
+driver shows that a transaction is open. No guard takes a round trip of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from django.db import connections
 from django.db.transaction import TransactionManagementError
-from django.db.utils import DatabaseErrorWrapper
 
 from .._runtime.foreign_exceptions import set_context
 from .error_codes import chain_of, is_transient
@@ -52,8 +53,8 @@ COMMITS_BEFORE = re.compile(
 """Statements before which MySQL and MariaDB commit. Limited to those that occur in per-object functions; what a stored
 procedure does is not seen."""
 
-_armed: dict[int, TransactionGuard] = {}
-"""The armed guards, by the id of the driver's connection, which the guard keeps alive."""
+_guards: dict[int, TransactionGuard] = {}
+"""The installed guards, by the id of the driver's connection, which the guard keeps alive."""
 
 
 def statement_text(statement: Any) -> str:
@@ -83,8 +84,8 @@ def ends_transaction(text: str, *, escapes: bool = False) -> bool:
 
 
 def guard_of(raw: Any) -> TransactionGuard | None:
-    """Give the guard of a driver's connection while a function runs inside its transaction, else None."""
-    return _armed.get(id(raw))
+    """Give the guard of a driver's connection, from before the BEGIN of an object's transaction to its end, or None."""
+    return _guards.get(id(raw))
 
 
 def check_end(raw: Any, name: str) -> None:
@@ -94,46 +95,86 @@ def check_end(raw: Any, name: str) -> None:
         TransactionManagementError: naming the statement or method.
     """
     guard = guard_of(raw)
-    if guard is not None:
+    if guard is not None and guard.is_armed:
         guard.refuse(name)
 
 
+def refusing(method: Callable[..., Any], name: str | None = None) -> Any:
+    """Give a method of a driver's connection, refused while a function runs inside its transaction."""
+    name = name or f"{method.__name__}()"
+
+    def end(raw: Any, *args: Any, **kwargs: Any) -> Any:
+        check_end(raw, name)
+        return method(raw, *args, **kwargs)
+
+    return end
+
+
+@cache
+def guarded_cursor(base: Any, mixin: type) -> Any:
+    """Give the driver's cursor class with the methods of `mixin` in front of its own."""
+    if not isinstance(base, type) or issubclass(base, mixin):
+        return base
+    return type(base.__name__, (mixin, base), {})
+
+
 class TransactionGuard:
-    """Guards one transaction from its BEGIN to just before its COMMIT or ROLLBACK."""
+    """Guards one transaction. `install` comes before its BEGIN, `uninstall` after its end; the function runs between
+    `arm` and `disarm`."""
 
     ends: Callable[[str], bool] = staticmethod(ends_transaction)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.raw = connection.connection
+        self.is_armed = False
         self.ended = False
         """The transaction was ended past Django: its work may be in the database or not."""
         self.rolled_back = False
         """The server has rolled it back with an error, so none of its work is left."""
         self._outer: TransactionGuard | None = None
         self._connect: Any = None
+        self._errors: Any = None
+        self._errors_before: Any = None
+
+    def install(self) -> None:
+        """Watch the connection, right before BEGIN."""
+        self._outer = _guards.get(id(self.raw))
+        _guards[id(self.raw)] = self
+        self._errors_before = self.connection.wrap_database_errors
+        self.connection.wrap_database_errors = self._errors = _remembering(self._errors_before)
 
     def arm(self) -> None:
-        """Begin to guard, right before the function runs."""
-        self._outer = _armed.get(id(self.raw))
-        _armed[id(self.raw)] = self
+        """Begin to refuse, right before the function runs."""
+        self.is_armed = True
         self._connect = vars(self.connection).get("connect")
         self.connection.connect = partial(self.refuse, "connect()")
 
-    def disarm(self) -> bool:
-        """Stop guarding after the function has ended; says whether its transaction was ended past Django."""
-        ended = self.has_ended() or connections[self.connection.alias] is not self.connection
+    def disarm(self) -> None:
+        """Stop refusing, after the function has ended."""
+        self.has_ended()
+        self.ended = self.ended or connections[self.connection.alias] is not self.connection
+        self.is_armed = False
         if self._connect is None:
             vars(self.connection).pop("connect", None)
         else:
             self.connection.connect = self._connect
+
+    def uninstall(self) -> None:
+        """Leave the connection as it was, after COMMIT or ROLLBACK."""
+        self.connection.wrap_database_errors = self._errors_before
         if self._outer is None:
-            _armed.pop(id(self.raw), None)
+            _guards.pop(id(self.raw), None)
         else:  # this run is inside the transaction of another run's object
-            _armed[id(self.raw)] = self._outer
-            self._outer.ended |= ended
-            self._outer.rolled_back |= self.rolled_back
-        return ended
+            _guards[id(self.raw)] = self._outer
+            self._outer.note_inner(self)
+
+    def note_inner(self, inner: TransactionGuard) -> None:
+        """Take over what a run inside this transaction has noticed."""
+        self.ended |= inner.ended
+        if inner.rolled_back:
+            self.note_rollback()
+        self._errors.last = inner._errors.last or self._errors.last
 
     def has_ended(self) -> bool:
         """Whether the transaction is known to have been ended past Django."""
@@ -143,6 +184,14 @@ class TransactionGuard:
 
     def is_over(self) -> bool:
         """Whether the driver can tell that the transaction is no longer open."""
+        return False
+
+    def is_doomed(self) -> bool:
+        """Whether the transaction can only be rolled back, as far as is known without a query."""
+        return self.connection.needs_rollback or (self.connection.connection is not None and self.has_aborted())
+
+    def has_aborted(self) -> bool:
+        """Whether the driver can tell that the server would not commit."""
         return False
 
     def was_replaced(self) -> bool:
@@ -180,7 +229,7 @@ class TransactionGuard:
         )
 
     def abandon(self) -> None:
-        """Close this connection and its replacement, after `disarm` has returned true.
+        """Close this connection and its replacement, after its transaction was ended past Django.
 
         An open connection would keep its locks, and another try would wait for them for ever.
         """
@@ -191,46 +240,42 @@ class TransactionGuard:
             with suppress(Exception):  # each driver has its own for a connection that is closed already
                 self.raw.close()
 
-
-class TransientErrors(DatabaseErrorWrapper):
-    """Remembers a transient error that a function catches, so that its object is tried again.
-
-    A signal receiver that catches and logs every error hides a deadlock. The server has undone the work or refuses to
-    go on, and the error that follows no longer says why. The same transaction may succeed if it is tried again. This
-    replaces a connection's `wrap_database_errors`, which Django enters around every call of the driver.
-    """
-
-    def __init__(self, connection: Any, inner: Any) -> None:
-        super().__init__(connection)
-        self._inner = inner
-        self.last: BaseException | None = None
-
-    def __enter__(self) -> None:
-        self._inner.__enter__()
-
-    def __exit__(self, *raised: object) -> None:
-        error = raised[1]
-        if isinstance(error, BaseException):
-            if is_transient(error):
-                self.last = error
-            self._inner.__exit__(*raised)
-
-
-def watch_transient_errors(connection: Any) -> None:
-    """Start to remember at the begin of a transaction, without the errors of the one before."""
-    errors = connection.wrap_database_errors
-    if isinstance(errors, TransientErrors):
-        errors.last = None
-    else:
-        connection.wrap_database_errors = TransientErrors(connection, errors)
-
-
-def add_transient_cause(error: BaseException, doomed: Iterable[Any]) -> None:
-    """Set a remembered transient error as the context of `error`, for connections that can only be rolled back."""
-    for connection in doomed:
-        last = getattr(connection.wrap_database_errors, "last", None)
-        if last is None or is_transient(error):
-            continue
+    def add_transient_cause(self, error: BaseException) -> None:
+        """Set a remembered transient error as the context of `error`, if the transaction can only be rolled back."""
+        last = self._errors.last
+        if last is None or not self.is_doomed() or is_transient(error):
+            return
         *_, first = chain_of(error)
         if all(link is not error for link in chain_of(last)):  # a cycle would print without end
             set_context(first, last)
+
+
+def _remembering(errors: Any) -> Any:
+    """Give a copy of a connection's `wrap_database_errors`, which Django enters around every call of the driver. It
+    remembers a transient error that a function catches, so that its object is tried again.
+
+    A signal receiver that catches and logs every error hides a deadlock. The server has undone the work or refuses to
+    go on, and the error that follows no longer says why. The same transaction may succeed if it is tried again.
+    """
+    cls = _remembering_class(type(errors))  # type: ignore[arg-type]  # mypy calls types unhashable
+    copy = cls.__new__(cls)
+    vars(copy).update(vars(errors), last=None)
+    return copy
+
+
+@cache
+def _remembering_class(base: Any) -> Any:
+    if hasattr(base, "remembers"):
+        return base
+
+    class TransientErrors(base):  # type: ignore[misc]  # whatever class the connection has there
+        remembers = True
+
+        def __exit__(self, *raised: Any) -> Any:
+            if raised[1] is None:
+                return None
+            if is_transient(raised[1]):
+                self.last = raised[1]
+            return super().__exit__(*raised)
+
+    return TransientErrors

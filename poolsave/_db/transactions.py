@@ -21,7 +21,7 @@ from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
 from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
-from .transaction_guard import TransactionGuard, add_transient_cause, watch_transient_errors
+from .transaction_guard import TransactionGuard
 
 
 class AttemptResult(NamedTuple):
@@ -70,23 +70,20 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     if error is None:
         try:
             value = call()
-            if not opened.has_ended():
-                check_can_commit(opened.connections)
-                note = record_xid(aliases, marks) if noted else 0
+            opened.check_can_commit()
+            note = record_xid(aliases, marks) if noted and not opened.has_ended() else 0
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
-            add_transient_cause(error, filter(is_doomed, opened.connections))
-    ended = opened.disarm()
-    if ended:
-        marks.put(offset, COMMITTING)
-        return lost_attempt(opened, ended, error)
+            opened.add_transient_cause(error)
+    if opened.disarm():
+        marks.put(offset, COMMITTING)  # its work may be in the database
+        return roll_back(opened, error)
     if error is not None:
-        rollback_on(opened.blocks, error)
-        return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
+        return roll_back(opened, error)
     callbacks = detach_on_commit(opened.owned)
     marks.put(offset, COMMITTING)
     started = time.perf_counter()
-    failed = commit_on(opened.blocks)
+    failed = commit(opened)
     committing = time.perf_counter() - started
     if failed is not None:
         return failed._replace(
@@ -116,29 +113,44 @@ class OpenTransactions(NamedTuple):
     """The open atomic blocks, one per alias."""
 
     blocks: list[FunctionBlock]
-    connections: list[Any]
-    """The connection of each block."""
+    guards: list[TransactionGuard]
+    """The guard of each block's connection."""
     owned: list[tuple[Any, int]]
     """Connections whose transaction began with the block, each with its number of `on_commit` callbacks at that time.
     Those come from elsewhere, such as a cache that has patched `Atomic`, and Django itself runs them. Connections
     that are not listed are inside a transaction of the caller, who commits it and runs its callbacks."""
-    guards: list[TransactionGuard]
-    """The guard of each connection."""
     error: BaseException | None = None
     """The error that kept a block from opening."""
-
-    def has_ended(self) -> bool:
-        """Whether one of the transactions is known to have been ended past Django."""
-        return any(guard.has_ended() for guard in self.guards)
-
-    def disarm(self) -> list[TransactionGuard]:
-        """Disarm all guards; gives those whose transactions were ended past Django."""
-        return [guard for guard in reversed(self.guards) if guard.disarm()]
 
     @property
     def outermost(self) -> bool:
         """Whether every transaction began with its block, so that a rollback undoes all of it."""
         return len(self.owned) == len(self.blocks)
+
+    def has_ended(self) -> bool:
+        """Whether one of the transactions is known to have been ended past Django."""
+        return any(guard.has_ended() for guard in self.guards)
+
+    def check_can_commit(self) -> None:
+        """Refuse a success that the end of its block would silently roll back. What has ended is not looked at."""
+        if not self.has_ended():
+            check_can_commit(self.guards)
+
+    def add_transient_cause(self, error: BaseException) -> None:
+        """Give `error` the transient error that the function has caught, for transactions that it has doomed."""
+        for guard in self.guards:
+            guard.add_transient_cause(error)
+
+    def disarm(self) -> bool:
+        """Stop refusing ends; says whether one of the transactions was ended past Django."""
+        for guard in reversed(self.guards):
+            guard.disarm()
+        return any(guard.ended for guard in self.guards)
+
+    def uninstall(self) -> None:
+        """Leave the connections as they were."""
+        for guard in reversed(self.guards):
+            guard.uninstall()
 
 
 def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions:
@@ -146,37 +158,44 @@ def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions
 
     With `noted`, identify the PostgreSQL server first, for the transaction's note.
     """
-    opened = OpenTransactions([], [], [], [])
+    opened = OpenTransactions([], [], [])
     try:
         for alias in aliases:
-            if noted and connections[alias].vendor == "postgresql" and not connections[alias].in_atomic_block:
-                remember_server(connections[alias])
-            _begin(alias, opened)
+            _begin(alias, opened, noted=noted)
     except BaseException as error:  # such as no connection: the failure of the object
         return opened._replace(error=error)
     return opened
 
 
-def _begin(alias: str, opened: OpenTransactions) -> None:
+def _begin(alias: str, opened: OpenTransactions, *, noted: bool) -> None:
     connection = connections[alias]
-    is_outermost = not connection.in_atomic_block and connection.get_autocommit()
+    connection.close_if_health_check_failed()  # as BEGIN does, which must find the connection that is guarded
+    if connection.connection is None:
+        connection.ensure_connection()
+    if noted and connection.vendor == "postgresql" and not connection.in_atomic_block:
+        remember_server(connection)
+    guard = guard_for(connection)
+    guard.install()
     block = FunctionBlock(alias, True, False)
-    block.__enter__()
-    watch_transient_errors(connection)
+    try:
+        block.__enter__()
+    except BaseException:
+        guard.uninstall()
+        raise
     opened.blocks.append(block)
-    opened.connections.append(connection)
-    if is_outermost:
-        opened.owned.append((connection, len(connection.run_on_commit)))
-    guard = _guard_class(connection)(connection)
     opened.guards.append(guard)
+    if not connection.savepoint_ids:  # else the block is inside another one, or autocommit was off
+        opened.owned.append((connection, len(connection.run_on_commit)))
     guard.arm()
 
 
-def _guard_class(connection: Any) -> type[TransactionGuard]:
-    guard_class = _guard_classes.get(type(connection.connection))
+def guard_for(connection: Any) -> TransactionGuard:
+    """Build the guard for a Django connection's driver."""
+    driver = type(connection.connection)
+    guard_class = _guard_classes.get(driver)
     if guard_class is None:
-        guard_class = _guard_classes[type(connection.connection)] = _find_guard_class(connection)
-    return guard_class
+        guard_class = _guard_classes[driver] = _find_guard_class(connection)
+    return guard_class(connection)
 
 
 _guard_classes: dict[type, type[TransactionGuard]] = {}
@@ -197,45 +216,37 @@ def _find_guard_class(connection: Any) -> type[TransactionGuard]:
     return GuardClass
 
 
-def check_can_commit(used: Iterable[Any]) -> None:
+def check_can_commit(guards: Iterable[TransactionGuard]) -> None:
     """Refuse a success that the end of its block would silently roll back.
 
     Raises:
         TransactionManagementError: saying what to do.
     """
     # atomic() rolls back when needs_rollback is set, and PostgreSQL may answer COMMIT with ROLLBACK.
-    for connection in used:
-        if is_doomed(connection):
+    for guard in guards:
+        if guard.is_doomed():
             raise TransactionManagementError(
-                f"the function returned, but its transaction on {connection.alias!r} can only be rolled back: a "
+                f"the function returned, but its transaction on {guard.connection.alias!r} can only be rolled back: a "
                 "database error was caught inside it, set_rollback(True) was called, or its connection is closed; put "
                 "atomic() around what may fail"
             )
 
 
-def is_doomed(connection: Any) -> bool:
-    """Whether its transaction can only be rolled back, as far as is known without a query."""
-    return connection.needs_rollback or _has_aborted(connection)
+def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptResult:
+    """Roll back on all aliases. The object is FAILED, or LOST if a transaction was ended past Django."""
+    if error is None:
+        aliases = [guard.connection.alias for guard in opened.guards if guard.ended]
+        error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
+    exit_blocks(opened.blocks, error)
+    opened.uninstall()
+    if any(guard.ended for guard in opened.guards):
+        return _lost(opened, error)
+    return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
 
 
-def _has_aborted(connection: Any) -> bool:
-    if connection.connection is None:
-        return False
-    if connection.vendor == "sqlite":  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end the transaction
-        begun = connection.commit_on_exit and not getattr(connection.connection, "pending_begin", None)
-        return begun and not connection.connection.in_transaction
-    if connection.vendor == "mysql":
-        return not getattr(connection.connection, "open", True)
-    if connection.vendor != "postgresql":
-        return False
-    # libpq's PQTRANS_INERROR, and PQTRANS_UNKNOWN for a closed connection, on which no COMMIT would be sent. Both
-    # numbers are the same in psycopg2 and psycopg 3.
-    return int(connection.connection.info.transaction_status) in (3, 4)
-
-
-def rollback_on(opened: Sequence[FunctionBlock], error: BaseException) -> None:
+def exit_blocks(blocks: Sequence[FunctionBlock], error: BaseException) -> None:
     """Roll back by leaving the blocks with an error."""
-    for block in reversed(opened):
+    for block in reversed(blocks):
         try:
             block.__exit__(type(error), error, traceback_of(error))
         except Error as secondary:  # the connection is gone, and with it the transaction
@@ -243,17 +254,14 @@ def rollback_on(opened: Sequence[FunctionBlock], error: BaseException) -> None:
             add_note(error, f"rolling back on {block.using!r} failed, too: {text_of(secondary)}")
 
 
-def lost_attempt(opened: OpenTransactions, ended: list[TransactionGuard], error: BaseException | None) -> AttemptResult:
-    """Undo what can be undone after a transaction was ended past Django. The object is LOST: it may be saved."""
-    aliases = [guard.connection.alias for guard in ended]
-    if error is None:
-        error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
+def _lost(opened: OpenTransactions, error: BaseException) -> AttemptResult:
+    ended = [guard for guard in opened.guards if guard.ended]
     add_note(
         error,
-        f"poolsave: COMMIT, ROLLBACK or a new connection has ended the transaction on {aliases!r} past Django, so that "
-        "what was saved before may be in the database or not: leave it out, or use transaction=None",
+        "poolsave: COMMIT, ROLLBACK or a new connection has ended the transaction on "
+        f"{[guard.connection.alias for guard in ended]!r} past Django, so that what was saved before may be in the "
+        "database or not: leave it out, or use transaction=None",
     )
-    rollback_on(opened.blocks, error)
     for guard in ended:
         guard.abandon()
         if any(connection is guard.connection for connection, _ in opened.owned):
@@ -279,16 +287,20 @@ def record_xid(aliases: Sequence[str], marks: Marks) -> int:
     return note
 
 
-def commit_on(opened: Sequence[FunctionBlock]) -> AttemptResult | None:
+def commit(opened: OpenTransactions) -> AttemptResult | None:
     """Commit on all aliases; gives the result of a failure, or None."""
     committed: list[str | None] = []
-    for block in reversed(opened):
-        try:
+    try:
+        for block in reversed(opened.blocks):
             block.__exit__(None, None, None)
-        except BaseException as error:
-            rollback_on(opened[: len(opened) - len(committed) - 1], error)
-            return _failed_commit(error, block.using, committed)
-        committed.append(block.using)
+            committed.append(block.using)
+    except BaseException as error:
+        exit_blocks(opened.blocks[: -len(committed) - 1], error)
+        opened.uninstall()
+        if any(guard.ended for guard in opened.guards):
+            return _lost(opened, error)
+        return _failed_commit(error, opened.blocks[-len(committed) - 1].using, committed)
+    opened.uninstall()
     return None
 
 

@@ -2,18 +2,17 @@
 
 Each layer takes the object as it came with the chunk. From the inside out:
 
-    function -> end of forked children -> row or bytes in -> bytes out -> context -> time-out -> MySQL's guard
+    function -> end of forked children -> row or bytes in -> bytes out -> context -> time-out
 
 The transaction is around all of it (`transaction_modes.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._db.mysql import call_guarded, mysql_aliases
 from .._pickling.values import from_wire, to_wire
 from .._runtime.forks import ending_children
 from .deadline import NoDeadline
@@ -46,8 +45,6 @@ def build_call(  # noqa: PLR0913  one for each layer
         call = context.wrap(call)
     if job.timeout is not None:
         call = partial(_in_time, call, deadline)
-    if job.transaction is not None and (aliases := mysql_aliases(job.databases)):
-        call = partial(_on_mysql, call, aliases)
     return call
 
 
@@ -63,7 +60,3 @@ def _to_wire(call: Callable[[Any], Any], item: Any) -> Any:
 def _in_time(call: Callable[[Any], Any], deadline: NoDeadline, item: Any) -> Any:
     with deadline.function():
         return call(item)
-
-
-def _on_mysql(call: Callable[[Any], Any], aliases: Sequence[str], item: Any) -> Any:
-    return call_guarded(partial(call, item), aliases)

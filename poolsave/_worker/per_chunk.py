@@ -14,12 +14,10 @@ from .._db.transactions import (
     AttemptResult,
     OpenTransactions,
     begin_on,
-    check_can_commit,
-    commit_on,
+    commit,
     detach_on_commit,
-    lost_attempt,
     record_xid,
-    rollback_on,
+    roll_back,
     run_on_commit,
 )
 from .._runtime.foreign_exceptions import add_note, text_of
@@ -68,36 +66,34 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     long.
     """
     transactions = begin_on(aliases, noted=noted)
-    if transactions.error is not None:
-        transactions.disarm()
-        rollback_on(transactions.blocks, transactions.error)
-        return ChunkRolledBack(halve=False)
     ran: list[_RanObject] = []
-    note = 0
-    error: BaseException | None = None
-    savepoints = Savepoints(transactions.connections)
-    try:
-        for index, call in enumerate(calls):
-            ran.append(_run_object(call, marks, first + index, savepoints, transactions))
-            _check_not_ended(savepoints)
-        check_can_commit(savepoints.connections)
-        savepoints.release()
-        note = record_xid(aliases, marks) if noted else 0
-    except BaseException as caught:
-        error = caught
-    finally:
-        savepoints.close()
-    ended = transactions.disarm()
-    if ended:
-        return _lose_all(ran, lost_attempt(transactions, ended, _error_of(error)), marks, first)
-    if error is not None:  # nothing is committed yet, so every object can run again
-        rollback_on(transactions.blocks, error)
-        return ChunkRolledBack(halve=type(error) is _RollbackChunk and error.halve)
+    note, error = 0, transactions.error
+    if error is None:
+        savepoints = Savepoints(transactions)
+        try:
+            for index, call in enumerate(calls):
+                ran.append(_run_object(call, marks, first + index, savepoints, transactions))
+                _check_can_go_on(ran[-1][0].attempt, transactions)
+            transactions.check_can_commit()
+            savepoints.release()
+            note = record_xid(aliases, marks) if noted else 0
+        except BaseException as caught:
+            error = caught
+        finally:
+            savepoints.close()
+    if transactions.disarm() or error is not None:
+        return _roll_back(ran, transactions, error, marks, first)
     return _commit(ran, transactions, marks, first, note=note, limit=limit)
 
 
-def _error_of(error: BaseException | None) -> BaseException | None:
-    return None if type(error) in (_EndedPastDjango, _RollbackChunk) else error
+def _roll_back(
+    ran: list[_RanObject], transactions: OpenTransactions, error: BaseException | None, marks: Marks, first: int
+) -> ChunkResult:
+    attempt = roll_back(transactions, None if type(error) in (_EndedPastDjango, _RollbackChunk) else error)
+    if attempt.status is Status.LOST:
+        return _lose_all(ran, attempt, marks, first)
+    # Nothing was committed, so every object can run again.
+    return ChunkRolledBack(halve=type(error) is _RollbackChunk and error.halve)
 
 
 def _lose_all(ran: list[_RanObject], lost: AttemptResult, marks: Marks, first: int) -> list[ObjectResult]:
@@ -125,7 +121,7 @@ def _commit(  # noqa: PLR0913  as above
     for index in saved:
         marks.put(first + index, COMMITTING)
     started = time.perf_counter()
-    failed = commit_on(transactions.blocks)
+    failed = commit(transactions)
     committing = time.perf_counter() - started
     if failed is not None and failed.status is Status.FAILED:
         return ChunkRolledBack(halve=False)
@@ -154,21 +150,14 @@ def _run_object(
     started = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
-    if savepoints.has_ended():
+    if transactions.has_ended():
         marks.put(offset, COMMITTING)
         if attempt.error is not None:
             attempt = attempt._replace(status=Status.LOST)
         return ObjectResult(attempt, time.perf_counter() - started), []
-    if attempt.error is not None and transactions.outermost:
-        _check_can_go_on(attempt.error, savepoints.connections)
     marks.put(offset, PENDING)
     callbacks = detach_on_commit(transactions.owned) if attempt.error is None else []
     return ObjectResult(attempt, time.perf_counter() - started), callbacks
-
-
-def _check_not_ended(savepoints: Savepoints) -> None:
-    if savepoints.has_ended():
-        raise _EndedPastDjango
 
 
 def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptResult:
@@ -179,11 +168,15 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptRes
     return AttemptResult(Status.SUCCEEDED, value)
 
 
-def _check_can_go_on(error: BaseException, used: Iterable[Any]) -> None:
-    if hit_time_limit(error):
-        raise _RollbackChunk(halve=True) from error
-    if is_transient(error) or any(connection.needs_rollback for connection in used):
-        raise _RollbackChunk(halve=False) from error
+def _check_can_go_on(attempt: AttemptResult, transactions: OpenTransactions) -> None:
+    if transactions.has_ended():
+        raise _EndedPastDjango
+    if attempt.error is None or not transactions.outermost:
+        return
+    if hit_time_limit(attempt.error):
+        raise _RollbackChunk(halve=True) from attempt.error
+    if is_transient(attempt.error) or any(guard.connection.needs_rollback for guard in transactions.guards):
+        raise _RollbackChunk(halve=False) from attempt.error
 
 
 def _run_callbacks(
