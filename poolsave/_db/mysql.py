@@ -3,7 +3,7 @@
 They roll back the victim of a deadlock, and commit before a statement that cannot be undone. Either way the next
 statement silently begins another transaction, so the COMMIT at the end says nothing about what came before. A savepoint
 does: any end of the transaction removes it, whatever text or method has brought it about. It takes no round trip, since
-it is set with BEGIN and released with COMMIT or ROLLBACK, which Django sends in two round trips:
+it is set with BEGIN and released with COMMIT or ROLLBACK. Django's own way takes three round trips, and this one two:
 
     autocommit(False) -> SET autocommit=0; SAVEPOINT ...
     commit()          -> RELEASE SAVEPOINT ...; COMMIT; SET autocommit=1
@@ -101,21 +101,20 @@ def _guarded_connection(base: Any) -> Any:
     if hasattr(base, "is_guarded"):
         return base
 
+    send = _noting_errors(base.query)
+
     class Connection(base):  # type: ignore[misc]  # a second base would make `__class__` refuse it
         __slots__ = ()
         is_guarded = True
 
         def query(self, query: Any, *args: Any) -> Any:
             guard: Any = guard_of(self)
-            if guard is None or not guard.is_armed:
-                return super().query(query, *args)
-            guard.check_statement(query)
-            try:
-                return super().query(query, *args)
-            except Exception as error:
-                guard.note_error(error)
-                raise
+            if guard is not None and guard.is_armed:
+                guard.check_statement(query)
+            return send(self, query, *args)
 
+        store_result = _noting_errors(base.store_result)  # a row that is locked is an error of this one
+        next_result = _noting_errors(base.next_result)
         commit = _ending(base.commit, "COMMIT")
         rollback = _ending(base.rollback, "ROLLBACK")
 
@@ -138,3 +137,16 @@ def _ending(method: Callable[[Any], None], how: str) -> Any:
             method(raw)
 
     return end
+
+
+def _noting_errors(method: Callable[..., Any]) -> Any:
+    def call(raw: Any, *args: Any) -> Any:
+        try:
+            return method(raw, *args)
+        except Exception as error:
+            guard: Any = guard_of(raw)
+            if guard is not None and guard.is_armed:
+                guard.note_error(error)
+            raise
+
+    return call

@@ -271,11 +271,12 @@ def _remembering_class(base: Any) -> Any:
     class TransientErrors(base):  # type: ignore[misc]  # whatever class the connection has there
         remembers = True
 
-        def __exit__(self, *raised: Any) -> Any:
-            if raised[1] is None:
+        def __exit__(self, *raised: object) -> Any:
+            error = raised[1]
+            if not isinstance(error, BaseException):
                 return None
-            if is_transient(raised[1]):
-                self.last = raised[1]
+            if is_transient(error):
+                self.last = error
             return super().__exit__(*raised)
 
     return TransientErrors

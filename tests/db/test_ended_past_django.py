@@ -296,3 +296,87 @@ def test_or_rollback_of_sqlite_lets_no_statement_follow(mode, how, begins):
         ["bad", "bad too"], Status.FAILED
     )
     assert set(Person.objects.values_list("name", flat=True)) == {"there", "a before", "c before"}
+
+
+def send_unbound(raw):
+    from MySQLdb import _mysql
+
+    _mysql.connection.query(raw, "COMMIT")
+
+
+UNSEEN = {
+    "a list of assignments": lambda: execute("mariadb", "SET @a = 1, autocommit = 1"),
+    "an executable comment": lambda: execute("mariadb", "/*!40000 COMMIT */"),
+    "an anonymous block": lambda: execute("mariadb", "BEGIN NOT ATOMIC COMMIT; END"),
+    "another user": lambda: connections["mariadb"].connection.change_user("root", "", "mysql"),
+    "the driver's base class": lambda: send_unbound(connections["mariadb"].connection),
+}
+"""Ends of MariaDB's that no text and no method of the guard's shows."""
+
+
+@needs_mariadb
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_unseen_end_on_mariadb_is_lost(mode, executor, fails):
+    def ends(way):
+        Person(name=way).save(using="mariadb")
+        UNSEEN[way]()
+        if fails:
+            raise ValueError(way)
+
+    operation = pooled_operation(ends).using(executor=executor, transaction=mode, databases=("mariadb",), workers=1)
+    report = operation.using(chunksize=2, progress=False, keep="all").map(UNSEEN)
+    assert {outcome.item: outcome.status for outcome in report} == dict.fromkeys(UNSEEN, Status.LOST)
+    assert {outcome.attempts for outcome in report} == {1}
+
+
+@needs_mariadb
+def test_object_after_an_unseen_end_is_saved_again():
+    def ends(name):
+        Person(name=name).save(using="mariadb")
+        if name == "bad":
+            UNSEEN["another user"]()
+
+    operation = pooled_operation(ends).using(executor="thread", databases=("mariadb",), workers=1, progress=False)
+    report = operation.using(keep="all").map(OBJECTS)
+    assert [outcome.status for outcome in report] == [Status.SUCCEEDED, Status.LOST, Status.SUCCEEDED]
+    assert set(Person.objects.using("mariadb").values_list("name", flat=True)) == {"a", "c"}
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 has no such object")
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_end_by_libpq_is_lost(mode, executor, fails):
+    """Whether or not a statement follows, which begins another transaction."""
+
+    def ends(name):
+        Person(name=name).save(using="postgres")
+        connections["postgres"].connection.pgconn.exec_(b"COMMIT")
+        if name == "followed":
+            Person(name=name).save(using="postgres")
+        if fails:
+            raise ValueError(name)
+
+    operation = pooled_operation(ends).using(executor=executor, transaction=mode, databases=("postgres",), workers=1)
+    report = operation.using(chunksize=2, progress=False, keep="all").map(["alone", "followed"])
+    assert {outcome.status for outcome in report} == {Status.LOST}
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize(
+    "write", ["INSERT INTO tests_person (name) VALUES ('behind')", "CREATE TABLE made_behind (id int)"]
+)
+def test_what_follows_a_rollback_on_the_caller_s_sqlite_is_lost(mode, fails, write):
+    """The caller's own connection shows only what comes through Django."""
+    Person(pk=1, name="there").save()
+
+    def goes_on(_item):
+        with suppress(Exception):
+            execute("default", "INSERT OR ROLLBACK INTO tests_person (id, name) VALUES (1, 'twin')")
+        connections["default"].connection.execute(write)
+        if fails:
+            raise ValueError(write)
+
+    report = pooled_operation(goes_on).using(executor="serial", transaction=mode, progress=False).map([1])
+    execute("default", "DROP TABLE IF EXISTS made_behind")
+    assert [failure.status for failure in report.failures] == [Status.LOST]
