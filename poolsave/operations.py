@@ -39,7 +39,7 @@ class PooledOperation(Generic[P, R]):
     """
 
     __wrapped__: Callable[P, R]
-    _expands = False
+    __poolsave_expands__ = False
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class PooledOperation(Generic[P, R]):
         constants: Mapping[str, Any] | None = None,
         owner: tuple[Any, ...] = (),
     ) -> None:
-        refuse_unsuitable_function(func, expands=self._expands)
+        refuse_unsuitable_function(func, expands=self.__poolsave_expands__)
         self._func = func
         self._name = name_of(func)
         self._explicit = dict(check(options or {}))
@@ -155,7 +155,7 @@ class PooledOperation(Generic[P, R]):
             constants=self._constants,
             options=self.options,
             explicit=self._explicit,
-            expands=self._expands,
+            expands=self.__poolsave_expands__,
         )
 
     @functools.cached_property
@@ -220,7 +220,7 @@ class ExpandingOperation(PooledOperation[P, list[T]], Generic[P, T]):
     Called or mapped by itself it gives a list. In a pipeline each element goes on by itself.
     """
 
-    _expands = True
+    __poolsave_expands__ = True
 
     if TYPE_CHECKING:
 

@@ -243,7 +243,7 @@ def call_stages(
 def values_of(operation: PooledOperation[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """Call one stage, and give the values that go on."""
     given = operation(*args, **kwargs)
-    if operation.__poolsave_spec__().expands:
+    if operation.__poolsave_expands__:
         return list(given)
     return [] if given is DROP else [given]
 
