@@ -40,6 +40,7 @@ from .operations import PooledOperation, pooled_operation
 from .options import Options
 from .outcomes import DROP, Outcome, Status
 from .pipelines import Pipeline
+from .previews import Change, Preview
 from .reports import Report
 from .saves import Saves, concurrent_saves
 from .streams import OutcomeStream
@@ -47,6 +48,7 @@ from .streams import OutcomeStream
 __all__ = [
     "DROP",
     "Carrier",
+    "Change",
     "ClusterUnusable",
     "InsideTransaction",
     "InvalidOperation",
@@ -58,6 +60,7 @@ __all__ = [
     "Pipeline",
     "PooledOperation",
     "PoolsaveError",
+    "Preview",
     "RemoteError",
     "Report",
     "RowGone",

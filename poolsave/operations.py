@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVa
 
 from django.core.checks import CheckMessage
 
+from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._runs.operation_spec import OperationSpec
@@ -21,6 +22,7 @@ from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
 from .pipelines import A, B, C, Pipeline, Step, joined
+from .previews import Preview
 from .reports import FIRST_KEPT, Report
 from .streams import OutcomeStream
 
@@ -128,6 +130,35 @@ class PooledOperation(Generic[P, R]):
             waited for inside atomic(); outside of it the stream goes on.
         """
         return OutcomeStream(run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
+
+    def dry_run(self, objects: Iterable[Any], samples: int = 20) -> Preview:
+        """Try the function on a few objects, and say what would become of every row. Nothing is left in the database.
+
+        The samples run in the caller's thread, one by one, with the real function and its receivers, in one transaction
+        over all `databases` that is always rolled back. Each sample has a savepoint: one that fails leaves the others
+        as they are, and a later one sees what earlier ones have written. What is deferred to COMMIT is checked at the
+        end of each sample. Inside `atomic()` and in a `TestCase` it rolls back to where it began.
+
+        `on_commit` callbacks, Django's mail and `django.tasks` are counted and not run. Everything else that the
+        function does outside of the database, such as a file or a request, it does. Sequences move on.
+
+        Args:
+            objects: what `map` would be given. The first ones are tried, as copies; of a queryset the rows with the
+                lowest keys. An iterator is read as far as that, and is that much shorter afterwards.
+            samples: how many, from 1.
+
+        Returns:
+            A Preview, to be printed.
+
+        Raises:
+            InvalidOption: for `samples`, with `transaction=None`, or for an alias that does not exist.
+            InvalidOperation: if the queryset cannot be mapped; or, when everything is rolled back, if the function
+                tried what no rollback undoes: to end its transaction, to write to a database that `databases` does not
+                name, or to write to a table without transactions. Of a COMMIT by psycopg2's own `commit()` it is raised
+                when that has happened.
+            DatabaseError: that has ended the transaction of all samples, such as a deadlock or a lost connection.
+        """
+        return dry_run(self, [self.__poolsave_spec__()], objects, samples)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.

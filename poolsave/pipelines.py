@@ -13,6 +13,7 @@ from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
 from ._pickling.values import to_wire
 from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segments
 from ._pipelines.report import PipelineReport
+from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
@@ -22,6 +23,7 @@ from .errors import InvalidOperation, InvalidOption
 from .executors.serial import LocalMarks
 from .options import Options, check
 from .outcomes import DROP, Outcome, Status
+from .previews import Preview
 from .reports import FIRST_KEPT
 from .streams import PipelineStream
 
@@ -125,6 +127,14 @@ class Pipeline(Generic[A, C]):
         """
         run = pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT)
         return PipelineStream(run, ordered=ordered)
+
+    def dry_run(self, objects: Iterable[A], samples: int = 20) -> Preview:
+        """Try all stages on a few objects, and say what would become of every row; see `PooledOperation.dry_run`.
+
+        All stages run in one transaction over the `databases` of all of them. A stage with `transaction=None` has a
+        savepoint as well. Refused if all stages have `transaction=None`.
+        """
+        return dry_run(self, self._specs(), objects, samples)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, stage by stage, without running anything; see `PooledOperation.check`."""

@@ -109,6 +109,21 @@ class ThingByPair(Counted):
     right = models.CharField(max_length=10)
 
 
+class Account(models.Model):
+    """Has a column of each kind that a dry run compares."""
+
+    name = models.CharField(max_length=100, default="")
+    balance = models.IntegerField(default=0)
+    data = models.JSONField(default=dict)
+    updated = models.DateTimeField(auto_now=True)
+    owner = models.ForeignKey(Person, on_delete=models.CASCADE, null=True)
+    tags = models.ManyToManyField(Tag)
+
+
+class SavingsAccount(Account):
+    rate = models.IntegerField(default=0)
+
+
 @receiver(post_save, sender=Tag)
 def write_audit_entry(sender, instance, using, raw=False, **kwargs):
     if actor.get(None) is not None:

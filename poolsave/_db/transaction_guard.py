@@ -132,6 +132,8 @@ class TransactionGuard:
         """The transaction was ended past Django: its work may be in the database or not."""
         self.rolled_back = False
         """The server has rolled it back with an error, so none of its work is left."""
+        self.refused: str | None = None
+        """The last statement or method that was refused. The function may have caught the error."""
         self._outer: TransactionGuard | None = None
         self._connect: Any = None
         self._errors: Any = None
@@ -172,6 +174,7 @@ class TransactionGuard:
     def note_inner(self, inner: TransactionGuard) -> None:
         """Take over what a run inside this transaction has noticed."""
         self.ended |= inner.ended
+        self.refused = inner.refused or self.refused
         if inner.rolled_back:
             self.note_rollback()
         self._errors.last = inner._errors.last or self._errors.last
@@ -223,6 +226,7 @@ class TransactionGuard:
 
     def refuse(self, what: str, verb: str = "end") -> None:
         """Raise the error that says what to do."""
+        self.refused = what
         raise TransactionManagementError(
             f"{what!r} would {verb} the transaction of this object on {self.connection.alias!r} before its end: run it "
             "apart, or use transaction=None"

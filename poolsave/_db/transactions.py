@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from django.db import Error, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from .._runtime.foreign_exceptions import add_note, is_a, text_of, traceback_of
@@ -21,7 +21,7 @@ from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
 from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
-from .transaction_guard import TransactionGuard
+from .transaction_guard import TransactionGuard, guard_of
 
 
 class AttemptResult(NamedTuple):
@@ -99,6 +99,9 @@ class FunctionBlock(transaction.Atomic):
     @property
     def _from_testcase(self) -> bool:
         # Django reads it from the innermost block when a durable block begins, and only then.
+        guard = guard_of(connections[self.using or DEFAULT_DB_ALIAS].connection)
+        if guard is not None:
+            guard.refused = "atomic(durable=True)"
         raise RuntimeError(
             f"atomic(durable=True) cannot begin inside the transaction that poolsave has opened on {self.using!r} for "
             "the object: use transaction=None, with which the function's own transactions are the only ones"
