@@ -33,7 +33,6 @@ class SqliteGuard(TransactionGuard):
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
-        self._name = f"poolsave_{id(self)}"
         self._is_set = False
         self._is_workers = isinstance(self.raw, GuardedConnection)
         self._written: object = None
@@ -48,7 +47,7 @@ class SqliteGuard(TransactionGuard):
 
     def set_savepoint(self) -> None:
         """Set the savepoint, right after the transaction has begun."""
-        self._execute(f"SAVEPOINT {self._name}")
+        self._execute(f"SAVEPOINT poolsave_{id(self)}")
         self._is_set = True
 
     def _execute(self, statement: str) -> Any:
@@ -68,7 +67,7 @@ class SqliteGuard(TransactionGuard):
             self.ended = self.ended or self._written != self._writes()
             return
         try:
-            self._execute(f"RELEASE {self._name}")
+            self._execute(f"RELEASE poolsave_{id(self)}")
         except sqlite3.ProgrammingError:  # the function has closed the driver's connection
             self.rolled_back = True
         except sqlite3.Error:
