@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -158,14 +159,42 @@ class OwnThreadOnly(DatabaseErrorWrapper):
     Django checks the thread when a cursor is made, but not when it is used.
     """
 
+    def __init__(self, wrapper: Any) -> None:
+        super().__init__(wrapper)
+        self.before = wrapper.wrap_database_errors
+        self.workers = 0
+        """How many worker threads are open."""
+
     def __enter__(self) -> None:
         self.wrapper.validate_thread_sharing()  # type: ignore[attr-defined]
 
 
-def keep_from_other_threads() -> None:
-    """Make cursors of this thread's connections fail in other threads, which have connections of their own."""
-    for wrapper in wrappers_of_thread():
-        wrapper.wrap_database_errors = OwnThreadOnly(wrapper)
+_own_thread_lock = threading.Lock()
+"""Held while worker threads count themselves: the first one makes an `OwnThreadOnly`, the last one removes it."""
+
+
+@contextmanager
+def kept_from_other_threads(wrappers: Sequence[Any]) -> Iterator[None]:
+    """While a worker thread is open, make cursors of these connections fail in all threads but their own."""
+    with _own_thread_lock:
+        for wrapper in wrappers:
+            if not isinstance(wrapper.wrap_database_errors, OwnThreadOnly):
+                wrapper.wrap_database_errors = OwnThreadOnly(wrapper)
+            wrapper.wrap_database_errors.workers += 1
+    try:
+        yield
+    finally:
+        with _own_thread_lock:
+            for wrapper in wrappers:
+                _leave_to_other_threads(wrapper)
+
+
+def _leave_to_other_threads(wrapper: Any) -> None:
+    errors = wrapper.wrap_database_errors
+    if isinstance(errors, OwnThreadOnly):
+        errors.workers -= 1
+        if not errors.workers:
+            wrapper.wrap_database_errors = errors.before
 
 
 def _wrapper(alias: str, settings: dict[str, Any]) -> Any:

@@ -122,8 +122,6 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
     options = spec.options
     # Inline executors need no environment: they run in the caller's.
     environment = None if executor.inline else DjangoEnvironment.capture()
-    if environment is not None and executor.shares_memory:
-        _connections.keep_from_other_threads()
     in_turn = environment is not None and any_in_memory(spec.aliases)
     return WorkerJob(
         function=spec.function,
@@ -139,6 +137,7 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         crosses=not executor.shares_memory,
         environment=environment,
         settings={} if environment is None else _connections.worker_settings(own_transactions=spec.covered),
+        callers=_connections.wrappers_of_thread() if environment is not None and executor.shares_memory else (),
         serial_lock=threading.Lock() if in_turn else None,
         context=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),

@@ -89,6 +89,8 @@ class WorkerJob:
     queryset: Any = None
     """The queryset whose rows are the objects, if the items are primary keys."""
     caller: ProcessIdentity = field(default_factory=ProcessIdentity.here)
+    callers: Sequence[Any] = ()
+    """The caller's connection wrappers, which threads must not use."""
     serial_lock: threading.Lock | None = None
     pinned: tuple[object, ...] = ()
     generators: Sequence[object] | None = ()
@@ -107,7 +109,7 @@ class WorkerJob:
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
         changed = {"function": Pickled(pickled), "constants": {}, "queryset": queryset}
         changed["code"] = CodeVersion.of(self.function)
-        return {**self.__dict__, **changed, "serial_lock": None, "pinned": (), "generators": ()}
+        return {**self.__dict__, **changed, "serial_lock": None, "callers": (), "pinned": (), "generators": ()}
 
     def settle(self, note: int) -> Status:
         """In the caller: ask the database what became of a transaction, by the number that its worker noted."""
@@ -203,6 +205,7 @@ class WorkerJob:
         if fresh or forked:
             _fork_safety.discard_inherited_connections(self.pinned)
         stack.enter_context(self.environment.active(fresh=fresh))
+        stack.enter_context(_connections.kept_from_other_threads(self.callers))
         whole_process = alone and (fresh or forked)
         stack.enter_context(_connections.worker_connections(self.settings, whole_process=whole_process))
 

@@ -104,6 +104,33 @@ def test_a_callback_of_a_patched_atomic_runs_inside_of_it(monkeypatch, mode):
 
 
 @pytest.mark.parametrize("mode", ["object", "chunk"])
+def test_callback_of_a_patched_atomic_comes_before_its_exit(monkeypatch, mode):
+    """Django runs it inside the outermost block's exit. Those of objects run after it."""
+    events, enter, leave = [], transaction.Atomic.__enter__, transaction.Atomic.__exit__
+
+    def entering(block):
+        outermost = not connections["default"].in_atomic_block
+        enter(block)
+        if outermost:
+            transaction.on_commit(lambda: events.append("of the block"))
+
+    def leaving(block, *error):
+        leave(block, *error)
+        if not connections["default"].in_atomic_block:
+            events.append("left")
+
+    def registers(name):
+        Person(name=name).save()
+        transaction.on_commit(lambda: events.append(name))
+
+    monkeypatch.setattr(transaction.Atomic, "__enter__", entering)
+    monkeypatch.setattr(transaction.Atomic, "__exit__", leaving)
+    assert run(registers, executor="serial", transaction=mode).ok
+    per_block = [[name] for name in NAMES] if mode == "object" else [NAMES]
+    assert events == [event for names in per_block for event in ("of the block", "left", *names)]
+
+
+@pytest.mark.parametrize("mode", ["object", "chunk"])
 @pytest.mark.parametrize("executor", ["serial", "thread"])
 def test_a_durable_block_is_refused_with_the_way_out(executor, mode):
     def save(name):

@@ -380,3 +380,34 @@ def test_what_follows_a_rollback_on_the_caller_s_sqlite_is_lost(mode, fails, wri
     report = pooled_operation(goes_on).using(executor="serial", transaction=mode, progress=False).map([1])
     execute("default", "DROP TABLE IF EXISTS made_behind")
     assert [failure.status for failure in report.failures] == [Status.LOST]
+
+
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_new_connection_is_refused_and_costs_one_object(mode, executor, alias):
+    def connects(name):
+        Person(name=name).save(using=alias)
+        if name == "bad":
+            connect_anew(alias)
+
+    operation = pooled_operation(connects).using(executor=executor, transaction=mode, databases=(alias,), workers=1)
+    report = operation.using(chunksize=3, progress=False, keep="all").map(OBJECTS)
+    assert [outcome.status for outcome in report] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert "'connect()' would end the transaction" in str(report.failures[0].error)
+    assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "c"}
+
+
+def test_rollback_of_sqlite_s_that_is_swallowed_fails_the_chunk_once(mode):
+    """Its objects run again one by one, and the one that is to blame says why it cannot be saved."""
+    Person(pk=1, name="there").save()
+
+    def swallows(name):
+        Person(name=name).save()
+        if name == "bad":
+            with suppress(Exception):
+                execute("default", "INSERT OR ROLLBACK INTO tests_person (id, name) VALUES (1, 'twin')")
+
+    operation = pooled_operation(swallows).using(executor="serial", transaction=mode, chunksize=3, progress=False)
+    report = operation.map(OBJECTS)
+    assert [(failure.item, failure.status) for failure in report.failures] == [("bad", Status.FAILED)]
+    assert "can only be rolled back" in str(report.failures[0].error)
+    assert set(Person.objects.values_list("name", flat=True)) == {"there", "a", "c"}

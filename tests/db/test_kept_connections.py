@@ -108,6 +108,24 @@ def test_kept_cursor_of_the_caller_fails_in_threads(alias):
     assert not Person.objects.using(alias).exists()
 
 
+@pytest.mark.parametrize("mode", ["object", "chunk", None])
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_caller_s_connection_is_left_as_it_was(executor, mode, alias):
+    """Its attributes, its driver's class, and what Django enters around the driver's calls."""
+    state = state_of(connections[alias])
+    operation = operations.save_person.bind(alias=alias)
+    operation = operation.using(executor=executor, transaction=mode, databases=(alias,), chunksize=3, progress=False)
+    assert operation.check(["a"]) is not None
+    operation.map(["a", "b", "c"])
+    assert state_of(connections[alias]) == state
+
+
+def state_of(connection):
+    connection.ensure_connection()
+    own = {name for name, value in vars(connection).items() if callable(value)}
+    return type(connection.connection), connection.wrap_database_errors, own, len(connection.execute_wrappers)
+
+
 def test_cursor_of_an_import_fails_while_a_worker_is_open(alias):
     """In a worker that was not forked, a module that it imports may have opened one before."""
     with connections[alias].cursor() as cursor:

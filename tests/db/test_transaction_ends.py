@@ -64,3 +64,8 @@ def test_many_comments_take_no_time_to_look_past(comment):
 def test_analyzing_a_statement_commits_nothing(text):
     assert not COMMITS_BEFORE.match(text)
     assert COMMITS_BEFORE.match("ANALYZE TABLE t")
+
+
+def test_dropping_what_is_prepared_commits_nothing():
+    assert not COMMITS_BEFORE.match("DROP PREPARE one")
+    assert COMMITS_BEFORE.match("DROP TABLE prepare")

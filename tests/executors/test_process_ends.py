@@ -51,6 +51,41 @@ def test_function_that_closes_all_descriptors_hangs_nothing(told):
     assert all(isinstance(outcome.error, Exception) for outcome in report)  # the workers could not answer
 
 
+def test_worker_without_descriptor_is_ended_before_its_marks(monkeypatch, tmp_path):
+    """Where the kernel tells nothing, its pipe ends with what it closes, and it would go on. It must not save."""
+    monkeypatch.setattr(worker_handle, "process_descriptor", lambda _pid: None)
+
+    def goes_on(path):
+        os.closerange(3, 256)
+        signal.pause()
+        path.touch()
+
+    report = pooled_operation(
+        goes_on, workers=1, chunksize=1, transaction=None, start_method="fork", progress=False
+    ).map([tmp_path / "saved"])
+    assert [type(failure.error) for failure in report.failures] == [WorkerDied]
+    assert not (tmp_path / "saved").exists()
+
+
+def test_number_of_a_reaped_process_gets_no_signal(monkeypatch):
+    """It may be another process's by then."""
+    monkeypatch.setattr(worker_handle, "process_descriptor", lambda _pid: None)
+    signals, kill = [], os.kill
+
+    def recorded(pid, number):
+        signals.append(number)
+        kill(pid, number)
+
+    def exits(_number):
+        os._exit(7)
+
+    monkeypatch.setattr(os, "kill", recorded)
+    report = pooled_operation(exits, workers=1, transaction=None, start_method="fork", progress=False).map([1])
+    (outcome,) = report.failures
+    assert outcome.error.exitcode == 7
+    assert signal.SIGKILL not in signals
+
+
 def test_child_that_holds_the_pipes_does_not_hide_the_death(tmp_path):
     def leaves_a_child(number):
         pid = os.fork()

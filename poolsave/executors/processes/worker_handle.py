@@ -27,6 +27,9 @@ from .worker_main import WorkerPipes, main
 
 GRACE = 1.0
 """Seconds between the time-out of an object and SIGTERM for its worker, and again until SIGKILL."""
+UNKNOWN_EXIT = 255
+"""What multiprocessing gives as the exit code of a process if its fork server has ended. Any other code says that the
+process was reaped, so that its number may be another process's by now."""
 POLL_INTERVAL = 0.001
 """Polling interval in seconds for the exit of a process without a descriptor."""
 
@@ -112,8 +115,8 @@ class WorkerHandle:
         The sentinel alone is no proof: the fork server may have ended, or a function may have closed descriptors that
         are not its own. So without a descriptor of the process, the worker is killed first.
         """
-        if self._descriptor is None:
-            with suppress(ProcessLookupError):
+        if self._descriptor is None and self._process.exitcode in (None, UNKNOWN_EXIT):
+            with suppress(ProcessLookupError, PermissionError):  # reaped, and perhaps the number is another user's now
                 os.kill(self.pid, signal.SIGKILL)
             self._wait_until_gone()
         self._process.join()
@@ -124,7 +127,7 @@ class WorkerHandle:
             self._process.join(0)  # reaps the process if it is a child of this one
             try:
                 os.kill(self.pid, 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):
                 return
             time.sleep(POLL_INTERVAL)
 
