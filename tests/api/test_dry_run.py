@@ -1,10 +1,13 @@
 """`op.dry_run(objects)` says of every row of every table what a run would change, and leaves nothing."""
 
+import django
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from django.core import mail
-from django.db import connections, transaction
+from django.core.mail.backends import locmem
+from django.db import connections, models, transaction
 from django.db.models import F
+from django.test.utils import isolate_apps
 
 from poolsave import DROP, Change, InvalidOperation, InvalidOption, pooled_operation
 from tests.models import Account, Badge, Employee, Person, Tag, Thing, ThingByPair, ThingOfGroupOne, Visit
@@ -115,9 +118,17 @@ def test_writes_past_the_orm_are_counted_by_table(preview_of, alias):
     assert preview.changes == []
 
 
+@pytest.fixture
+def mailbox(settings):
+    """Mail goes to `mail.outbox`, as under every test runner. Django 6.1 warns where it is set up in the old way."""
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
+
+
+@pytest.mark.usefixtures("mailbox")
 def test_callbacks_and_mail_are_counted_and_not_run(preview_of, alias):
     called = []
-    sent_before = mail.get_connection("django.core.mail.backends.locmem.EmailBackend")
+    made_before = locmem.EmailBackend()
 
     def send(number):
         transaction.on_commit(lambda: called.append(number), using=alias)
@@ -125,7 +136,7 @@ def test_callbacks_and_mail_are_counted_and_not_run(preview_of, alias):
         message = ("hello", "text", "me@example.org", ["you@example.org"])
         mail.send_mail(*message)
         mail.send_mass_mail([message, message])
-        mail.EmailMessage(*message, connection=sent_before).send()
+        made_before.send_messages([mail.EmailMessage(*message)])
         mail.EmailMessage("to nobody").send()
         if number == 1:
             raise ValueError(number)  # its callback is forgotten; mail is sent at once, though
@@ -376,6 +387,7 @@ def test_estimate_is_the_time_of_all_in_all_workers(preview_of, alias):
     assert 0 < preview.seconds_per_object < 10
 
 
+@pytest.mark.usefixtures("mailbox")
 def test_text_begins_with_what_would_become_of_the_objects(preview_of, alias):
     Account.objects.using(alias).create(pk=1)
 
@@ -391,3 +403,44 @@ def test_text_begins_with_what_would_become_of_the_objects(preview_of, alias):
         "  would update 1 row of tests.Account, such as 1: name '' -> 'ada'",
         "  caught and not run: 1 on_commit callback, 1 mail",
     ]
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="DB_CASCADE came with Django 6.1")
+def test_cascades_of_the_database_are_changes(alias):
+    with isolate_apps("tests"):
+
+        class Shelf(models.Model):
+            class Meta:
+                app_label = "tests"
+
+        class Book(models.Model):
+            shelf = models.ForeignKey(Shelf, on_delete=models.DB_CASCADE)
+
+            class Meta:
+                app_label = "tests"
+
+        class Loan(models.Model):
+            book = models.ForeignKey(Book, on_delete=models.DB_SET_NULL, null=True)
+
+            class Meta:
+                app_label = "tests"
+
+    with connections[alias].schema_editor() as editor:
+        for model in (Shelf, Book, Loan):
+            editor.create_model(model)
+    try:
+        shelf = Shelf.objects.using(alias).create()
+        book = Book.objects.using(alias).create(shelf=shelf)
+        loan = Loan.objects.using(alias).create(book=book)
+        before = contents(alias)
+        preview = pooled_operation(databases=(alias,))(lambda shelf: shelf.delete()).dry_run(Shelf.objects.using(alias))
+        assert contents(alias) == before
+        assert sorted((change.model.__name__, change.pk, change.action) for change in preview.changes) == [
+            ("Book", book.pk, "delete"),
+            ("Loan", loan.pk, "update"),
+            ("Shelf", shelf.pk, "delete"),
+        ]
+    finally:
+        with connections[alias].schema_editor() as editor:
+            for model in (Loan, Book, Shelf):
+                editor.delete_model(model)

@@ -17,6 +17,7 @@ from poolsave import (
     OutcomeStream,
     Pipeline,
     PooledOperation,
+    Preview,
     Report,
     concurrent_saves,
     pooled_operation,
@@ -37,6 +38,7 @@ assert_type(bare({"a": "b"}), int)
 assert_type(with_options(3, factor=2.0), float)
 assert_type(bare.map([{"a": "b"}]), Report[int])
 assert_type(bare.map([]).values, list[int])
+assert_type(bare.dry_run([], samples=3), Preview)
 assert_type(bare.map([]).failures, list[Outcome[int]])
 assert_type(with_options.starmap([(1,), {"number": 2}]), Report[float])
 assert_type(with_options.stream([1], ordered=True), OutcomeStream[float])
