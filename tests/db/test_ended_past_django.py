@@ -396,7 +396,7 @@ def test_new_connection_is_refused_and_costs_one_object(mode, executor, alias):
     assert set(Person.objects.using(alias).values_list("name", flat=True)) == {"a", "c"}
 
 
-def test_rollback_of_sqlite_s_that_is_swallowed_fails_the_chunk_once(mode):
+def test_swallowed_rollback_of_sqlite_fails_the_chunk_once(mode):
     """Its objects run again one by one, and the one that is to blame says why it cannot be saved."""
     Person(pk=1, name="there").save()
 
