@@ -68,6 +68,11 @@ class Options:
     function manages its own."""
     databases: tuple[str, ...] = ("default",)
     """The aliases that `transaction` covers."""
+    batch_writes: bool = False
+    """With `transaction="chunk"` on PostgreSQL: what `save()` and many-to-many `add()` insert is sent later, in one
+    statement for the rows of many objects; outcomes are those of a run without it. `save()` returns with the key set,
+    and receivers run in their order, but the server has not accepted the row by then. A chunk that it refuses is rolled
+    back and run again in the ordinary way, so that `on_commit` is the place for what happens outside the database."""
     retries: int = 3
     """Further tries of an object after a transient database error, if the failed try was rolled back."""
     timeout: float | None = None
@@ -100,6 +105,10 @@ class Options:
                 raise InvalidOption(name, value, expected)
         if self.transaction is not None and not self.databases:
             raise InvalidOption("databases", self.databases, "name at least one alias, or set transaction=None")
+        if self.batch_writes and self.transaction != "chunk":
+            raise InvalidOption(
+                "batch_writes", True, f'with transaction={self.transaction!r} no rows go together: set "chunk"'
+            )
         for name in SEQUENCES:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if callable(value) else tuple(value))
@@ -245,6 +254,7 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "start_method": (_is_start_method, 'give "fork", "forkserver", "spawn" (as the platform has them) or None'),
     "transaction": _one_of("object", "chunk", None),
     "databases": (_are_aliases, "give a tuple of database aliases"),
+    "batch_writes": (lambda value: isinstance(value, bool), "give True or False"),
     "retries": (lambda value: _whole(value, 0), "give a whole number from 0"),
     "timeout": (_is_duration, "give seconds above 0, or None"),
     "max_failures": (_is_limit, "give a whole number from 1, a share above 0.0 and up to 1.0, or None"),

@@ -317,6 +317,8 @@ class Report(Generic[R]):
             lines.append(
                 f"  workers: {len(self.statistics.workers)}, busy for {self.statistics.busy:.0%} of their time"
             )
+        if self.statistics.batching is not None:
+            lines.append(f"  batched writes: {self.statistics.batching}")
         if self.statistics.hint:
             lines.append(f"  hint: {self.statistics.hint}")
         return printable("\n".join(lines))

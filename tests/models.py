@@ -4,6 +4,7 @@ import uuid
 from contextvars import ContextVar
 
 from django.db import models
+from django.db.models.functions import Now
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 
@@ -122,6 +123,28 @@ class Account(models.Model):
 
 class SavingsAccount(Account):
     rate = models.IntegerField(default=0)
+
+
+class Sample(models.Model):
+    """Has a column of each kind that is written in a way of its own, and one whose value the database gives."""
+
+    text = models.TextField(default="")
+    number = models.IntegerField(null=True)
+    share = models.FloatField(null=True)
+    price = models.DecimalField(max_digits=10, decimal_places=2, null=True)
+    is_new = models.BooleanField(default=True)
+    moment = models.DateTimeField(null=True)
+    day = models.DateField(null=True)
+    clock = models.TimeField(null=True)
+    span = models.DurationField(null=True)
+    data = models.JSONField(default=dict)
+    raw = models.BinaryField(default=b"")
+    token = models.UUIDField(null=True)
+
+
+class Stamped(models.Model):
+    name = models.CharField(max_length=100)
+    created = models.DateTimeField(db_default=Now())
 
 
 @receiver(post_save, sender=Tag)

@@ -82,7 +82,7 @@ class PrefixingConnection(psycopg2.extensions.connection):
     """Holds a prefix until it is sent or discarded."""
 
     pending: PendingPrefix | None = None
-    _sees_all = True
+    sees_all = True
     """False once a cursor or large object exists that bypasses this class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -94,7 +94,7 @@ class PrefixingConnection(psycopg2.extensions.connection):
 
         `undo` rolls back to right after `text`.
         """
-        if self._sees_all:
+        if self.sees_all:
             # On a line of its own, so that the server's messages do not quote it.
             self.pending = PendingPrefix(text.encode() + b";\n", undo.encode())
             return self.pending
@@ -157,14 +157,28 @@ class PrefixingConnection(psycopg2.extensions.connection):
 
     def _stop_prefixing(self) -> None:
         # For good, since the last use of the cursor is unknown.
+        guard = guard_of(self)
+        if guard is not None and guard.buffer is not None:
+            guard.buffer.undo("a cursor of psycopg2 was made that poolsave cannot see")
         self.flush()
-        self._sees_all = False
+        self.sees_all = False
 
 
 def _after_flush(method: Callable[P, R]) -> Callable[P, R]:
     def after(*args: P.args, **kwargs: P.kwargs) -> R:
         cursor: Any = args[0]
         cursor.connection.flush()
+        return method(*args, **kwargs)
+
+    return after
+
+
+def _after_buffer(method: Callable[P, R]) -> Callable[P, R]:
+    def after(*args: P.args, **kwargs: P.kwargs) -> R:
+        cursor: Any = args[0]
+        guard = guard_of(cursor.connection)
+        if guard is not None and guard.buffer is not None:
+            guard.buffer.before_statement(None)
         return method(*args, **kwargs)
 
     return after
@@ -222,10 +236,10 @@ class PrefixingCursor(_GuardedCursor, psycopg2.extensions.cursor):
         sent = super().query
         return None if sent is None else sent.removeprefix(self._prefix)
 
-    callproc = _after_flush(psycopg2.extensions.cursor.callproc)
-    copy_expert = _after_flush(psycopg2.extensions.cursor.copy_expert)
-    copy_from = _after_flush(psycopg2.extensions.cursor.copy_from)
-    copy_to = _after_flush(psycopg2.extensions.cursor.copy_to)
+    callproc = _after_buffer(_after_flush(psycopg2.extensions.cursor.callproc))
+    copy_expert = _after_buffer(_after_flush(psycopg2.extensions.cursor.copy_expert))
+    copy_from = _after_buffer(_after_flush(psycopg2.extensions.cursor.copy_from))
+    copy_to = _after_buffer(_after_flush(psycopg2.extensions.cursor.copy_to))
     executemany: Any = _after_flush(_GuardedCursor.executemany)
 
 

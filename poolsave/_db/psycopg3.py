@@ -45,6 +45,9 @@ class Psycopg3Guard(TransactionGuard):
         elif self._was_open or self.raw.autocommit:
             self.ended = True
 
+    def watch_cursor(self, cursor: Any) -> None:
+        cursor.__class__ = _guarded(type(cursor))
+
 
 @cache
 def _guarded_connection(base: Any) -> Any:
@@ -55,17 +58,14 @@ def _guarded_connection(base: Any) -> Any:
         __slots__ = ()
         is_guarded = True
 
-        @property
-        def cursor_factory(self) -> Any:
-            return guarded_cursor(self.__dict__["cursor_factory"], _GuardedCursor)
-
-        @cursor_factory.setter
-        def cursor_factory(self, factory: Any) -> None:
-            self.__dict__["cursor_factory"] = factory
+        cursor_factory = _guarded_factory("cursor_factory")
+        server_cursor_factory = _guarded_factory("server_cursor_factory")
 
         def wait(self, *args: Any, **kwargs: Any) -> Any:
             guard: Any = guard_of(self)
             guard.has_ended()  # by what went past this method
+            if guard.buffer is not None and not guard.is_seen:
+                guard.buffer.before_unseen()
             try:
                 return super().wait(*args, **kwargs)
             finally:
@@ -82,11 +82,68 @@ def _guarded_connection(base: Any) -> Any:
     return Connection
 
 
+def _guarded_factory(name: str) -> Any:
+    def give(connection: Any) -> Any:
+        return _guarded(connection.__dict__[name])
+
+    def replace(connection: Any, factory: Any) -> None:
+        connection.__dict__[name] = factory
+
+    return property(give, replace)
+
+
+def _guarded(factory: Any) -> Any:
+    return guarded_cursor(factory, _GuardedServerCursor if hasattr(factory, "scrollable") else _GuardedCursor)
+
+
 class _GuardedCursor:
     connection: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._after_check(super().execute, query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._after_check(super().executemany, query, *args, **kwargs)  # type: ignore[misc]
+
+    def copy(self, *args: Any, **kwargs: Any) -> Any:
+        self._send_buffer()
+        return super().copy(*args, **kwargs)  # type: ignore[misc]
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        self._send_buffer()
+        return super().stream(*args, **kwargs)  # type: ignore[misc]
+
+    def _after_check(self, method: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         guard = guard_of(self.connection)
-        if guard is not None and guard.is_armed:
-            guard.check_statement(query)
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        if guard is None or not guard.is_armed:
+            return method(query, *args, **kwargs)
+        guard.check_statement(query)
+        return _seen(guard, method, query, *args, **kwargs)
+
+    def _send_buffer(self) -> None:
+        guard = guard_of(self.connection)
+        if guard is not None and guard.buffer is not None:
+            guard.buffer.before_statement(None)
+
+
+def _seen(guard: TransactionGuard, method: Any, *args: Any, **kwargs: Any) -> Any:
+    was_seen, guard.is_seen = guard.is_seen, True
+    try:
+        return method(*args, **kwargs)
+    finally:
+        guard.is_seen = was_seen
+
+
+def _fetch(name: str) -> Any:
+    def fetch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        method, guard = getattr(super(_GuardedServerCursor, self), name), guard_of(self.connection)
+        return method(*args, **kwargs) if guard is None else _seen(guard, method, *args, **kwargs)
+
+    return fetch
+
+
+class _GuardedServerCursor(_GuardedCursor):
+    """Asks the server for more of what `execute` has shown to the guard."""
+
+    fetchone, fetchmany, fetchall = _fetch("fetchone"), _fetch("fetchmany"), _fetch("fetchall")
+    __next__, scroll, close = _fetch("__next__"), _fetch("scroll"), _fetch("close")

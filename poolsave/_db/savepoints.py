@@ -9,7 +9,7 @@ Called by `_worker/per_chunk.py`. The transaction around the objects is in `tran
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from django.db import Error
@@ -31,9 +31,15 @@ class Savepoints:
     a backend that sets the schema again after a rollback, a cache that drops what it has read.
     """
 
+    undone = False
+    """Whether the transaction has to be rolled back and run again with savepoints of this class."""
+
     def __init__(self, transactions: OpenTransactions) -> None:
         self._transactions = transactions
-        self._each = [_ConnectionSavepoints(guard) for guard in transactions.guards]
+        self._each = self._open_each(transactions)
+
+    def _open_each(self, transactions: OpenTransactions) -> Sequence[ConnectionSavepoints]:
+        return [ConnectionSavepoints(guard) for guard in transactions.guards]
 
     def around(self, call: Callable[[], R]) -> R:
         """Call it, and undo its work on every alias if it raises or if its work can only be rolled back.
@@ -69,7 +75,7 @@ class Savepoints:
             each.close()
 
 
-class _ConnectionSavepoints:
+class ConnectionSavepoints:
     """Replaces Django's savepoint methods on one connection: objects' savepoints are released late, others at once."""
 
     def __init__(self, guard: TransactionGuard) -> None:

@@ -134,6 +134,10 @@ class TransactionGuard:
         """The server has rolled it back with an error, so none of its work is left."""
         self.refused: str | None = None
         """The last statement or method that was refused. The function may have caught the error."""
+        self.buffer: Any = None
+        """The `WriteBuffer` whose rows may have to go before a statement, or None."""
+        self.is_seen = False
+        """Whether what is sent now has been shown to the guard, for drivers by which statements can pass it."""
         self._outer: TransactionGuard | None = None
         self._connect: Any = None
         self._errors: Any = None
@@ -142,6 +146,8 @@ class TransactionGuard:
     def install(self) -> None:
         """Watch the connection, right before BEGIN."""
         self._outer = _guards.get(id(self.raw))
+        if self._outer is not None:
+            self.buffer = self._outer.buffer
         _guards[id(self.raw)] = self
         self._errors_before = self.connection.wrap_database_errors
         self.connection.wrap_database_errors = self._errors = _remembering(self._errors_before)
@@ -197,16 +203,22 @@ class TransactionGuard:
         """Whether the driver can tell that the server would not commit."""
         return False
 
+    def watch_cursor(self, cursor: Any) -> None:
+        """Have the statements of a driver's cursor shown to the guard, if it was made past the connection."""
+
     def was_replaced(self) -> bool:
         """Whether the Django wrapper has another driver connection by now."""
         return self.connection.connection is not self.raw
 
     def check_statement(self, statement: Any) -> None:
-        """Refuse a statement that would end the transaction, or that follows its rollback by the server.
+        """Refuse a statement that would end the transaction, or that follows its rollback by the server. Send first the
+        buffered rows that it may see.
 
         Raises:
             TransactionManagementError: naming the statement or method.
         """
+        if self.buffer is not None and self.buffer.is_sending:
+            return
         if self.rolled_back:
             raise TransactionManagementError(
                 f"the database has rolled back the transaction of this object on {self.connection.alias!r} with an "
@@ -215,6 +227,8 @@ class TransactionGuard:
         text = statement_text(statement)
         if self.ends(text):
             self.refuse(" ".join(text.split())[:40])
+        if self.buffer is not None:
+            self.buffer.before_statement(text, is_whole=isinstance(statement, str))
 
     def note_rollback(self) -> None:
         """Record that the server has rolled back the transaction with an error, which the function may catch.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import nlargest
 from operator import attrgetter, itemgetter
 from typing import Any
 
+from .._db.write_behind.pacing import Batching
 from .._worker.replies import WorkerTime
 from .batches import OutcomeBatch
 
@@ -72,6 +73,8 @@ class Statistics:
         self._started_at = time.perf_counter()
         self._ended_at: float | None = None
         self._tail = 0.0
+        self.batching: Batching | None = None
+        """With `batch_writes`: what it did; prints as a line. Else None."""
         self.pulling = 0.0
         """Seconds that the caller spent on pulling objects out of its input."""
 
@@ -138,6 +141,8 @@ class Statistics:
         times.work += spent.worked - spent.committed
         times.last = time.perf_counter()
         times.ended = False
+        if spent.batching is not None:
+            self.batching = spent.batching if self.batching is None else self.batching + spent.batching
         # A look at every object would cost as much as a short object itself.
         if len(self._slowest) < SLOWEST_SHOWN or spent.longest > max(SLOW_SECONDS, self._slowest[0].seconds):
             self._update_slowest(batch)
@@ -178,7 +183,10 @@ class Statistics:
             for times in self.workers
         ]
         slowest = [{"index": slow.index, "seconds": round(slow.seconds, 6)} for slow in self.slowest]
-        return {"workers": workers, "busy": round(self.busy, 4), "slowest": slowest, "hint": self.hint}
+        batching = None if self.batching is None else asdict(self.batching)
+        return {
+            "workers": workers, "busy": round(self.busy, 4), "slowest": slowest, "hint": self.hint, "batching": batching
+        }  # fmt: skip
 
     def __str__(self) -> str:
         lines = [f"{'worker':>16} {'objects':>9} {'start':>8} {'wait':>8} {'work':>8} {'commit':>8} {'busy':>5}"]
@@ -188,6 +196,8 @@ class Statistics:
             for times in self.workers
         ]
         lines += [f"slowest: {slow.seconds:.3f} s at index {slow.index}" for slow in self.slowest]
+        if self.batching is not None:
+            lines.append(f"batched writes: {self.batching}")
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)

@@ -30,7 +30,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     """Give the checks in their order. Each raises what it refuses.
 
     Raises:
-        InvalidOption: if an alias does not exist, or the executor cannot enforce a timeout.
+        InvalidOption: if an alias does not exist or cannot batch writes, or the executor cannot enforce a timeout.
         InvalidOperation: if a queryset cannot be fetched range by range.
         InsideTransaction: if a covered alias is inside a transaction.
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
@@ -38,6 +38,8 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     if spec.queryset is not None:
         yield partial(check_queryset, spec.queryset, spec.options)
     yield partial(check_aliases_exist, spec.covered)
+    if spec.options.batch_writes:
+        yield partial(check_can_batch, spec.covered)
     if not executor.inline:
         aliases = spec.aliases
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
@@ -91,6 +93,20 @@ def check_aliases_exist(aliases: Iterable[str]) -> None:
             raise ImproperlyConfigured(
                 f"settings.DATABASES has no {alias!r} database for a transaction per object: "
                 "configure it, or set transaction=None for functions that need no database"
+            )
+
+
+def check_can_batch(aliases: Iterable[str]) -> None:
+    """Refuse `batch_writes` for databases in which no rows can be held back safely.
+
+    Raises:
+        InvalidOption: naming the alias.
+    """
+    for alias in aliases:
+        connection: Any = connections[alias]
+        if connection.vendor != "postgresql":
+            raise InvalidOption(
+                "batch_writes", True, f"{alias!r} is {connection.display_name}, and only PostgreSQL can: leave it out"
             )
 
 

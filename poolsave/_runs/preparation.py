@@ -133,6 +133,7 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         retries=options.retries,
         timeout=options.timeout,
         noted=environment is not None and _is_noted(options),
+        batch_writes=options.batch_writes,
         inline=executor.inline,
         crosses=not executor.shares_memory,
         environment=environment,

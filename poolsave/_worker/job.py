@@ -30,7 +30,7 @@ from .context import CapturedContext, PickledContext
 from .hooks import Hooks
 from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
-from .transaction_modes import MODES, WithoutTransaction
+from .transaction_modes import MODES, BatchedTransactionPerChunk, WithoutTransaction
 
 PROCESS_TOKEN = secrets.token_hex(8)
 """The same in all forks of a process, different in each process that was started afresh, also on another machine."""
@@ -82,6 +82,7 @@ class WorkerJob:
     retries: int
     timeout: float | None
     noted: bool
+    batch_writes: bool = False
     inline: bool
     crosses: bool
     environment: DjangoEnvironment | None
@@ -182,7 +183,7 @@ class WorkerJob:
     def build_mode(self, function: Callable[[Any], Any], *, unpickles: bool, pickles: bool) -> WithoutTransaction:
         """Make what runs the objects. `unpickles`: they come from another process; `pickles`: values go to one."""
         context = None if self.context is None else self.context.restored()
-        mode = MODES[self.transaction]
+        mode = BatchedTransactionPerChunk if self.batch_writes else MODES[self.transaction]
         return mode(self, function, self._rows(), context, unpickles=unpickles, pickles=pickles)
 
     @property

@@ -32,6 +32,8 @@ class ChunkRolledBack(NamedTuple):
 
     halve: bool
     """It hit a time limit of the server: smaller chunks may pass."""
+    undone: bool = False
+    """It is to run again in one transaction, with savepoints that are sent."""
 
 
 _RanObject: TypeAlias = tuple[ObjectResult, list[Callable[[], object]]]
@@ -56,6 +58,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     *,
     noted: bool,
     limit: Callable[[], AbstractContextManager[None]] = nullcontext,
+    open_savepoints: Callable[[OpenTransactions], Savepoints] = Savepoints,
 ) -> ChunkResult:
     """Run the calls in one transaction, and return their results once it is committed.
 
@@ -63,17 +66,17 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     the others stay. An error that dooms the whole transaction gives `ChunkRolledBack`. There are fewer results than
     calls if a call has ended the transaction past Django: the objects saved until then are lost, and the rest has not
     started. `first` is the offset of the first object in the chunk, for the marks. `limit` ends callbacks that take too
-    long.
+    long. `open_savepoints` opens the objects' savepoints in transactions that have just begun.
     """
     transactions = begin_on(aliases, noted=noted)
     ran: list[_RanObject] = []
-    note, error = 0, transactions.error
+    note, error, undone = 0, transactions.error, False
     if error is None:
-        savepoints = Savepoints(transactions)
+        savepoints = open_savepoints(transactions)
         try:
             for index, call in enumerate(calls):
                 ran.append(_run_object(call, marks, first + index, savepoints, transactions))
-                _check_can_go_on(ran[-1][0].attempt, transactions)
+                _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
             transactions.check_can_commit()
             savepoints.release()
             note = record_xid(aliases, marks) if noted else 0
@@ -81,8 +84,10 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
             error = caught
         finally:
             savepoints.close()
+        undone = savepoints.undone
     if transactions.disarm() or error is not None:
-        return _roll_back(ran, transactions, error, marks, first)
+        result = _roll_back(ran, transactions, error, marks, first)
+        return result._replace(undone=undone) if isinstance(result, ChunkRolledBack) else result
     return _commit(ran, transactions, marks, first, note=note, limit=limit)
 
 
@@ -168,9 +173,11 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptRes
     return AttemptResult(Status.SUCCEEDED, value)
 
 
-def _check_can_go_on(attempt: AttemptResult, transactions: OpenTransactions) -> None:
+def _check_can_go_on(attempt: AttemptResult, transactions: OpenTransactions, savepoints: Savepoints) -> None:
     if transactions.has_ended():
         raise _EndedPastDjango
+    if savepoints.undone:
+        raise _RollbackChunk(halve=False)
     if attempt.error is None or not transactions.outermost:
         return
     if hit_time_limit(attempt.error):

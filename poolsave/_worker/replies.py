@@ -10,6 +10,7 @@ from operator import add
 from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
+from .._db.write_behind.pacing import Batching
 from .._pickling.exceptions import ExceptionRecord, format_traceback, record_exception, restore_exception
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import split_pickled
@@ -64,6 +65,8 @@ class WorkerTime(NamedTuple):
     """The server ended a statement or a wait that took too long, so the chunk was run in halves."""
     longest: float = 0.0
     """A lower bound of the seconds of the slowest object."""
+    batching: Batching | None = None
+    """What `batch_writes` did."""
 
 
 class Reply(NamedTuple):
@@ -132,6 +135,7 @@ class ReplyBuilder:
         self._ended_in_stage: dict[int, int] = {}
         self._committed = 0.0
         self.timed_out = False
+        self.batching: Batching | None = None
         self.longest = 0.0
         """A lower bound of the seconds of the slowest object."""
 
@@ -191,7 +195,8 @@ class ReplyBuilder:
         now: float,
         plain: bool = False,
     ) -> Any:
-        worker_time = WorkerTime(self._waited, now - self.since, self._committed, self.timed_out, self.longest)
+        times = self._waited, now - self.since, self._committed
+        worker_time = WorkerTime(*times, self.timed_out, self.longest, self.batching)
         stages = self._stage_seconds, self._ended_in_stage
         reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)
         self._offset += len(values)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._db import connections as _connections
+from .._db.write_behind.pacing import Batching
 from .._pickling.values import unpickle_chunk
 from .._runtime.foreign_exceptions import is_a, traceback_of
 from ..errors import RowGone
@@ -57,6 +58,10 @@ class Mode(Protocol):
 
     def pop_timed_out(self) -> bool:
         """Whether the server has hit a time limit since the last call."""
+        ...
+
+    def take_batching(self) -> Batching | None:
+        """Give what `batch_writes` did since the last call, or None."""
         ...
 
 
@@ -128,6 +133,7 @@ class WorkerSession:
                 reply(builder.take(), False)
                 builder.resume()
         builder.timed_out = self._mode.pop_timed_out()
+        builder.batching = self._mode.take_batching()
         reply(builder.take(), True)
 
     def _with_error(self, result: ObjectResult, error: BaseException) -> ObjectResult:

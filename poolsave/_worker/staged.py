@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._db.transactions import AttemptResult
+from .._db.write_behind.pacing import Batching
 from .._pickling.values import to_wire
 from .._runtime.foreign_exceptions import add_note
 from ..executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
@@ -123,6 +124,11 @@ class Stages:
         """Whether the server has hit a time limit in any stage since the last call."""
         timed_out = [mode.pop_timed_out() for mode in self._modes]  # every flag is cleared
         return any(timed_out)
+
+    def take_batching(self) -> Batching | None:
+        """Give what `batch_writes` did in all stages since the last call, or None."""
+        batchings = [batching for mode in self._modes if (batching := mode.take_batching()) is not None]
+        return sum(batchings, Batching()) if batchings else None
 
     def _run_stages(self, objects: Sequence[Any], marks: Marks) -> Iterator[StagedItem]:
         staged_items = iter([StagedItem(offset, item, len(self._modes)) for offset, item in enumerate(objects)])

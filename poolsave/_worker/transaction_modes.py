@@ -13,7 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._db.connections import release_session_locks
-from .._db.transactions import AttemptResult, attempt_of, run_in_transaction
+from .._db.savepoints import Savepoints
+from .._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
+from .._db.write_behind.pacing import Batching
+from .._db.write_behind.write_behind import WriteBehind
 from .._pickling.values import from_wire
 from ..executors.marks import COMMITTED, RUNNING
 from ..executors.protocol import Marks
@@ -105,6 +108,10 @@ class WithoutTransaction:
         timed_out, self._timed_out = self._timed_out, False
         return timed_out
 
+    def take_batching(self) -> Batching | None:
+        """Give what `batch_writes` did since the last call, or None."""
+        return None
+
 
 class TransactionPerObject(WithoutTransaction):
     """`transaction="object"`: one transaction for each try of each object."""
@@ -117,6 +124,8 @@ class TransactionPerObject(WithoutTransaction):
 class TransactionPerChunk(TransactionPerObject):
     """`transaction="chunk"`: one transaction for the chunk. If it is rolled back, its objects run again in two halves
     or in a transaction each."""
+
+    _open_savepoints: Callable[[OpenTransactions], Savepoints] = Savepoints
 
     def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
         if len(objects) == 1:
@@ -140,7 +149,9 @@ class TransactionPerChunk(TransactionPerObject):
             calls, limit = self._calls(objects, marks), partial(self._limit_callback, marks)
             self._deadline.start(marks)  # of BEGIN
             job = self._job
-            results = run_chunk_in_transaction(calls, marks, first, job.databases, noted=job.noted, limit=limit)
+            results = run_chunk_in_transaction(
+                calls, marks, first, job.databases, noted=job.noted, limit=limit, open_savepoints=self._open_savepoints
+            )
             if isinstance(results, ChunkRolledBack) or any(
                 result.attempt.status is Status.FAILED for result in results
             ):
@@ -164,6 +175,25 @@ class TransactionPerChunk(TransactionPerObject):
     def _limit_callback(self, marks: Marks) -> AbstractContextManager[None]:
         self._deadline.start(marks)
         return self._deadline.callback()
+
+
+class BatchedTransactionPerChunk(TransactionPerChunk):
+    """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._write_behind = WriteBehind()
+
+    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> list[ObjectResult] | ChunkRolledBack:
+        self._open_savepoints = self._write_behind.open_savepoints
+        results = super()._run_chunk(objects, marks, first)
+        if isinstance(results, ChunkRolledBack) and results.undone:
+            self._open_savepoints = Savepoints
+            results = super()._run_chunk(objects, marks, first)
+        return results
+
+    def take_batching(self) -> Batching | None:
+        return self._write_behind.take_counts()
 
 
 MODES = {None: WithoutTransaction, "object": TransactionPerObject, "chunk": TransactionPerChunk}

@@ -83,6 +83,7 @@ VALUES = {
     "executor": st.sampled_from(["process", "thread", "serial"]),
     "start_method": st.sampled_from([None, "fork", "forkserver", "spawn"]),
     "transaction": st.sampled_from(["object", "chunk", None]),
+    "batch_writes": st.booleans(),
     "timeout": st.none() | st.floats(0.01, 1000) | st.integers(1, 1000),
     "resolve_lost": st.sampled_from([True, False, None]),
     "databases": st.lists(st.sampled_from(["default", "second"]), min_size=1, unique=True).map(tuple),
@@ -98,11 +99,16 @@ VALUES = {
 }
 
 
+def is_accepted(chosen):
+    """Whether the options go together."""
+    return chosen.get("transaction") == "chunk" or not chosen.get("batch_writes")
+
+
 def test_every_option_has_values_to_round_trip():
     assert set(VALUES) == Options.names()
 
 
-@given(st.fixed_dictionaries({}, optional=VALUES))
+@given(st.fixed_dictionaries({}, optional=VALUES).filter(is_accepted))
 def test_options_round_trip(chosen):
     options = Options(**chosen)
     assert Options(**options.as_dict()) == options

@@ -50,7 +50,7 @@ def carry_out(schedule, alias, signed):
     for outcome in outcomes:
         assert outcome.ok or isinstance(outcome.error, WorkerDied) or done["ends"], outcome
     # A kill or an ended session costs at most what was in one COMMIT.
-    together = schedule.chunksize if schedule.mode == "chunk" else 1
+    together = 1 if schedule.mode == "object" else schedule.chunksize
     assert counts["lost"] <= done.total() * together
     if alias == "postgres" and schedule.is_settled:
         assert counts["lost"] == 0
@@ -104,6 +104,10 @@ def test_workers_and_sessions_that_end_at_random(alias, mode, tmp_path):
     under(alias, mode, tmp_path, examples=4, kills=5)
 
 
+def test_workers_that_end_with_buffered_rows(tmp_path):
+    under("postgres", "batched", tmp_path, examples=4, kills=5)
+
+
 def test_resolve_lost_leaves_nothing_lost_on_postgresql(tmp_path):
     totals = under("postgres", "object", tmp_path, examples=2, kills=5, resolve_lost=True)
     assert totals["lost"] == 0
@@ -123,6 +127,12 @@ def test_sessions_alone_that_the_server_ends_at_random(server, mode, tmp_path):
 def test_a_thousand_kills(alias, mode, tmp_path):
     """250 in each of two modes on each database."""
     under(alias, mode, tmp_path, examples=13, kills=20)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_a_thousand_kills_with_buffered_rows(tmp_path):
+    under("postgres", "batched", tmp_path, examples=50, kills=20)
 
 
 def carry_out_with_each_fault(schedule, alias, signed):
@@ -157,6 +167,11 @@ def carry_out_with_each_fault(schedule, alias, signed):
 def test_each_fault_beside_random_kills(alias, mode, tmp_path, settings):
     settings.MEDIA_ROOT = tmp_path / "media"
     under(alias, mode, tmp_path, examples=2, kills=3, ends=0, carry_out=carry_out_with_each_fault)
+
+
+def test_each_fault_beside_kills_with_buffered_rows(tmp_path, settings):
+    settings.MEDIA_ROOT = tmp_path / "media"
+    under("postgres", "batched", tmp_path, examples=2, kills=3, ends=0, carry_out=carry_out_with_each_fault)
 
 
 @pytest.mark.chaos

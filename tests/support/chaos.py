@@ -35,13 +35,14 @@ class Schedule:
     def options(self):
         chosen = asdict(self)
         return {name: chosen[name] for name in ("workers", "chunksize", "retries", "resolve_lost")} | {
-            "transaction": self.mode, "start_method": "fork"
+            "transaction": "chunk" if self.mode == "batched" else self.mode, "batch_writes": self.mode == "batched",
+            "start_method": "fork",
         }  # fmt: skip
 
     @property
     def is_settled(self):
         """Whether PostgreSQL is asked about what would be lost."""
-        return self.mode == "chunk" if self.resolve_lost is None else self.resolve_lost
+        return self.mode != "object" if self.resolve_lost is None else self.resolve_lost
 
 
 # Short pauses hit workers that have hardly started, longer ones those that are warm.

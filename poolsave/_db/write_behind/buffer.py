@@ -1,0 +1,203 @@
+"""The rows that a chunk's transaction has not sent yet.
+
+    save() -> compiler -> hold_insert() -> log ...
+    any other statement -> guard -> before_statement() -> flush() if it may see the log -> server
+    end of the chunk -> flush() -> COMMIT
+
+Everything is in one list, so that an exception at any moment, such as a time-out, leaves it whole. What cannot be had
+exactly is *undone*: `undone` says why, every further use raises `UndoChunk`, and the worker rolls the transaction back
+and runs the chunk in the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..transaction_guard import TransactionGuard
+from .catalog import Catalog
+from .channel import Channel
+from .inserts import InsertPlan, InsertPlans, Row
+from .sequences import KeyBlocks
+from .statements import Effect, Statement, understand
+
+MAX_ROWS = 2000
+"""Rows that are buffered before they are sent, so that memory is bounded."""
+MAX_KNOWN_STATEMENTS = 1000
+"""Texts of statements that are remembered with what they do."""
+
+
+class UndoChunk(BaseException):  # no Exception: a function's `except Exception` must not take it for an error
+    """Leaves the function of an object whose chunk has to be run again in the ordinary way."""
+
+
+class Source:
+    """What is known of a connection for longer than one transaction: its tables, plans and keys."""
+
+    def __init__(self, channel: Channel, settings: str) -> None:
+        self.channel = channel
+        self.raw = channel.connection.connection
+        self.catalog = Catalog(channel, settings)
+        self.plans = InsertPlans(self.catalog, channel.connection)
+        self.keys = KeyBlocks(channel)
+        self._statements: dict[str, Statement] = {}
+        self.is_valid = True
+        """False once a statement may have changed the schema or the session's settings."""
+
+    def holds_for(self, connection: Any, settings: str) -> bool:
+        """Whether all this is still true."""
+        return self.is_valid and self.raw is connection.connection and self.catalog.settings == settings
+
+    def understand(self, text: str | None) -> Statement:
+        """Say what a statement does."""
+        if text is None:
+            return understand(None, {})
+        statement = self._statements.get(text)
+        if statement is None:
+            if len(self._statements) >= MAX_KNOWN_STATEMENTS:
+                self._statements.clear()
+            statement = self._statements[text] = understand(text, self.catalog.relations)
+        return statement
+
+
+class WriteBuffer:
+    """Buffers the INSERTs of one connection during one transaction."""
+
+    def __init__(self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None]) -> None:
+        """`note_early` is told the text of each statement that makes the buffer send its rows early."""
+        self._source = source
+        self._channel = source.channel
+        self._guard = guard
+        self._note_early = note_early
+        self._log: list[tuple[InsertPlan, Row]] = []
+        self._tables: dict[str, bool] = {}
+        """The tables of the log, and perhaps some whose rows were taken back. The value says whether their rows ignore
+        conflicts."""
+        self._holds = True
+        self.undone: str | None = None
+        """Why the transaction has to be rolled back and run in the ordinary way, or None."""
+        self.sent = 0
+        """How often something was sent that a rollback to a savepoint would have to undo."""
+        self.rows = 0
+        """How many rows were buffered and sent."""
+        self.flushes = 0
+        """How often the buffer was sent."""
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    def hold_insert(self, query: Any, returning: list[Any]) -> list[tuple[Any]] | None:
+        """Buffer the rows of an INSERT, and give what it would return; None if it cannot wait."""
+        self._check_not_undone()
+        if not self._holds or self._guard.is_doomed():
+            return None
+        plan = self._source.plans.find(query, returning)
+        rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key)
+        if plan is None or rows is None:
+            return None
+        if self._tables.setdefault(plan.table, plan.ignores_conflicts) is not plan.ignores_conflicts:
+            self.flush()  # which of two rows conflicts with the other depends on their order
+            self._tables[plan.table] = plan.ignores_conflicts
+        self._log += [(plan, row) for row in rows]
+        if len(self._log) >= MAX_ROWS:
+            self.flush()
+        return plan.keys(rows) if returning else []
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether what is sent now is no statement of the function's."""
+        return self._channel.is_sending
+
+    def before_statement(self, text: str | None, *, is_whole: bool = True) -> None:
+        """Send the buffered rows if a statement that is about to be sent may see them.
+
+        Without a text nothing is known of it. One that is not whole has parts that only the driver can compose.
+        """
+        self._check_not_undone()
+        effect, relations = self._source.understand(text)
+        if not is_whole:
+            effect = max(effect, Effect.ANYTHING)
+        if effect is Effect.UNBUFFERED:
+            self.undo(f"cannot be buffered: {text}")
+        if self._log and (effect >= Effect.ANYTHING or not relations.isdisjoint(self._tables)):
+            self._note_early(text or "a statement without a text")
+            self.flush()
+        if effect is Effect.SETTINGS:
+            self._holds = self._source.is_valid = False
+        if effect is not Effect.READS:
+            self.sent += 1
+
+    def before_unseen(self) -> None:
+        """Notice that something is about to be sent that passes by the cursors."""
+        if self.is_sending:
+            return
+        self._check_not_undone()
+        if self._log:
+            self.undo("something was sent past the cursors of the connection")
+        self.sent += 1
+
+    def flush(self) -> None:
+        """Send the buffered rows.
+
+        Raises:
+            UndoChunk: if the server refuses them.
+        """
+        if not self._log:
+            return
+        try:
+            self._channel.send(";\n".join(_inserts(self._log)))
+        except BaseException as error:
+            self._source.keys.forget()
+            self.undo(f"{type(error).__name__} while buffered rows were sent", error)
+        self.rows += len(self._log)
+        self._log = []
+        self._tables = {}
+        self.flushes += 1
+        self.sent += 1
+
+    def take_back(self, length: int, sent: int, *, is_object: bool) -> None:
+        """Take back the rows that were buffered after there were `length`, if nothing was sent after `sent` times.
+
+        The server is shown them nevertheless, since in a loop it might have refused one of them. `is_object`: what is
+        buffered before them is of objects that have ended.
+        """
+        if self.sent != sent or self._guard.is_doomed():
+            self.undone = self.undone or "an object or a block failed after it had sent something"
+        elif len(self._log) > length:
+            self._show_and_take_back(length, length if is_object else 0)
+
+    def _show_and_take_back(self, length: int, ended: int) -> None:
+        """Send the rows of objects that have ended, and the others inside a savepoint that is rolled back."""
+        trial = ["SAVEPOINT poolsave_trial", *_inserts(self._log[ended:])]
+        trial += ["ROLLBACK TO SAVEPOINT poolsave_trial", "RELEASE SAVEPOINT poolsave_trial"]
+        try:
+            self._channel.send(";\n".join([*_inserts(self._log[:ended]), *trial]))
+        except BaseException as error:
+            self._source.keys.forget()
+            self.undone = f"{type(error).__name__} while the rows of a failed object or block were sent"
+            if not isinstance(error, Exception):
+                raise
+        self._log = self._log[ended:length]
+        self.rows += ended
+        self.flushes += 1
+        self.sent += ended > 0
+
+    def undo(self, reason: str, error: BaseException | None = None) -> None:
+        """Give up on the transaction.
+
+        Raises:
+            UndoChunk: always.
+        """
+        self.undone = self.undone or reason
+        raise UndoChunk(self.undone) from error
+
+    def _check_not_undone(self) -> None:
+        if self.undone is not None:
+            raise UndoChunk(self.undone)
+
+
+def _inserts(log: list[tuple[InsertPlan, Row]]) -> list[str]:
+    rows_of: dict[InsertPlan, list[Row]] = {}
+    for plan, row in log:
+        rows_of.setdefault(plan, []).append(row)
+    return [plan.statement(rows) for plan, rows in rows_of.items()]

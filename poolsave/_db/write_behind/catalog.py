@@ -1,0 +1,86 @@
+"""What PostgreSQL's catalog says of tables: whose rows can be inserted later than `save()` says, and with which keys.
+
+A table is *plain* if nothing but its own rows depends on when a row is inserted. Triggers, rules and policies run code
+at that moment; children and partitions route rows; a foreign key that is checked at once, or that cascades, ties the
+row to others. Statements that name any other table send all buffered rows first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .channel import Channel
+
+RELATIONS = """
+SELECT c.relname::text,
+       c.relkind = 'r' AND c.relpersistence = 'p' AND NOT c.relispartition AND NOT c.relhassubclass
+       AND NOT c.relhasrules AND NOT c.relrowsecurity
+       AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND c.oid IN (k.conrelid, k.confrelid)
+                       AND (NOT k.condeferred OR k.confdeltype <> 'a' OR k.confupdtype <> 'a')),
+       pg_table_is_visible(c.oid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+"""
+COLUMNS = """
+SELECT a.attname::text, format_type(a.atttypid, NULL), a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
+       s.name, s.name IS NOT NULL AND has_sequence_privilege(s.name, 'USAGE')
+  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
+       LATERAL (SELECT pg_get_serial_sequence(%s, a.attname) AS name) s
+ WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+"""
+SETTINGS = """
+SELECT current_setting('search_path') || ' ' || current_user || ' ' || current_setting('session_replication_role')
+"""
+"""What the answers to the others depend on, besides the schema."""
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    kind: str
+    """Its type as SQL writes it."""
+    sequence: str | None
+    """The sequence that gives its default, if this session may draw from it."""
+
+
+class Catalog:
+    """The tables that a connection sees with its present settings."""
+
+    def __init__(self, channel: Channel, settings: str) -> None:
+        """Read which tables there are. `settings` are those of `read_settings`."""
+        self._channel = channel
+        self.settings = settings
+        self._columns: dict[str, dict[str, Column]] = {}
+        self._visible: set[str] = set()
+        self.relations: dict[str, bool] = {}
+        """Every table and view by its name, in any schema, and whether all of that name are plain tables."""
+        for name, is_plain, is_visible in channel.send(RELATIONS):
+            self.relations[name] = is_plain and self.relations.get(name, True)
+            if is_visible:
+                self._visible.add(name)
+
+    def is_plain(self, table: str) -> bool:
+        """Whether rows of the table that this name alone denotes can be inserted later."""
+        return table in self._visible and self.relations[table]
+
+    def columns(self, table: str) -> dict[str, Column]:
+        """Give the columns of a plain table by their names."""
+        if table not in self._columns:
+            name = self._channel.connection.ops.quote_name(table)
+            rows = self._channel.send(COLUMNS, [name, name])
+            self._columns[table] = {row[0]: Column(row[1], _sequence(*row[2:])) for row in rows}
+        return self._columns[table]
+
+
+def read_settings(channel: Channel) -> str:
+    """Give the settings of the session on which a catalog depends."""
+    [(settings,)] = channel.send(SETTINGS)
+    return settings  # type: ignore[no-any-return]
+
+
+def _sequence(identity: str, default: str | None, name: str | None, may_use: bool) -> str | None:
+    # GENERATED ALWAYS refuses keys that come from outside; and a default can be another one than the sequence's.
+    draws = identity == "d" or (identity == "" and default is not None and default.startswith("nextval("))
+    return name if draws and may_use else None

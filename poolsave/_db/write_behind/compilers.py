@@ -1,0 +1,66 @@
+"""Django's compilers of one connection, made to ask the buffer before they send an INSERT."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from django.db.models.sql import compiler as django_compilers
+
+from .buffer import WriteBuffer
+
+NAMES = ("SQLInsertCompiler", "SQLCompiler")
+"""The compilers that buffering goes by."""
+
+
+class Compilers:
+    """Takes the place of `connection.ops.compiler` while a buffer is in use."""
+
+    def __init__(self, connection: Any, buffer: WriteBuffer) -> None:
+        self._ops, self._buffer = connection.ops, buffer
+        self._ordinary = connection.ops.compiler
+        self._ops.compiler = self._compiler
+
+    def _compiler(self, name: str) -> Any:
+        ordinary = self._ordinary(name)
+        if name != "SQLInsertCompiler":
+            return ordinary
+        kind = _buffering(ordinary)
+
+        def compiler(*args: Any, **kwargs: Any) -> Any:
+            made = kind(*args, **kwargs)
+            made.buffer = self._buffer
+            return made
+
+        return compiler
+
+    def close(self) -> None:
+        """Put Django's back."""
+        del self._ops.compiler
+
+
+def are_djangos_own(connection: Any) -> bool:
+    """Whether no third party has replaced or patched what executes queries: a cache would answer without the server."""
+    ops = connection.ops
+    return "compiler" not in vars(ops) and all(
+        ops.compiler(name).execute_sql.__code__ in DJANGOS_CODE for name in NAMES
+    )
+
+
+DJANGOS_CODE = [
+    compiler.execute_sql.__code__
+    for compiler in (django_compilers.SQLCompiler, django_compilers.SQLInsertCompiler)
+    if compiler.execute_sql.__code__.co_filename == django_compilers.__file__
+]
+
+
+@cache
+def _buffering(ordinary: Any) -> Any:
+    class SQLInsertCompiler(ordinary):  # type: ignore[misc]
+        buffer: WriteBuffer
+
+        def execute_sql(self, returning_fields: Any = None) -> Any:
+            rows = self.buffer.hold_insert(self.query, list(returning_fields or ()))
+            return super().execute_sql(returning_fields) if rows is None else rows
+
+    return SQLInsertCompiler

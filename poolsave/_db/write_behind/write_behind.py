@@ -1,0 +1,161 @@
+"""Puts buffers on a worker's connections, one for each chunk's transaction.
+
+`WriteBehind.open_savepoints` gives what takes the place of `Savepoints`: objects run one after the other as in an
+ordinary chunk, and no savepoint is sent for them. The rows of an object that fails are taken out of the buffer, after
+the server has been shown them. If the object had sent something before, the chunk is undone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.postgresql.base import DatabaseWrapper
+
+from ..savepoints import ConnectionSavepoints, Savepoints
+from ..transaction_guard import TransactionGuard
+from ..transactions import OpenTransactions
+from .buffer import Source, WriteBuffer
+from .catalog import read_settings
+from .channel import Channel
+from .compilers import Compilers, are_djangos_own
+from .pacing import Batching, Pacing
+
+WRAPPERS = ("django.db.backends.postgresql.base", "django.contrib.gis.db.backends.postgis.base")
+"""Modules of the wrappers that are known to do nothing between a statement and the server. Those of tenants choose a
+schema with the next cursor that is asked for."""
+
+
+class WriteBehind:
+    """Write-behind of one worker."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, Source] = {}
+        self._pacing = Pacing()
+
+    def open_savepoints(self, transactions: OpenTransactions) -> Savepoints:
+        """Open the objects' savepoints in transactions that have just begun: buffered ones, or ordinary ones if rows
+        cannot be buffered here or if that did not pay before."""
+        if self._pacing.is_resting():
+            self._sources.clear()  # what changes the schema meanwhile is not noticed
+            return Savepoints(transactions)
+        reason = None if transactions.outermost else "it runs inside a transaction of the caller's"
+        for guard in transactions.guards:
+            reason = reason or why_unbuffered(guard.connection)
+        if reason is None:
+            return self._open_buffers(transactions)
+        self._pacing.refuse(reason)
+        return Savepoints(transactions)
+
+    def _open_buffers(self, transactions: OpenTransactions) -> Savepoints:
+        try:
+            sources = [self._source(guard.connection) for guard in transactions.guards]
+        except BaseException as error:
+            self._pacing.end(rows=0, flushes=0, undone=f"{type(error).__name__} while the catalog was read")
+            savepoints = Savepoints(transactions)
+            savepoints.undone = True
+            return savepoints
+        return BufferedSavepoints(transactions, sources, self._pacing)
+
+    def _source(self, connection: Any) -> Source:
+        channel = Channel(connection)
+        settings = read_settings(channel)
+        source = self._sources.get(connection.alias)
+        if source is None or not source.holds_for(connection, settings):
+            source = self._sources[connection.alias] = Source(channel, settings)
+        return source
+
+    def take_counts(self) -> Batching | None:
+        """Give what was done since the last time, for the report."""
+        return self._pacing.take()
+
+
+def why_unbuffered(connection: Any) -> str | None:
+    """Say why rows cannot be buffered on this connection, or None if they can."""
+    raw = connection.connection
+    if not isinstance(connection, DatabaseWrapper) or type(connection).__module__ not in WRAPPERS:
+        return f"{type(connection).__module__} is not Django's own backend for PostgreSQL"
+    if not are_djangos_own(connection) or "chunked_cursor" in vars(connection):
+        return "another package answers queries in the place of Django's compilers"
+    if not hasattr(raw, "pgconn") and not getattr(raw, "sees_all", False):
+        return "there are cursors of psycopg2 on the connection that poolsave cannot see"
+    if _parameter(raw, "standard_conforming_strings") != "on" or _parameter(raw, "client_encoding") != "UTF8":
+        return "standard_conforming_strings is off, or the client's encoding is not UTF8"
+    return None
+
+
+def _parameter(raw: Any, name: str) -> str | None:
+    value: str | None = raw.info.parameter_status(name)
+    return value
+
+
+class BufferedSavepoints(Savepoints):
+    """The counterpart of `Savepoints` for buffered chunks."""
+
+    @property
+    def undone(self) -> bool:  # type: ignore[override]  # read only
+        """Whether the transactions have to be rolled back, and the chunk has to be run in the ordinary way."""
+        return any(buffer.undone is not None for buffer in self._buffers)
+
+    def __init__(self, transactions: OpenTransactions, sources: list[Source], pacing: Pacing) -> None:
+        pairs = zip(sources, transactions.guards, strict=True)
+        self._buffers = [WriteBuffer(source, guard, pacing.note) for source, guard in pairs]
+        self._pacing = pacing
+        super().__init__(transactions)
+
+    def _open_each(self, transactions: OpenTransactions) -> list[ConnectionSavepoints]:
+        return [_BufferedConnection(*pair) for pair in zip(transactions.guards, self._buffers, strict=True)]
+
+    def close(self) -> None:
+        """Restore the connections' own methods, and count what was done."""
+        super().close()
+        rows, flushes = sum(each.rows for each in self._buffers), sum(each.flushes for each in self._buffers)
+        undone = next((buffer.undone for buffer in self._buffers if buffer.undone is not None), None)
+        self._pacing.end(rows=rows, flushes=flushes, undone=undone)
+
+
+class _BufferedConnection(ConnectionSavepoints):
+    """Keeps savepoints in memory: each is the length of the buffer's log."""
+
+    def __init__(self, guard: TransactionGuard, buffer: WriteBuffer) -> None:
+        super().__init__(guard)
+        self._buffer = buffer
+        self._marks: list[tuple[str, int, int]] = []
+        self._compilers = Compilers(self._connection, buffer)
+        self._chunked_cursor = self._connection.chunked_cursor
+        self._connection.chunked_cursor = self._watched_cursor
+        guard.buffer = buffer
+
+    def _watched_cursor(self) -> Any:
+        # On psycopg 3 Django makes a cursor on the server by its class, past the connection.
+        cursor = self._chunked_cursor()
+        self._guard.watch_cursor(cursor.cursor)
+        return cursor
+
+    def _on_set(self, name: str) -> None:
+        self._marks.append((name, len(self._buffer), self._buffer.sent))
+
+    def _on_release(self, name: str) -> None:
+        del self._marks[self._find(name) :]
+
+    def _on_rollback(self, name: str) -> None:
+        index = self._find(name)
+        for _name, length, sent in self._marks[index : index + 1]:
+            self._buffer.take_back(length, sent, is_object=index == 0)
+        del self._marks[index + 1 :]
+
+    def _find(self, name: str) -> int:
+        for index in reversed(range(len(self._marks))):
+            if self._marks[index][0] == name:
+                return index
+        self._buffer.undone = self._buffer.undone or f"there is no savepoint {name}"
+        return len(self._marks)
+
+    def release(self) -> None:
+        """Send what is buffered."""
+        self._buffer.flush()
+
+    def close(self) -> None:
+        self._guard.buffer = None
+        del self._connection.chunked_cursor
+        self._compilers.close()
+        super().close()
