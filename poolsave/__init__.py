@@ -21,6 +21,7 @@ database connection of its own and one transaction per object, and reports the o
 
 from __future__ import annotations
 
+from ._reports.items import load_items
 from ._worker.context import Carrier
 from .errors import (
     ClusterUnusable,
@@ -71,6 +72,7 @@ __all__ = [
     "ValueLost",
     "WorkerDied",
     "concurrent_saves",
+    "load_items",
     "pooled_operation",
 ]
 

@@ -107,10 +107,8 @@ def _lines(preview: Preview) -> Iterator[str]:
     results = f"{preview.succeeded} would succeed, {failed} would fail{also}"
     yield f"dry run of {preview.chosen}: {results}; nothing was saved"
     causes = list(preview.errors.items())
-    yield from (
-        format_cause(cause, len(failures), failures[0], of_rows=preview.of_rows)
-        for cause, failures in causes[:CAUSES_SHOWN]
-    )
+    for cause, failures in causes[:CAUSES_SHOWN]:
+        yield from format_cause(cause, len(failures), failures[0], of_rows=preview.of_rows)
     if len(causes) > CAUSES_SHOWN:
         yield f"  and {len(causes) - CAUSES_SHOWN} more causes"
     yield from _change_lines(preview.changes)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 from os import PathLike
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from ._reports.batches import OutcomeBatch
 from ._reports.causes import CauseCounts, error_key, format_cause, format_error_key, printable, with_location_note
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
 from ._reports.trials import Trial, trial_lines, trial_summary
-from .errors import InvalidOperation, OperationsFailed
+from .errors import InvalidOperation, InvalidOption, OperationsFailed
 from .outcomes import Outcome, Status
 
 __all__ = ["Report"]
@@ -245,8 +245,12 @@ class Report(Generic[R]):
             InvalidOperation: if failures were omitted, so that some would silently not be tried again.
         """
         self._refuse_omitted("failed_items()")
-        items = [failure.item for failure in self.failures if failure.status is Status.FAILED]
+        again = self._indexes_to_retry()
+        items = list({failure.index: failure.item for failure in self.failures if failure.index in again}.values())
         return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
+
+    def _indexes_to_retry(self) -> set[int]:
+        return {failure.index for failure in self.failures if failure.status is Status.FAILED}
 
     def _refuse_omitted(self, what: str) -> None:
         if self._omitted:
@@ -258,10 +262,32 @@ class Report(Generic[R]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_queryset": None}  # pickling a queryset fetches all its rows
 
-    def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the counts and every kept outcome to a file, as strict JSON. What JSON lacks (NaN, a set) is written as
-        its repr. Only the owner can read a new file. The file appears when it is complete."""
-        write_json(path, self._summary() | self._worker_summary(), self)
+    def to_json(self, path: str | PathLike[str], *, only: Literal["failures"] | None = None) -> None:
+        """Write the counts and every kept outcome to a file, as strict JSON.
+
+        What JSON lacks (NaN, a set) is written as its repr. Only the owner can read a new file. The file appears when
+        it is complete.
+
+        Args:
+            path: the file, which is replaced if it is there.
+            only: "failures" writes the failed and lost outcomes only, and the items of `failed_items()` once more, so
+                that `load_items` gives them back.
+
+        Raises:
+            InvalidOption: if `only` is something else.
+            InvalidOperation: if failures were omitted, and so would be missing in the file.
+        """
+        selected = {} if only is None else {"only": only}
+        write_json(path, self._summary() | self._worker_summary() | selected, *self._selection(only))
+
+    def _selection(self, only: str | None) -> tuple[Iterable[Outcome[R]], set[int] | None]:
+        """Give the outcomes of a file, and the indexes of those whose items are written exactly."""
+        if only is None:
+            return self, None
+        if only != "failures":
+            raise InvalidOption("only", only, 'give "failures" or None')
+        self._refuse_omitted("the file")
+        return self.failures, self._indexes_to_retry()
 
     def _summary(self) -> dict[str, Any]:
         counts = {"total": self.total, **{str(status): count for status, count in self._counts.items()}}
@@ -276,10 +302,12 @@ class Report(Generic[R]):
     def _worker_summary(self) -> dict[str, Any]:
         return self.statistics.as_dict()
 
-    def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write one line per kept outcome to a file. No spreadsheet takes a cell for a formula. Only the owner can read
-        a new file. The file appears when it is complete."""
-        write_csv(path, self)
+    def to_csv(self, path: str | PathLike[str], *, only: Literal["failures"] | None = None) -> None:
+        """Write one line per kept outcome to a file. No spreadsheet takes a cell for a formula.
+
+        Otherwise as `to_json`.
+        """
+        write_csv(path, *self._selection(only))
 
     def raise_if_failed(self) -> None:
         """Raise if an object failed or was lost; else do nothing.
@@ -299,15 +327,7 @@ class Report(Generic[R]):
             f"{self.total} objects in {self.elapsed:.2f} s ({self.rate:.0f} per second)",
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),
         ]
-        causes = self.causes
-        lines += [
-            format_cause(cause, causes[cause], self._causes.first(cause), of_rows=self._queryset is not None)
-            for cause in islice(causes, CAUSES_SHOWN)
-        ]
-        if len(causes) > CAUSES_SHOWN:
-            lines.append(f"  and {len(causes) - CAUSES_SHOWN} more causes")
-        if self._omitted:
-            lines.append(f"  report.failures has the first {FIRST_KEPT} failures")
+        lines += self._cause_lines()
         if self._flawed:
             lines.append(f"  {self._flawed} of the successes have an error of their own: see report.flawed")
         lines += trial_lines(self.tried)
@@ -322,6 +342,16 @@ class Report(Generic[R]):
         if self.statistics.hint:
             lines.append(f"  hint: {self.statistics.hint}")
         return printable("\n".join(lines))
+
+    def _cause_lines(self) -> Iterator[str]:
+        causes = self.causes
+        for cause in islice(causes, CAUSES_SHOWN):
+            first = self._causes.first(cause)
+            yield from format_cause(cause, causes[cause], first, of_rows=self._queryset is not None)
+        if len(causes) > CAUSES_SHOWN:
+            yield f"  and {len(causes) - CAUSES_SHOWN} more causes"
+        if self._omitted:
+            yield f"  report.failures has the first {FIRST_KEPT} failures"
 
     def __repr__(self) -> str:
         counts = " ".join(f"{status}={count}" for status, count in self._counts.items() if count)

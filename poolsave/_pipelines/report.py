@@ -83,6 +83,10 @@ class PipelineReport(Report[R]):
     `item` of the *original* object. Where a stage gives several values (`expand`), one object has several outcomes, so
     `total` counts outcomes and not objects; without such a stage the two are the same. In place of `statistics`, which
     stay empty, there are `stages`, also in the file of `to_json`.
+
+    `failed_items()` gives original objects, each once. Left out is one of which something may have been committed: by a
+    stage with a transaction that it had passed, or as another one of the values that it became. So set
+    `transaction=None` for stages that save nothing.
     """
 
     def __init__(
@@ -104,24 +108,8 @@ class PipelineReport(Report[R]):
         elapsed = self.elapsed
         return [counter.report(elapsed) for counter in self._counters]
 
-    def failed_items(self) -> Any:
-        """The original objects that failed and can safely be fed again, each once, in input order.
-
-        Left out is an object of which something may have been committed: by a stage with a transaction that it had
-        passed, or as another one of the values that it became. So set `transaction=None` for stages that save nothing.
-        After a run over a queryset it is that queryset, filtered by the primary keys.
-
-        Raises:
-            InvalidOperation: if failures were omitted, as in `Report`.
-        """
-        self._refuse_omitted("failed_items()")
-        failed = {
-            failure.index: failure.item
-            for failure in self.failures
-            if failure.status is Status.FAILED and failure.index not in self._unsafe
-        }
-        items = list(failed.values())
-        return items if self._queryset is None else self._queryset.order_by("pk").filter(pk__in=items)
+    def _indexes_to_retry(self) -> set[int]:
+        return super()._indexes_to_retry() - self._unsafe
 
     def _worker_summary(self) -> dict[str, Any]:
         return {"stages": [asdict(row) for row in self.stages]}

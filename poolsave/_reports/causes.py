@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._db.error_codes import sqlstate_of
-from .._runtime.foreign_exceptions import add_note, cause_of, is_a, repr_of, text_of
+from .._runtime.foreign_exceptions import add_note, attribute_of, cause_of, is_a, repr_of, text_of
 from ..errors import RemoteError
 from ..outcomes import Outcome
 
 WIDTH = 300
 """Characters of an error's first line that a report shows: more would wrap over many lines of a terminal."""
+ITEM_WIDTH = 80
+"""Characters of an item's repr that a report shows."""
+NOTE_START = "poolsave: "
+PICKLING_NOTE = f"{NOTE_START}this is about "
+"""How a note begins that says what could not be pickled (`_pickling.values`)."""
 MAX_CAUSES = 100
 """Causes that are counted apart. A program that makes a class for each error would have as many as failures."""
 OTHER_CAUSES = ("other errors", None)
@@ -70,12 +75,21 @@ class CauseCounts:
         return self._first[cause][1]
 
 
-def format_cause(cause: Cause, count: int, first: Outcome[Any], *, of_rows: bool) -> str:
+def format_cause(cause: Cause, count: int, first: Outcome[Any], *, of_rows: bool) -> Iterator[str]:
+    """Give the lines of a report about a cause: its first failure, and what that is about if pickling raised it."""
     lines = ("" if first.error is None else text_of(first.error)).strip().splitlines()
-    text = lines[0] if lines else ""
-    text = text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
-    key = _key(first.item, of_rows=of_rows)
-    return f"  {count:>8} x {format_error_key(cause)}, first at index {first.index}{key}: {text}"
+    text = _shorten(lines[0], WIDTH) if lines else ""
+    key = _key(first.item, of_rows=of_rows) or f" ({_shorten(repr_of(first.item), ITEM_WIDTH)})"
+    yield f"  {count:>8} x {format_error_key(cause)}, first at index {first.index}{key}: {text}"
+    notes = attribute_of(first.error, "__notes__")
+    for note in notes if type(notes) is list else ():
+        if type(note) is str and note.startswith(PICKLING_NOTE):
+            yield f"  {'':>8}   {note.removeprefix(NOTE_START)}"
+
+
+def _shorten(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def format_error_key(cause: Cause) -> str:

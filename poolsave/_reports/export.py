@@ -23,11 +23,13 @@ from .._db.error_codes import sqlstate_of
 from .._runtime.foreign_exceptions import attribute_of, repr_of, text_of
 from ..outcomes import Outcome
 from .causes import printable
+from .items import EXACT, exact_item
 
 FIELDS: tuple[str, ...] = (
     "index", "status", "value", "error_type", "error", "sqlstate", "item", "attempts", "seconds", "worker", "traceback",
     "stage",
 )  # fmt: skip
+FIELDS_WITH_EXACT = tuple(name for field in FIELDS for name in ([field, EXACT] if field == "item" else [field]))
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Source: OWASP, "CSV Injection"; the last four are the full-width variants of the first."""
 MAX_DEPTH = 50
@@ -39,24 +41,38 @@ MAX_LINKS = 40
 DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
-def write_json(path: str | PathLike[str], summary: Mapping[str, Any], outcomes: Iterable[Outcome[Any]]) -> None:
-    """Write one object with the summary and a list of outcomes, one a line, without holding them all."""
+def write_json(
+    path: str | PathLike[str],
+    summary: Mapping[str, Any],
+    outcomes: Iterable[Outcome[Any]],
+    exact: set[int] | None = None,
+) -> None:
+    """Write one object with the summary and a list of outcomes, one a line, without holding them all.
+
+    `exact`: the indexes of the objects whose items are to come back by `load_items`; each is written once.
+    """
     with _complete_file(path) as file:
         file.write(f'{_json(summary)[:-1]}, "outcomes": [')
         separator = "\n"
         for outcome in outcomes:
-            file.write(separator + _json(_row(outcome)))
+            row = _json(_row(outcome))
+            item = exact_item(outcome, exact)
+            file.write(separator + (row if item is None else f'{row[:-1]}, "{EXACT}": {item}}}'))
             separator = ",\n"
         file.write("\n]}\n")
 
 
-def write_csv(path: str | PathLike[str], outcomes: Iterable[Outcome[Any]]) -> None:
-    """Write one line per outcome. Texts that a spreadsheet would take for a formula get an apostrophe in front."""
+def write_csv(path: str | PathLike[str], outcomes: Iterable[Outcome[Any]], exact: set[int] | None = None) -> None:
+    """Write one line per outcome. Texts that a spreadsheet would take for a formula get an apostrophe in front.
+
+    `exact`: as in `write_json`.
+    """
     with _complete_file(path) as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, FIELDS if exact is None else FIELDS_WITH_EXACT)
         writer.writeheader()
         for outcome in outcomes:
-            writer.writerow({name: _cell(value) for name, value in _row(outcome).items()})
+            row = _row(outcome) if exact is None else {**_row(outcome), EXACT: exact_item(outcome, exact)}
+            writer.writerow({name: _cell(value) for name, value in row.items()})
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_failures_are_grouped_by_cause():
 def test_report_prints_as_text_for_people():
     text = str(report_of())
     assert "10 objects" in text
-    assert "5 x ValueError, first at index 1: 1" in text
+    assert "5 x ValueError, first at index 1 (1): 1" in text
     assert repr(report_of()) == "<Report total=10 succeeded=5 failed=5>"
 
 
