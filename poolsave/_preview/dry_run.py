@@ -54,7 +54,7 @@ def dry_run(operation: Mappable, stages: Sequence[OperationSpec], objects: Itera
         changes = [change for recorder in recorders for change in recorder.changes()]
         callbacks = sum(recorder.callbacks for recorder in recorders) + uncovered_callbacks
     other_writes = sum((recorder.other_writes for recorder in recorders), Counter())
-    seconds, workers = _seconds_per_object(report, recorders), _workers(stages, opened)
+    seconds, workers = _seconds_per_object(report, recorders), _workers(stages, opened, chosen.total)
     return Preview(
         changes=changes,
         other_writes=dict(other_writes),
@@ -157,7 +157,8 @@ def _seconds_per_object(report: Report[Any], recorders: Sequence[Recorder]) -> f
     return max(0.0, seconds) / max(1, report.total)
 
 
-def _workers(stages: Sequence[OperationSpec], opened: OpenTransactions) -> int:
+def _workers(stages: Sequence[OperationSpec], opened: OpenTransactions, total: int | None) -> int:
     if any(guard.connection.vendor == "sqlite" for guard in opened.guards):  # which has one writer at a time
         return 1
-    return min(1 if stage.options.executor == "serial" else stage.options.workers for stage in stages)
+    most = min(1 if stage.options.executor == "serial" else stage.options.workers for stage in stages)
+    return most if total is None else max(1, min(most, total))

@@ -38,6 +38,8 @@ class UncoveredDatabases:
             connection: Any = connections[alias]
         except ImproperlyConfigured:  # its driver is not installed, so nothing can be written there
             return
+        if connection.alias in self._covered:  # tests may give one connection several names
+            return
         stack.enter_context(connection.execute_wrapper(self._refusing_writes(connection)))
         stack.enter_context(replaced(connection, "on_commit", self._count_callback))
 
