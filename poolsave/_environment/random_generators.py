@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import weakref
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import compress
 from typing import Any
@@ -35,7 +35,11 @@ def find_generators() -> list[object]:
     """Find the generators before a fork. In the children the search would copy all memory pages."""
     numpy_kinds = [*_numpy_kinds()]
     if numpy_kinds:
-        return _search({kind for base in (random.Random, *numpy_kinds) for kind in _with_subclasses(base)})
+        # type() and not isinstance(), which reads `__class__` and so evaluates lazy objects.
+        # A usual process has 100,000 objects. Without a line of Python for each, it takes a third of the time.
+        kinds = {kind for base in (random.Random, *numpy_kinds) for kind in _with_subclasses(base)}
+        objects = gc.get_objects()
+        return [*compress(objects, map(kinds.__contains__, map(type, objects)))]
     kinds = {*_with_subclasses(random.Random)}
     # Every instance of a class that is written in Python holds a reference to it.
     counts = {id(kind): sys.getrefcount(kind) for kind in kinds}
@@ -45,13 +49,6 @@ def find_generators() -> list[object]:
         _counts.update(counts)
         _found[:] = map(weakref.ref, generators)
     return [generator for reference in _found if (generator := reference()) is not None]
-
-
-def _search(kinds: Container[type]) -> list[object]:
-    # type() and not isinstance(), which reads `__class__` and so evaluates lazy objects.
-    # A usual process has 100,000 objects. Without a line of Python for each, it takes a third of the time.
-    objects = gc.get_objects()
-    return [*compress(objects, map(kinds.__contains__, map(type, objects)))]
 
 
 def remember_generators() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import importlib
+import operator
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -269,9 +270,5 @@ def _wrap_callbacks(carriers: Sequence[Any], states: States, before: dict[str, i
     for alias, entries in _callbacks():
         for index in range(before.get(alias, 0), len(entries)):
             savepoints, callback, *robust = entries[index]
-            restored = partial(with_states, carriers, states, _call_callback, callback)
+            restored = partial(with_states, carriers, states, operator.call, callback)
             entries[index] = (savepoints, restored, *robust)
-
-
-def _call_callback(callback: Callable[[], object]) -> object:
-    return callback()

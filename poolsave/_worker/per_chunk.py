@@ -138,10 +138,6 @@ def _commit(  # noqa: PLR0913  as above
         results[index] = (
             _run_callbacks(*ran[index], limit) if failed is None else _as_lost(results[index], failed, note)
         )
-    return _with_commit_time(results, committing)
-
-
-def _with_commit_time(results: list[ObjectResult], committing: float) -> list[ObjectResult]:
     if results:  # the first object gets the seconds of the one COMMIT
         results[0] = results[0]._replace(attempt=results[0].attempt._replace(committing=committing))
     return results

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
+from operator import methodcaller
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.db.models import FileField, Model
@@ -77,7 +78,9 @@ class ModelSave:
     def __init__(self, item: Model, kwargs: Mapping[str, Any]) -> None:
         self.item = item
         self.kwargs = kwargs
-        self.files = _unsaved_files(item)
+        # By getattr: the descriptor turns the assigned value into a FieldFile.
+        names = [name for name in _file_names(type(item)) if is_unsaved(item.__dict__.get(name))]
+        self.files = {name: getattr(item, name) for name in names}
 
     def perform(self) -> Any:
         self.item.save(**self.kwargs)
@@ -113,11 +116,6 @@ class RefusedSave(ModelSave):
 
     def __reduce__(self) -> Any:
         return self.perform()
-
-
-def _unsaved_files(item: Model) -> dict[str, Any]:
-    # By getattr: the descriptor turns the assigned value into a FieldFile.
-    return {name: getattr(item, name) for name in _file_names(type(item)) if is_unsaved(item.__dict__.get(name))}
 
 
 @lru_cache(maxsize=256)
@@ -157,7 +155,7 @@ class LocalizedRequest:
         return self.request.item
 
     def perform(self) -> Any:
-        return with_states((_LOCALIZATION,), (self.localization,), _perform, self.request)
+        return with_states((_LOCALIZATION,), (self.localization,), methodcaller("perform"), self.request)
 
     def receive(self, value: Any) -> tuple[Any, Any]:
         return self.request.receive(value)
@@ -286,10 +284,6 @@ class BatchListener(Protocol):
 def run_request(_function: Any, _constants: Mapping[str, Any], item: Any) -> Any:
     """The function of a block's job. `item` is a request, or a `PendingCall` where memory is shared."""
     return item.perform()
-
-
-def _perform(request: Request) -> Any:
-    return request.perform()
 
 
 def _do_nothing(_item: Any) -> None:

@@ -161,11 +161,7 @@ class ProcessExecutor:
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         worker.tasks.append(task)
         worker.outbox.post(TASK_HEADER.pack(task.id, task.size) + task.payload)
-        if worker.outbox.pending:
-            self._watch_outbox(worker)
-
-    def _watch_outbox(self, worker: WorkerHandle) -> None:
-        if worker.outbox.fd not in self._selector.get_map():
+        if worker.outbox.pending and worker.outbox.fd not in self._selector.get_map():
             self._selector.register(worker.outbox.fd, selectors.EVENT_WRITE, worker)
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
@@ -216,7 +212,8 @@ class ProcessExecutor:
 
     def _on_exit(self, worker: WorkerHandle, events: list[Event]) -> None:
         worker.end()
-        self._read_rest(worker, events)
+        if not worker.inbox.ended:
+            self._read(worker, events)
         self._unregister(worker)
         failed_setup = any(isinstance(event, SetupFailed) for event in events)
         event = worker.exit_event()
@@ -238,11 +235,6 @@ class ProcessExecutor:
             except BaseException as error:  # a hook's, or no memory is left for a process; the caller raises it
                 events.append(SetupFailed(error))
                 self._wanted -= 1
-
-    def _read_rest(self, worker: WorkerHandle, events: list[Event]) -> None:
-        if not worker.inbox.ended:
-            for message in worker.inbox.messages():
-                self._handle(worker, message, events)
 
     def _unregister(self, worker: WorkerHandle) -> None:
         self._workers.remove(worker)
