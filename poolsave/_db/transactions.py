@@ -134,9 +134,14 @@ class OpenTransactions(NamedTuple):
         """Whether one of the transactions is known to have been ended past Django."""
         return True in [guard.has_ended() for guard in self.guards]  # half the time of any()
 
+    @property
+    def ended(self) -> bool:
+        """What `has_ended` has said at last."""
+        return True in [guard.ended for guard in self.guards]
+
     def check_can_commit(self) -> None:
         """Refuse a success that the end of its block would silently roll back. What has ended is not looked at."""
-        if not self.has_ended():
+        if any(guard.is_doomed() for guard in self.guards) and not self.has_ended():
             check_can_commit(self.guards)
 
     def add_transient_cause(self, error: BaseException) -> None:
@@ -148,7 +153,7 @@ class OpenTransactions(NamedTuple):
         """Stop refusing ends; says whether one of the transactions was ended past Django."""
         for guard in reversed(self.guards):
             guard.disarm()
-        return True in [guard.ended for guard in self.guards]
+        return self.ended
 
     def uninstall(self) -> None:
         """Leave the connections as they were."""
@@ -242,7 +247,7 @@ def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptR
         error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
     exit_blocks(opened.blocks, error)
     opened.uninstall()
-    if any(guard.ended for guard in opened.guards):
+    if opened.ended:
         return _lost(opened, error)
     return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
 
@@ -300,7 +305,7 @@ def commit(opened: OpenTransactions) -> AttemptResult | None:
     except BaseException as error:
         exit_blocks(opened.blocks[: -len(committed) - 1], error)
         opened.uninstall()
-        if any(guard.ended for guard in opened.guards):
+        if opened.ended:
             return _lost(opened, error)
         return _failed_commit(error, opened.blocks[-len(committed) - 1].using, committed)
     opened.uninstall()

@@ -170,7 +170,7 @@ def _at_savepoint(call: Callable[[], Any], savepoints: Savepoints) -> AttemptRes
 
 
 def _check_can_go_on(attempt: AttemptResult, transactions: OpenTransactions, savepoints: Savepoints) -> None:
-    if transactions.has_ended():
+    if transactions.ended:
         raise _EndedPastDjango
     if savepoints.undone:
         raise _RollbackChunk(halve=False)
