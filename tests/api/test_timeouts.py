@@ -1,5 +1,6 @@
 """`timeout`: an exception first, so that the transaction is rolled back; then TERM, then KILL for the whole tree."""
 
+import contextlib
 import os
 import socket
 import time
@@ -109,6 +110,27 @@ def test_callback_over_its_timeout_leaves_its_object_saved(mode):
     report = pooled_operation(save, transaction=mode, **LIMITED).map(["a", "slow", "b"])
     assert report.succeeded == Person.objects.count() == Tag.objects.count() == 3
     assert [(flawed.item, type(flawed.error)) for flawed in report.flawed] == [("slow", TimedOut)]
+
+
+@with_databases
+@modes
+def test_callback_that_ignores_its_timeout_ends_its_worker(mode):
+    """The clock runs until the last callback. The object is saved by then, and stays saved."""
+
+    def goes_on():
+        ends = time.monotonic() + LONG
+        while time.monotonic() < ends:
+            with contextlib.suppress(TimedOut):
+                time.sleep(LONG)
+
+    def save(name):
+        Person(name=name).save()
+        if name == "slow":
+            transaction.on_commit(goes_on)
+
+    report = pooled_operation(save, transaction=mode, **LIMITED).map(["a", "slow", "b"])
+    assert report.succeeded == Person.objects.count() == 3
+    assert "slow" in {flawed.item for flawed in report.flawed}
 
 
 @with_databases
