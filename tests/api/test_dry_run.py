@@ -10,7 +10,6 @@ from django.db.models import F
 from django.test.utils import isolate_apps
 
 from poolsave import DROP, Change, InvalidOperation, InvalidOption, pooled_operation
-from poolsave.previews import _duration
 from tests.models import Account, Badge, Employee, Person, Tag, Thing, ThingByPair, ThingOfGroupOne, Visit
 from tests.support.tables import contents
 
@@ -445,11 +444,3 @@ def test_cascades_of_the_database_are_changes(alias):
         with connections[alias].schema_editor() as editor:
             for model in (Loan, Book, Shelf):
                 editor.delete_model(model)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "less than 0.001 ms"), (0.0003, "0.3 ms"), (0.13, "130 ms"), (1.25, "1.2 s"), (75, "75 s"), (7200, "2 h")],
-)
-def test_time_has_a_unit_that_is_easy_to_read(seconds, text):
-    assert _duration(seconds) == text

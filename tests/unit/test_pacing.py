@@ -10,7 +10,7 @@ def rest_of(pacing):
     return count
 
 
-def test_rests_grow_while_chunks_are_undone_and_end_with_a_good_one():
+def test_rests_grow_with_undone_chunks_and_end_with_a_good_one():
     pacing = Pacing()
     rests = []
     for _ in range(9):
