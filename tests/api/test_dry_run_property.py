@@ -143,7 +143,7 @@ def filled(alias):
     return [account.pk for account in accounts]
 
 
-@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])  # each fills anew
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])  # each fills anew
 @given(scripts=SCRIPTS)
 @example(scripts=[[(save_json, 1)]])  # from 1 to True, which Python calls equal
 def test_changes_told_are_those_that_a_run_makes(alias, scripts):

@@ -1,22 +1,30 @@
 """All rows of all tables, read by plain SQL."""
 
+from functools import cache
+
 from django.db import connections
 
 
 def contents(alias):
-    """`{table: {key: {column: value}}}` of every table; a table without a key is left out."""
+    """`{table: {key: {column: value}}}` of every table."""
     connection = connections[alias]
     with connection.cursor() as cursor:
         tables = connection.introspection.table_names(cursor)
-        return {table: rows(cursor, connection, table) for table in tables}
+        return {table: rows(cursor, alias, table) for table in tables}
 
 
-def rows(cursor, connection, table):
-    keys = connection.introspection.get_primary_key_columns(cursor, table) or []
-    cursor.execute(f"SELECT * FROM {connection.ops.quote_name(table)}")
+def rows(cursor, alias, table):
+    cursor.execute(f"SELECT * FROM {connections[alias].ops.quote_name(table)}")
     columns = [column[0] for column in cursor.description]
     found = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+    keys = key_columns(alias, table) or columns
     return {tuple(row[key] for key in keys): row for row in found}
+
+
+@cache  # since PostgreSQL needs several milliseconds to tell
+def key_columns(alias, table):
+    with connections[alias].cursor() as cursor:
+        return tuple(connections[alias].introspection.get_primary_key_columns(cursor, table) or ())
 
 
 def difference(before, after):
