@@ -52,9 +52,8 @@ class Preview:
     from the database before its first write and after the last sample. Not seen: what triggers write, and cascades of
     the database that no model knows of."""
     other_writes: dict[str, int]
-    """How many rows statements past the ORM (`cursor.execute()`) have written, by table, failed samples included. A
-    statement for which the driver does not tell counts as one. What bypasses Django's cursors is rolled back, but not
-    counted."""
+    """How many rows statements past the ORM (`cursor.execute()`) would write, by table. A statement for which the
+    driver does not tell counts as one. What bypasses Django's cursors is rolled back, but not counted."""
     callbacks: int
     """How many `on_commit` callbacks the successful samples have registered. None was called."""
     mail: int

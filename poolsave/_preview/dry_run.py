@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from django.apps import apps
+from django.db import connections
 from django.db.transaction import TransactionManagementError
 
 from .._db.error_codes import is_transient
@@ -30,6 +31,7 @@ from ..reports import Report
 from .outside import catch_mail_and_tasks
 from .recorder import Recorder
 from .refusals import Refusals
+from .replacing import replaced
 from .samples import Samples, check_samples, choose_samples
 from .uncovered import UncoveredDatabases
 
@@ -133,7 +135,10 @@ class _Over(Exception):  # leaves the transaction; not an error
 
 @contextmanager
 def _rolled_back(aliases: Sequence[str]) -> Iterator[OpenTransactions]:
-    opened = begin_on(aliases)
+    with ExitStack() as stack:
+        for alias in aliases:
+            _lock_sqlite_at_begin(connections[alias], stack)
+        opened = begin_on(aliases)
     try:
         if opened.error is not None:
             raise opened.error
@@ -142,6 +147,14 @@ def _rolled_back(aliases: Sequence[str]) -> Iterator[OpenTransactions]:
         opened.disarm()
         roll_back(opened, _Over())
         _forget_content_types()
+
+
+def _lock_sqlite_at_begin(connection: Any, stack: ExitStack) -> None:
+    # Rows are read before they are written. If another process wrote in between, SQLite would refuse to write at once.
+    if connection.vendor == "sqlite" and not connection.in_atomic_block:
+        connection.ensure_connection()  # sets what is replaced here
+        mode = connection.transaction_mode or "IMMEDIATE"
+        stack.enter_context(replaced(connection, "transaction_mode", mode))
 
 
 def _forget_content_types() -> None:

@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 from django.db.models import QuerySet
@@ -38,6 +39,8 @@ class Recorder:
         self._inserts = False
         self._refusals = refusals
         self._before: dict[tuple[Any, Key], Row | None] = {}
+        self._at_savepoints: dict[Any, tuple[int, Counter[str]]] = {}
+        """What was recorded when a savepoint was set: how many rows, and the other writes."""
         self._in_orm = 0
         self._depth = len(connection.savepoint_ids)
         self._callbacks = len(connection.run_on_commit)
@@ -51,6 +54,7 @@ class Recorder:
         with ExitStack() as stack:
             hooks = {
                 "savepoint": self._around_savepoint(connection.savepoint),
+                "savepoint_rollback": self._around_rollback(connection.savepoint_rollback),
                 "savepoint_commit": self._around_release(connection.savepoint_commit),
                 "validate_no_atomic_block": self._refusing_end(connection.validate_no_atomic_block),
             }
@@ -191,9 +195,21 @@ class Recorder:
         def begin() -> Any:
             if self._is_at_sample():
                 self._refusals.raise_first()
-            return savepoint()
+            sid = savepoint()
+            self._at_savepoints[sid] = len(self._before), self.other_writes.copy()
+            return sid
 
         return begin
+
+    def _around_rollback(self, roll_back: Callable[[Any], None]) -> Callable[[Any], None]:
+        def undo(sid: Any) -> None:
+            roll_back(sid)
+            # Rows that were read since then may have been written before that, past the ORM, which is undone, too.
+            if sid in self._at_savepoints:
+                rows, self.other_writes = self._at_savepoints[sid]
+                self._before = dict(islice(self._before.items(), rows))
+
+        return undo
 
     def _around_release(self, release: Callable[[Any], None]) -> Callable[[Any], None]:
         def check_and_release(sid: Any) -> None:

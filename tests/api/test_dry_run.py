@@ -1,5 +1,7 @@
 """`op.dry_run(objects)` says of every row of every table what a run would change, and leaves nothing."""
 
+import sqlite3
+
 import django
 import pytest
 from django.contrib.contenttypes.models import ContentType
@@ -118,6 +120,23 @@ def test_writes_past_the_orm_are_counted_by_table(preview_of, alias):
     assert preview.changes == []
 
 
+def test_what_a_failed_sample_wrote_past_the_orm_is_forgotten(preview_of, alias):
+    thing = Thing.objects.using(alias).create(visits=1)
+
+    def write(fails):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("UPDATE tests_thing SET visits = 7")
+        Thing.objects.using(alias).update(group=F("visits"))  # its row is read as it is now
+        if fails:
+            raise ValueError
+
+    preview = preview_of(write, [True])
+    assert (preview.changes, preview.other_writes) == ([], {})
+    preview = preview_of(write, [True, False])
+    assert preview.changes == [Change(Thing, thing.pk, "update", {"group": (0, 7)})]
+    assert preview.other_writes == {"tests_thing": 1}
+
+
 @pytest.fixture
 def mailbox(settings):
     """Mail goes to `mail.outbox`, as under every test runner. Django 6.1 warns where it is set up in the old way."""
@@ -205,6 +224,22 @@ def test_broken_reference_from_before_fails_no_sample(alias):
         ).dry_run(["ann"])
         transaction.set_rollback(True, using=alias)
     assert preview.ok
+
+
+def test_write_lock_of_sqlite_is_taken_before_rows_are_read():
+    """Else a row that another process writes after it was read here lets all that follows fail as locked."""
+    Thing.objects.create()
+
+    def write(thing):
+        thing.visits += 1
+        with sqlite3.connect(connections["default"].settings_dict["NAME"], timeout=0) as other:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("UPDATE tests_thing SET visits = 7")
+        other.close()
+        thing.save()
+
+    preview = pooled_operation(write).dry_run(Thing.objects.all())
+    assert [change.fields for change in preview.changes] == [{"visits": (0, 1)}]
 
 
 @pytest.mark.parametrize("samples", [0, -1, True, 2.0, "3", None])

@@ -69,7 +69,7 @@ def test_tables_are_as_before_however_samples_end(alias, filled, end):
     assert contents(alias) == filled
     assert preview.succeeded == (5 if end is int else 4)
     assert {change.action for change in preview.changes} == {"create", "update", "delete"}
-    assert preview.other_writes == {"tests_badge": 5, "tests_auditentry": 5}
+    assert preview.other_writes == dict.fromkeys(["tests_badge", "tests_auditentry"], preview.succeeded)
 
 
 def test_tables_are_as_before_inside_a_block_of_the_caller(alias, filled):
