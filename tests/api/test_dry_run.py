@@ -362,6 +362,26 @@ def test_block_of_the_caller_goes_on_as_it_was(alias):
     assert Tag.objects.using(alias).get().name == "mine"
 
 
+def test_dry_run_in_a_sample_is_no_change_of_the_outer_one(preview_of, alias):
+    inner = []
+
+    def rename(tag):
+        tag.name += "!"
+        tag.save()
+
+    def look(tag):
+        inner.append(pooled_operation(databases=(alias,))(rename).dry_run(Tag.objects.using(alias)))
+        assert Tag.objects.using(alias).get().name == "red"
+        tag.name = "blue"
+        tag.save()
+
+    tag = Tag.objects.using(alias).create(name="red")
+    preview = preview_of(look, Tag.objects.using(alias))
+    assert inner[0].changes == [Change(Tag, tag.pk, "update", {"name": ("red", "red!")})]
+    assert preview.changes == [Change(Tag, tag.pk, "update", {"name": ("red", "blue")})]
+    assert preview.other_writes == {}
+
+
 def test_first_rows_are_tried_in_the_order_of_their_keys(preview_of, alias):
     Thing.objects.using(alias).bulk_create([Thing(pk=key, group=key % 2) for key in (7, 3, 5, 9, 4)])
     tried = []
