@@ -105,7 +105,7 @@ def change_of(model: Any, key: Key, before: Row | None, after: Row | None, alias
     if after is None:
         return Change(model, pk, "delete", fields, database=alias)
     stored = zip(names, before.raw, after.raw, strict=True)
-    changed = {name: fields[name] for name, *raw in stored if _differ(*raw, *fields[name])}
+    changed = {name: fields[name] for name, raw_old, raw_new in stored if _differ(raw_old, raw_new, *fields[name])}
     return Change(model, pk, "update", changed, database=alias) if changed else None
 
 
