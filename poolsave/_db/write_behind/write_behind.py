@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.backends.postgresql.base import DatabaseWrapper
-
 from ..savepoints import ConnectionSavepoints, Savepoints
 from ..transaction_guard import TransactionGuard
 from ..transactions import OpenTransactions
@@ -72,7 +70,7 @@ class WriteBehind:
 def why_unbuffered(connection: Any) -> str | None:
     """Say why rows cannot be buffered on this connection, or None if they can."""
     raw = connection.connection
-    if not isinstance(connection, DatabaseWrapper) or type(connection).__module__ not in WRAPPERS:
+    if type(connection).__module__ not in WRAPPERS:
         return f"{type(connection).__module__} is not Django's own backend for PostgreSQL"
     if not are_djangos_own(connection) or "chunked_cursor" in vars(connection):
         return "another package answers queries in the place of Django's compilers"
