@@ -17,7 +17,7 @@ from django.dispatch import receiver
 
 from ._pipelines.planning import pipeline_run_of
 from ._runs.functions import name_of
-from ._runs.run import Run, run_of
+from ._runs.run import Run, complete_run, run_of
 from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
 from .operations import PooledOperation
@@ -136,11 +136,7 @@ class RunPooled(Operation):
         from_state.clear_delayed_apps_cache()
         rows = self._rows(from_state.apps, app_label).using(connection.alias)
         operation = _operation(fn).using(**self._options(connection))
-        try:
-            run = _run_of(operation, rows)
-        except InsideTransaction as error:
-            raise InsideTransaction(error.alias, CORRECTED) from None
-        run.complete()
+        complete_run(lambda: _checked_run_of(operation, rows))
 
     def _rows(self, apps: Any, app_label: str) -> models.QuerySet[Any]:
         if isinstance(self.queryset, str):
@@ -185,6 +181,13 @@ RunPooled.__init__.__signature__ = _with_options_by_name(RunPooled.__init__)  # 
 
 def _operation(fn: Callable[..., Any]) -> PooledOperation[..., Any] | Pipeline[Any, Any]:
     return fn if isinstance(fn, PooledOperation | Pipeline) else PooledOperation(fn)
+
+
+def _checked_run_of(operation: PooledOperation[..., Any] | Pipeline[Any, Any], rows: models.QuerySet[Any]) -> Run[Any]:
+    try:
+        return _run_of(operation, rows)
+    except InsideTransaction as error:
+        raise InsideTransaction(error.alias, CORRECTED) from None
 
 
 def _run_of(operation: PooledOperation[..., Any] | Pipeline[Any, Any], rows: models.QuerySet[Any]) -> Run[Any]:

@@ -16,7 +16,7 @@ from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._runs.operation_spec import OperationSpec
-from ._runs.run import check_on_outcome, run_of
+from ._runs.run import complete_run, run_of
 from ._worker.job import call_spread
 from .errors import InvalidOption
 from .options import Options, check, standing
@@ -103,8 +103,7 @@ class PooledOperation(Generic[P, R]):
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        check_on_outcome(on_outcome)
-        return run_of(self.__poolsave_spec__(), objects).complete(on_outcome)
+        return complete_run(lambda: run_of(self.__poolsave_spec__(), objects), on_outcome)
 
     def starmap(
         self,
@@ -113,8 +112,9 @@ class PooledOperation(Generic[P, R]):
         on_outcome: Callable[[Outcome[R]], object] | None = None,
     ) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
-        check_on_outcome(on_outcome)
-        return run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets).complete(on_outcome)
+        return complete_run(
+            lambda: run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets), on_outcome
+        )
 
     def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> OutcomeStream[R]:
         """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
@@ -129,7 +129,7 @@ class PooledOperation(Generic[P, R]):
         Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
             waited for inside atomic(); outside of it the stream goes on.
         """
-        return OutcomeStream(run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
+        return OutcomeStream(lambda: run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
 
     def dry_run(self, objects: Iterable[Any], samples: int = 20) -> Preview:
         """Try the function on a few objects, and say what would become of every row. Nothing is left in the database.

@@ -17,7 +17,7 @@ from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
-from ._runs.run import check_on_outcome
+from ._runs.run import complete_run
 from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption
 from .executors.serial import LocalMarks
@@ -97,8 +97,7 @@ class Pipeline(Generic[A, C]):
                 is finished, and with the Report as their attribute `report`. What had not started its next stage by
                 then is skipped there.
         """
-        check_on_outcome(on_outcome)
-        return pipeline_run_of(self._specs(), objects, self.__name__).complete(on_outcome)
+        return complete_run(lambda: pipeline_run_of(self._specs(), objects, self.__name__), on_outcome)
 
     def starmap(
         self,
@@ -107,10 +106,9 @@ class Pipeline(Generic[A, C]):
         on_outcome: Callable[[Outcome[C]], object] | None = None,
     ) -> PipelineReport[C]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
-        check_on_outcome(on_outcome)
         first, *others = self._specs()
         stages = [replace(first, call=call_spread), *others]
-        return pipeline_run_of(stages, argument_sets, self.__name__).complete(on_outcome)
+        return complete_run(lambda: pipeline_run_of(stages, argument_sets, self.__name__), on_outcome)
 
     def stream(self, objects: Iterable[A], *, ordered: bool = False) -> PipelineStream[C]:
         """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
@@ -125,8 +123,9 @@ class Pipeline(Generic[A, C]):
         Raises:
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
-        run = pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT)
-        return PipelineStream(run, ordered=ordered)
+        return PipelineStream(
+            lambda: pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT), ordered=ordered
+        )
 
     def dry_run(self, objects: Iterable[A], samples: int = 20) -> Preview:
         """Try all stages on a few objects, and say what would become of every row; see `PooledOperation.dry_run`.

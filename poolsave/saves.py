@@ -26,7 +26,7 @@ from ._runs.preflight import check_no_open_transaction, check_queryset, is_forke
 from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages
-from ._runs.signals import InterruptGuard
+from ._runs.signals import InterruptGuard, report_interrupt
 from ._runtime.foreign_exceptions import attach_report, is_a
 from ._worker.context import CapturedContext
 from ._worker.requests import (
@@ -80,8 +80,8 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
     def __enter__(self) -> Saves:
         if self._saves is not None:
             raise RuntimeError("this block was entered before: make a new concurrent_saves() for every with statement")
-        options = Options.resolve(self._explicit, defaults={"on_failure": "raise"})
         try:
+            options = Options.resolve(self._explicit, defaults={"on_failure": "raise"})
             # No Ctrl-C between the start of the workers and the body: `__exit__` would not be called.
             with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
                 self._saves = Saves(options, self)
@@ -89,14 +89,21 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
         except BaseException as error:
             if self._saves is not None:
                 self._saves._close(error)
+            elif is_a(error, KeyboardInterrupt):
+                report_interrupt(error, None)
             raise
         return self._saves
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
-        assert self._saves is not None
-        self._saves._close(error)
+        saves = self._saves
+        assert saves is not None
+        try:
+            saves._close(error)
+        except KeyboardInterrupt as interruption:  # also one that came before signals were counted, or afterwards
+            saves._close(interruption)
+            raise
 
 
 class Saves:
@@ -260,14 +267,17 @@ class Saves:
         if self._driver.forked:
             return
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
-            self._driver.close(None if error is None else f"the block raised {type(error).__name__}")
+            if not self.report.finished:
+                self._driver.close(None if error is None else f"the block raised {type(error).__name__}")
             self._safeguard.detach()  # inside a finalizer Ctrl-C would be ignored
-        if error is not None:
-            return
-        if interrupts.count:
+        if error is not None and is_a(error, KeyboardInterrupt):
+            report_interrupt(error, self.report)
+        elif interrupts.count:
             interruption = interrupts.as_exception()
             attach_report(interruption, self.report)
             raise interruption
+        if error is not None:
+            return
         if self._driver.fatal is not None:
             attach_report(self._driver.fatal, self.report)
             raise self._driver.fatal

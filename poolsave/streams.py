@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ._pipelines.report import PipelineReport
 from ._reports.batches import OutcomeBatch
 from ._runs.run import Run
+from ._runs.signals import report_interrupt
+from ._runtime.foreign_exceptions import is_a
 from .outcomes import Outcome
 from .reports import Report
 
@@ -39,9 +41,13 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
 
     # Not a generator: a generator that has raised cannot go on.
 
-    def __init__(self, run: Run[Any], *, ordered: bool) -> None:
-        self._run = run
-        self._batches: Generator[OutcomeBatch, None, None] = run.batches(ordered=ordered)
+    def __init__(self, make: Callable[[], Run[Any]], *, ordered: bool) -> None:
+        try:
+            self._run = make()
+        except KeyboardInterrupt as error:
+            report_interrupt(error, None)
+            raise
+        self._batches: Generator[OutcomeBatch, None, None] = self._run.batches(ordered=ordered)
         self._ready: Iterator[Outcome[R]] = iter(())
 
     @property
@@ -55,11 +61,19 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
         return report
 
     def __next__(self) -> Outcome[R]:
-        for outcome in self._ready:
-            return outcome
-        self._run.check_in_no_block()
-        self._ready = next(self._batches).outcomes(with_items=True)
+        try:
+            for outcome in self._ready:
+                return outcome
+            self._run.check_in_no_block()
+            self._ready = next(self._batches).outcomes(with_items=True)
+        except KeyboardInterrupt as error:
+            self._end_interrupted(error)
+            raise
         return next(self)
+
+    def _end_interrupted(self, error: KeyboardInterrupt) -> None:
+        self.close()
+        report_interrupt(error, self.report)
 
     def close(self) -> None:
         """Feed no more, finish what runs, and stop the workers. Then the report is complete.
@@ -76,7 +90,13 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+            if error is not None and is_a(error, KeyboardInterrupt):
+                report_interrupt(error, self.report)
+        except KeyboardInterrupt as interruption:
+            self._end_interrupted(interruption)
+            raise
 
 
 class PipelineStream(OutcomeStream[R]):

@@ -28,7 +28,7 @@ from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
 from .preparation import ProcessPools, prepare_run
 from .progress import Progress, advance_progress, open_progress
-from .signals import InterruptGuard
+from .signals import InterruptGuard, report_interrupt
 
 CLOSED = "the stream was closed"
 AnyReport = TypeVar("AnyReport", bound=Report[Any])
@@ -88,14 +88,23 @@ def run_of(spec: OperationSpec, objects: Iterable[Any], *, limit: int | None = N
     return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, decided=decided)
 
 
-def check_on_outcome(on_outcome: object) -> None:
-    """Refuse what cannot be called with outcomes.
+def complete_run(
+    make: Callable[[], Run[AnyReport]], on_outcome: Callable[[Outcome[Any]], object] | None = None
+) -> AnyReport:
+    """Make a run and complete it, so that a Ctrl-C at any instant has the report.
 
     Raises:
-        InvalidOption: naming the value.
+        InvalidOption: if `on_outcome` cannot be called.
     """
-    if not (on_outcome is None or callable(on_outcome)):
-        raise InvalidOption("on_outcome", on_outcome, "give a callable that takes an Outcome, or None")
+    run = None
+    try:
+        if not (on_outcome is None or callable(on_outcome)):
+            raise InvalidOption("on_outcome", on_outcome, "give a callable that takes an Outcome, or None")
+        run = make()
+        return run.complete(on_outcome)
+    except KeyboardInterrupt as error:
+        report_interrupt(error, None if run is None else run.report)
+        raise
 
 
 class Run(Generic[AnyReport]):

@@ -14,12 +14,25 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from .._runtime.foreign_exceptions import attach_report
+from ..reports import Report
+
 _signal: Any = import_module("_signal")
 """The C module: `signal.signal` converts handlers to enums, a third of the cost of a one-object run."""
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a process that SIGTERM ended."""
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _signal.SIG_DFL}
+
+
+def report_interrupt(error: KeyboardInterrupt, report: Report[Any] | None) -> None:
+    """Give an interrupt the report of what it has ended, unless it has one; an empty report if nothing had begun."""
+    if "report" in vars(error):
+        return
+    report = Report() if report is None else report
+    if not report.finished:
+        report._finish("interrupted")
+    attach_report(error, report)
 
 
 class InterruptGuard:

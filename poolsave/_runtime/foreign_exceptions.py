@@ -122,8 +122,13 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def attach_report(error: BaseException, report: Any) -> None:
-    """Set `error.report`; where its class has something else under that name, `vars(error)["report"]`."""
+    """Set `error.report`; where its class has something else under that name, `vars(error)["report"]`.
+
+    Python prints the notes of a KeyboardInterrupt below its traceback. Nothing else would show the report there.
+    """
     _set(error, "report", report)
+    if is_a(error, KeyboardInterrupt):
+        add_note(error, text_of(report))
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:

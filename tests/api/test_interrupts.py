@@ -12,6 +12,7 @@ from tests.conftest import wait_until
 
 SCRIPT = """
     import sys
+    import traceback
 
     import django
 
@@ -32,6 +33,8 @@ SCRIPT = """
             report = error.report
             print(type(error).__name__, report.succeeded, report.failed, report.lost, report.total < 20)
             print(report.succeeded + report.failed + report.lost + report.skipped == report.total, report.stopped)
+            printed = "".join(traceback.format_exception(error))
+            print(printed.endswith(f"\\nKeyboardInterrupt\\n{report}\\n"))
 """
 PROCESS = {"start_method": "fork"}
 
@@ -75,7 +78,7 @@ def test_the_first_signal_finishes_what_runs(start, tmp_path, options, signum, n
         process.wait(0.5)  # the running object goes on
     (tmp_path / "go").touch()
     output, _errors = process.communicate(timeout=30)
-    assert output.splitlines() == [f"{name} 1 0 0 True", "True interrupted"]
+    assert output.splitlines() == [f"{name} 1 0 0 True", "True interrupted", str(name == "KeyboardInterrupt")]
 
 
 @pytest.mark.parametrize("options", [PROCESS, {"executor": "serial"}])
@@ -87,7 +90,7 @@ def test_the_second_signal_ends_what_runs(start, options):
     os.killpg(process.pid, signal.SIGINT)
     output, _errors = process.communicate(timeout=30)
     lost = "0 1" if options == PROCESS else "1 0"  # serial: the exception ended the function
-    assert output.splitlines() == [f"KeyboardInterrupt 0 {lost} True", "True interrupted"]
+    assert output.splitlines() == [f"KeyboardInterrupt 0 {lost} True", "True interrupted", "True"]
 
 
 BLOCK = """
@@ -108,6 +111,7 @@ BLOCK = """
         except KeyboardInterrupt as error:
             report = error.report
             print(report is saves.report, report.total, report.succeeded, report.stopped)
+            print(error.__notes__ == [str(report)])
 """
 
 
@@ -119,7 +123,7 @@ def test_a_signal_while_a_block_is_being_left_finishes_what_runs(start, tmp_path
         process.wait(0.5)
     (tmp_path / "go").touch()
     output, _errors = process.communicate(timeout=30)
-    assert output.splitlines() == ["True 5 1 interrupted"]
+    assert output.splitlines() == ["True 5 1 interrupted", "True"]
 
 
 NESTED = """

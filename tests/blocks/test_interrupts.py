@@ -1,4 +1,4 @@
-"""Ctrl-C at any instant while a block is entered or left, or `map` starts, raises KeyboardInterrupt and leaves nothing.
+"""Ctrl-C at any instant, also while a block is entered or left, leaves the report with the traceback and nothing else.
 
 SIGINT is raised at one line after the other of poolsave's own code, as far as that runs in the caller's thread; that no
 process, thread or descriptor is left is what a fixture looks for after each test.
@@ -17,7 +17,7 @@ from tests.support import operations
 
 HOME = str(Path(poolsave.__file__).parent)
 OPTIONS = {"workers": 1, "transaction": None, "progress": False, "start_method": "fork"}
-SAMPLES = 12
+SAMPLES = 8
 
 
 class LineCounter:
@@ -46,8 +46,8 @@ class LineCounter:
 
 
 def enters(executor, counter):
+    block = concurrent_saves(executor=executor, **OPTIONS)
     with counter:
-        block = concurrent_saves(executor=executor, **OPTIONS)
         saves = block.__enter__()
     with saves_of(block, saves):
         pass
@@ -73,19 +73,54 @@ def leaves(executor, counter):
     counter.__exit__()
 
 
+def doubling(executor):
+    return pooled_operation(operations.doubles.func, executor=executor, **OPTIONS)
+
+
 def maps(executor, counter):
+    operation = doubling(executor)
     with counter:
-        pooled_operation(operations.doubles.func, executor=executor, **OPTIONS).map([1])
+        operation.map([1])
+
+
+def maps_stages(executor, counter):
+    pipeline = doubling(executor) | doubling(executor)
+    with counter:
+        pipeline.map([1], on_outcome=id)
+
+
+def streams(executor, counter):
+    operation = doubling(executor)
+    with counter, operation.stream([1]) as outcomes:
+        for _outcome in outcomes:
+            pass
+
+
+def leaves_a_stream(executor, counter):
+    with doubling(executor).stream([1, 2]) as outcomes:
+        next(outcomes)
+        counter.__enter__()
+    counter.__exit__()
+
+
+ACTS = [enters, leaves, maps, maps_stages, streams, leaves_a_stream]
+OUTSIDE = 6
+"""Lines at either end that no code of poolsave's can guard: those of a call that has just begun, or has ended."""
 
 
 @pytest.mark.parametrize("executor", ["process", "thread", "serial"])
-@pytest.mark.parametrize("act", [enters, leaves, maps])
-def test_interrupt_at_any_line_leaves_nothing(act, executor):
+@pytest.mark.parametrize("act", ACTS)
+def test_interrupt_at_any_line_leaves_a_report_and_nothing_else(act, executor):
     everything = LineCounter()
     act(executor, everything)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for line in (*range(1, everything.lines, everything.lines // SAMPLES), everything.lines - 10):
-        interrupted(act, executor, line)
+        error = interrupted(act, executor, line)
+        if error is not None and OUTSIDE < line < everything.lines - OUTSIDE:
+            (note,) = error.__notes__
+            assert note == str(error.report)
+            assert error.report.finished
+        del error
         gc.collect()
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
@@ -94,8 +129,9 @@ def interrupted(act, executor, line):
     counter = LineCounter(line)
     try:
         act(executor, counter)
-    except KeyboardInterrupt:
-        return
+    except KeyboardInterrupt as error:
+        return error.with_traceback(None)
     finally:
         sys.settrace(None)
     assert counter.lines < line  # it took fewer lines than the first time
+    return None
