@@ -189,8 +189,12 @@ def comparable(rows):
     """Without what differs from run to run: the time of day, and the keys that sequences give."""
     new = {key for key, pairs in rows.items() if all(old is None for old, _ in pairs.values()) and key[1][0] > 0}
     names = {}
-    for table in {table for table, _ in new}:
+    for table in sorted({table for table, _ in new}, key=is_of_relation):
         keys = sorted(key for of, key in new if of == table)
+        if is_of_relation(table):  # Django adds them in the order of a set, which depends on the keys
+            keys.sort(
+                key=lambda key: [str(plain(TABLES[table], *pair, names)) for pair in ends(rows[table, key], table)]
+            )
         names |= {(table, key): f"new {number}" for number, key in enumerate(keys)}
     return {
         (table, names.get((table, key), key)): {
@@ -199,6 +203,15 @@ def comparable(rows):
         }
         for (table, key), pairs in rows.items()
     }
+
+
+def is_of_relation(table):
+    return bool(TABLES[table]._meta.auto_created)
+
+
+def ends(pairs, table):
+    foreign = [field.column for field in TABLES[table]._meta.local_concrete_fields if field.remote_field]
+    return [(column, pairs[column][1]) for column in foreign]
 
 
 def plain(model, column, value, names):
