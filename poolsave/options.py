@@ -69,10 +69,11 @@ class Options:
     databases: tuple[str, ...] = ("default",)
     """The aliases that `transaction` covers."""
     batch_writes: bool = False
-    """With `transaction="chunk"` on PostgreSQL: what `save()` and many-to-many `add()` insert is sent later, in one
-    statement for the rows of many objects; outcomes are those of a run without it. `save()` returns with the key set,
-    and receivers run in their order, but the server has not accepted the row by then. A chunk that it refuses is rolled
-    back and run again in the ordinary way, so that `on_commit` is the place for what happens outside the database."""
+    """With `transaction="chunk"` on PostgreSQL: what `save()` inserts and changes, and what many-to-many `add()`
+    inserts, is sent later, in one statement for the rows of many objects; outcomes are those of a run without it.
+    `save()` returns with the key set, and receivers run in their order, but the server has not accepted the row by
+    then. A chunk that it refuses is rolled back and run again in the ordinary way, so that `on_commit` is the place for
+    what happens outside the database."""
     retries: int = 3
     """Further tries of an object after a transient database error, if the failed try was rolled back."""
     timeout: float | None = None

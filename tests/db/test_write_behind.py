@@ -394,6 +394,99 @@ def test_a_value_that_the_driver_refuses_fails_where_it_is_saved():
     assert run_both(save_unpicklable_json, range(8)).undone == 0
 
 
+def add_things():
+    Thing.objects.using(ALIAS).bulk_create([Thing(visits=number) for number in range(20)])
+
+
+def all_things():
+    return Thing.objects.using(ALIAS).all()
+
+
+def change_and_save(thing):
+    thing.visits *= 2
+    thing.save()
+
+
+def change_twice(thing):
+    thing.visits *= 2
+    thing.save()
+    thing.group = thing.visits
+    thing.save(update_fields=["group"])
+    thing.visits += 1
+    thing.save()
+
+
+def change_by_the_manager(thing):
+    changed = Thing.objects.using(ALIAS).filter(pk=thing.pk).update(group=thing.visits + 5)
+    Tag(name=f"{thing.visits}").save(using=ALIAS)
+    return changed
+
+
+def fail_after_a_change(thing):
+    thing.group = 7
+    thing.save()
+    if thing.visits % 5 == 2:
+        raise ValueError(thing.visits)
+
+
+@pytest.mark.parametrize("function", [change_and_save, change_twice, change_by_the_manager])
+def test_changed_rows_of_a_table_go_together(function):
+    batching = run_both(function, all_things, setup=add_things, chunksize=10)
+    assert batching.rows == {change_and_save: 20, change_twice: 60, change_by_the_manager: 40}[function]
+    assert (batching.undone, batching.flushes, batching.batched) == (0, 2, 2)
+
+
+def test_a_change_is_taken_back_with_its_object():
+    assert run_both(fail_after_a_change, all_things, setup=add_things).undone == 0
+
+
+def save_samples():
+    for number in range(20):
+        save_sample(number)
+    Sample.objects.using(ALIAS).create()
+
+
+def change_sample(sample):
+    sample.text += "'"
+    sample.number = None if sample.number is None else sample.number * 1000
+    sample.data = {"nested": [sample.data]}
+    sample.save()
+    sample.data["nested"] = "changed afterwards"
+
+
+def test_changed_values_of_each_type_are_those_of_a_run_without():
+    batching = run_both(change_sample, lambda: Sample.objects.using(ALIAS).all(), setup=save_samples, chunksize=21)
+    assert (batching.undone, batching.rows) == (0, 21)
+
+
+def save_people():
+    Person.objects.using(ALIAS).bulk_create([Person(name=f"{number}") for number in range(20)])
+
+
+def take_the_next_name(person):
+    person.name = f"{int(person.name) + 1}"
+    person.save()
+
+
+def delete_behind_its_back(person):
+    if person.name == "5":
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute("DELETE FROM tests_person WHERE id = %s", [person.pk])
+    person.save()  # an UPDATE, and an INSERT where it changes nothing
+
+
+@pytest.mark.parametrize("function", [take_the_next_name, delete_behind_its_back])
+def test_changes_whose_order_or_number_matters_are_exact(function):
+    run_both(function, lambda: Person.objects.using(ALIAS).all(), setup=save_people)
+
+
+def test_a_table_whose_rows_were_not_there_is_not_tried_again():
+    def save_new(number):
+        ThingByText(code=f"{number}").save(using=ALIAS)  # an UPDATE first, which finds nothing
+
+    assert run_both(save_new, range(60), chunksize=10).undone == 1
+
+
 def redefine_a_table(number):
     Tag(name=f"{number}").save(using=ALIAS)
     with connections[ALIAS].cursor() as cursor:
@@ -472,7 +565,7 @@ def test_a_sequence_that_is_set_back_costs_nothing_but_time():
 
     ran = run(lambda name: Tag(name=name).save(using=ALIAS), NAMES, batch_writes=True, setup=setup, retries=0)
     assert ran.batching.undone == 1
-    saved = [item for status, *_rest, item in ran.outcomes if status is Status.SUCCEEDED]
+    saved = [name for name, (status, *_rest) in zip(NAMES, ran.outcomes, strict=True) if status is Status.SUCCEEDED]
     assert sorted(Tag.objects.using(ALIAS).exclude(name__startswith="old").values_list("name", flat=True)) == sorted(
         saved
     )

@@ -54,17 +54,19 @@ called: list = []
 
 
 def run(function, objects, *, setup=None, receivers=None, **options):
-    """Run the function on empty tables. A receiver of m2m_changed makes Django look which rows are there."""
+    """Run the function on empty tables. `objects` may be a function, which is called after `setup`.
+
+    A receiver of m2m_changed makes Django look which rows are there.
+    """
     empty()
     if setup is not None:
         setup()
     signals.clear()
     called.clear()
+    operation = pooled_operation(function).using(**{**OPTIONS, "keep": "all", "progress": False, **options})
     with recorded_signals(receivers or SAVES):
-        report = (
-            pooled_operation(function).using(**{**OPTIONS, "keep": "all", "progress": False, **options}).map(objects)
-        )
-    outcomes = [(out.status, out.value, type(out.error).__name__, out.attempts, out.item) for out in report]
+        report = operation.map(objects() if callable(objects) else objects)
+    outcomes = [(out.status, out.value, type(out.error).__name__, out.attempts) for out in report]
     return Ran(outcomes, rows(), [*signals], [*called], report.statistics.batching)
 
 

@@ -1,1 +1,1 @@
-"""Write-behind on PostgreSQL: the INSERTs of a chunk's transaction are sent later, one statement for many rows."""
+"""Write-behind on PostgreSQL: what a chunk's transaction inserts and changes is sent later, many rows at once."""

@@ -1,6 +1,6 @@
 """The rows that a chunk's transaction has not sent yet.
 
-    save() -> compiler -> hold_insert() -> log ...
+    save() -> compiler -> hold_insert(), hold_update() -> log ...
     any other statement -> guard -> before_statement() -> flush() if it may see the log -> server
     end of the chunk -> flush() -> COMMIT
 
@@ -11,15 +11,22 @@ and runs the chunk in the ordinary way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
+from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
 from .catalog import Catalog
 from .channel import Channel
-from .inserts import InsertPlan, InsertPlans, Row
+from .fields import Row
+from .inserts import InsertPlan, InsertPlans
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
+from .updates import COUNT_IS_WRONG, UpdatePlan, UpdatePlans, key_of
+
+Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row]
+"""A row, and how it is sent."""
 
 MAX_ROWS = 2000
 """Rows that are buffered before they are sent, so that memory is bounded."""
@@ -34,11 +41,14 @@ class UndoChunk(BaseException):  # no Exception: a function's `except Exception`
 class Source:
     """What is known of a connection for longer than one transaction: its tables, plans and keys."""
 
-    def __init__(self, channel: Channel, settings: str) -> None:
+    def __init__(self, channel: Channel, settings: str, refused: set[str]) -> None:
+        """`refused` are the tables whose UPDATEs do not wait."""
         self.channel = channel
+        self.refused = refused
         self.raw = channel.connection.connection
         self.catalog = Catalog(channel, settings)
-        self.plans = InsertPlans(self.catalog, channel.connection)
+        self.inserts = InsertPlans(self.catalog, channel.connection)
+        self.updates = UpdatePlans(self.catalog, refused)
         self.keys = KeyBlocks(channel)
         self._statements: dict[str, Statement] = {}
         self.is_valid = True
@@ -61,7 +71,7 @@ class Source:
 
 
 class WriteBuffer:
-    """Buffers the INSERTs of one connection during one transaction."""
+    """Buffers the INSERTs and UPDATEs of one connection during one transaction."""
 
     def __init__(self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None]) -> None:
         """`note_early` is told the text of each statement that makes the buffer send its rows early."""
@@ -69,10 +79,10 @@ class WriteBuffer:
         self._channel = source.channel
         self._guard = guard
         self._note_early = note_early
-        self._log: list[tuple[InsertPlan, Row]] = []
-        self._tables: dict[str, bool] = {}
-        """The tables of the log, and perhaps some whose rows were taken back. The value says whether their rows ignore
-        conflicts."""
+        self._log: list[Entry] = []
+        self._tables: dict[str, bool | None] = {}
+        """The tables of the log, and perhaps some whose rows were taken back. The value says whether their new rows
+        ignore conflicts; None if there are none."""
         self._holds = True
         self.undone: str | None = None
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
@@ -91,17 +101,33 @@ class WriteBuffer:
         self._check_not_undone()
         if not self._holds or self._guard.is_doomed():
             return None
-        plan = self._source.plans.find(query, returning)
+        plan = self._source.inserts.find(query, returning)
         rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key)
         if plan is None or rows is None:
             return None
-        if self._tables.setdefault(plan.table, plan.ignores_conflicts) is not plan.ignores_conflicts:
+        if self._tables.get(plan.table) not in (None, plan.ignores_conflicts):
             self.flush()  # which of two rows conflicts with the other depends on their order
-            self._tables[plan.table] = plan.ignores_conflicts
+        self._tables[plan.table] = plan.ignores_conflicts
         self._log += [(plan, row) for row in rows]
         if len(self._log) >= MAX_ROWS:
             self.flush()
         return plan.keys(rows) if returning else []
+
+    def hold_update(self, compiler: Any) -> bool:
+        """Buffer the row of an UPDATE, which is taken to be there; says whether it can wait."""
+        self._check_not_undone()
+        if not self._holds or self._guard.is_doomed():
+            return False
+        query = compiler.query
+        plan = self._source.updates.find(compiler)
+        row = None if plan is None else plan.row(key_of(query), [value for _field, _model, value in query.values])
+        if plan is None or row is None:
+            return False
+        self._tables.setdefault(plan.table, None)
+        self._log.append((plan, row))
+        if len(self._log) >= MAX_ROWS:
+            self.flush()
+        return True
 
     @property
     def is_sending(self) -> bool:
@@ -145,9 +171,9 @@ class WriteBuffer:
         if not self._log:
             return
         try:
-            self._channel.send(";\n".join(_inserts(self._log)))
+            self._channel.send(";\n".join(_statements(self._log)))
         except BaseException as error:
-            self._source.keys.forget()
+            self._learn_from(error)
             self.undo(f"{type(error).__name__} while buffered rows were sent", error)
         self.rows += len(self._log)
         self._log = []
@@ -168,12 +194,12 @@ class WriteBuffer:
 
     def _show_and_take_back(self, length: int, ended: int) -> None:
         """Send the rows of objects that have ended, and the others inside a savepoint that is rolled back."""
-        trial = ["SAVEPOINT poolsave_trial", *_inserts(self._log[ended:])]
+        trial = ["SAVEPOINT poolsave_trial", *_statements(self._log[ended:])]
         trial += ["ROLLBACK TO SAVEPOINT poolsave_trial", "RELEASE SAVEPOINT poolsave_trial"]
         try:
-            self._channel.send(";\n".join([*_inserts(self._log[:ended]), *trial]))
+            self._channel.send(";\n".join([*_statements(self._log[:ended]), *trial]))
         except BaseException as error:
-            self._source.keys.forget()
+            self._learn_from(error)
             self.undone = f"{type(error).__name__} while the rows of a failed object or block were sent"
             if not isinstance(error, Exception):
                 raise
@@ -181,6 +207,11 @@ class WriteBuffer:
         self.rows += ended
         self.flushes += 1
         self.sent += ended > 0
+
+    def _learn_from(self, error: BaseException) -> None:
+        self._source.keys.forget()
+        if sqlstate_of(error) == COUNT_IS_WRONG:
+            self._source.refused.update(plan.table for plan, _row in self._log if isinstance(plan, UpdatePlan))
 
     def undo(self, reason: str, error: BaseException | None = None) -> None:
         """Give up on the transaction.
@@ -196,8 +227,14 @@ class WriteBuffer:
             raise UndoChunk(self.undone)
 
 
-def _inserts(log: list[tuple[InsertPlan, Row]]) -> list[str]:
-    rows_of: dict[InsertPlan, list[Row]] = {}
+def _statements(log: list[Entry]) -> list[str]:
+    """Give the statements in an order that gives what the single ones would: new rows, then the first change of each
+    row, then the second."""
+    groups: dict[tuple[int, InsertPlan | UpdatePlan], list[Row]] = {}
+    changes = Counter[tuple[str, Any]]()
     for plan, row in log:
-        rows_of.setdefault(plan, []).append(row)
-    return [plan.statement(rows) for plan, rows in rows_of.items()]
+        if isinstance(plan, UpdatePlan):
+            changes[plan.table, row[0]] += 1
+        change = changes[plan.table, row[0]] if isinstance(plan, UpdatePlan) else 0
+        groups.setdefault((change, plan), []).append(row)
+    return [plan.statement(rows) for (_change, plan), rows in sorted(groups.items(), key=lambda group: group[0][0])]

@@ -19,13 +19,16 @@ SELECT c.relname::text,
        AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND c.oid IN (k.conrelid, k.confrelid)
                        AND (NOT k.condeferred OR k.confdeltype <> 'a' OR k.confupdtype <> 'a')),
-       pg_table_is_visible(c.oid)
+       pg_table_is_visible(c.oid),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
+               AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL OR i.indisexclusion))
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 """
 COLUMNS = """
 SELECT a.attname::text, format_type(a.atttypid, NULL), a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
-       s.name, s.name IS NOT NULL AND has_sequence_privilege(s.name, 'USAGE')
+       s.name, s.name IS NOT NULL AND has_sequence_privilege(s.name, 'USAGE'),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND a.attnum = ANY (i.indkey))
   FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
        LATERAL (SELECT pg_get_serial_sequence(%s, a.attname) AS name) s
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
@@ -43,6 +46,8 @@ class Column(NamedTuple):
     """Its type as SQL writes it."""
     sequence: str | None
     """The sequence that gives its default, if this session may draw from it."""
+    is_unique: bool
+    """Whether it is part of a unique index."""
 
 
 class Catalog:
@@ -54,23 +59,30 @@ class Catalog:
         self.settings = settings
         self._columns: dict[str, dict[str, Column]] = {}
         self._visible: set[str] = set()
+        self._odd: set[str] = set()
         self.relations: dict[str, bool] = {}
         """Every table and view by its name, in any schema, and whether all of that name are plain tables."""
-        for name, is_plain, is_visible in channel.send(RELATIONS):
+        for name, is_plain, is_visible, has_odd_unique_index in channel.send(RELATIONS):
             self.relations[name] = is_plain and self.relations.get(name, True)
             if is_visible:
                 self._visible.add(name)
+            if has_odd_unique_index:
+                self._odd.add(name)
 
     def is_plain(self, table: str) -> bool:
         """Whether rows of the table that this name alone denotes can be inserted later."""
         return table in self._visible and self.relations[table]
+
+    def has_odd_unique_index(self, table: str) -> bool:
+        """Whether rows exclude each other by more than equal columns: by an expression, a condition or an operator."""
+        return table in self._odd
 
     def columns(self, table: str) -> dict[str, Column]:
         """Give the columns of a plain table by their names."""
         if table not in self._columns:
             name = self._channel.connection.ops.quote_name(table)
             rows = self._channel.send(COLUMNS, [name, name])
-            self._columns[table] = {row[0]: Column(row[1], _sequence(*row[2:])) for row in rows}
+            self._columns[table] = {row[0]: Column(row[1], _sequence(*row[2:6]), row[6]) for row in rows}
         return self._columns[table]
 
 

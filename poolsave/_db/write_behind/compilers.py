@@ -1,4 +1,4 @@
-"""Django's compilers of one connection, made to ask the buffer before they send an INSERT."""
+"""Django's compilers of one connection, made to ask the buffer before they send an INSERT or UPDATE."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from functools import cache
 from typing import Any
 
 from django.db.models.sql import compiler as django_compilers
+from django.db.models.sql.constants import ROW_COUNT
 
 from .buffer import WriteBuffer
 
-NAMES = ("SQLInsertCompiler", "SQLCompiler")
+NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
 """The compilers that buffering goes by."""
 
 
@@ -23,9 +24,9 @@ class Compilers:
 
     def _compiler(self, name: str) -> Any:
         ordinary = self._ordinary(name)
-        if name != "SQLInsertCompiler":
+        if name not in BUFFERING:
             return ordinary
-        kind = _buffering(ordinary)
+        kind = BUFFERING[name](ordinary)
 
         def compiler(*args: Any, **kwargs: Any) -> Any:
             made = kind(*args, **kwargs)
@@ -49,13 +50,13 @@ def are_djangos_own(connection: Any) -> bool:
 
 DJANGOS_CODE = [
     compiler.execute_sql.__code__
-    for compiler in (django_compilers.SQLCompiler, django_compilers.SQLInsertCompiler)
+    for compiler in (getattr(django_compilers, name) for name in NAMES)
     if compiler.execute_sql.__code__.co_filename == django_compilers.__file__
 ]
 
 
 @cache
-def _buffering(ordinary: Any) -> Any:
+def _buffering_insert(ordinary: Any) -> Any:
     class SQLInsertCompiler(ordinary):  # type: ignore[misc]
         buffer: WriteBuffer
 
@@ -64,3 +65,20 @@ def _buffering(ordinary: Any) -> Any:
             return super().execute_sql(returning_fields) if rows is None else rows
 
     return SQLInsertCompiler
+
+
+@cache
+def _buffering_update(ordinary: Any) -> Any:
+    class SQLUpdateCompiler(ordinary):  # type: ignore[misc]
+        buffer: WriteBuffer
+
+        def execute_sql(self, result_type: Any) -> Any:
+            if result_type == ROW_COUNT and self.buffer.hold_update(self):
+                return 1
+            return super().execute_sql(result_type)
+
+    return SQLUpdateCompiler
+
+
+BUFFERING = {"SQLInsertCompiler": _buffering_insert, "SQLUpdateCompiler": _buffering_update}
+"""How a compiler of Django's is made one that asks the buffer first."""

@@ -14,14 +14,11 @@ from django.db import models
 from django.db.models.constants import OnConflict
 
 from .catalog import Catalog
-from .literals import composed, frozen, row_as_sql
-
-Row = list[Any]
+from .fields import CANNOT_WAIT, FieldReader, Row
+from .literals import row_as_sql
 
 MAX_OBJECTS = 100
 """Objects of one INSERT that is buffered; larger ones gain nothing from it."""
-MAX_CHARACTERS = 10_000
-"""Length of a text that is buffered; longer ones would fill the memory."""
 
 
 class InsertPlan:
@@ -32,7 +29,7 @@ class InsertPlan:
         self._query_key = _key_of(query, returning)
         self._connection = connection
         compiler = query.get_compiler(connection=connection)
-        self._fields = [_FieldReader(field, connection, compiler) for field in query.fields]
+        self._fields = [FieldReader(field, connection, compiler) for field in query.fields]
         self.table: str = meta.db_table
         self.ignores_conflicts = query.on_conflict is not None
         self.sequence: str | None = None
@@ -56,7 +53,7 @@ class InsertPlan:
     def rows(self, instances: Iterable[Any], next_key: Callable[[str], int]) -> list[Row] | None:
         """Make the rows as they are now, or give None if one has a value that cannot wait."""
         rows = [[reader.value_of(instance) for reader in self._fields] for instance in instances]
-        if any(value is _CANNOT_WAIT for row in rows for value in row):
+        if any(value is CANNOT_WAIT for row in rows for value in row):
             return None
         if self.sequence is not None:
             for row in rows:
@@ -109,34 +106,3 @@ def _can_wait(query: Any, returning: list[Any]) -> bool:
         and not isinstance(meta.pk, models.CompositePrimaryKey)
         and bool(query.fields)
     )
-
-
-_CANNOT_WAIT: Any = object()
-
-
-class _FieldReader:
-    """Reads a field's value as Django's INSERT does."""
-
-    __slots__ = ("_connection", "_placed", "_pre_save", "_prepare")
-
-    def __init__(self, field: Any, connection: Any, compiler: Any) -> None:
-        self._pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
-        self._placed: Callable[[Any], tuple[str, Any]] | None = None
-        """Gives the SQL and the parameters of a value, for fields with a placeholder of their own."""
-        if hasattr(field, "get_placeholder_sql"):
-            self._placed = lambda value: field.get_placeholder_sql(value, compiler, connection)
-        elif hasattr(field, "get_placeholder"):
-            self._placed = lambda value: (field.get_placeholder(value, compiler, connection), [value])
-
-    def value_of(self, instance: Any) -> Any:
-        value = self._pre_save(instance, True)
-        if hasattr(value, "resolve_expression"):
-            return _CANNOT_WAIT
-        value = self._prepare(value, connection=self._connection)
-        if hasattr(value, "as_sql"):
-            return _CANNOT_WAIT
-        if self._placed is None:
-            value = frozen(value, self._connection)
-        else:
-            value = composed(*self._placed(value), self._connection)
-        return _CANNOT_WAIT if isinstance(value, str) and len(value) > MAX_CHARACTERS else value

@@ -7,6 +7,7 @@ the server has been shown them. If the object had sent something before, the chu
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from ..savepoints import ConnectionSavepoints, Savepoints
@@ -28,6 +29,8 @@ class WriteBehind:
 
     def __init__(self) -> None:
         self._sources: dict[str, Source] = {}
+        self._refused = defaultdict[str, set[str]](set)
+        """By alias: the tables whose UPDATEs do not wait, since rows were not there."""
         self._pacing = Pacing()
 
     def open_savepoints(self, transactions: OpenTransactions) -> Savepoints:
@@ -59,7 +62,7 @@ class WriteBehind:
         settings = read_settings(channel)
         source = self._sources.get(connection.alias)
         if source is None or not source.holds_for(connection, settings):
-            source = self._sources[connection.alias] = Source(channel, settings)
+            source = self._sources[connection.alias] = Source(channel, settings, self._refused[connection.alias])
         return source
 
     def take_counts(self) -> Batching | None:

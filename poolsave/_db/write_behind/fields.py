@@ -1,0 +1,47 @@
+"""The values of a row that waits: as Django prepares them, and as they are at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .literals import composed, frozen
+
+Row = list[Any]
+
+MAX_CHARACTERS = 10_000
+"""Length of a text that is buffered; longer ones would fill the memory."""
+CANNOT_WAIT: Any = object()
+"""In the place of a value that the server computes, or that is too long."""
+
+
+class FieldReader:
+    """Reads a field's value as Django's compilers do."""
+
+    __slots__ = ("_connection", "_placed", "_pre_save", "_prepare")
+
+    def __init__(self, field: Any, connection: Any, compiler: Any) -> None:
+        self._pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
+        self._placed: Callable[[Any], tuple[str, Any]] | None = None
+        """Gives the SQL and the parameters of a value, for fields with a placeholder of their own."""
+        if hasattr(field, "get_placeholder_sql"):
+            self._placed = lambda value: field.get_placeholder_sql(value, compiler, connection)
+        elif hasattr(field, "get_placeholder"):
+            self._placed = lambda value: (field.get_placeholder(value, compiler, connection), [value])
+
+    def value_of(self, instance: Any) -> Any:
+        """Give what an INSERT of this instance sends."""
+        return self.prepared(self._pre_save(instance, True))
+
+    def prepared(self, value: Any) -> Any:
+        """Give what is sent for a value."""
+        if hasattr(value, "resolve_expression") or hasattr(value, "prepare_database_save"):
+            return CANNOT_WAIT
+        value = self._prepare(value, connection=self._connection)
+        if hasattr(value, "as_sql"):
+            return CANNOT_WAIT
+        if self._placed is None:
+            value = frozen(value, self._connection)
+        else:
+            value = composed(*self._placed(value), self._connection)
+        return CANNOT_WAIT if isinstance(value, str) and len(value) > MAX_CHARACTERS else value

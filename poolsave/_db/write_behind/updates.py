@@ -1,0 +1,105 @@
+"""How the UPDATEs of `save()` are sent later: those that set plain values in the row with a given key.
+
+Its caller is told that one row was changed. When the rows are sent, the statement counts them, and fails if there are
+fewer: a row was not there. Then the chunk is undone, and the table's UPDATEs do not wait any more. The same happens if
+a column of a unique index has changed, since it matters then in which order rows change.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from django.db.models.lookups import Exact
+from django.db.models.sql import UpdateQuery
+
+from .catalog import Catalog
+from .fields import CANNOT_WAIT, FieldReader, Row
+from .literals import row_as_sql
+
+COUNT_IS_WRONG = "22012"
+"""The SQLSTATE of a division by zero, by which a statement fails that has not changed all its rows."""
+KEYS = (int, str, uuid.UUID)
+"""Types of keys that wait."""
+
+
+class UpdatePlan:
+    """The UPDATEs of one table that set the same columns, which become one statement."""
+
+    def __init__(self, table: str, key: Any, fields: Sequence[Any], compiler: Any, catalog: Catalog) -> None:
+        connection = compiler.connection
+        self._connection = connection
+        self.table, self.fields = table, list(fields)
+        self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
+        self._names = [field.column for field in (key, *fields)]
+        self.is_possible = catalog.is_plain(table) and not catalog.has_odd_unique_index(table) and key not in fields
+        if self.is_possible:
+            columns = catalog.columns(table)
+            self.is_possible = all(name in columns for name in self._names)
+        if self.is_possible:
+            self._kinds = [columns[name].kind for name in self._names]
+            self._unique = [name for name in self._names[1:] if columns[name].is_unique]
+
+    def row(self, key: Any, values: Sequence[Any]) -> Row | None:
+        """Make the row, or give None if one of the values cannot wait."""
+        row = [reader.prepared(value) for reader, value in zip(self._readers, (key, *values), strict=True)]
+        return None if any(value is CANNOT_WAIT for value in row) else row
+
+    def statement(self, rows: list[Row]) -> str:
+        """Give the UPDATE of these rows, which fails if it does not change all of them."""
+        quote = self._connection.ops.quote_name
+        key, *others = names = [*map(quote, self._names)]
+        first = ", ".join(f"{row_as_sql([value])}::{kind}" for value, kind in zip(rows[0], self._kinds, strict=True))
+        values = "), (".join([first, *map(row_as_sql, rows[1:])])
+        changes = ", ".join(f"{name} = new.{name}" for name in others)
+        same = "".join(f" AND old.{name} IS NOT DISTINCT FROM new.{name}" for name in map(quote, self._unique))
+        update = (
+            f"UPDATE {quote(self.table)} AS old SET {changes} FROM (VALUES ({values})) AS new ({', '.join(names)}) "  # noqa: S608
+            f"WHERE old.{key} = new.{key}{same} RETURNING 1"
+        )
+        return f"WITH changed AS ({update}) SELECT 1 / (CASE count(*) WHEN {len(rows)} THEN 1 ELSE 0 END) FROM changed"  # noqa: S608
+
+
+class UpdatePlans:
+    """The plans of one connection, as long as its catalog holds."""
+
+    def __init__(self, catalog: Catalog, refused: Collection[str]) -> None:
+        """Refuse the tables in `refused`, which may grow."""
+        self._catalog, self._refused = catalog, refused
+        self._plans: dict[Any, list[UpdatePlan]] = {}
+
+    def find(self, compiler: Any) -> UpdatePlan | None:
+        """Give the plan of a query, or None if it cannot wait."""
+        query = compiler.query
+        if not _sets_values_by_key(query) or query.get_meta().db_table in self._refused:
+            return None
+        fields = [field for field, _model, _value in query.values]
+        plans = self._plans.setdefault(query.model, [])
+        for plan in plans:
+            if plan.fields == fields:
+                return plan if plan.is_possible else None
+        meta = query.get_meta()
+        plans.append(UpdatePlan(meta.db_table, meta.pk, fields, compiler, self._catalog))
+        return plans[-1] if plans[-1].is_possible else None
+
+
+def key_of(query: Any) -> Any:
+    """Give the key in the condition of a query for which there is a plan."""
+    return query.where.children[0].rhs
+
+
+def _sets_values_by_key(query: Any) -> bool:
+    where, kind = query.where, type(query)
+    if kind is not UpdateQuery or query.related_updates or not query.values or query.is_sliced:
+        return False
+    if len(query.alias_map) != 1 or len(where.children) != 1 or where.negated:
+        return False
+    (condition,) = where.children
+    return (
+        isinstance(condition, Exact)
+        and type(condition).__module__ == Exact.__module__
+        and getattr(condition.lhs, "target", None) is query.get_meta().pk
+        and type(condition.lhs).__name__ == "Col"
+        and type(condition.rhs) in KEYS
+    )
