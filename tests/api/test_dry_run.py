@@ -12,6 +12,7 @@ from django.db.models import F
 from django.test.utils import isolate_apps
 
 from poolsave import DROP, Change, InvalidOperation, InvalidOption, pooled_operation
+from tests.conftest import needs_mariadb
 from tests.models import Account, Badge, Employee, Person, Tag, Thing, ThingByPair, ThingOfGroupOne, Visit
 from tests.support.tables import contents
 
@@ -214,10 +215,9 @@ def test_constraint_that_is_deferred_fails_its_sample(preview_of, alias):
     assert [change.fields["person_id"] for change in preview.changes] == [(None, 1)] * 2
 
 
+@pytest.mark.parametrize("alias", ["default", "postgres"])  # MariaDB checks at once
 def test_broken_reference_from_before_fails_no_sample(alias):
     with transaction.atomic(using=alias):
-        if alias == "mariadb":
-            pytest.skip("MariaDB checks at once")
         Visit.objects.using(alias).create(person_id=99)
         preview = pooled_operation(databases=(alias,))(
             lambda name: Visit.objects.using(alias).create(person=Person.objects.using(alias).create(name=name))
@@ -323,9 +323,8 @@ def test_connection_that_is_closed_ends_the_dry_run(preview_of, alias):
         preview_of(close, ["a", "b"])
 
 
+@pytest.mark.parametrize("alias", [pytest.param("mariadb", marks=needs_mariadb)])
 def test_table_without_transactions_is_refused(preview_of, alias):
-    if alias != "mariadb":
-        pytest.skip("all tables have transactions")
     with connections[alias].cursor() as cursor:
         cursor.execute("CREATE TABLE plain_table (id integer) ENGINE=MyISAM")
 
