@@ -561,7 +561,7 @@ def test_a_sequence_that_is_set_back_costs_nothing_but_time():
     def setup():
         Tag.objects.using(ALIAS).bulk_create([Tag(name=f"old {number}") for number in range(40)])
         with connections[ALIAS].cursor() as cursor:
-            cursor.execute("SELECT setval(pg_get_serial_sequence('tests_tag', 'id'), min(id) - 1, true) FROM tests_tag")
+            cursor.execute("SELECT setval(pg_get_serial_sequence('tests_tag', 'id'), min(id), false) FROM tests_tag")
 
     ran = run(lambda name: Tag(name=name).save(using=ALIAS), NAMES, batch_writes=True, setup=setup, retries=0)
     assert ran.batching.undone == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
+
+from django.db import models
 
 from .literals import composed, frozen
 
@@ -18,10 +21,11 @@ CANNOT_WAIT: Any = object()
 class FieldReader:
     """Reads a field's value as Django's compilers do."""
 
-    __slots__ = ("_connection", "_placed", "_pre_save", "_prepare")
+    __slots__ = ("_connection", "_placed", "_pre_save", "_prepare", "_unchanged")
 
     def __init__(self, field: Any, connection: Any, compiler: Any) -> None:
         self._pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
+        self._unchanged = unchanged_types(field)
         self._placed: Callable[[Any], tuple[str, Any]] | None = None
         """Gives the SQL and the parameters of a value, for fields with a placeholder of their own."""
         if hasattr(field, "get_placeholder_sql"):
@@ -35,6 +39,8 @@ class FieldReader:
 
     def prepared(self, value: Any) -> Any:
         """Give what is sent for a value."""
+        if type(value) in self._unchanged and not (type(value) is str and len(value) > MAX_CHARACTERS):
+            return value
         if hasattr(value, "resolve_expression") or hasattr(value, "prepare_database_save"):
             return CANNOT_WAIT
         value = self._prepare(value, connection=self._connection)
@@ -45,3 +51,22 @@ class FieldReader:
         else:
             value = composed(*self._placed(value), self._connection)
         return CANNOT_WAIT if isinstance(value, str) and len(value) > MAX_CHARACTERS else value
+
+
+def unchanged_types(field: Any) -> frozenset[type]:
+    """Give the types whose values Django sends as they are. Only for classes of its own, whose methods are known."""
+    kind = type(field)
+    if kind.__module__ not in ("django.db.models.fields", "django.db.models.fields.related"):
+        return frozenset()
+    if isinstance(field, models.ForeignKey):
+        return unchanged_types(field.target_field)
+    return next((types for base, types in UNCHANGED.items() if isinstance(field, base)), frozenset())
+
+
+UNCHANGED: dict[type, frozenset[type]] = {
+    models.CharField: frozenset({str, type(None)}),
+    models.TextField: frozenset({str, type(None)}),
+    models.BooleanField: frozenset({bool, type(None)}),
+    models.IntegerField: frozenset({int, type(None)}),
+    models.UUIDField: frozenset({uuid.UUID, type(None)}),
+}

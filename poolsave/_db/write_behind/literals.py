@@ -24,7 +24,12 @@ def frozen(value: Any, connection: Any) -> Any:
 
     Raises what the driver raises for a value that it cannot adapt.
     """
-    return value if type(value) in WRITERS else composed("%s", [value], connection)
+    kind = type(value)
+    if kind in WRITERS:
+        return value
+    if isinstance(value, int) and kind.__module__ == "psycopg.types.numeric":  # as Django marks integers by their size
+        return int(value)
+    return composed("%s", [value], connection)
 
 
 def composed(text: str, values: Sequence[Any], connection: Any) -> Literal:
