@@ -25,6 +25,7 @@ from ._reports.items import load_items
 from ._worker.context import Carrier
 from .errors import (
     ClusterUnusable,
+    DatabaseUnreachable,
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
@@ -51,6 +52,7 @@ __all__ = [
     "Carrier",
     "Change",
     "ClusterUnusable",
+    "DatabaseUnreachable",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClusterUnusable",
+    "DatabaseUnreachable",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
@@ -75,6 +76,25 @@ class InsideTransaction(PoolsaveError):
 
 class ClusterUnusable(PoolsaveError):
     """A cluster has no worker for a run, or a worker with other versions than the caller."""
+
+
+class DatabaseUnreachable(PoolsaveError):
+    """No connection to a database is to be had: a run is refused, or a server has gone in the middle of a run.
+
+    In the middle of a run it is raised after some seconds without any connection. `report` has the outcomes: what was
+    at work has failed or is lost, and the rest is skipped. `reason` is what the driver says.
+    """
+
+    def __init__(self, alias: str, reason: str) -> None:
+        super().__init__(alias, reason)
+        self.alias = alias
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no connection to the database {self.alias!r} is to be had ({self.reason}): see that its server runs and "
+            f"takes connections, and that its address, name, user and password are those of settings.DATABASES"
+        )
 
 
 class SharedMemoryDatabase(PoolsaveError):

@@ -19,13 +19,14 @@ from django.db.utils import load_backend
 
 from ..outcomes import Status
 from .error_codes import connection_lost, sqlstate_of
+from .reachability import PATIENCE, is_starting
 
 NO_XID = 1
 """The note of a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
 FIELD_BITS = 64
 """Bits of one field of a note: PostgreSQL's ids and microseconds fit."""
 MAX_WAIT = 30.0
-"""Seconds that a server gets to end the transaction, or to come back after a crash."""
+"""Seconds that a server gets to end the transaction. One that takes no connections gets `PATIENCE`."""
 POLL_INTERVAL = 0.05
 """Seconds between two questions."""
 MAX_UNWATCHED = 1.0
@@ -133,6 +134,8 @@ def commit_status(note: int, alias: str, settings: Mapping[str, Any]) -> Status:
             answer = inquiry.ask(connection)
             if answer != "in progress":
                 return ANSWERS.get(answer or "", Status.LOST)
+            if inquiry.is_in_vain:
+                break
             time.sleep(POLL_INTERVAL)
     finally:
         connection.close()
@@ -149,12 +152,22 @@ class _Watch:
         self.since = self.until = time.monotonic()
         self.unwatched = MAX_UNWATCHED
         self._answered = False
+        self._silent_since: float | None = None
 
-    def tried(self, *, answered: bool) -> None:
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether the server has not answered for so long that the run ends."""
+        return self._silent_since is not None and time.monotonic() - self._silent_since > PATIENCE
+
+    def tried(self, *, answered: bool, is_starting: bool = False) -> None:
         """Record a question, and whether it was answered."""
         now = time.monotonic()
         if self._answered and not answered:  # it has crashed between these two questions
             self.since, self.unwatched = now, MAX_PAUSE
+        if answered or is_starting:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
         self._answered, self.until = answered, now
 
 
@@ -181,6 +194,10 @@ class _Inquiry:
         """Microseconds by the server's clock. If there was a crash, the first one came at the end of `waited`."""
         self._watch = _watch(note.server)
 
+    @property
+    def is_in_vain(self) -> bool:
+        return self._watch.is_in_vain
+
     def ask(self, connection: Any) -> str | None:
         """Give the answer of pg_xact_status(), or what it means after a crash; None if that is unknown."""
         try:
@@ -189,7 +206,7 @@ class _Inquiry:
             connection.close()  # the server is not up again yet
             if sqlstate_of(error) == UNKNOWN_XID:
                 return "aborted"
-            self._watch.tried(answered=False)
+            self._watch.tried(answered=False, is_starting=is_starting(error))
             return "in progress"
         self._watch.tried(answered=True)
         return answer

@@ -17,6 +17,7 @@ from .._reports.statistics import Statistics
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of
 from .._worker.replies import Reply
+from ..errors import DatabaseUnreachable
 from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
 from ..options import Options
 from ..outcomes import Status
@@ -251,6 +252,13 @@ class Engine:
             batch = batch_from_reply(chunk, reply, self._settle)
             self.statistics.answered(reply.worker, reply.worker_time, batch)
             self._add(batch)
+        if reply.worker_time.unreachable is not None:
+            self._end_without(*reply.worker_time.unreachable)
+
+    def _end_without(self, alias: str, reason: str) -> None:
+        if self.fatal is None:
+            self.fatal = DatabaseUnreachable(alias, reason)
+        self.halt(f"there was no connection to the database {alias!r}")
 
     def _died(self, event: Died) -> None:
         if event.worker is not None:

@@ -17,7 +17,7 @@ from .._engine.engine import Engine
 from .._engine.sources import QueueSource
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
-from .._runtime.foreign_exceptions import is_a, set_cause
+from .._runtime.foreign_exceptions import attach_report, is_a, set_cause
 from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
@@ -95,6 +95,7 @@ class BlockDriver:
                 self._release(call)
                 if self.fatal is None:
                     raise RuntimeError("the concurrent_saves() block has been left: submit inside it")
+                attach_report(self.fatal, self.report)
                 raise self.fatal
             self._unfinished.add(call)
             self._source.put(call)

@@ -26,7 +26,14 @@ from .._db.fork_safety import check_no_open_sqlite_transaction
 from .._db.inspection import DatabaseInfo, inspect_database
 from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
-from ..errors import InsideTransaction, InvalidOperation, InvalidOption, PoolsaveError, SharedMemoryDatabase
+from ..errors import (
+    DatabaseUnreachable,
+    InsideTransaction,
+    InvalidOperation,
+    InvalidOption,
+    PoolsaveError,
+    SharedMemoryDatabase,
+)
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, wrong_settings
 from .operation_spec import OperationSpec
@@ -47,6 +54,7 @@ IDS = (
     (InsideTransaction, "poolsave.E003"),
     (SharedMemoryDatabase, "poolsave.E004"),
     (ImproperlyConfigured, "poolsave.E005"),
+    (DatabaseUnreachable, "poolsave.E006"),
 )
 
 
@@ -70,6 +78,8 @@ def check_operation(spec: OperationSpec, objects: Iterable[Any] | None, name: st
     if job.environment is not None:
         messages += _check_databases(options.databases, job.settings, options)
     messages += _check_debug()
+    if any(message.id == "poolsave.E006" for message in messages):
+        messages = [message for message in messages if message.id != "poolsave.W004"]  # the same again
     for message in messages:
         message.obj = name
     return list({_identity(message): message for message in messages}.values())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 
@@ -47,6 +48,13 @@ class OperationSpec:
     def covered(self) -> tuple[str, ...]:
         """The aliases on which poolsave opens transactions."""
         return self.options.databases if self.options.transaction is not None else ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The aliases of servers without which nothing can be done: those of the transactions, and of the queryset."""
+        read: Iterable[str] = () if self.queryset is None else (self.queryset.db,)
+        aliases = configured_aliases(dict.fromkeys((*self.covered, *read)))
+        return tuple(alias for alias in aliases if connections[alias].vendor != "sqlite")
 
     @property
     def aliases(self) -> tuple[str, ...]:

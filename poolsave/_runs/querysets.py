@@ -8,6 +8,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from .._db.inspection import count_or_estimate
+from .._db.reachability import read_reconnecting
 from .._engine.sources import IterableSource
 
 PAGE_SIZE = 5000
@@ -38,7 +39,11 @@ class KeysetPages:
         page = self._first
         while page:
             yield from page
-            page = [] if self.all_read else self._page(self._keys.filter(pk__gt=page[-1]))
+            page = [] if self.all_read else self._page_after(page[-1])
+
+    def _page_after(self, key: Any) -> list[Any]:
+        keys = self._keys.filter(pk__gt=key)
+        return read_reconnecting(keys.db, lambda: self._page(keys))
 
     def _first_page(self, queryset: QuerySet[Any]) -> list[Any]:
         # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.

@@ -30,9 +30,17 @@ class FastLoop:
     """Runs one chunk."""
 
     def __init__(
-        self, call: Callable[[Any], Any], marks: Marks, builder: ReplyBuilder, reply: Callable[[Any, bool], None]
+        self,
+        call: Callable[[Any], Any],
+        marks: Marks,
+        builder: ReplyBuilder,
+        reply: Callable[[Any, bool], None],
+        ends_run: Callable[[BaseException], bool] = lambda _error: False,
     ) -> None:
+        """`ends_run`: whether no object is to be begun after this failure."""
         self._call = call
+        self._ends_run = ends_run
+        self._ended = False
         self._marks = marks
         self._builder = builder
         self._reply = reply
@@ -48,7 +56,7 @@ class FastLoop:
         self._ends = self._marks.stamps(len(objects), begun=RUNNING, ended=COMMITTED)
         self._items = iter(objects)
         index, size = 0, len(objects)
-        while index < size and not self._marks.halted:
+        while index < size and not (self._ended or self._marks.halted):
             index, error = self._run_until_check(index)
             if error is not None:
                 if index == size:  # from a signal handler, after the last object
@@ -106,6 +114,7 @@ class FastLoop:
         return ends
 
     def _fail(self, index: int, error: BaseException, *, final: bool) -> None:
+        self._ended = self._ends_run(error)
         if not self._builder.crosses:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(traceback_of(error))

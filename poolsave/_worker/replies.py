@@ -67,6 +67,9 @@ class WorkerTime(NamedTuple):
     """A lower bound of the seconds of the slowest object."""
     batching: Batching | None = None
     """What `batch_writes` did."""
+    unreachable: tuple[str, str] | None = None
+    """The alias of a database that the worker has waited for in vain, so that it begins no more; and the driver's
+    message."""
 
 
 class Reply(NamedTuple):
@@ -138,6 +141,7 @@ class ReplyBuilder:
         self.batching: Batching | None = None
         self.longest = 0.0
         """A lower bound of the seconds of the slowest object."""
+        self.unreachable: tuple[str, str] | None = None
 
     def add(self, result: ObjectResult) -> None:
         """Add the next object's result."""
@@ -196,7 +200,7 @@ class ReplyBuilder:
         plain: bool = False,
     ) -> Any:
         times = self._waited, now - self.since, self._committed
-        worker_time = WorkerTime(*times, self.timed_out, self.longest, self.batching)
+        worker_time = WorkerTime(*times, self.timed_out, self.longest, self.batching, self.unreachable)
         stages = self._stage_seconds, self._ended_in_stage
         reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)
         self._offset += len(values)

@@ -29,6 +29,11 @@ class RowLoader:
     def _pickled(self) -> bytes:
         return pack_queryset(self._queryset)
 
+    @property
+    def alias(self) -> str:
+        """The alias of the database that the rows come from."""
+        return self._queryset.db
+
     def load(self, keys: Sequence[Any]) -> None:
         """Fetch the rows of a contiguous range by its two ends. New rows in between wait for the next run."""
         self.discard()

@@ -52,8 +52,17 @@ def is_working_for(job: object) -> bool:
 class Mode(Protocol):
     """How a session runs objects: one of the transaction modes, or several stages."""
 
+    @property
+    def unreachable(self) -> tuple[str, str] | None:
+        """The alias of a database that was waited for in vain, and the driver's message."""
+        ...
+
     def results(self, objects: Sequence[Any], marks: Marks) -> Iterator[ObjectResult]:
         """Run the objects one after the other, and give the result of each."""
+        ...
+
+    def lacks_database(self, error: BaseException, marks: Marks) -> bool:
+        """After a failure: whether there was no connection, and none was to be had since then."""
         ...
 
     def pop_timed_out(self) -> bool:
@@ -116,7 +125,12 @@ class WorkerSession:
         reply: Callable[[Any, bool], None],
         builder: ReplyBuilder,
     ) -> None:
-        started = FastLoop(call, marks, builder, reply).run(objects)
+        def ends_run(error: BaseException) -> bool:
+            lacks = self._mode.lacks_database(error, marks)
+            builder.unreachable = self._mode.unreachable
+            return lacks
+
+        started = FastLoop(call, marks, builder, reply, ends_run).run(objects)
         if builder.has_details and self._maintenance is not None:
             _connections.release_session_locks()
         if started < len(objects):
@@ -134,6 +148,7 @@ class WorkerSession:
                 builder.resume()
         builder.timed_out = self._mode.pop_timed_out()
         builder.batching = self._mode.take_batching()
+        builder.unreachable = self._mode.unreachable
         reply(builder.take(), True)
 
     def _with_error(self, result: ObjectResult, error: BaseException) -> ObjectResult:

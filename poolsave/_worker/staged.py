@@ -120,6 +120,15 @@ class Stages:
         """Run the objects through all stages."""
         return map(self._result_of, self._run_stages(objects, marks))
 
+    @property
+    def unreachable(self) -> tuple[str, str] | None:
+        """What a stage has waited for in vain."""
+        return next((mode.unreachable for mode in self._modes if mode.unreachable is not None), None)
+
+    def lacks_database(self, error: BaseException, marks: Marks) -> bool:
+        """Whether a stage has no database after this failure."""
+        return any(mode.lacks_database(error, marks) for mode in self._modes)
+
     def pop_timed_out(self) -> bool:
         """Whether the server has hit a time limit in any stage since the last call."""
         timed_out = [mode.pop_timed_out() for mode in self._modes]  # every flag is cleared

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._db.connections import release_session_locks
+from .._db.reachability import alias_without_connection, await_connection
 from .._db.savepoints import Savepoints
 from .._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
 from .._db.write_behind.pacing import Batching
@@ -57,13 +58,17 @@ class WithoutTransaction:
         self._call = build_call(job, function, rows, context, self._deadline, unpickles=unpickles, pickles=pickles)
         self._serial_lock = job.serial_lock or nullcontext()
         self._timed_out = False
+        self._needed = {*job.databases} if rows is None else {*job.databases, rows.alias}
+        self.unreachable: tuple[str, str] | None = None
+        """The alias of a database that was waited for in vain, and the driver's message. No more objects are begun."""
 
     def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
         """Run the objects. `first` is the offset of the first one in its chunk, `tries` the number of its first try."""
         if self._rows is not None and not marks.halted:
             objects = self._load_rows(self._rows, objects, marks)
         for offset, item in enumerate(objects, first):
-            yield NOT_STARTED if marks.halted else self._run_with_retries(item, marks, offset, tries)
+            ended = marks.halted or self.unreachable is not None
+            yield NOT_STARTED if ended else self._run_with_retries(item, marks, offset, tries)
 
     def _load_rows(self, rows: RowLoader, objects: Sequence[Any], marks: Marks) -> Sequence[Any]:
         keys = [*map(from_wire, objects)]
@@ -82,12 +87,37 @@ class WithoutTransaction:
                 attempt = self._attempt(call, marks, offset)
             if attempt.status is not Status.SUCCEEDED:
                 self._release_locks()
+                attempt = self._after_failure(attempt, marks)
             pause = _random_pause(tries) if attempt.retry and tries < last else None
             if pause is None or self._deadline.comes_within(pause):
                 self._deadline.stop(marks)
                 return ObjectResult(attempt, time.perf_counter() - started, tries)
             time.sleep(pause)
             tries += 1
+
+    def _after_failure(self, attempt: AttemptResult, marks: Marks) -> AttemptResult:
+        """If there is no connection, wait for one, for which the object's clock stands still."""
+        if attempt.status is Status.LOST:  # the caller is to ask the server about it soon
+            return attempt
+        alias = alias_without_connection(attempt.error, self._needed)
+        if alias is None:
+            return attempt
+        self._deadline.stop(marks)
+        if self._waits_in_vain(alias, marks):
+            return attempt._replace(retry=False)
+        self._deadline.start(marks)
+        return attempt
+
+    def lacks_database(self, error: BaseException, marks: Marks) -> bool:
+        """After a failure: whether there was no connection, and none was to be had since then."""
+        alias = alias_without_connection(error, self._needed)
+        return alias is not None and self._waits_in_vain(alias, marks)
+
+    def _waits_in_vain(self, alias: str, marks: Marks) -> bool:
+        reason = await_connection(alias, lambda: marks.halted)
+        if reason is not None and not marks.halted:
+            self.unreachable = alias, reason
+        return reason is not None
 
     def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
         marks.put(offset, RUNNING)
