@@ -157,7 +157,7 @@ def test_a_project_s_test_suite(tmp_path, database, runner):
         env={**environment, "TEST_DATABASE": database, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=110,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 passed" in done.stdout or "Ran 7 tests" in done.stderr

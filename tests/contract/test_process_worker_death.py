@@ -61,11 +61,15 @@ def test_worker_death_in_commit_is_not_called_failed(tmp_path, slow_commit, mode
 
     size = 2 if mode == "chunk" else 1
     operation = operations.saves_and_tells_who.using(databases=("postgres",), transaction=mode, chunksize=size)
-    killer = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path / "pid")], stdin=subprocess.DEVNULL)
-    report = operation.using(start_method="fork", workers=1, resolve_lost=resolve).starmap(
-        [("a", str(tmp_path / "other")), ("slow", str(tmp_path / "pid")), ("c", str(tmp_path / "other"))]
-    )
-    assert killer.wait(30) == 0
+    with subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path / "pid")], stdout=subprocess.PIPE) as killer:
+        try:
+            assert killer.stdout.readline() == b"ready\n"
+            report = operation.using(start_method="fork", workers=1, resolve_lost=resolve).starmap(
+                [("a", str(tmp_path / "other")), ("slow", str(tmp_path / "pid")), ("c", str(tmp_path / "other"))]
+            )
+            assert killer.wait(30) == 0
+        finally:
+            killer.kill()
     wait_until(lambda: Person.objects.using("postgres").count() == 3)
     assert report.failed == 0
     assert report.lost == (0 if resolve else 2)
@@ -100,6 +104,8 @@ def in_commit():
     cursor.execute(IN_COMMIT)
     return cursor.fetchone()[0]
 
+assert not in_commit()
+print("ready", flush=True)
 while not in_commit():
     time.sleep(0.01)
 os.kill(int(open(sys.argv[1]).read()), signal.SIGKILL)

@@ -25,7 +25,7 @@ def run(script, *arguments, **environment):
     clean = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     return subprocess.run(
         [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
-        capture_output=True, text=True, timeout=55, check=False, env={**clean, **environment},
+        capture_output=True, text=True, timeout=110, check=False, env={**clean, **environment},
     )  # fmt: skip
 
 

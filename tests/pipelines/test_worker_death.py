@@ -127,7 +127,7 @@ def test_loss_in_an_unknown_stage_names_all_possible_stages(executor):
         report = error.report
     assert {one.stage for one in report.failures} == {"doubles + kills_on"}
     assert any("in one of the stages 'doubles', 'kills_on'" in note for note in report.failures[0].error.__notes__)
-    assert [row.lost for row in report.stages] == [4, 0]
+    assert [row.lost for row in report.stages] == [4 - report.succeeded, 0]  # a slow worker answers before the end
     assert sums_up(report)
 
 
