@@ -5,7 +5,7 @@ import nox
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-nox.options.sessions = ["tests", "lint", "types"]
+nox.options.sessions = ["tests", "lint", "types", "docs"]
 
 GRID = [
     ("3.11", "5.2", "psycopg2"),
@@ -40,3 +40,9 @@ def types(session):
     session.run("mypy")
     session.run("pyright")
     session.run("lint-imports")
+
+
+@nox.session(python="3.11")
+def docs(session):
+    session.install("-e", ".[docs]")
+    session.run("python", "-m", "sphinx", "-W", "-n", "-q", "docs", "build/docs")

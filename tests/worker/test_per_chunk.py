@@ -215,7 +215,7 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
 
 
 def test_set_local_and_temporary_tables_can_be_put_back():
-    """As the README says. What is not put back is there for the next object of the chunk."""
+    """As docs/explanation/transactions.md says. What is not put back is there for the next object of the chunk."""
 
     def seen_after(put_back, fails=False):
         def sets_when_first(number):
@@ -242,7 +242,7 @@ def test_set_local_and_temporary_tables_can_be_put_back():
 
 
 def test_a_lock_of_the_first_query_numbers_without_gaps(server):
-    """As the README says for trees."""
+    """As docs/howto/trees-threads-receivers.md says."""
     Tag(name="lock").save(using=server)
 
     def numbered(_item):

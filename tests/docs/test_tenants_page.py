@@ -1,4 +1,4 @@
-"""README's carrier for django-tenants: what is mapped inside of a tenant is read and saved in that tenant."""
+"""The how-to page's carrier for django-tenants: what is mapped inside of a tenant is read and saved in that tenant."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ from tests.support.operations import saving
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "tenants.md").read_text()
 
 
 @saving
@@ -41,10 +41,10 @@ def schemas(transactional_db):
 
 @pytest.fixture
 def tenant(monkeypatch):
-    """The class as README shows it, with a stand-in for the package."""
+    """The class as the page shows it, with a stand-in for the package."""
     monkeypatch.setitem(sys.modules, "django_tenants", ModuleType("django_tenants"))
     monkeypatch.setitem(sys.modules, "django_tenants.utils", tenants)
-    (block,) = [one for one in re.findall(r"```py\n(.*?)```", README, re.DOTALL) if "schema_context" in one]
+    (block,) = [one for one in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL) if "schema_context" in one]
     names = {"create_user": saving(len), "connection": None}
     exec(block, names)
     names["connection"] = connections["tenants"]

@@ -1,0 +1,69 @@
+"""How Sphinx builds these pages: `nox -s docs`, or `sphinx-build -W -n docs build/docs` with the extra `docs`.
+
+Links to the documentation of Python and Django need their inventories from the network. POOLSAVE_DOCS_LINKS=online
+turns them on. Without it the build needs no network, and what is not poolsave's stays plain text.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.lint_settings")  # models are imported for the reference
+
+import django
+
+django.setup()
+
+import poolsave
+from poolsave import executors
+
+project = "poolsave"
+copyright = "the poolsave developers"  # noqa: A001  Sphinx names it
+html_title = "poolsave"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["build"]
+html_theme = "furo"
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"
+
+default_role = "code"  # our docstrings have single backticks around code
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+OUTSIDE = r"(?!poolsave\.).*"
+"""Names that are not poolsave's: Python's, Django's, and type variables."""
+
+if os.environ.get("POOLSAVE_DOCS_LINKS") == "online":
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "django": ("https://docs.djangoproject.com/en/stable", "https://docs.djangoproject.com/en/stable/_objects/"),
+    }
+nitpick_ignore_regex = [
+    ("py:.*", OUTSIDE),
+    ("py:class", r"poolsave\.\w+\.[A-Z]"),  # type variables
+    ("py:class", r"poolsave\._.*|poolsave\.(operations\.ExpandingOperation|pipelines\.Step|streams\.PipelineStream)"),
+]
+
+
+def setup(app):
+    app.connect("missing-reference", find_public_name)
+
+
+def find_public_name(app, env, node, text):
+    """Lead `poolsave.reports.Report`, where it is defined, to `poolsave.Report`, where it is documented."""
+    if node.get("refdomain") != "py":
+        return None
+    name = node["reftarget"].rpartition(".")[2]
+    for module in (poolsave, executors):
+        if name in module.__all__ and node["reftarget"] != f"{module.__name__}.{name}":
+            target = f"{module.__name__}.{name}"
+            domain = env.get_domain("py")
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)
+    return None
