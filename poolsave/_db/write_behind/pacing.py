@@ -1,7 +1,7 @@
 """Decides for which chunks of a worker write-behind is tried, and counts what it did, for the report.
 
-Where it does not pay, since chunks have to be undone or since each row is sent at once, it rests: for twice as many
-chunks each time, and then it is tried again.
+Where it does not pay, since chunks have to be undone or since each row is sent at once, it rests: for one chunk,
+then for four times as many each time, and then it is tried again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Pacing:
             self._counts.update(batched=1, rows=rows, flushes=flushes)
         pays = undone is None and rows >= MIN_ROWS_PER_FLUSH * flushes
         self._bad = 0 if pays else self._bad + 1
-        self._rest = 0 if pays else min(2**self._bad, LONGEST_REST)
+        self._rest = 0 if pays else min(4 ** (self._bad - 1), LONGEST_REST)
 
     def take(self) -> Batching | None:
         """Give what has been counted since the last time; None if it was nothing."""
