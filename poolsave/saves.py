@@ -18,7 +18,7 @@ from django.db.models import Model, QuerySet
 from ._db.connections import configured_aliases
 from ._engine.sources import end_generator
 from ._environment.localization import Localization
-from ._pickling.values import check_not_from_shell, pickle_function
+from ._pickling.values import check_in_script, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.operation_spec import OperationSpec, as_queryset
@@ -242,7 +242,7 @@ class Saves:
             fn = call_in_block(fn, self._options, crosses=self._crosses)
         if self._crosses:
             if self._by_name:
-                check_not_from_shell(fn)
+                check_in_script(fn)
             if not isinstance(fn, FunctionType):
                 pickle_function(fn)
             elif fn not in self._pickled_functions:  # most calls are of the same few functions

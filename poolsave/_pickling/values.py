@@ -17,6 +17,7 @@ from typing import Any
 from django.core.files.base import File
 
 from .._runtime.foreign_exceptions import add_note, repr_of, text_of
+from .._runtime.script import is_guarded, is_typed, missing_script
 from ..errors import InvalidOperation
 from .files import reduce_file
 from .plain import IMMUTABLE_TYPES, all_flat, copy_if_flat
@@ -72,21 +73,28 @@ def pickle_function(function: Any, constants: Mapping[str, Any] | None = None) -
         ) from error
 
 
-def check_not_from_shell(function: Any) -> None:
-    """Refuse a function from a shell or notebook, for workers that are not forked.
-
-    Such workers import the caller's script to find its functions, and here there is none.
+def check_in_script(function: Any) -> None:
+    """Refuse a function of `__main__` that workers which are not forked do not find: they import the caller's script.
 
     Raises:
         InvalidOperation: naming the function and the ways out.
     """
+    if getattr(function, "__module__", None) != "__main__":
+        return
     main = sys.modules["__main__"]
-    has_script = getattr(main, "__spec__", None) is not None or hasattr(main, "__file__")
-    if getattr(function, "__module__", None) == "__main__" and not has_script:
+    has_script = getattr(main, "__spec__", None) is not None or (hasattr(main, "__file__") and not missing_script())
+    code = getattr(getattr(function, "func", function), "__code__", None)
+    if not has_script or (code is not None and is_typed(code)):
         raise InvalidOperation(
             f"{getattr(function, '__qualname__', repr(function))} was typed into a shell or notebook, where workers "
             "that are not forked (the default while another thread is alive) do not find it: put it into a module and "
             'import it from there, or use executor="thread" or start_method="fork"'
+        )
+    if code is not None and is_guarded(code):
+        raise InvalidOperation(
+            f'{getattr(function, "__qualname__", repr(function))} is defined under if __name__ == "__main__":, where '
+            "workers that are not forked (the default while another thread is alive) do not find it: define it at the "
+            'top of the script or of a module, or use executor="thread" or start_method="fork"'
         )
 
 

@@ -37,10 +37,9 @@ from ..errors import (
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, wrong_settings
 from .operation_spec import OperationSpec
-from .preflight import check_aliases_exist, check_job_picklable, preflight_checks
+from .preflight import check_aliases_exist, check_job_picklable, database_is_out_of_reach_here, preflight_checks
 from .preparation import (
     build_job,
-    database_is_out_of_reach_here,
     executor_for,
     executor_without_processes,
     why_no_processes,

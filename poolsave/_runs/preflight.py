@@ -7,11 +7,13 @@ raise. The others are made while a run goes on, or before its workers start.
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.models import QuerySet
@@ -19,10 +21,12 @@ from django.db.models.base import ModelState
 
 from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings
 from .._db.reachability import check_can_connect
+from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 from ..executors import DaskExecutor, Executor, ProcessExecutor
+from ..executors.processes.start_methods import check_script_can_be_imported
 from ..options import Options
 from .operation_spec import OperationSpec
 
@@ -32,7 +36,8 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
 
     Raises:
         InvalidOption: if an alias does not exist or cannot batch writes, or the executor cannot enforce a timeout.
-        InvalidOperation: if a queryset cannot be fetched range by range.
+        InvalidOperation: if a queryset cannot be fetched range by range, Django is not set up, or the caller's
+            thread is that of an event loop and has to reach a database.
         InsideTransaction: if a covered alias is inside a transaction.
         SharedMemoryDatabase: if a covered alias is SQLite in memory and the workers would not see it.
         DatabaseUnreachable: if no connection is to be had, and the caller has none.
@@ -40,6 +45,10 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     if spec.queryset is not None:
         yield partial(check_queryset, spec.queryset, spec.options)
     yield partial(check_aliases_exist, spec.covered)
+    if spec.covered:
+        yield check_django_is_set_up
+        if executor.inline:
+            yield check_no_event_loop
     if spec.options.batch_writes:
         yield partial(check_can_batch, spec.covered)
     if not executor.inline:
@@ -85,6 +94,8 @@ def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
         InvalidOption: naming what is carried.
     """
     if not (executor.shares_memory or is_forked(executor, job)):
+        if isinstance(executor, ProcessExecutor):
+            check_script_can_be_imported()
         pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
 
 
@@ -111,6 +122,39 @@ def check_aliases_exist(aliases: Iterable[str]) -> None:
             )
 
 
+def check_django_is_set_up() -> None:
+    """Refuse to save while no model can be used.
+
+    Raises:
+        InvalidOperation: saying what to do.
+    """
+    if not apps.models_ready:
+        raise InvalidOperation(
+            "Django's apps are not loaded yet, so no object could be saved: call django.setup() at the top of the "
+            "script, before models are imported, and start no run while a module of models is imported"
+        )
+
+
+def check_no_event_loop() -> None:
+    """Refuse to save in a thread in which Django refuses each query.
+
+    Raises:
+        InvalidOperation: naming the ways out.
+    """
+    if database_is_out_of_reach_here():
+        raise InvalidOperation(
+            "an event loop runs in this thread, where Django lets nothing reach a database, so every object of a run "
+            'with executor="serial" would fail: use executor="process" or "thread", or call it by '
+            "asgiref.sync.sync_to_async"
+        )
+
+
+def database_is_out_of_reach_here() -> bool:
+    """Whether Django keeps this thread from databases, since an event loop runs in it, as in Jupyter."""
+    allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
+
+
 def check_can_batch(aliases: Iterable[str]) -> None:
     """Refuse `batch_writes` for databases in which no rows can be held back safely.
 
@@ -133,8 +177,16 @@ def check_no_open_transaction(aliases: Iterable[str]) -> None:
     """
     for alias in aliases:
         for connection in _connections_of_caller(alias):
-            if connection.in_atomic_block or (connection.connection is not None and not connection.autocommit):
+            if connection.in_atomic_block:
                 raise InsideTransaction(alias)
+            if connection.connection is not None and not connection.autocommit:
+                raise InsideTransaction(alias, AUTOCOMMIT_IS_OFF)
+
+
+AUTOCOMMIT_IS_OFF = (
+    "its autocommit is off, so each query, also one that reads, begins a transaction: call transaction.commit() or "
+    'rollback() before the pool, or turn autocommit on; executor="serial" stays inside the transaction'
+)
 
 
 def check_in_no_block(aliases: Iterable[str], advice: str | None = None) -> None:

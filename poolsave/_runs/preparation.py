@@ -6,9 +6,7 @@ worth its start is decided in `_auto.policy`.
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
-import os
 import pickle
 import sys
 import threading
@@ -36,6 +34,7 @@ from .preflight import (
     check_job_picklable,
     check_no_open_transaction,
     check_reachable,
+    database_is_out_of_reach_here,
     preflight_checks,
 )
 
@@ -166,12 +165,6 @@ def why_no_processes(spec: OperationSpec) -> str | None:
     except SharedMemoryDatabase as error:
         return f"the SQLite database {error.alias!r} is in memory, where no other process reaches it"
     return None
-
-
-def database_is_out_of_reach_here() -> bool:
-    """Whether Django keeps this thread from databases, since an event loop runs in it, as in Jupyter."""
-    allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
-    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
 
 
 def executor_without_processes(options: Options) -> Executor:

@@ -22,7 +22,7 @@ from .._db.commit_status import commit_status
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion
-from .._pickling.values import Pickled, check_not_from_shell, from_wire, pickle_function
+from .._pickling.values import Pickled, check_in_script, from_wire, pickle_function
 from .._runtime.redacted import dumps
 from ..errors import InvalidOperation
 from ..outcomes import Status
@@ -105,12 +105,20 @@ class WorkerJob:
     """The caller's decimal precision and rounding."""
 
     def __getstate__(self) -> dict[str, Any]:
-        check_not_from_shell(self.function)
+        check_in_script(self.function)
+        self._check_apps_are_ready()
         pickled = pickle_function(self.function, self.constants)
         queryset = None if self.queryset is None else Pickled(pack_queryset(self.queryset))
         changed = {"function": Pickled(pickled), "constants": {}, "queryset": queryset}
         changed["code"] = CodeVersion.of(self.function)
         return {**self.__dict__, **changed, "serial_lock": None, "callers": (), "pinned": (), "generators": ()}
+
+    def _check_apps_are_ready(self) -> None:
+        if self.transaction is not None and self.environment is not None and not self.environment.apps_ready:
+            raise InvalidOperation(
+                "Django's apps are not ready in the caller, so that a worker process would not load them: start the "
+                'run after django.setup() and not in AppConfig.ready(), or use executor="thread" or "serial"'
+            )
 
     def settle(self, note: int) -> Status:
         """In the caller: ask the database what became of a transaction, by the number that its worker noted."""

@@ -14,6 +14,7 @@ from .._pickling.exceptions import ExceptionRecord, record_exception, restore_ex
 from .._runtime.redacted import dumps
 from .event_queue import EventQueueExecutor
 from .green_threads import check_start_method
+from .processes.start_methods import check_script_can_be_imported, choose_start_method
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks
 
@@ -117,8 +118,10 @@ class ProcessPoolExecutor(FuturesExecutor):
     workers = 0
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
-        context: Any = multiprocessing.get_context(self._start_method)
+        context: Any = multiprocessing.get_context(choose_start_method(self._start_method))
         self._executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        if self._start_method != "fork":
+            check_script_can_be_imported()
         self.workers = workers
         super().start(job, workers=workers, longest=longest)
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from django.db import connections
 
-from poolsave import concurrent_saves, pooled_operation
+from poolsave import InvalidOperation, concurrent_saves, pooled_operation
 from tests.models import Person
 from tests.support import operations
 
@@ -53,3 +53,16 @@ def test_auto_of_pipeline_and_block_leaves_an_event_loop():
 
     assert in_coroutine(block).chosen == "thread"
     assert Person.objects.count() == 3
+
+
+def test_serial_is_refused_in_an_event_loop():
+    serial = operations.save_person.using(executor="serial")
+    for use in (
+        lambda: serial.map(["a", "b"]),
+        lambda: next(serial.stream(["a", "b"])),
+        lambda: (serial | serial).map(["a", "b"]),
+        lambda: concurrent_saves(executor="serial").__enter__(),
+    ):
+        with pytest.raises(InvalidOperation, match=r"an event loop runs in this thread.*sync_to_async"):
+            in_coroutine(use)
+    assert in_coroutine(lambda: operations.doubles.using(executor="serial").map([1])).values == [2]

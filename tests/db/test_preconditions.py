@@ -1,9 +1,10 @@
 """A run in a transaction of the caller is refused: workers see none of its rows, and would wait for its locks."""
 
 import pytest
+from django.apps import apps
 from django.db import connections, transaction
 
-from poolsave import InsideTransaction, InvalidOption, SharedMemoryDatabase, concurrent_saves
+from poolsave import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase, concurrent_saves
 from tests.models import Person
 from tests.support import operations
 
@@ -48,11 +49,37 @@ def test_an_open_transaction_without_autocommit_is_refused():
     connection = connections["default"]
     connection.set_autocommit(False)
     try:
-        with pytest.raises(InsideTransaction):
+        with pytest.raises(InsideTransaction, match=r"its autocommit is off.*call transaction.commit\(\) or"):
             operations.save_person.map(["a"])
     finally:
         connection.rollback()
         connection.set_autocommit(True)
+
+
+def uses(operation, **options):
+    """Each entry point, with one object."""
+    return (
+        lambda: operation.using(**options).map(["a"]),
+        lambda: operation.using(**options).stream(["a"]).__next__(),
+        lambda: (operation | operation).using(**options).map(["a"]),
+        lambda: concurrent_saves(**options).__enter__(),
+    )
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "serial", "auto"])
+def test_a_run_before_the_models_are_loaded_is_refused(monkeypatch, executor):
+    monkeypatch.setattr(apps, "models_ready", False)
+    for use in uses(operations.save_person, executor=executor):
+        with pytest.raises(InvalidOperation, match=r"apps are not loaded yet.*call django\.setup\(\)"):
+            use()
+
+
+@pytest.mark.parametrize("options", [{"start_method": "forkserver"}, {"executor": "process-pool"}])
+def test_fresh_workers_are_refused_in_ready(monkeypatch, options):
+    monkeypatch.setattr(apps, "ready", False)  # as while AppConfig.ready() runs
+    for use in uses(operations.save_person, **options):
+        with pytest.raises(InvalidOperation, match=r"not in AppConfig\.ready\(\), or use executor"):
+            use()
 
 
 def test_transaction_on_an_alias_not_in_databases_is_allowed():

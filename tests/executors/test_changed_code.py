@@ -41,7 +41,8 @@ def test_a_reloaded_module_is_not_the_fork_servers(write, server, monkeypatch): 
     write("new code")
     importlib.reload(module)
     after = module.answers.using(start_method="forkserver").map([1])
-    assert (before.values, after.values) == (["old"], ["new code"])
+    pool = module.answers.using(executor="process-pool", start_method="forkserver").map([1])
+    assert (before.values, after.values, pool.values) == (["old"], ["new code"], ["new code"])
 
 
 def test_a_changed_file_is_refused_until_it_is_reloaded(write):

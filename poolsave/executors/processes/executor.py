@@ -23,7 +23,13 @@ from ...errors import InvalidOperation, InvalidOption
 from ..green_threads import check_start_method
 from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
 from .pipes import Waker
-from .start_methods import choose_start_method, ensure_forkserver, is_alone, why_not_preloaded
+from .start_methods import (
+    check_script_can_be_imported,
+    choose_start_method,
+    ensure_forkserver,
+    is_alone,
+    why_not_preloaded,
+)
 from .worker_handle import WorkerHandle
 from .worker_main import FINAL, PARTIAL, READY, SETUP_FAILED, STOP, TASK_HEADER
 
@@ -113,6 +119,7 @@ class ProcessExecutor:
         if method == "fork":
             self._job.before_fork()
             return
+        check_script_can_be_imported()
         if method not in self._jobs_by_method:
             self._jobs_by_method[method] = dumps(self._job)
         if method == "forkserver" and (reason := ensure_forkserver(self._job.preload)):

@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import Any, Self
 
 from ..._runtime.redacted import dumps
+from ..._runtime.script import missing_script
+from ...errors import InvalidOperation
 from ..green_threads import check_start_method, patched_by
 
 PRELOAD_MODULE = "poolsave._environment.preload"
@@ -53,6 +55,19 @@ def _safest_method(*, fork_is_possible: bool) -> str:
         return "fork"
     methods = multiprocessing.get_all_start_methods()
     return "forkserver" if "forkserver" in methods else "spawn"
+
+
+def check_script_can_be_imported() -> None:
+    """Refuse what ends each worker that is not forked: multiprocessing imports the script there first of all.
+
+    Raises:
+        InvalidOperation: naming the script.
+    """
+    if (path := missing_script()) is not None:
+        raise InvalidOperation(
+            f"worker processes that are not forked (the default while another thread is alive) import the script, and "
+            f'there is no file {path!r}: save the script as a file, or use executor="thread" or start_method="fork"'
+        )
 
 
 def is_alone() -> bool:
