@@ -1,4 +1,4 @@
-"""One app, and a SQLite file beside manage.py, or another one that PROJECT_DATABASE names."""
+"""Two apps, and a SQLite file beside manage.py, or another one that PROJECT_DATABASE names."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 DATABASE = os.environ.get("PROJECT_DATABASE", str(Path(__file__).parent / "db.sqlite3"))
 
 SECRET_KEY = "only for this example"
-INSTALLED_APPS = ["catalogue"]
+INSTALLED_APPS = ["catalogue", "orders"]
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",

@@ -205,7 +205,66 @@ def test_project_migrates_with_a_bar_and_back_and_again(manage, tmp_path):
 
 
 def test_project_passes_its_own_tests(manage):
-    assert "Ran 4 tests" in manage("test", "catalogue").stderr
+    assert "Ran 7 tests" in manage("test", "catalogue", "orders").stderr
+
+
+def test_project_passes_its_own_tests_with_pytest(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"],
+        cwd=EXAMPLES / "project", capture_output=True, text=True, timeout=100, check=False,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"},
+            "PROJECT_DATABASE": str(tmp_path / "db.sqlite3"),
+        },
+    )  # fmt: skip
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_command_imports_orders_and_again_what_failed(manage, tmp_path):
+    database, orders, failed = tmp_path / "db.sqlite3", EXAMPLES / "project" / "orders.csv", tmp_path / "failed.csv"
+
+    def import_orders(*arguments):
+        return run("project/manage.py", "import_orders", *arguments, PROJECT_DATABASE=str(database))
+
+    def saved():
+        with closing(sqlite3.connect(database)) as connection:
+            return [number for (number,) in connection.execute("SELECT number FROM orders_order ORDER BY number")]
+
+    manage("migrate", "-v0")
+    tried = import_orders(orders, "--dry-run")
+    assert (tried.returncode, saved()) == (1, [])
+    assert "3 would succeed, 3 would fail; nothing was saved" in tried.stdout
+
+    first = import_orders(orders, "--failures", failed)
+    assert (first.returncode, saved()) == (1, ["A-1", "A-2", "A-3"])
+    assert "1 x IntegrityError" in first.stdout
+    assert first.stderr == f"CommandError: not every order of {orders} can be imported\n"  # and no bar
+
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("INSERT INTO catalogue_product (name, price, search_key) VALUES ('Ham and eggs', 5, '')")
+    second = import_orders(failed, "--failures", failed)
+    assert (second.returncode, saved()) == (1, ["A-1", "A-2", "A-3", "A-4"])
+    with open(failed, newline="") as file:
+        assert [row["error_type"] for row in csv.DictReader(file)] == ["ValueError", "IntegrityError"]
+
+    (tmp_path / "good.csv").write_text("number,product,quantity\nB-1,Ham and eggs,2\n")
+    third = import_orders(tmp_path / "good.csv", "-v0")
+    assert (third.returncode, third.stdout, third.stderr) == (0, "", "")
+    assert saved() == ["A-1", "A-2", "A-3", "A-4", "B-1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([EXAMPLES / "customers.csv"], "has no column number, product, quantity"),
+        ([EXAMPLES / "project/orders.csv", "--workers", 0], "workers=0 is not valid: give a whole number from 1"),
+        ([EXAMPLES / "project/orders.csv", "--failures", "nowhere/f.csv"], "there is no folder for nowhere/f.csv"),
+    ],
+)
+def test_command_refuses_in_one_line_what_cannot_work(arguments, why, tmp_path):
+    done = run("project/manage.py", "import_orders", *arguments, PROJECT_DATABASE=str(tmp_path / "db.sqlite3"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert why in done.stderr
 
 
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("[!_]*.py") if path.name != "settings.py")

@@ -1,0 +1,1 @@
+"""Orders, which a shop system exports as CSV every night."""
