@@ -66,7 +66,7 @@ class PooledOperation(Generic[P, R]):
 
     @property
     def options(self) -> Options:
-        """The options in force: explicit ones, then the environment, `settings.POOLSAVE`, and the defaults.
+        """The options in force. Explicit ones win over the environment, `settings.POOLSAVE` and the defaults.
 
         Raises:
             InvalidOption: if the environment or `settings.POOLSAVE` has a value that cannot work.

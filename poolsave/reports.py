@@ -176,7 +176,7 @@ class Report(Generic[R]):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended: nothing here changes any more."""
+        """Whether the run has ended. Then nothing here changes any more."""
         return self._ended_at is not None
 
     @property
@@ -199,12 +199,12 @@ class Report(Generic[R]):
 
     @property
     def omitted(self) -> int:
-        """How many failures are counted, but not among `failures`: 0, except after a stream with more than 1,000."""
+        """How many failures are counted, but not among `failures`; 0, except after a stream with more than 1,000."""
         return self._omitted
 
     @property
     def flawed(self) -> list[Outcome[R]]:
-        """Successes with an `error`: an `on_commit` callback raised, or the value was lost on its way back."""
+        """Successes with an `error`, since an `on_commit` callback raised, or the value was lost on its way back."""
         return [outcome for outcome in self._notable() if outcome.ok and outcome.error is not None]
 
     def _notable(self) -> Iterator[Outcome[R]]:

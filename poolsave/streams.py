@@ -52,7 +52,7 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
 
     @property
     def report(self) -> Report[R]:
-        """The report of everything that has ended: at any time, also after an early end, an error or Ctrl-C.
+        """The report of everything that has ended, at any time, also after an early end, an error or Ctrl-C.
 
         It may be some outcomes ahead of the iterator, since what has ended is counted at once. Its memory is bounded,
         whatever `keep` says: all counts and `causes`, no values, and the first 1,000 `failures`.
