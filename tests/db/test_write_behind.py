@@ -390,6 +390,25 @@ def test_a_chunk_that_cannot_be_had_exactly_runs_again(function):
     assert batching.undone == (1 if function is not visit_nobody else 0)  # that is found at COMMIT
 
 
+def read_by_a_cursor_of_another_class(number):
+    Tag(name=f"{number}").save(using=ALIAS)
+    raw = connections[ALIAS].connection
+    if hasattr(raw, "pgconn"):
+        import psycopg
+
+        with psycopg.Cursor(raw) as cursor:
+            return cursor.execute("SELECT count(*) FROM tests_tag").fetchone()[0]
+    from psycopg2.extras import DictCursor
+
+    with raw.cursor(cursor_factory=DictCursor) as cursor:
+        cursor.execute("SELECT count(*) FROM tests_tag")
+        return cursor.fetchone()[0]
+
+
+def test_a_cursor_that_nothing_watches_runs_the_chunk_again():
+    assert run_both(read_by_a_cursor_of_another_class, range(6)).undone == 1
+
+
 def test_a_value_that_the_driver_refuses_fails_where_it_is_saved():
     assert run_both(save_unpicklable_json, range(8)).undone == 0
 
@@ -524,17 +543,31 @@ def test_rows_go_into_the_schema_of_their_time(other_schema):
             assert cursor.rowcount == 3
 
 
+COUNTING_TRIGGER = (
+    "CREATE FUNCTION counts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    'INSERT INTO tests_thing (visits, "group") SELECT count(*), 1 FROM tests_tag; RETURN NULL; END $$;'
+    "CREATE TRIGGER counts AFTER INSERT ON tests_person FOR EACH ROW EXECUTE FUNCTION counts()"
+)
+
+
+def execute(statement):
+    with connections[ALIAS].cursor() as cursor:
+        cursor.execute(statement)
+
+
+def drop_trigger():
+    execute("DROP FUNCTION IF EXISTS counts CASCADE")
+
+
 @pytest.fixture
-def counting_trigger():
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute(
-            "CREATE FUNCTION counts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            'INSERT INTO tests_thing (visits, "group") SELECT count(*), 1 FROM tests_tag; RETURN NULL; END $$;'
-            "CREATE TRIGGER counts AFTER INSERT ON tests_person FOR EACH ROW EXECUTE FUNCTION counts()"
-        )
+def no_trigger_afterwards():
     yield
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("DROP FUNCTION counts CASCADE")
+    drop_trigger()
+
+
+@pytest.fixture
+def counting_trigger(no_trigger_afterwards):
+    execute(COUNTING_TRIGGER)
 
 
 def tag_and_person(name):
@@ -544,6 +577,16 @@ def tag_and_person(name):
 
 def test_a_trigger_sees_what_was_saved_before(counting_trigger):
     assert run_both(tag_and_person, NAMES[:6]).undone == 0
+
+
+def add_a_trigger_in_the_middle(number):
+    if number == 3:
+        execute(COUNTING_TRIGGER)
+    tag_and_person(f"{number}")
+
+
+def test_a_trigger_made_midway_sees_what_was_saved_before(no_trigger_afterwards):
+    run_both(add_a_trigger_in_the_middle, range(24), setup=drop_trigger, chunksize=8)
 
 
 def test_keys_are_those_of_the_rows():
