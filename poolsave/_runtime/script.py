@@ -8,10 +8,13 @@ import sys
 import tokenize
 from functools import lru_cache
 from multiprocessing import process
-from types import CodeType
+from types import CodeType, FrameType
 
 PROMPTS = ("<stdin>", "<python-input", "<ipython-input", "<console>")
 """How the file names of code begin that was typed at a prompt of Python, IPython or `manage.py shell`."""
+
+CONDITIONS = ast.If | ast.IfExp | ast.BoolOp | ast.Match | ast.While
+"""What can keep a statement of a script from being run where the script is imported."""
 
 
 def is_typed(code: CodeType) -> bool:
@@ -25,18 +28,41 @@ def is_guarded(code: CodeType) -> bool:
     return path == code.co_filename and any(code.co_firstlineno in lines for lines in _guarded_lines(path))
 
 
-@lru_cache(maxsize=1)
+def is_started_again_by_import() -> bool:
+    """Whether this call comes from a top-level statement of the script that its import in a worker would run again.
+
+    A condition on the call's line counts as a guard: there are others than that of the name.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>":
+            statements = _statements(path) if path == frame.f_code.co_filename else []
+            nodes = [node for statement in statements for node in ast.walk(statement) if isinstance(node, CONDITIONS)]
+            return bool(statements) and not any(frame.f_lineno in _lines(node) for node in nodes)
+        frame = frame.f_back
+    return False
+
+
 def _guarded_lines(path: str) -> list[range]:
+    ifs = [statement for statement in _statements(path) if isinstance(statement, ast.If)]
+    guards = [statement for statement in ifs if ast.unparse(statement.test) == "__name__ == '__main__'"]
+    return [_lines(statement) for guard in guards for statement in guard.body]
+
+
+def _lines(node: ast.stmt | ast.expr) -> range:
+    decorators = [decorator.lineno for decorator in getattr(node, "decorator_list", ())]
+    return range(min([node.lineno, *decorators]), (node.end_lineno or 0) + 1)
+
+
+@lru_cache(maxsize=1)
+def _statements(path: str) -> list[ast.stmt]:
     try:
         with tokenize.open(path) as file:
-            statements = ast.parse(file.read()).body
+            return ast.parse(file.read()).body
     except (OSError, SyntaxError, ValueError):  # a script without a readable source
         return []
-    return [
-        range(statement.lineno, (statement.body[-1].end_lineno or 0) + 1)
-        for statement in statements
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
-    ]
 
 
 def missing_script() -> str | None:

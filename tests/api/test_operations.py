@@ -217,15 +217,25 @@ UNGUARDED = """
     def double(number):
         return 2 * number
 
-    double.map([1])
+    {call}
 """
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_script_without_a_main_guard_is_refused_with_the_fix(tmp_path, method):
     path = tmp_path / "script.py"
-    path.write_text(textwrap.dedent(UNGUARDED))
+    path.write_text(textwrap.dedent(UNGUARDED.format(call="double.map([1])")))
     done = run_script([str(path), method])
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1  # that of the caller: no worker has begun
+    last = done.stderr.rpartition("InvalidOperation")[2]
+    assert 'start it from under if __name__ == "__main__":' in last
+
+
+def test_script_with_a_guard_that_does_not_hold_ends(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(UNGUARDED.format(call="if sys.argv: double.map([1])")))
+    done = run_script([str(path), "spawn"])
     assert done.returncode == 1
     last = done.stderr.rpartition("WorkerDied")[2]
     assert "before it was at any object" in last

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from ..._runtime.redacted import dumps
-from ..._runtime.script import missing_script
+from ..._runtime.script import is_started_again_by_import, missing_script
 from ...errors import InvalidOperation
 from ..green_threads import check_start_method, patched_by
 
@@ -67,6 +67,12 @@ def check_script_can_be_imported() -> None:
         raise InvalidOperation(
             f"worker processes that are not forked (the default while another thread is alive) import the script, and "
             f'there is no file {path!r}: save the script as a file, or use executor="thread" or start_method="fork"'
+        )
+    if is_started_again_by_import():
+        raise InvalidOperation(
+            "worker processes that are not forked (the default while another thread is alive) import the script, and "
+            "would start the run again there, which stands at its top level: start it from under "
+            'if __name__ == "__main__":, or use executor="thread" or start_method="fork"'
         )
 
 
