@@ -1,11 +1,13 @@
 """Every page of docs can be found, its links lead somewhere, and its code runs as it stands there."""
 
+import io
 import re
 import sys
 import types
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.core.management import call_command
 
 from poolsave import Options, executors
 from tests.docs.pages import DOCS, PAGES, ROOT, name_of, python_of
@@ -31,27 +33,44 @@ rows = [{"username": f"user{number}", "email": f"{number}@example.org"} for numb
 """What pages go on from, as they say: the script of README, with fewer rows."""
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
-def test_the_code_runs_as_it_stands_there(page, monkeypatch, tmp_path):
+@pytest.fixture
+def page_module(monkeypatch, tmp_path):
+    """What the code of a page goes on from: a module with the script, whose functions workers find by name."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    Group.objects.create(name="customers")
     exec(compile(SCRIPT, "script", "exec"), module.__dict__)
+    return module
+
+
+def run_code(page, module, only=""):
     for block in python_of(page.read_text()):
-        exec(compile(block, str(page), "exec"), module.__dict__)
+        if only in block:
+            exec(compile(block, str(page), "exec"), module.__dict__)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_runs_as_it_stands_there(page, page_module):
+    Group.objects.create(name="customers")
+    run_code(page, page_module)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_test_case_on_the_page_about_testing_passes(monkeypatch):
-    module = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)
-    blocks = python_of((DOCS / "howto" / "testing.md").read_text())
-    (block,) = [one for one in blocks if "TransactionTestCase" in one]
-    exec(compile(SCRIPT + block, "testing.md", "exec"), module.__dict__)
-    module.CreateUsers("test_a_pool_creates_users").test_a_pool_creates_users()
+def test_the_test_case_on_the_page_about_testing_passes(page_module):
+    run_code(DOCS / "howto" / "testing.md", page_module, only="TransactionTestCase")
+    page_module.CreateUsers("test_a_pool_creates_users").test_a_pool_creates_users()
     assert User.objects.count() == 10
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_command_on_its_page_does_what_it_says(page_module):
+    User.objects.bulk_create(User(username=f"user{number}") for number in range(10))
+    run_code(DOCS / "howto" / "management-command.md", page_module, only="class Command")
+    printed = io.StringIO()
+    call_command(page_module.Command(), workers=2, stdout=printed)
+    assert not User.objects.filter(is_active=True).exists()
+    assert "10 succeeded" in printed.getvalue()
 
 
 def test_each_page_is_in_a_table_of_contents():
