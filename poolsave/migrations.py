@@ -17,6 +17,7 @@ from django.dispatch import receiver
 
 from ._pipelines.planning import pipeline_run_of
 from ._runs.functions import name_of
+from ._runs.progress import end_line_before_bar
 from ._runs.run import Run, complete_run, run_of
 from ._worker.job import call_with_object
 from .errors import InsideTransaction, InvalidOperation
@@ -135,7 +136,9 @@ class RunPooled(Operation):
             return
         from_state.clear_delayed_apps_cache()
         rows = self._rows(from_state.apps, app_label).using(connection.alias)
-        operation = _operation(fn).using(**self._options(connection))
+        options = self._options(connection)
+        operation = _operation(fn).using(**options)
+        end_line_before_bar(options.get("progress"))
         complete_run(lambda: _checked_run_of(operation, rows))
 
     def _rows(self, apps: Any, app_label: str) -> models.QuerySet[Any]:

@@ -86,11 +86,19 @@ class PooledOperation(Generic[P, R]):
         func: Callable[..., R] = self._func
         return func(*self._owner, *args, **{**self._constants, **kwargs})
 
-    def map(self, objects: Iterable[Any], *, on_outcome: Callable[[Outcome[R]], object] | None = None) -> Report[R]:
+    def map(
+        self,
+        objects: Iterable[Any],
+        *,
+        on_outcome: Callable[[Outcome[R]], object] | None = None,
+        total: int | None = None,
+    ) -> Report[R]:
         """Call the function once per object, over the pool, and report on every one of them.
 
         Args:
             objects: any iterable. It is read no further than the window, so a generator may be endless.
+            total: how many objects a generator will give, for the bar and progress callables. It spares the count of a
+                queryset.
             on_outcome: called here with each Outcome as soon as it is there, those that are skipped included. What it
                 raises ends the run: what has started is finished, and further outcomes are in the report only.
 
@@ -103,20 +111,21 @@ class PooledOperation(Generic[P, R]):
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        return complete_run(lambda: run_of(self.__poolsave_spec__(), objects), on_outcome)
+        return complete_run(lambda: run_of(self.__poolsave_spec__(), objects, total=total), on_outcome)
 
     def starmap(
         self,
         argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
         *,
         on_outcome: Callable[[Outcome[R]], object] | None = None,
+        total: int | None = None,
     ) -> Report[R]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments per call."""
         return complete_run(
-            lambda: run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets), on_outcome
+            lambda: run_of(replace(self.__poolsave_spec__(), call=call_spread), argument_sets, total=total), on_outcome
         )
 
-    def stream(self, objects: Iterable[Any], *, ordered: bool = False) -> OutcomeStream[R]:
+    def stream(self, objects: Iterable[Any], *, ordered: bool = False, total: int | None = None) -> OutcomeStream[R]:
         """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
 
         Memory is bounded: no more than the window is in flight, and nothing is read ahead while the caller does not
@@ -125,11 +134,14 @@ class PooledOperation(Generic[P, R]):
         Args:
             objects: any iterable, also an endless one.
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
+            total: as in `map`.
 
         Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
             waited for inside atomic(); outside of it the stream goes on.
         """
-        return OutcomeStream(lambda: run_of(self.__poolsave_spec__(), objects, limit=FIRST_KEPT), ordered=ordered)
+        return OutcomeStream(
+            lambda: run_of(self.__poolsave_spec__(), objects, total=total, limit=FIRST_KEPT), ordered=ordered
+        )
 
     def dry_run(self, objects: Iterable[Any], samples: int = 20) -> Preview:
         """Try the function on a few objects, and say what would become of every row. Nothing is left in the database.

@@ -90,7 +90,8 @@ class Options:
     """Note transaction ids, so that PostgreSQL can say after a crash what was committed. It takes one query per
     transaction; None: only with one transaction per chunk."""
     progress: bool | Callable[..., object] | None = None
-    """True, False, a callable that gets `(done, total)`, or a tqdm-like class; None: a bar if stderr is a terminal."""
+    """True, False, a callable that gets `(done, total)` and, if it takes that, `failed`, or a tqdm-like class; None: a
+    bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds, in the log `poolsave` or on stderr."""
 
     carry: tuple[ContextVar[Any] | Carrier, ...] = ()
     """Context that is restored around every object: ContextVars, and objects with `capture()` and `restore(state)`."""

@@ -79,13 +79,18 @@ class Pipeline(Generic[A, C]):
         return call_stages(self.__poolsave_stages__, args, kwargs, values_of)
 
     def map(
-        self, objects: Iterable[A], *, on_outcome: Callable[[Outcome[C]], object] | None = None
+        self,
+        objects: Iterable[A],
+        *,
+        on_outcome: Callable[[Outcome[C]], object] | None = None,
+        total: int | None = None,
     ) -> PipelineReport[C]:
         """Send every object through all stages, and report on every one of them.
 
         Args:
             objects: any iterable, or a queryset, whose rows the workers of the first stage fetch.
             on_outcome: as in `PooledOperation.map`.
+            total: how many outcomes there will be, for the bar and progress callables.
 
         Returns:
             A Report in input order, which also has a row per stage (`report.stages`).
@@ -97,20 +102,21 @@ class Pipeline(Generic[A, C]):
                 is finished, and with the Report as their attribute `report`. What had not started its next stage by
                 then is skipped there.
         """
-        return complete_run(lambda: pipeline_run_of(self._specs(), objects, self.__name__), on_outcome)
+        return complete_run(lambda: pipeline_run_of(self._specs(), objects, self.__name__, total=total), on_outcome)
 
     def starmap(
         self,
         argument_sets: Iterable[tuple[Any, ...] | Mapping[str, Any]],
         *,
         on_outcome: Callable[[Outcome[C]], object] | None = None,
+        total: int | None = None,
     ) -> PipelineReport[C]:
         """Like `map`, with a tuple of positional arguments or a mapping of keyword arguments for the first stage."""
         first, *others = self._specs()
         stages = [replace(first, call=call_spread), *others]
-        return complete_run(lambda: pipeline_run_of(stages, argument_sets, self.__name__), on_outcome)
+        return complete_run(lambda: pipeline_run_of(stages, argument_sets, self.__name__, total=total), on_outcome)
 
-    def stream(self, objects: Iterable[A], *, ordered: bool = False) -> PipelineStream[C]:
+    def stream(self, objects: Iterable[A], *, ordered: bool = False, total: int | None = None) -> PipelineStream[C]:
         """Run like `map`, and give each outcome as soon as it is there; `with` closes it, and it has a `report`.
 
         Memory is bounded by the windows of the stages, and nothing is read ahead while the caller does not ask for
@@ -119,12 +125,14 @@ class Pipeline(Generic[A, C]):
         Args:
             objects: any iterable, also an endless one.
             ordered: give the outcomes in input order, the several values of one object in their order.
+            total: as in `map`.
 
         Raises:
             The same as `map`, which are raised by this call as far as they are known before anything starts.
         """
         return PipelineStream(
-            lambda: pipeline_run_of(self._specs(), objects, self.__name__, limit=FIRST_KEPT), ordered=ordered
+            lambda: pipeline_run_of(self._specs(), objects, self.__name__, total=total, limit=FIRST_KEPT),
+            ordered=ordered,
         )
 
     def dry_run(self, objects: Iterable[A], samples: int = 20) -> Preview:

@@ -343,6 +343,11 @@ class Report(Generic[R]):
             lines.append(f"  hint: {self.statistics.hint}")
         return printable("\n".join(lines))
 
+    def _counts_text(self) -> str:
+        """Give the counts in a line: "100 objects, 95 succeeded, 5 failed"."""
+        counts = [f"{count} {status}" for status, count in self._counts.items() if count]
+        return ", ".join([f"{self.total} objects", *counts])
+
     def _cause_lines(self) -> Iterator[str]:
         causes = self.causes
         for cause in islice(causes, CAUSES_SHOWN):

@@ -13,6 +13,7 @@ from .._db.connections import worker_settings
 from .._runs.operation_spec import OperationSpec, source_of
 from .._runs.preflight import check_job_picklable
 from .._runs.preparation import executor_without_processes, prepare, prepare_early
+from .._runs.progress import check_total
 from .._runs.run import Run
 from .._worker.staged import StagedJob
 from ..errors import InvalidOption
@@ -32,15 +33,21 @@ MAX_STAGES = 16
 
 
 def pipeline_run_of(
-    stages: Sequence[OperationSpec], objects: Iterable[Any], name: str, *, limit: int | None = None
+    stages: Sequence[OperationSpec],
+    objects: Iterable[Any],
+    name: str,
+    *,
+    total: int | None = None,
+    limit: int | None = None,
 ) -> Run[PipelineReport[Any]]:
     """Check everything that can be checked now, and make the run of a pipeline.
 
-    `limit`: that of the Report.
+    `total`: how many outcomes progress expects. `limit`: that of the Report.
 
     Raises:
         PoolsaveError: what `prepare_segment` refuses.
     """
+    check_total(total, None if any(stage.expands for stage in stages) else objects)
     options = options_of_the_run(stages)
     stages = [stages[0].over(objects), *stages[1:]]
     segments = [prepare_segment(segment) for segment in plan_segments(stages)]
@@ -53,7 +60,7 @@ def pipeline_run_of(
     counters = [StageCounter(stage.name, stage.options.workers) for stage in stages]
     report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset, limit=limit)
     engine = PipelineEngine(segments, options, source, counters, report._note_unsafe)
-    return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments))
+    return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments), total=total)
 
 
 def plan_segments(stages: Sequence[OperationSpec]) -> Iterator[list[OperationSpec]]:

@@ -54,6 +54,8 @@ class CauseCounts:
 
     def __init__(self) -> None:
         self._counts: dict[Cause, int] = {}
+        self.unseen: list[Cause] = []
+        """Causes that nothing has been logged of."""
         self._first: dict[Cause, tuple[tuple[int, tuple[int, ...]], Outcome[Any]]] = {}
 
     def add(self, outcome: Outcome[Any], path: tuple[int, ...]) -> None:
@@ -61,6 +63,8 @@ class CauseCounts:
         cause = error_key(outcome.error)
         if cause not in self._counts and len(self._counts) >= MAX_CAUSES:
             cause = OTHER_CAUSES
+        if cause not in self._counts:
+            self.unseen.append(cause)
         self._counts[cause] = self._counts.get(cause, 0) + 1
         order = (outcome.index, path)
         if cause not in self._first or order < self._first[cause][0]:

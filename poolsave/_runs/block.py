@@ -25,8 +25,9 @@ from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
 from ..options import Options
 from ..outcomes import Outcome, Status
 from ..reports import Report
+from .logs import RunLog
 from .preparation import Prepared
-from .progress import Progress, advance_progress
+from .progress import Progress, advance_progress, log_causes
 from .signals import InterruptGuard
 
 ASSUMED_CHUNK = 64
@@ -44,6 +45,8 @@ class BlockDriver:
         self._engine.statistics.item_of = lambda call: call.request.item
         self.report: Report[Any] = Report(keep=options.keep, statistics=self._engine.statistics)
         self._progress = progress
+        self._log = RunLog("concurrent_saves", self.report)
+        self._options = options
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -62,6 +65,7 @@ class BlockDriver:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
         try:
             self._engine.start()
+            self._log.start(self._options)
             if not self._engine.inline:
                 self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
                 self._thread.start()
@@ -202,6 +206,7 @@ class BlockDriver:
                     resolve_future(call.future, results[offset], batch.notable.get(offset))
         with self._halting():
             advance_progress(self._progress, [batch])
+            log_causes(self._log, self._progress)
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -230,6 +235,7 @@ class BlockDriver:
         self.report._finish(self._engine.stopped, decided=self._decided)
         with self._halting():
             self._progress.close()
+        self._log.close()
 
 
 def _default_window(options: Options) -> int:

@@ -6,18 +6,19 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Sized
+from contextlib import suppress
+from functools import cache
 from typing import Any, Protocol
 
 from .._reports.batches import OutcomeBatch
+from ..errors import InvalidOption
 from ..outcomes import Status
+from .logs import LogProgress, RunLog
+from .operation_spec import as_queryset
 
 INTERVAL = 0.1
 """Seconds between two updates of a bar: short enough to look smooth, long enough to cost nothing."""
-
-LOG_INTERVAL = 10.0
-"""Seconds between two updates where stderr is no terminal: each update stays there as a line."""
 
 
 class Progress(Protocol):
@@ -25,6 +26,9 @@ class Progress(Protocol):
 
     def advance(self, done: int, failed: int) -> None:
         """Add `done` objects that have ended, of which `failed` have failed or were lost."""
+
+    def clear(self) -> None:
+        """Take away what is drawn: something else is about to be written to the same terminal."""
 
     def close(self) -> None:
         """End: nothing more comes."""
@@ -36,24 +40,38 @@ class NullProgress:
     def advance(self, done: int, failed: int) -> None:
         """Do nothing."""
 
+    def clear(self) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 
 
-class CallbackProgress:
-    """Calls a callable with `(done, total)` after every chunk; `total` is None while it is unknown."""
+class CallbackProgress(NullProgress):
+    """Calls a callable with `(done, total)`, and with `failed` if it takes that, after every chunk."""
 
-    def __init__(self, callback: Callable[[int, int | None], object], total: int | None) -> None:
+    def __init__(self, callback: Callable[..., object], total: int | None) -> None:
         self._callback = callback
+        self._takes_failed = _takes_failed(callback)
         self._total = total
         self._done = 0
+        self._failed = 0
 
     def advance(self, done: int, failed: int) -> None:
         self._done += done
-        self._callback(self._done, self._total)
+        self._failed += failed
+        if self._takes_failed:
+            self._callback(self._done, self._total, failed=self._failed)
+        else:
+            self._callback(self._done, self._total)
 
-    def close(self) -> None:
-        """Do nothing."""
+
+def _takes_failed(callback: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(callback).bind(0, None, failed=0)
+    except (TypeError, ValueError):  # it takes no such argument, or does not say
+        return False
+    return True
 
 
 class BarProgress:
@@ -78,6 +96,10 @@ class BarProgress:
         self._pending = 0
         self._updated_at = time.monotonic()
 
+    def clear(self) -> None:
+        if hasattr(self._bar, "clear"):
+            self._bar.clear()
+
     def close(self) -> None:
         self._bar.update(self._pending)
         self._bar.close()
@@ -91,6 +113,12 @@ def _quiet_tqdm() -> Callable[..., Any]:
         """tqdm starts a monitor thread with its first bar, and processes must not be forked beside threads."""
 
         monitor_interval = 0
+        title: str | None = None
+
+        def set_postfix(self, *, refresh: bool, failed: int) -> None:  # type: ignore[override]
+            """Show the failures first: in a narrow terminal the end of the line is cut off."""
+            self.title = self.desc if self.title is None else self.title
+            self.set_description(f"failed={failed} {self.title}", refresh=refresh)
 
     # tqdm's own lock holds a multiprocessing semaphore; the bar here is never written to by another process.
     ThreadlessTqdm.set_lock(threading.RLock())
@@ -104,19 +132,52 @@ def _on_terminal() -> bool:
 def open_progress(option: Any, total: Callable[[], int | None], description: str) -> Progress:
     """Give what the option `progress` asks for; None means a bar when stderr is a terminal.
 
-    `total` is called only if it is shown: it may cost a query.
+    `total` is called only if it is shown: it may cost a query. Elsewhere than on a terminal a bar would leave a line of
+    carriage returns; True gives lines there.
     """
-    if option is None:
-        option = _on_terminal()
-    if option is False:
+    if option is False or (option is None and not _on_terminal()):
         return NullProgress()
-    if option is True:
-        return BarProgress(
-            _quiet_tqdm() if _on_terminal() else partial(_quiet_tqdm(), mininterval=LOG_INTERVAL), total(), description
-        )
+    if option is True and not _on_terminal():
+        return LogProgress(total(), description)
+    if option is None or option is True:
+        return BarProgress(_quiet_tqdm(), total(), description)
     if inspect.isclass(option) and hasattr(option, "update"):
         return BarProgress(option, total(), description)
     return CallbackProgress(option, total())
+
+
+def end_line_before_bar(option: Any) -> None:
+    """End the line that Django's `migrate` has begun on the terminal, which a bar would be drawn over."""
+    if option in (None, True) and _on_terminal() and sys.stdout is not None and sys.stdout.isatty():
+        sys.stderr.write("\n")
+        sys.stderr.flush()
+
+
+def check_total(total: object, objects: Any) -> None:
+    """Refuse a number of objects that is none, or not that of a list.
+
+    The number of a queryset is not asked for: to know it costs a query, which a given one spares.
+
+    Raises:
+        InvalidOption: naming the number, and the right one.
+    """
+    if total is None:
+        return
+    if not isinstance(total, int) or isinstance(total, bool) or total < 0:
+        raise InvalidOption("total", total, "give a whole number from 0, or None")
+    length = total
+    if isinstance(objects, Sized) and as_queryset(objects) is None:
+        with suppress(OverflowError):  # a range longer than any list can be
+            length = len(objects)
+    if length != total:
+        raise InvalidOption("total", total, f"there are {length} objects; leave it out, or give it for a generator")
+
+
+def log_causes(log: RunLog, progress: Progress) -> None:
+    """Log new causes of failures, on lines of their own."""
+    if log.has_new_causes:
+        progress.clear()
+        log.add_causes()
 
 
 def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:

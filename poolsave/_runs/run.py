@@ -24,10 +24,11 @@ from ..errors import InsideTransaction, InvalidOption
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
+from .logs import RunLog
 from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
 from .preparation import ProcessPools, prepare_run
-from .progress import Progress, advance_progress, open_progress
+from .progress import Progress, advance_progress, check_total, log_causes, open_progress
 from .signals import InterruptGuard, report_interrupt
 
 CLOSED = "the stream was closed"
@@ -65,14 +66,17 @@ class RunEngine(Protocol):
     def trials(self) -> tuple[Trial, ...]: ...
 
 
-def run_of(spec: OperationSpec, objects: Iterable[Any], *, limit: int | None = None) -> Run[Report[Any]]:
+def run_of(
+    spec: OperationSpec, objects: Iterable[Any], *, total: int | None = None, limit: int | None = None
+) -> Run[Report[Any]]:
     """Check everything that can be checked now, and make the run of one operation.
 
-    `limit`: that of the Report.
+    `total`: how many objects progress expects. `limit`: that of the Report.
 
     Raises:
         PoolsaveError: what `prepare_run` refuses.
     """
+    check_total(total, objects)
     spec = spec.over(objects)
     executor, job, decided = prepare_run(spec)
     job.capture_context()
@@ -85,7 +89,7 @@ def run_of(spec: OperationSpec, objects: Iterable[Any], *, limit: int | None = N
         keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics, limit=limit
     )
     name = getattr(spec.function, "__name__", "")
-    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, decided=decided)
+    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
 
 
 def complete_run(
@@ -119,9 +123,12 @@ class Run(Generic[AnyReport]):
         *,
         name: str,
         aliases: tuple[str, ...],
+        total: int | None = None,
         decided: Trial | None = None,
     ) -> None:
-        """`aliases`: the caller must be inside no transaction on them while workers run.
+        """`total`: how many outcomes are expected, where the caller knows it better than the input does.
+
+        `aliases`: the caller must be inside no transaction on them while workers run.
 
         `decided`: what `executor="auto"` means and why, if it was decided without a trial."""
         self._engine = engine
@@ -131,6 +138,8 @@ class Run(Generic[AnyReport]):
         self._name = name
         self._aliases = aliases
         self._decided = decided
+        self._total = total
+        self._log = RunLog(name, report)
         self._reorderer = Reorderer()
         self._interrupts = InterruptGuard(engine.wake, at_once=self._must_raise_at_once)
         self._in_callable = False
@@ -210,11 +219,12 @@ class Run(Generic[AnyReport]):
             raise
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
-        progress = open_progress(self._options.progress, lambda: self._engine.total, self._name)
-        with closing(progress):
+        progress = open_progress(self._options.progress, self._expected_total, self._name)
+        with closing(self._log), closing(progress):
             try:
                 _open_runs.add(self)
                 self._engine.start()
+                self._log.start(self._options)
                 while not self._engine.finished:
                     batches = self._step()
                     self._call_callables(progress, batches)
@@ -226,10 +236,14 @@ class Run(Generic[AnyReport]):
                 self._close()
         self._raise_final_error()
 
+    def _expected_total(self) -> int | None:
+        return self._engine.total if self._total is None else self._total
+
     def _call_callables(self, progress: Progress, batches: list[OutcomeBatch]) -> None:
         self._in_callable = True
         try:
             advance_progress(progress, batches)
+            log_causes(self._log, progress)
             if self._on_outcome is not None:
                 for batch in batches:
                     for outcome in batch.outcomes(with_items=True):

@@ -7,6 +7,7 @@ import threading
 import pytest
 import tqdm
 
+from poolsave import InvalidOption
 from tests.support import operations
 
 
@@ -57,7 +58,9 @@ def test_the_total_of_a_generator_is_unknown():
 
 
 def test_a_real_bar_is_drawn_without_a_monitor_thread(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stderr = io.StringIO()
+    stderr.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stderr)
     before = threading.active_count()
     operations.fails_on_odd.using(start_method="fork", progress=True).map(range(10))
     drawn = sys.stderr.getvalue()
@@ -94,3 +97,33 @@ def test_a_callable_that_raises_ends_the_run_after_what_runs(pool):
 
     with pytest.raises(ZeroDivisionError):
         operations.doubles.using(**pool, progress=tell).map(range(1000))
+
+
+def test_a_callable_that_takes_failed_is_told_failures(pool):
+    told = []
+
+    def tell(done, total, failed):
+        told.append((done, total, failed))
+
+    operations.fails_on_odd.using(**pool, progress=tell, chunksize=4).map(range(10))
+    assert told[-1] == (10, 10, 5)
+    assert [failed for _done, _total, failed in told] == sorted(failed for _done, _total, failed in told)
+
+
+@pytest.mark.parametrize("run", [
+    lambda operation, numbers, total: operation.map(numbers, total=total),
+    lambda operation, numbers, total: operation.starmap(((number,) for number in numbers), total=total),
+    lambda operation, numbers, total: list(operation.stream(numbers, total=total)),
+    lambda operation, numbers, total: (operation | operation).map(numbers, total=total),
+])  # fmt: skip
+def test_total_of_a_generator_can_be_given(run):
+    told = []
+    run(operations.doubles.using(executor="serial", progress=lambda *args: told.append(args)), iter(range(3)), 3)
+    assert told[-1] == (3, 3)
+
+
+@pytest.mark.parametrize("total", [2, -1, 2.0, True, "3"])
+def test_total_that_cannot_be_is_refused(total):
+    with pytest.raises(InvalidOption, match=f"total={total!r} is not valid: "):
+        operations.doubles.using(executor="serial").map([1, 2, 3], total=total)
+    assert operations.doubles.using(executor="serial").map([1, 2, 3], total=3).ok
