@@ -10,7 +10,7 @@ import concurrent.futures
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -86,6 +86,9 @@ class Options:
     """What a Report holds besides counts and failures: values, values and items, or nothing (constant memory)."""
     window: int | None = None
     """Most objects in flight; None: enough to keep the workers busy, at most four chunks per worker."""
+    key: Callable[[Any], Hashable] | None = None
+    """Objects for which it gives the same key run one after the other, in input order. It is called in the caller,
+    with the object; one for which it raises has failed, and so has one whose key has no hash."""
     resolve_lost: bool | None = None
     """Note transaction ids, so that PostgreSQL can say after a crash what was committed. It takes one query per
     transaction; None: only with one transaction per chunk."""
@@ -263,6 +266,7 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "on_failure": _one_of("collect", "raise"),
     "keep": _one_of("values", "all", "failures"),
     "window": (lambda value: value is None or _whole(value, 1), "give a whole number from 1, or None"),
+    "key": (lambda value: value is None or callable(value), "give a callable that takes an object, or None"),
     "resolve_lost": _one_of(True, False, None),
     "progress": (
         lambda value: value is None or isinstance(value, bool) or callable(value),

@@ -22,7 +22,7 @@ from ._pickling.values import check_in_script, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
 from ._runs.operation_spec import OperationSpec, as_queryset
-from ._runs.preflight import check_no_open_transaction, check_queryset, is_forked, is_in_block
+from ._runs.preflight import check_key, check_no_open_transaction, check_queryset, is_forked, is_in_block
 from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages
@@ -208,6 +208,8 @@ class Saves:
                 as its attribute `report`.
         """
         check_can_wait(self._job, "saves.map()")
+        if isinstance(options := getattr(fn, "options", None), Options):
+            check_key(OperationSpec(function=None, options=options))
         fn = self._checked_function(fn)
         queryset = as_queryset(objects)
         results = MapResults(self._options.keep, queryset)

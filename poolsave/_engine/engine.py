@@ -169,10 +169,13 @@ class Engine:
 
     def _feed(self) -> None:
         while self._has_slot():
-            chunk = self._requeued.popleft() if self._requeued else self._gather()
+            chunk = self._next_chunk()
             if chunk is None:
                 return
             self._dispatch(chunk)
+
+    def _next_chunk(self) -> Chunk | None:
+        return self._requeued.popleft() if self._requeued else self._gather()
 
     def _gather(self) -> Chunk | None:
         if self._source.exhausted:

@@ -50,6 +50,10 @@ def pipeline_run_of(
     check_total(total, None if any(stage.expands for stage in stages) else objects)
     options = options_of_the_run(stages)
     stages = [stages[0].over(objects), *stages[1:]]
+    for stage in stages:
+        if stage.options.key is not None:
+            advice = "a pipeline keeps no order of keys; put what needs it into one operation, and map that"
+            raise InvalidOption("key", stage.options.key, advice)
     segments = [prepare_segment(segment) for segment in plan_segments(stages)]
     _check_no_shared_executor(segments)
     _share_serial_lock(segments)

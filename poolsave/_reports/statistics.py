@@ -67,6 +67,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self.item_of: Callable[[Any], Any] = _unchanged
+        self.index_of: Callable[[int], int] = _unchanged
         """What to show for an object that was fed in."""
         self._times: dict[int | str, WorkerTimes] = {}
         self._slowest: list[SlowObject] = []
@@ -149,7 +150,7 @@ class Statistics:
 
     def _update_slowest(self, batch: OutcomeBatch) -> None:
         slowest = [
-            SlowObject(seconds, batch.first + offset, self.item_of(batch.objects[offset]))
+            SlowObject(seconds, self.index_of(batch.first + offset), self.item_of(batch.objects[offset]))
             for offset, seconds in nlargest(SLOWEST_SHOWN, enumerate(batch.seconds), key=itemgetter(1))
         ]
         self._slowest = sorted([*self._slowest, *slowest], key=attrgetter("seconds"))[-SLOWEST_SHOWN:]
@@ -163,7 +164,7 @@ class Statistics:
     def __getstate__(self) -> dict[str, Any]:
         # Without the objects, which may not be picklable.
         slowest = [SlowObject(slow.seconds, slow.index, None) for slow in self._slowest]
-        return {**self.__dict__, "item_of": _unchanged, "_slowest": slowest}
+        return {**self.__dict__, "item_of": _unchanged, "index_of": _unchanged, "_slowest": slowest}
 
     def finish(self) -> None:
         """End the run: workers that have not ended have waited since their last answer."""

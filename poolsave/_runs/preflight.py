@@ -56,6 +56,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
     yield partial(check_timeout, executor, spec.options.timeout)
+    yield partial(check_key, spec)
     if not isinstance(executor, DaskExecutor):  # its workers may reach what this machine does not
         yield partial(check_databases_answer, spec.needed)
 
@@ -69,6 +70,23 @@ def check_databases_answer(aliases: Iterable[str]) -> None:
     for alias in aliases:
         if not any(connection.connection for connection in _connections_of_caller(alias)):
             check_can_connect(alias, worker_settings(own_transactions=())[alias])
+
+
+def check_key(spec: OperationSpec) -> None:
+    """Refuse the option `key` where nothing could keep the order.
+
+    Raises:
+        InvalidOption: saying what to do.
+    """
+    if spec.options.key is None:
+        return
+    if spec.queryset is not None:
+        way_out = "the caller reads primary keys only; map queryset.iterator(), whose rows it reads and sends"
+    elif spec.function is None:
+        way_out = "a block starts its calls as they come; use map() or stream() of an operation"
+    else:
+        return
+    raise InvalidOption("key", spec.options.key, way_out)
 
 
 def check_timeout(executor: Executor, timeout: float | None) -> None:

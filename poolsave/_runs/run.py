@@ -15,6 +15,7 @@ from weakref import WeakSet
 from .._auto.engine import AutoEngine
 from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
+from .._engine.keyed import KeyedEngine
 from .._engine.sources import IterableSource
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
@@ -83,6 +84,8 @@ def run_of(
     source = source_of(objects, spec.queryset)
     if isinstance(executor, SamplingSerialExecutor):
         engine: Engine = AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source)
+    elif spec.options.key is not None:
+        engine = KeyedEngine(executor, job, spec.options, source, spec.options.key)
     else:
         engine = Engine(executor, job, spec.options, source)
     report: Report[Any] = Report(

@@ -18,6 +18,7 @@ BAD = [
     ("transaction", "page"), ("databases", "default"), ("databases", (1,)), ("retries", -1),
     ("timeout", 0), ("timeout", float("inf")), ("timeout", "1"), ("resolve_lost", 1), ("max_failures", 0),
     ("max_failures", 1.5), ("max_failures", 0.0), ("on_failure", "ignore"), ("keep", "some"), ("window", 0),
+    ("key", "customer"),
     ("progress", 5), ("carry", print), ("carry", [5]), ("before_fork", 5), ("after_fork", ["print"]),
 ]  # fmt: skip
 
@@ -92,6 +93,7 @@ VALUES = {
     "on_failure": st.sampled_from(["collect", "raise"]),
     "keep": st.sampled_from(["values", "all", "failures"]),
     "window": st.none() | st.integers(1, 1000),
+    "key": st.sampled_from([None, str]),
     "progress": st.none() | st.booleans(),
     "carry": st.sampled_from([(), (carriers.depth,)]),
     "before_fork": st.sampled_from([(), (operations.plain_save,)]),

@@ -1,0 +1,184 @@
+"""Objects of one key run one after the other, in input order, and each of them once, whatever happens to their workers.
+
+What is right is the order of the input; when an object began and ended is told by the object itself, in a file.
+"""
+
+import os
+import random
+import signal
+import time
+from collections import defaultdict
+from operator import itemgetter
+
+import pytest
+from django.contrib.auth.models import Group
+
+from poolsave import InvalidOption, Status, concurrent_saves, pooled_operation
+from tests.models import Tag
+from tests.support.pools import EXECUTORS
+
+KILLS, FAILS = 4_321, 4_400
+
+
+@pooled_operation(workers=8, progress=False, transaction=None, key=itemgetter("customer"))
+def logs(row, *, path, seconds=0.001):
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, f"{row['customer']} {row['number']} begins\n".encode())
+        time.sleep(random.random() * seconds)
+        if row["number"] == KILLS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row["number"] == FAILS:
+            raise ValueError("no")
+        os.write(file, f"{row['customer']} {row['number']} ends\n".encode())
+    finally:
+        os.close(file)
+    return row["number"]
+
+
+def rows(count, customers, *, seed=1):
+    numbers = random.Random(seed)
+    return [{"customer": numbers.randrange(customers), "number": number} for number in range(count)]
+
+
+def check_log(path, objects, *, broken=()):
+    """Each object of a key begins after the one before it has ended."""
+    lines = defaultdict(list)
+    for line in path.read_text().splitlines():
+        customer, number, what = line.split()
+        lines[int(customer)].append((int(number), what))
+    expected = defaultdict(list)
+    for row in objects:
+        ends = [] if row["number"] in broken else [(row["number"], "ends")]
+        expected[row["customer"]] += [(row["number"], "begins"), *ends]
+    assert lines == expected
+
+
+def test_order_of_each_key_survives_a_killed_worker(tmp_path):
+    path, objects = tmp_path / "log", rows(10_000, 500)
+    report = logs.using(start_method="fork").bind(path=str(path)).map(iter(objects))
+    check_log(path, objects, broken=[KILLS, FAILS])
+    assert [(one.index, one.status, one.item) for one in report.failures] == [
+        (KILLS, Status.LOST, objects[KILLS]),
+        (FAILS, Status.FAILED, objects[FAILS]),
+    ]
+    assert report.succeeded == 9_998
+    assert {*report.values} - {None} <= {*range(10_000)} - {KILLS, FAILS}  # None: the killed worker took it along
+    assert all(value in (None, index) for index, value in zip(indices_of(report), report.values, strict=True))
+
+
+def indices_of(report):
+    return [outcome.index for outcome in report if outcome.status is Status.SUCCEEDED]
+
+
+@pytest.mark.parametrize("name", ["serial", "thread", "forkserver", "process-pool", "dask", "dask-threads"])
+def test_order_of_each_key_is_kept_by_each_executor(tmp_path, name):
+    path, objects = tmp_path / "log", rows(300, 20)
+    with EXECUTORS[name].opened() as options:
+        outcomes = [*logs.using(**options, workers=4).bind(path=str(path)).stream(objects, ordered=True)]
+    check_log(path, objects)
+    assert [outcome.value for outcome in outcomes] == [*range(300)]
+    assert [outcome.index for outcome in outcomes] == [*range(300)]
+
+
+@pooled_operation(workers=4, progress=False, key=itemgetter(0))
+def saves_tag(pair, *, alias):
+    customer, number = pair
+    if number % 50 == 7:
+        raise ValueError("no")
+    return Tag.objects.using(alias).create(name=f"{customer} {number}").pk
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+@pytest.mark.parametrize("alias", ["default", "postgres"])
+@pytest.mark.parametrize("transaction", ["object", "chunk"])
+def test_rows_of_a_key_are_saved_in_input_order(alias, transaction):
+    objects = [(row["customer"], row["number"]) for row in rows(300, 10)]
+    operation = saves_tag.using(databases=(alias,), transaction=transaction, chunksize=7).bind(alias=alias)
+    report = operation.map(objects)
+    assert report.failed == len([number for _customer, number in objects if number % 50 == 7])
+    found = defaultdict(list)
+    for name in Tag.objects.using(alias).order_by("pk").values_list("name", flat=True):
+        customer, number = map(int, name.split())
+        found[customer].append(number)
+    assert all(numbers == sorted(numbers) for numbers in found.values())
+    assert sum(map(len, found.values())) == report.succeeded
+
+
+@pooled_operation(workers=2, progress=False, transaction=None)
+def echoes(item):
+    return item
+
+
+def test_object_without_a_key_fails_alone():
+    keyed = echoes.using(key=itemgetter("name"), start_method="fork")
+    objects = [{"name": "a"}, {}, {"name": []}, {"name": "b"}, 5]
+    report = keyed.map(objects)
+    assert report.values == [objects[0], objects[3]]
+    assert [failure.index for failure in report.failures] == [1, 2, 4]
+    assert [type(failure.error) for failure in report.failures] == [KeyError, TypeError, TypeError]
+    assert "about the key" in report.failures[0].error.__notes__[0]
+
+
+def test_object_that_cannot_be_sent_keeps_the_order(tmp_path):
+    path, objects = tmp_path / "log", [{"customer": max(0, number - 60), "number": number} for number in range(200)]
+    unpicklable = {"customer": 0, "number": 30, "lock": open(os.devnull)}
+    sent = [*objects[:30], unpicklable, *objects[31:]]
+    report = logs.using(start_method="fork", chunksize=60).bind(path=str(path)).map(sent)
+    unpicklable["lock"].close()
+    check_log(path, objects[:30] + objects[31:])
+    assert [failure.index for failure in report.failures] == [30]
+
+
+def test_waiting_objects_are_bounded():
+    """All are of one key, so that only one worker has work."""
+    ahead = []
+
+    def numbers():
+        for number in range(5_000):
+            pulled.append(number)
+            yield number
+
+    pulled = []
+    keyed = echoes.using(key=lambda _number: "same", start_method="fork", chunksize=1)
+    for count, _outcome in enumerate(keyed.stream(numbers()), 1):
+        ahead.append(len(pulled) - count)
+    assert count == 5_000
+    assert max(ahead) <= 1_000 + 4 * 2
+
+
+def test_run_that_stops_says_what_it_has_not_run():
+    keyed = echoes.using(key=lambda number: number % 3, start_method="fork", chunksize=2)
+    objects = [1, 2, 3, "no number", 5, 6, 7, 8] * 20
+    report = keyed.using(max_failures=1, keep="all").map(objects)
+    assert report.failed == 1
+    assert [(one.index, one.item) for one in report] == [*enumerate(objects)][: report.total]
+    assert report.total == report.succeeded + report.failed + report.skipped
+
+
+@pytest.mark.django_db(transaction=True)
+def test_key_is_refused_where_no_order_is_kept():
+    keyed = echoes.using(key=str)
+    with pytest.raises(InvalidOption, match=r"key=.*queryset\.iterator\(\)"):
+        keyed.map(Group.objects.all())
+    with pytest.raises(InvalidOption, match=r"key=.*a pipeline keeps no order"):
+        (keyed | echoes).map([1])
+    with pytest.raises(InvalidOption, match=r"key=.*a block starts its calls"), concurrent_saves(key=str):
+        pass
+    with concurrent_saves(executor="serial", transaction=None) as saves:
+        with pytest.raises(InvalidOption, match=r"key=.*a block starts its calls"):
+            saves.map(keyed, [1])
+    with pytest.raises(InvalidOption, match=r"key=5"):
+        echoes.using(key=5)
+
+
+def test_keys_that_are_many_cost_little():
+    objects = [{"customer": number % 997, "number": number} for number in range(2_000)]
+    seconds = {}
+    for name, options in {"keyed": {}, "plain": {"key": None}}.items():
+        began = time.perf_counter()
+        report = logs.using(start_method="fork", **options).bind(path=os.devnull, seconds=0.01).map(objects)
+        seconds[name] = time.perf_counter() - began
+        assert report.succeeded == 2_000
+    print(seconds)
+    assert seconds["plain"] / seconds["keyed"] > 0.5  # 0.8 and more, if nothing else runs
