@@ -16,6 +16,8 @@ import django
 
 django.setup()
 
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 import poolsave
 from poolsave import executors
 
@@ -50,6 +52,14 @@ nitpick_ignore_regex = [
     ("py:class", r"poolsave\.\w+\.[A-Z]"),  # type variables
     ("py:class", r"poolsave\._.*|poolsave\.(operations\.ExpandingOperation|pipelines\.Step|streams\.PipelineStream)"),
 ]
+
+
+def whole_text(docstring):
+    """Take no part of an attribute's docstring for its type: ours have annotations, and colons as in any sentence."""
+    return "", GoogleDocstring(docstring._dedent(docstring._consume_to_end()), docstring._config).lines()
+
+
+GoogleDocstring._consume_inline_attribute = whole_text
 
 
 def setup(app):
