@@ -65,6 +65,7 @@ class BlockDriver:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
         try:
             self._engine.start()
+            self._progress.clear()
             self._log.start(self._options)
             if not self._engine.inline:
                 self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)

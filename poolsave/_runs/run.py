@@ -227,6 +227,7 @@ class Run(Generic[AnyReport]):
             try:
                 _open_runs.add(self)
                 self._engine.start()
+                progress.clear()
                 self._log.start(self._options)
                 while not self._engine.finished:
                     batches = self._step()

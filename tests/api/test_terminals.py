@@ -82,14 +82,33 @@ def test_failures_stay_in_sight_in_a_bar_of_any_width(tmp_path, columns, executo
     assert "1000/1000" in bar or columns == 40
 
 
+LOGGED = """
+    import logging
+    import time
+    from poolsave import pooled_operation
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    @pooled_operation(executor="serial", transaction=None, chunksize=50)
+    def fails_once(number):
+        time.sleep(0.001)
+        if number == 400:
+            raise ValueError("once")
+
+    fails_once.map(range(500))
+"""
+
+
 @pytest.mark.parametrize("columns", [40, 120])
 def test_lines_of_the_log_stand_beside_the_bar(tmp_path, columns):
-    script = "import logging\nlogging.basicConfig(level=logging.INFO, format='%(message)s')\n" + textwrap.dedent(SCRIPT)
-    (tmp_path / "script.py").write_text(script)
-    shown = screen(on_terminal([sys.executable, str(tmp_path / "script.py"), "serial"], columns))
-    assert "fails_on_every_fourth_of_them ValueError, first at index 0 (0): no fourths" in shown
-    (end,) = [line for line in shown if "ended" in line]
-    assert end.startswith("fails_on_every_fourth_of_them ended: 1000 objects, 750 succeeded, 250 failed in ")
+    (tmp_path / "script.py").write_text(textwrap.dedent(LOGGED))
+    shown = screen(on_terminal([sys.executable, str(tmp_path / "script.py")], columns, POOLSAVE_WORKERS="1"))
+    started, cause, bar, ended, *rest = shown
+    assert started == "fails_once started (executor serial, up to 1 workers)"
+    assert cause == "fails_once ValueError, first at index 400 (400): once"
+    assert bar.startswith("failed=1 fails_once: 100%|")
+    assert ended.startswith("fails_once ended: 500 objects, 499 succeeded, 1 failed in ")
+    assert rest == [""]
 
 
 @pytest.mark.parametrize("columns", [40, 120])
