@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
+from asgiref.sync import AsyncToSync
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseErrorWrapper, load_backend
@@ -34,6 +35,8 @@ from ..errors import InvalidOperation
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
+MAX_ANSWER_TIME = 1.0
+"""Seconds for the answer of a thread that waits in `async_to_sync()`. If it is busy it may be waiting for this one."""
 DUMMY_ENGINE = "django.db.backends.dummy"
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of all connections, as long as no error occurs. A check costs as much as several objects
@@ -93,6 +96,23 @@ def wrappers_of_thread() -> list[Any]:
     of_task = handler.all(initialized_only=True)
     with outside_event_loop():
         return list({id(wrapper): wrapper for wrapper in (*of_task, *handler.all(initialized_only=True))}.values())
+
+
+def wrappers_of_waiting_thread() -> list[Any]:
+    """Give the connection wrappers of the thread that waits in `async_to_sync()` for the event loop of this one.
+
+    Only that thread has them, so it is asked. It runs what `sync_to_async()` sends to it, and may be busy with that.
+    """
+    loop: Any = asyncio._get_running_loop()
+    executor = AsyncToSync.loop_thread_executors.get(loop)
+    if executor is None:
+        return []
+    future = executor.submit(wrappers_of_thread)
+    try:
+        return future.result(MAX_ANSWER_TIME)
+    except TimeoutError:
+        future.cancel()
+        return []
 
 
 def load_backends() -> None:

@@ -19,7 +19,7 @@ from django.db import connections, router
 from django.db.models import QuerySet
 from django.db.models.base import ModelState
 
-from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings
+from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings, wrappers_of_waiting_thread
 from .._db.reachability import check_can_connect
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
@@ -54,6 +54,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     if not executor.inline:
         aliases = spec.aliases
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
+        yield partial(check_no_transaction_around_loop, aliases)
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
     yield partial(check_timeout, executor, spec.options.timeout)
     yield partial(check_key, spec)
@@ -199,6 +200,17 @@ def check_no_open_transaction(aliases: Iterable[str]) -> None:
                 raise InsideTransaction(alias)
             if connection.connection is not None and not connection.autocommit:
                 raise InsideTransaction(alias, AUTOCOMMIT_IS_OFF)
+
+
+def check_no_transaction_around_loop(aliases: Iterable[str]) -> None:
+    """Refuse a transaction around `async_to_sync()`, whose coroutine runs in another thread, with other connections.
+
+    Raises:
+        InsideTransaction: naming the alias and what to do.
+    """
+    for connection in wrappers_of_waiting_thread():
+        if connection.in_atomic_block and connection.alias in aliases:
+            raise InsideTransaction(connection.alias)
 
 
 AUTOCOMMIT_IS_OFF = (

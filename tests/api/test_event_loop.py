@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from django.db import connections
+from asgiref.sync import async_to_sync
+from django.db import connections, transaction
 
-from poolsave import InvalidOperation, concurrent_saves, pooled_operation
+from poolsave import InsideTransaction, InvalidOperation, concurrent_saves, pooled_operation
 from tests.models import Person
 from tests.support import operations
 
@@ -66,3 +67,22 @@ def test_serial_is_refused_in_an_event_loop():
         with pytest.raises(InvalidOperation, match=r"an event loop runs in this thread.*sync_to_async"):
             in_coroutine(use)
     assert in_coroutine(lambda: operations.doubles.using(executor="serial").map([1])).values == [2]
+
+
+def test_transaction_around_async_to_sync_is_refused():
+    """The coroutine runs in another thread, whose connections are not those of the transaction."""
+    operation = operations.save_person.using(executor="thread")
+
+    async def in_another_thread(use):
+        assert not connections["default"].in_atomic_block
+        return use()
+
+    for use in (
+        lambda: operation.map(["a"]),
+        lambda: next(operation.stream(["a"])),
+        lambda: (operation | operation).map(["a"]),
+        lambda: concurrent_saves(executor="thread").__enter__(),
+    ):
+        with transaction.atomic(), pytest.raises(InsideTransaction):
+            async_to_sync(in_another_thread)(use)
+    assert async_to_sync(in_another_thread)(lambda: operation.map(["a"])).ok
