@@ -39,12 +39,14 @@ class Pools(Protocol):
 
     def start_method(self) -> str:
         """How a pool would be started now."""
+        ...
 
     def obstacle(self, sample: OutcomeBatch | None) -> str | None:
         """Why there can be no pool now, or none for such objects and values."""
 
     def make(self) -> tuple[Executor, Job]:
         """Make a pool, which is not started, and its job."""
+        ...
 
 
 class AutoEngine(Engine):

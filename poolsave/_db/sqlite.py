@@ -155,14 +155,12 @@ class _GuardedCursor:
 
     def _guarded(self, execute: Callable[..., Any], statement: Any, *args: Any) -> Any:
         guard: Any = guard_of(self.connection)
-        is_guarded = guard is not None and guard.is_armed
-        if is_guarded:
-            guard.check_statement(statement)
-            guard.has_ended()
-        if self.connection.pending_begin is not None:
+        if guard is None or not guard.is_armed:
             self.connection.begin_if_pending()
-        if not is_guarded:
             return execute(statement, *args)
+        guard.check_statement(statement)
+        guard.has_ended()
+        self.connection.begin_if_pending()
         try:
             return execute(statement, *args)
         except BaseException:

@@ -24,8 +24,9 @@ def is_typed(code: CodeType) -> bool:
 
 def is_guarded(code: CodeType) -> bool:
     """Whether code stands below `if __name__ == "__main__":` in the script, which only the caller runs."""
-    path = getattr(sys.modules["__main__"], "__file__", None)
-    return path == code.co_filename and any(code.co_firstlineno in lines for lines in _guarded_lines(path))
+    path = code.co_filename
+    is_script = path == getattr(sys.modules["__main__"], "__file__", None)
+    return is_script and any(code.co_firstlineno in lines for lines in _guarded_lines(path))
 
 
 def is_started_again_by_import() -> bool:

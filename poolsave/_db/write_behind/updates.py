@@ -33,10 +33,9 @@ class UpdatePlan:
         self.table, self.fields = table, list(fields)
         self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
         self._names = [field.column for field in (key, *fields)]
-        self.is_possible = catalog.is_plain(table) and not catalog.has_odd_unique_index(table) and key not in fields
-        if self.is_possible:
-            columns = catalog.columns(table)
-            self.is_possible = all(name in columns for name in self._names)
+        is_plain = catalog.is_plain(table) and not catalog.has_odd_unique_index(table) and key not in fields
+        columns = catalog.columns(table) if is_plain else {}
+        self.is_possible = columns.keys() >= {*self._names}
         if self.is_possible:
             self._kinds = [columns[name].kind for name in self._names]
             self._unique = [name for name in self._names[1:] if columns[name].is_unique]
