@@ -3,6 +3,9 @@ each of them."""
 
 import gc
 import random
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -78,3 +81,33 @@ def test_search_finds_what_came_since_the_last_one(monkeypatch):
     assert len(searches) == 2
     del later
     assert {*map(id, find_generators())} == found[0]
+
+
+SCRIPT = """
+    import random
+    import sys
+
+    import django
+    from django.conf import settings
+    from poolsave import pooled_operation
+
+    generator = random.Random(11)
+
+    @pooled_operation(workers=1, transaction=None, progress=False)
+    def draw(_item):
+        return generator.random()
+
+    if __name__ == "__main__":
+        settings.configure()
+        django.setup()
+        found = [draw.using(start_method="spawn").map([1]).values[0] for _ in range(2)]
+        assert len({*found, draw(1)}) == 3, found
+"""
+
+
+def test_a_generator_of_a_script_is_seeded_in_spawned_workers(tmp_path):
+    """They import the script before poolsave has the say."""
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(SCRIPT))
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr

@@ -48,9 +48,11 @@ def main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], 
 def _main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], None] | None = None) -> None:
     _reset_signals()
     os.setpgid(0, 0)  # a group of its own, so that processes that an object starts are ended together with it
+    forked = close_parent_ends is not None
     if close_parent_ends is not None:  # of the parent's own ends
         close_parent_ends()
-    gc.freeze()  # a collection would write to inherited pages, and so copy them
+    if forked:
+        gc.freeze()  # a collection would write to inherited pages, and so copy them
     marks = SharedMarks.attach(pipes.marks.fd)
     faulthandler.enable(pipes.crash_log.fd)
     _exit_with_parent(pipes.tasks.fileno())
@@ -58,6 +60,8 @@ def _main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[],
     try:
         job: Job = pickle.loads(job_or_bytes) if isinstance(job_or_bytes, bytes) else job_or_bytes
         session = job.open()
+        if not forked:  # not before: the search for generators would miss those of a script that is imported by now
+            gc.freeze()
     except BaseException as error:  # reported to the caller, which raises it
         send(replies, SETUP_FAILED + pickle.dumps(record_exception(error)))
         return
