@@ -5,6 +5,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 from tests.docs.pages import ROOT, python_of
 
@@ -44,7 +45,7 @@ def test_the_script_runs_as_it_stands_there(tmp_path):
     printed = run(tmp_path, "create_users.py").stdout
     (shown,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     assert without_figures(printed) == without_figures(shown)
-    with sqlite3.connect(tmp_path / "db.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "db.sqlite3")) as database:
         assert database.execute("SELECT count(*) FROM auth_user_groups").fetchone() == (1000,)
 
 
