@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
-from poolsave import ClusterUnusable, InvalidOption, Status, executors, pooled_operation
+from poolsave import ClusterUnusable, InvalidOption, Status, executors
 from poolsave._environment.django_setup import _overridden
 from poolsave._environment.versions import Versions
 from poolsave._pipelines import selector as _selector
@@ -413,13 +413,10 @@ def test_a_scheduler_that_ends_ends_the_run_with_its_report(tmp_path):
 
 @pytest.mark.parametrize("patience", [0.005, 60], ids=["asked", "told"])
 def test_a_stage_of_a_pipeline_runs_in_the_cluster(address, monkeypatch, patience):
-    """A lambda reaches only a worker that was forked, which happens only before Dask starts a thread in the caller."""
     monkeypatch.setattr(_selector, "HEARTBEAT", patience)
-    shout = pooled_operation(transaction=None, progress=False, workers=2)(lambda number: f"{number}!")
-    report = (on(address, stages.doubles) | shout).using(keep="all").map(range(50))
-    assert report.values == [f"{2 * number}!" for number in range(50)]
-    here, there = (row.name for row in report.stages)
-    assert (here, there) == ("doubles", "<lambda>")
+    report = (on(address, stages.doubles) | stages.names).using(keep="all").map(range(50))
+    assert report.values == [stages.names(2 * number) for number in range(50)]
+    assert [row.name for row in report.stages] == ["doubles", "names"]
 
 
 def kill_workers(client, signed, count, generator):
