@@ -6,12 +6,10 @@ import re
 import subprocess
 import sys
 import textwrap
-from types import SimpleNamespace
 
 import pytest
 
 from poolsave import concurrent_saves, pooled_operation
-from poolsave._runs import logs
 from tests.models import Person
 from tests.support import operations, pools
 
@@ -84,38 +82,6 @@ def test_run_that_breaks_off_is_logged_as_stopped(caplog):
         operations.doubles.using(executor="serial", chunksize=1, progress=lambda *_: 1 / 0).map(range(1000))
     assert lines(caplog)[-1] == ("INFO", "ended")
     assert caplog.records[-1].poolsave_stopped == "ZeroDivisionError in the caller"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, capsys):
-    """Time that passes quickly, and what is written to a stderr that is no terminal."""
-    monkeypatch.setattr(logs, "INTERVAL", 0)
-    return lambda: capsys.readouterr().err
-
-
-def test_progress_without_a_terminal_is_lines_of_the_log(caplog, elsewhere):
-    fails_for_two_causes.using(executor="serial", progress=True, chunksize=2, window=2).map(range(8), total=None)
-    progress = [record for record in caplog.records if record.poolsave_event == "progress"]
-    assert [(record.poolsave_done, record.poolsave_failed) for record in progress] == [(2, 1), (4, 2), (6, 3), (8, 4)]
-    assert progress[1].getMessage().startswith("fails_for_two_causes 4 of 8 objects done, 2 failed (")
-    assert elsewhere() == ""
-
-
-def test_lines_go_to_stderr_where_the_log_leaves_them_out(caplog, elsewhere):
-    caplog.set_level(logging.WARNING, "poolsave")
-    operations.doubles.using(executor="serial", progress=True, chunksize=4).map(iter("abcd"), total=5)
-    written = elsewhere()
-    assert written.splitlines()[-1].startswith("doubles: 4 of 5 objects done, 0 failed (")
-    assert "\r" not in written
-
-
-def test_there_are_thirty_seconds_between_two_lines(caplog, monkeypatch):
-    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0)
-    monkeypatch.setattr(logs, "time", clock)
-    progress = logs.LogProgress(None, "slow")
-    for clock.now in range(10, 100, 10):
-        progress.advance(1, 0)
-    assert [record.poolsave_done for record in caplog.records] == [3, 6, 9]
 
 
 SCRIPT = """

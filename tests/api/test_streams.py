@@ -176,7 +176,7 @@ def test_memory_of_the_report_is_bounded(keep, join):
             pass
     report = outcomes.report
     gc.collect()
-    assert len(alive) < 1020
+    assert len(alive) < 1100  # the first 1,000 failures, and what is in flight
     assert report.failed == 3000
     assert report.causes == {("LookupError", None): 2000, ("ValueError", None): 1000}
     assert [failure.index for failure in report.failures] == [*range(1000)]

@@ -136,6 +136,7 @@ def test_callback_that_ignores_its_timeout_ends_its_worker(mode):
 @with_databases
 @modes
 def test_timeout_ends_the_wait_for_a_server_without_an_answer(monkeypatch, mode):
+    connections["postgres"].ensure_connection()  # or the caller would look whether there is one to be had
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", host)

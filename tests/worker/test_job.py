@@ -17,11 +17,13 @@ from tests.support import carriers, operations
 from tests.support.carriers import colour
 
 
-def test_function_under_the_guard_is_named_by_the_worker(monkeypatch):
+def test_function_missing_in_the_script_is_named_by_the_worker(monkeypatch, tmp_path):
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    exec("def double(number):\n    return 2 * number", vars(main))
-    main.__file__ = "script.py"
+    script = tmp_path / "script.py"
+    script.write_text("def double(number):\n    return 2 * number")
+    exec(compile(script.read_text(), str(script), "exec"), vars(main))
+    main.__file__ = str(script)
     options = Options.resolve({"transaction": None, "start_method": "spawn"})
     job = prepare_run(OperationSpec(function=main.double, options=options)).job
     sent = pickle.loads(pickle.dumps(job))
