@@ -9,6 +9,7 @@ from django.test import override_settings
 from django.views.debug import ExceptionReporter
 
 from poolsave import pooled_operation
+from poolsave.executors.processes import start_methods
 from tests.models import Person
 from tests.support import operations
 
@@ -54,6 +55,7 @@ def test_locals_of_a_start_that_fails_hide_settings(secrets, monkeypatch, method
 
 def test_locals_of_a_fork_server_that_fails_hide_settings(secrets, monkeypatch):
     monkeypatch.setattr(forkserver, "ensure_running", lambda: refused(None))
+    monkeypatch.setattr(start_methods, "_specs_at_start", {})  # or it is passed by where a test has reloaded a module
     with pytest.raises(OSError, match="no more processes") as caught:
         operations.save_person.using(start_method="forkserver").map(["a"])
     shown = local_variables(caught.value)

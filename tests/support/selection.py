@@ -3,7 +3,7 @@
 A promise is proved once by the default run, and once with each value of each of its parameters. It does not try every
 combination of databases, start methods, executors and modes: those are marked `exhaustive`. Executors that start fresh
 interpreters are left to CI wherever others are tried too, and outside of the contract suite also those of other
-libraries. The contract suite tries spawn by every test; elsewhere it is CI's, beside fork and the fork server.
+libraries. Spawn is tried by those tests of the contract suite for which it differs from the fork server.
 Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
@@ -18,6 +18,8 @@ FRESH = {"process-pool", "ProcessPoolExecutor", "loky", "dask-threads"}
 """Executors that start fresh interpreters for every test, and a second cluster of Dask's."""
 OWN = {"serial", "thread", "fork", "forkserver"}
 """Executors that the default run tries outside of the contract suite, which tries others as well."""
+SPAWN_IS_FORKSERVER = {"test_behaviour.py", "test_unpicklable.py"}
+"""Files of the contract suite in which a spawned worker does what one of the fork server does, and takes longer."""
 
 
 thorough = False
@@ -53,7 +55,7 @@ def mark_exhaustive(items):
 def is_left_out(item):
     given = set(parameters(item).values())
     if "contract" in item.path.parts:
-        return not given.isdisjoint(FRESH)
+        return not given.isdisjoint(FRESH | ({"spawn"} if item.path.name in SPAWN_IS_FORKSERVER else set()))
     return not given.isdisjoint(EXECUTORS.keys() - OWN)
 
 
