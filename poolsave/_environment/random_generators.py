@@ -11,24 +11,15 @@ import gc
 import os
 import random
 import sys
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import compress
 from typing import Any
 
-FREE_THREADED = "t" in getattr(sys, "abiflags", "")
-"""Whether Python was built without the lock, so that a class has no reference count of its instances."""
 _of_fork_server: list[object] = []
 """Generators that were found in the fork server."""
 _reseeded: dict[int, list[object]] = {}
 """By process id, the generators that were reseeded there. They are kept alive, so that their ids stay unique."""
-
-
-_counts: dict[int, int] = {}
-"""The reference counts of the classes at the last search, by their ids."""
-_found: list[weakref.ref[object]] = []
-"""What that search has found."""
 
 
 def find_generators() -> list[object]:
@@ -41,14 +32,9 @@ def find_generators() -> list[object]:
         objects = gc.get_objects()
         return [*compress(objects, map(kinds.__contains__, map(type, objects)))]
     kinds = {*_with_subclasses(random.Random)}
-    # Every instance of a class that is written in Python holds a reference to it.
-    counts = {id(kind): sys.getrefcount(kind) for kind in kinds}
-    if counts != _counts or FREE_THREADED:
-        generators = [value for value in gc.get_referrers(*kinds) if type(value) in kinds]
-        _counts.clear()
-        _counts.update(counts)
-        _found[:] = map(weakref.ref, generators)
-    return [generator for reference in _found if (generator := reference()) is not None]
+    # Every instance of a class that is written in Python holds a reference to it. This takes half the time. An
+    # unchanged count of these references says nothing: a generator may have come as another one died.
+    return [value for value in gc.get_referrers(*kinds) if type(value) in kinds]
 
 
 def remember_generators() -> None:
@@ -65,7 +51,6 @@ def reseed_generators(inherited: Iterable[object] | None = ()) -> None:
     """Reseed, in a worker process, the generators that were not reseeded here. None: search frozen objects too."""
     if inherited is None:
         gc.unfreeze()
-        _counts.clear()  # the last search has not seen frozen objects
         inherited = find_generators()
         gc.freeze()
     done = _reseeded.setdefault(os.getpid(), [])
