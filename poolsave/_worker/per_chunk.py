@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 from .._db.commit_status import unanswered_note
@@ -70,21 +70,21 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     """
     transactions = begin_on(aliases, noted=noted)
     ran: list[_RanObject] = []
+    savepoints: Savepoints | None = None
     note, error, undone = 0, transactions.error, False
     if error is None:
-        savepoints = open_savepoints(transactions)
         try:
-            for index, call in enumerate(calls):
-                ran.append(_run_object(call, marks, first + index, savepoints, transactions))
-                _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
-            transactions.check_can_commit()
-            savepoints.release()
-            note = record_xid(aliases, marks) if noted else 0
+            savepoints = open_savepoints(transactions)
+            with closing(savepoints):
+                for index, call in enumerate(calls):
+                    ran.append(_run_object(call, marks, first + index, savepoints, transactions))
+                    _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
+                transactions.check_can_commit()
+                savepoints.release()
+                note = record_xid(aliases, marks) if noted else 0
         except BaseException as caught:
             error = caught
-        finally:
-            savepoints.close()
-        undone = savepoints.undone
+        undone = savepoints is not None and savepoints.undone
     if transactions.disarm() or error is not None:
         result = _roll_back(ran, transactions, error, marks, first)
         return result._replace(undone=undone) if isinstance(result, ChunkRolledBack) else result

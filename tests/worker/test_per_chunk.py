@@ -5,6 +5,7 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from poolsave import Status, pooled_operation
+from poolsave._db.transaction_guard import guard_of
 from poolsave._engine.chunking import FlowControl
 from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
 from poolsave.executors.marks import PENDING
@@ -212,6 +213,22 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
         halve=False
     )
     assert names("postgres") == []
+
+
+def test_savepoints_that_do_not_open_leave_no_transaction_open():
+    """As when Ctrl-C comes, or a package that wraps savepoints raises."""
+
+    def cannot_open(_transactions):
+        raise KeyboardInterrupt
+
+    result = run_chunk_in_transaction(
+        [Person(name="a").save], LocalMarks(), 0, ["default"], noted=False, open_savepoints=cannot_open
+    )
+    assert result == ChunkRolledBack(halve=False)
+    assert not connections["default"].in_atomic_block
+    assert guard_of(connections["default"].connection) is None
+    Person(name="b").save()
+    assert names("default") == ["b"]
 
 
 def test_set_local_and_temporary_tables_can_be_put_back():
