@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
 
@@ -39,10 +40,16 @@ class KeyedSource:
         self._waiting: dict[Hashable, deque[tuple[int, Any]]] = {}
         """By key, the objects that wait until one that is in flight has ended, with their indices."""
         self._waiting_count = 0
-        self._free: deque[Hashable] = deque()
-        """Keys with objects that wait for nothing any more."""
+        self._free: list[tuple[int, Hashable]] = []
+        """A heap of keys, whose objects wait for nothing any more, by the index of the first of these. The lowest one
+        goes out first: with `ordered=True` all other outcomes may wait for it, and fill the window."""
         self._in_flight: dict[Hashable, int] = {}
+        self._keyless: deque[Any] = deque()
+        """Pulled objects whose key is not known yet: some are left if an exception ends the run in `key`."""
         self._pulled = 0
+        """How many objects have been pulled, without these."""
+        self._taken_back: list[tuple[int, Any]] = []
+        """Objects of a chunk that such an exception has kept from going out, with their indices."""
         self._handed_out = 0
         self._places: dict[int, tuple[int, Hashable]] = {}
         """By position, the index and the key of an object in flight."""
@@ -67,17 +74,32 @@ class KeyedSource:
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         """Return objects that may run now, in the order of each key; None if there are none."""
         chunk: list[Any] = []
+        try:
+            self._fill(chunk, size, idle=idle)
+        except BaseException:  # a signal's handler has raised in `key`: the run ends, and this chunk does not go out
+            self._take_back(chunk)
+            raise
+        return chunk or None
+
+    def _fill(self, chunk: list[Any], size: int, *, idle: bool) -> None:
         keys: set[Hashable] = set()
         while self._free and len(chunk) < size:
             self._take_waiting(chunk, keys, size)
         room = min(size - len(chunk), self._max_waiting - self._waiting_count)
         if room > 0 and not self._source.exhausted:
-            for item in self._source.gather(room, idle=idle and not chunk) or ():
-                self._take_pulled(item, chunk, keys)
-        return chunk or None
+            self._keyless += self._source.gather(room, idle=idle and not chunk) or ()
+        while self._keyless:
+            self._take_pulled(self._keyless[0], chunk, keys)
+            self._keyless.popleft()
+            self._pulled += 1
+
+    def _take_back(self, chunk: list[Any]) -> None:
+        self._handed_out -= len(chunk)
+        for position, item in enumerate(chunk, self._handed_out):
+            self._taken_back.append((self._places.pop(position)[0], item))
 
     def _take_waiting(self, chunk: list[Any], keys: set[Hashable], size: int) -> None:
-        key = self._free.popleft()
+        _index, key = heappop(self._free)
         waiting = self._waiting[key]
         while waiting and len(chunk) < size:
             self._hand_out(*waiting.popleft(), key, chunk, keys)
@@ -87,7 +109,6 @@ class KeyedSource:
 
     def _take_pulled(self, item: Any, chunk: list[Any], keys: set[Hashable]) -> None:
         index = self._pulled
-        self._pulled += 1
         try:
             key = self._key(item)
             is_in_flight = key in self._in_flight
@@ -134,16 +155,18 @@ class KeyedSource:
         if not self._in_flight[key]:
             del self._in_flight[key]
             if key in self._waiting:
-                self._free.append(key)
+                heappush(self._free, (self._waiting[key][0][0], key))
         return index
 
     def give_up(self) -> list[Any]:
         """End the source. Returns what has been pulled and not handed out, in input order."""
-        left = [pair for waiting in self._waiting.values() for pair in waiting]
+        left = [*self._taken_back, *(pair for waiting in self._waiting.values() for pair in waiting)]
         left += [(index, item) for index, item, _error in self._refused]
         left.sort(key=itemgetter(0))
-        left += enumerate(self._source.give_up(), self._pulled)
+        left += enumerate([*self._keyless, *self._source.give_up()], self._pulled)
         self._waiting, self._waiting_count = {}, 0
+        self._taken_back.clear()
+        self._keyless.clear()
         self._refused.clear()
         self._free.clear()
         for index, _item in left:
@@ -173,6 +196,10 @@ class KeyedEngine(Engine):
                 return chunk
             busy |= keys
         return self._gather()
+
+    def _next_size(self) -> int:
+        # Outcomes that wait for their turn can fill a window that has become smaller, while their turn waits here.
+        return super()._next_size() or int(not self._tasks)
 
     def _keys_of(self, chunk: Chunk) -> set[Hashable]:
         return self._keyed.keys_at(range(chunk.index + chunk.answered, chunk.index + len(chunk.objects)))

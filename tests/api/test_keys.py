@@ -6,6 +6,7 @@ What is right is the order of the input; when an object began and ended is told 
 import os
 import random
 import signal
+import threading
 import time
 from collections import defaultdict
 from operator import itemgetter
@@ -14,6 +15,7 @@ import pytest
 from django.contrib.auth.models import Group
 
 from poolsave import InvalidOption, Status, concurrent_saves, pooled_operation
+from poolsave._runs.run import run_of
 from tests.models import Tag
 from tests.support.pools import EXECUTORS
 
@@ -182,3 +184,50 @@ def test_keys_that_are_many_cost_little():
         assert report.succeeded == 2_000
     print(seconds)
     assert seconds["plain"] / seconds["keyed"] > 0.5  # 0.8 and more, if nothing else runs
+
+
+def test_first_undelivered_object_goes_out_first():
+    """Else objects behind it fill the window with outcomes that wait for it."""
+    begun, c_has_begun, all_but_first_have_ended = [], threading.Event(), threading.Event()
+
+    def waits(name):
+        begun.append(name)
+        if name == "a0":
+            assert all_but_first_have_ended.wait(30)
+        if name == "b2":
+            assert c_has_begun.wait(30)
+        if name == "c4":
+            c_has_begun.set()
+
+    def shows(done, _total):
+        if done == 2:
+            all_but_first_have_ended.set()
+
+    options = {"executor": "thread", "workers": 3, "window": 3, "chunksize": 1, "transaction": None}
+    operation = pooled_operation(**options, progress=shows, key=itemgetter(0))(waits)
+    outcomes = [*operation.stream(["a0", "a1", "b2", "b3", "c4"], ordered=True)]
+    assert [outcome.index for outcome in outcomes] == [*range(5)]
+    assert begun.index("a1") < begun.index("b3")
+
+
+@pytest.mark.timeout(20)
+def test_full_window_of_undelivered_outcomes_ends():
+    """A window of automatic size becomes smaller when objects turn out to be slow."""
+    run = run_of(echoes.using(key=str, executor="thread").__poolsave_spec__(), range(5))
+    run._reorderer.undelivered = 1_000_000
+    assert run.complete().values == [*range(5)]
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])
+def test_exception_that_ends_the_run_in_key_drops_no_object(raised):
+    def key(number):
+        if number == 25:
+            raise raised("from a handler")
+        return number
+
+    keyed = echoes.using(key=key, executor="thread", chunksize=10, keep="all")
+    with pytest.raises(raised) as caught:
+        keyed.map([*range(40)])
+    outcomes = [*caught.value.report]
+    assert [(one.index, one.item) for one in outcomes] == [(number, number) for number in range(30)]
+    assert {one.status for one in outcomes[20:]} == {Status.SKIPPED}
