@@ -23,7 +23,7 @@ from .fields import Row
 from .inserts import InsertPlan, InsertPlans
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
-from .updates import COUNT_IS_WRONG, UpdatePlan, UpdatePlans, key_of
+from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans, key_of
 
 Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row]
 """A row, and how it is sent."""
@@ -210,7 +210,7 @@ class WriteBuffer:
 
     def _learn_from(self, error: BaseException) -> None:
         self._source.keys.forget()
-        if sqlstate_of(error) == COUNT_IS_WRONG:
+        if sqlstate_of(error) in (COUNT_IS_WRONG, TYPES_DIFFER):
             self._source.refused.update(plan.table for plan, _row in self._log if isinstance(plan, UpdatePlan))
 
     def undo(self, reason: str, error: BaseException | None = None) -> None:

@@ -7,6 +7,7 @@ row to others. Statements that name any other table send all buffered rows first
 
 from __future__ import annotations
 
+import uuid
 from typing import NamedTuple
 
 from .channel import Channel
@@ -26,10 +27,15 @@ SELECT c.relname::text,
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 """
 COLUMNS = """
-SELECT a.attname::text, format_type(a.atttypid, NULL), a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
+SELECT a.attname::text, '(NULL::' || format_type(c.reltype, NULL) || ').' || quote_ident(a.attname),
+       CASE WHEN l.collisdeterministic IS NOT FALSE THEN format_type(a.atttypid, -1) END,
+       'interval'::regtype IN (t.oid, t.typbasetype) AND GREATEST(a.atttypmod, t.typtypmod) >= 0,
+       a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
        s.name, s.name IS NOT NULL AND has_sequence_privilege(s.name, 'USAGE'),
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND a.attnum = ANY (i.indkey))
-  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
+       LEFT JOIN pg_collation l ON l.oid = a.attcollation
+       LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
        LATERAL (SELECT pg_get_serial_sequence(%s, a.attname) AS name) s
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
@@ -37,13 +43,26 @@ SETTINGS = """
 SELECT current_setting('search_path') || ' ' || current_user || ' ' || current_setting('session_replication_role')
 """
 """What the answers to the others depend on, besides the schema."""
+KEY_TYPES: dict[str, type] = {
+    "smallint": int,
+    "integer": int,
+    "bigint": int,
+    "text": str,
+    "character varying": str,
+    "uuid": uuid.UUID,
+}
+"""By PostgreSQL's name. Not `char(n)` and `citext`: 'a' is 'a ' or 'A' there."""
 
 
 class Column(NamedTuple):
     """A column of a table."""
 
-    kind: str
-    """Its type as SQL writes it."""
+    null: str
+    """A NULL of the column's own type as SQL writes it."""
+    key_type: type | None
+    """The type whose values are equal in Python exactly if they are equal here, or None."""
+    reads_by_fields: bool
+    """Whether what a text means depends on more than the type: '5' is five minutes in an `interval minute`."""
     sequence: str | None
     """The sequence that gives its default, if this session may draw from it."""
     is_unique: bool
@@ -82,7 +101,9 @@ class Catalog:
         if table not in self._columns:
             name = self._channel.connection.ops.quote_name(table)
             rows = self._channel.send(COLUMNS, [name, name])
-            self._columns[table] = {row[0]: Column(row[1], _sequence(*row[2:6]), row[6]) for row in rows}
+            self._columns[table] = {
+                row[0]: Column(row[1], KEY_TYPES.get(row[2]), row[3], _sequence(*row[4:8]), row[8]) for row in rows
+            }
         return self._columns[table]
 
 

@@ -50,7 +50,8 @@ def _text(value: str) -> str:
 
 
 def _float(value: float) -> str:
-    return repr(value) if value - value == 0 else f"'{value}'::float8"  # NaN and infinities differ from themselves
+    # NaN and infinities differ from themselves. Without a type, they leave that of the other rows' values alone.
+    return repr(value) if value - value == 0 else f"'{value}'"
 
 
 def _decimal(value: decimal.Decimal) -> str:

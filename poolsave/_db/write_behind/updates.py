@@ -2,7 +2,11 @@
 
 Its caller is told that one row was changed. When the rows are sent, the statement counts them, and fails if there are
 fewer: a row was not there. Then the chunk is undone, and the table's UPDATEs do not wait any more. The same happens if
-a column of a unique index has changed, since it matters then in which order rows change.
+a column of a unique index has changed, since it matters then in which order rows change; and if a value is of another
+type than the column.
+
+Values reach a column by assignment, as in a single UPDATE, where a text that is too long is an error. A cast would cut
+it. Nor are they cast to give VALUES its types: a row of typed NULLs comes first, which equals no row of the table.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from .literals import row_as_sql
 
 COUNT_IS_WRONG = "22012"
 """The SQLSTATE of a division by zero, by which a statement fails that has not changed all its rows."""
+TYPES_DIFFER = "42804"
+"""The SQLSTATE of a value that VALUES does not take for the column's type. An assignment takes some of them."""
 KEYS = (int, str, uuid.UUID)
 """Types of keys that wait."""
 
@@ -37,20 +43,22 @@ class UpdatePlan:
         columns = catalog.columns(table) if is_plain else {}
         self.is_possible = columns.keys() >= {*self._names}
         if self.is_possible:
-            self._kinds = [columns[name].kind for name in self._names]
+            self._nulls = ", ".join(columns[name].null for name in self._names)
+            self._key_type = columns[key.column].key_type
+            self.is_possible = not any(columns[name].reads_by_fields for name in self._names)
             self._unique = [name for name in self._names[1:] if columns[name].is_unique]
 
     def row(self, key: Any, values: Sequence[Any]) -> Row | None:
         """Make the row, or give None if one of the values cannot wait."""
         row = [reader.prepared(value) for reader, value in zip(self._readers, (key, *values), strict=True)]
-        return None if any(value is CANNOT_WAIT for value in row) else row
+        # Changes of one row are told by its key, whose equality has to be the server's.
+        return None if type(row[0]) is not self._key_type or any(value is CANNOT_WAIT for value in row) else row
 
     def statement(self, rows: list[Row]) -> str:
         """Give the UPDATE of these rows, which fails if it does not change all of them."""
         quote = self._connection.ops.quote_name
         key, *others = names = [*map(quote, self._names)]
-        first = ", ".join(f"{row_as_sql([value])}::{kind}" for value, kind in zip(rows[0], self._kinds, strict=True))
-        values = "), (".join([first, *map(row_as_sql, rows[1:])])
+        values = "), (".join([self._nulls, *map(row_as_sql, rows)])
         changes = ", ".join(f"{name} = new.{name}" for name in others)
         same = "".join(f" AND old.{name} IS NOT DISTINCT FROM new.{name}" for name in map(quote, self._unique))
         update = (
