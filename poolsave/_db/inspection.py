@@ -67,7 +67,12 @@ def _is_file(connection: Any) -> bool:
 
 
 def _ask_sqlite(connection: Any) -> DatabaseInfo:
-    (mode,) = _row(connection, "PRAGMA journal_mode")
+    # SQLite keeps the file of a closed connection open as long as another one of this process has a lock, which with a
+    # write-ahead log is always. A later run could not fork. So the caller's own is asked, past Django's log of queries.
+    if (own := connections[connection.alias].connection) is not None:
+        (mode,) = own.execute("PRAGMA journal_mode").fetchone()
+    else:
+        (mode,) = _row(connection, "PRAGMA journal_mode")
     return DatabaseInfo(journal_mode=mode)
 
 

@@ -10,6 +10,7 @@ import textwrap
 import threading
 from contextvars import ContextVar
 
+import psutil
 import pytest
 from django.contrib.auth.models import User
 from django.core import checks
@@ -150,6 +151,20 @@ def test_check_reports_a_sqlite_file_without_wal(monkeypatch, tmp_path):
     monkeypatch.setitem(connections["default"].settings_dict, "NAME", tmp_path / "missing.sqlite3")
     assert quiet.check() == []
     assert not (tmp_path / "missing.sqlite3").exists()
+
+
+def test_check_leaves_no_sqlite_file_open_that_prevents_a_fork():
+    """With a write-ahead log SQLite would keep the file of a second connection open."""
+    list(User.objects.all())
+    assert connections["default"].connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    path = os.path.realpath(connections["default"].settings_dict["NAME"])
+
+    def count_open():
+        return [file.path for file in psutil.Process().open_files()].count(path)
+
+    assert count_open() == 1
+    assert quiet.check() == []
+    assert count_open() == 1
 
 
 def test_check_reports_too_few_connections():
