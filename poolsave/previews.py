@@ -76,8 +76,9 @@ class Preview:
     seconds_per_object: float
     """The mean time of a sample in one worker, without COMMIT and without what the dry run itself took."""
     estimate: float | None
-    """Seconds that a run over the whole input would take: `total` times `seconds_per_object`, divided by the
-    number of workers where they can write side by side (not on SQLite). None if `total` is unknown."""
+    """The least seconds that a run over the whole input would take, without COMMITs: `total` times
+    `seconds_per_object`, divided by the number of workers where they can write side by side (not on SQLite). None if
+    `total` is unknown."""
     workers: int
     """By how many workers `estimate` divides."""
     chosen: str
@@ -162,7 +163,8 @@ def _time_line(preview: Preview) -> str:
     if preview.estimate is None or preview.total is None:
         return f"  time: {per_object}"
     whole = f"{_count(preview.total, 'row' if preview.of_rows else 'object')}"
-    return f"  time: {_duration(preview.estimate)} for {whole} in {_count(preview.workers, 'worker')}, {per_object}"
+    least = f"at least {_duration(preview.estimate)} for {whole} in {_count(preview.workers, 'worker')}"
+    return f"  time: {least}, without COMMITs; {per_object}"
 
 
 def _count(number: int, noun: str) -> str:

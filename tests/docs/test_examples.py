@@ -254,6 +254,28 @@ def test_command_imports_orders_and_again_what_failed(manage, tmp_path):
     assert saved() == ["A-1", "A-2", "A-3", "A-4", "B-1"]
 
 
+def test_command_that_ends_early_tells_what_was_done(manage, tmp_path):
+    """The file cannot be read to its end: what failed until then is told, written, and taken again."""
+    orders, failed = tmp_path / "orders.csv", tmp_path / "failed.csv"
+    lines = [f"B-{number},Nothing of this name,1\n" for number in range(1000)]
+    orders.write_bytes("".join(["number,product,quantity\n", *lines]).encode() + b"\xff,Ham,1\n")
+    manage("migrate", "-v0")
+    done = run(
+        "project/manage.py",
+        "import_orders",
+        orders,
+        "--failures",
+        failed,
+        PROJECT_DATABASE=str(tmp_path / "db.sqlite3"),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: 'utf-8' codec can't decode byte 0xff")
+    with open(failed, newline="") as file:
+        numbers = [json.loads(row["item_exact"])["number"] for row in csv.DictReader(file)]
+    assert numbers == [f"B-{number}" for number in range(len(numbers))] != []
+    assert f"{len(numbers)} failed" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

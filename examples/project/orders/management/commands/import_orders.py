@@ -45,15 +45,16 @@ class Command(BaseCommand):
     def handle(self, *, file, workers, dry_run, failures, verbosity, **_options):
         if failures and not failures.parent.is_dir():
             raise CommandError(f"there is no folder for {failures}")  # now, and not when all is done
+        why = f"not every order of {file} can be imported"
         try:
             operation = import_order.using(workers=workers, progress=None if verbosity else False)  # no bar in a file
             with open_orders(file) as orders:
                 result = operation.dry_run(orders) if dry_run else operation.map(orders)
-        except (OSError, PoolsaveError) as error:
-            raise CommandError(error) from error
-        if verbosity or not result.ok:
+        except (OSError, ValueError, csv.Error, PoolsaveError, KeyboardInterrupt, SystemExit) as error:
+            result, why = None if dry_run else getattr(error, "report", None), error  # what was done until then
+        if result is not None and (verbosity or not result.ok):
             self.stdout.write(str(result))
-        if failures and not dry_run:
+        if result is not None and failures and not dry_run:
             result.to_csv(failures, only="failures")  # anew each time: without a row if nothing failed
-        if not result.ok:
-            raise CommandError(f"not every order of {file} can be imported")  # exit status 1
+        if result is None or not result.ok:  # exit status 1
+            raise why if isinstance(why, (KeyboardInterrupt, SystemExit)) else CommandError(why)
