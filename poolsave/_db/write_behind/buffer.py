@@ -80,9 +80,10 @@ class WriteBuffer:
         self._guard = guard
         self._note_early = note_early
         self._log: list[Entry] = []
-        self._tables: dict[str, bool | None] = {}
-        """The tables of the log, and perhaps some whose rows were taken back. The value says whether their new rows
-        ignore conflicts; None if there are none."""
+        self._tables: dict[str, InsertPlan | None] = {}
+        """The tables of the log, and perhaps some whose rows were taken back, with the last plan of new rows."""
+        self._keys: dict[str, str] = {}
+        """The column by which the rows of a table are changed."""
         self._holds = True
         self.undone: str | None = None
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
@@ -105,9 +106,10 @@ class WriteBuffer:
         rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key)
         if plan is None or rows is None:
             return None
-        if self._tables.get(plan.table) not in (None, plan.ignores_conflicts):
+        last = self._tables.get(plan.table)
+        if last is not None and last is not plan and (last.ignores_conflicts or plan.ignores_conflicts):
             self.flush()  # which of two rows conflicts with the other depends on their order
-        self._tables[plan.table] = plan.ignores_conflicts
+        self._tables[plan.table] = plan
         self._log += [(plan, row) for row in rows]
         if len(self._log) >= MAX_ROWS:
             self.flush()
@@ -123,6 +125,9 @@ class WriteBuffer:
         row = None if plan is None else plan.row(key_of(query), [value for _field, _model, value in query.values])
         if plan is None or row is None:
             return False
+        if self._keys.setdefault(plan.table, plan.key) != plan.key:
+            self.flush()  # a row that has two keys cannot be told from two rows
+            self._keys[plan.table] = plan.key
         self._tables.setdefault(plan.table, None)
         self._log.append((plan, row))
         if len(self._log) >= MAX_ROWS:
@@ -177,7 +182,7 @@ class WriteBuffer:
             self.undo(f"{type(error).__name__} while buffered rows were sent", error)
         self.rows += len(self._log)
         self._log = []
-        self._tables = {}
+        self._tables, self._keys = {}, {}
         self.flushes += 1
         self.sent += 1
 
@@ -228,13 +233,18 @@ class WriteBuffer:
 
 
 def _statements(log: list[Entry]) -> list[str]:
-    """Give the statements in an order that gives what the single ones would: new rows, then the first change of each
-    row, then the second."""
-    groups: dict[tuple[int, InsertPlan | UpdatePlan], list[Row]] = {}
-    changes = Counter[tuple[str, Any]]()
+    """Give the statements in an order that gives what the single ones would: the changes of rows that have to be there
+    already, then new rows, then their changes. The first change of each row comes before the second."""
+    groups: dict[tuple[int, int, InsertPlan | UpdatePlan], list[Row]] = {}
+    new: set[tuple[str, str | None, Any]] = set()
+    changes = Counter[tuple[str, str | None, Any]]()
     for plan, row in log:
+        identity = plan.identity(row)
+        step = (1, 0)
         if isinstance(plan, UpdatePlan):
-            changes[plan.table, row[0]] += 1
-        change = changes[plan.table, row[0]] if isinstance(plan, UpdatePlan) else 0
-        groups.setdefault((change, plan), []).append(row)
-    return [plan.statement(rows) for (_change, plan), rows in sorted(groups.items(), key=lambda group: group[0][0])]
+            changes[identity] += 1
+            step = (2 if identity in new else 0, changes[identity])
+        else:
+            new.add(identity)
+        groups.setdefault((*step, plan), []).append(row)
+    return [plan.statement(rows) for (*_step, plan), rows in sorted(groups.items(), key=lambda group: group[0][:2])]

@@ -65,6 +65,11 @@ class InsertPlan:
         assert self.key_index is not None
         return [(row[self.key_index],) for row in rows]
 
+    def identity(self, row: Row) -> tuple[str, str | None, Any]:
+        """Give the table, column and value by which a change would find the row; neither is known without a key."""
+        index = self.key_index
+        return (self.table, None, None) if index is None else (self.table, self.columns[index], row[index])
+
     def statement(self, rows: list[Row]) -> str:
         """Give the INSERT of these rows."""
         quote = self._connection.ops.quote_name

@@ -39,6 +39,7 @@ class UpdatePlan:
         self.table, self.fields = table, list(fields)
         self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
         self._names = [field.column for field in (key, *fields)]
+        self.key: str = key.column
         is_plain = catalog.is_plain(table) and not catalog.has_odd_unique_index(table) and key not in fields
         columns = catalog.columns(table) if is_plain else {}
         self.is_possible = columns.keys() >= {*self._names}
@@ -53,6 +54,10 @@ class UpdatePlan:
         row = [reader.prepared(value) for reader, value in zip(self._readers, (key, *values), strict=True)]
         # Changes of one row are told by its key, whose equality has to be the server's.
         return None if type(row[0]) is not self._key_type or any(value is CANNOT_WAIT for value in row) else row
+
+    def identity(self, row: Row) -> tuple[str, str | None, Any]:
+        """Give the table, column and value by which the row is found."""
+        return self.table, self.key, row[0]
 
     def statement(self, rows: list[Row]) -> str:
         """Give the UPDATE of these rows, which fails if it does not change all of them."""
