@@ -14,6 +14,7 @@ Sources: MariaDB's "InnoDB Lock Modes", "SAVEPOINT" and "SQL statements that cau
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -34,10 +35,13 @@ class MysqlGuard(TransactionGuard):
         super().__init__(connection)
         self._class = type(self.raw)
         self._is_set = False
+        self._answered = 0
+        """How many of the statements that were sent last the server has answered."""
 
     def install(self) -> None:
+        guarded = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
         super().install()
-        self.raw.__class__ = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
+        self.raw.__class__ = guarded
 
     def uninstall(self) -> None:
         self.raw.__class__ = self._class
@@ -45,7 +49,11 @@ class MysqlGuard(TransactionGuard):
 
     def begin(self) -> None:
         """Begin the transaction and set its savepoint."""
-        self._send("SET autocommit=0", f"SAVEPOINT {SAVEPOINT}")
+        try:
+            self._send("SET autocommit=0", f"SAVEPOINT {SAVEPOINT}")
+        except BaseException:
+            self._close()  # autocommit may be off there, while Django believes that it is on
+            raise
         self._is_set = True
 
     def end(self, how: str) -> bool:
@@ -55,22 +63,36 @@ class MysqlGuard(TransactionGuard):
         self._is_set = False
         try:
             self._send(f"RELEASE SAVEPOINT {SAVEPOINT}", how, "SET autocommit=1")
-        except Exception as error:  # of whatever driver
-            self.note_error(error)
-            self.ended = self.ended or (is_savepoint_missing(error) and not self.rolled_back)
-            if how == "COMMIT" or not self.ended:
-                raise
-            return False
+        except self.connection.Database.Error as error:
+            return self._answered > 1 or self._has_failed(error, how)  # Django sends the last one again
+        except BaseException:  # of a signal's handler: answers may be left, for which the driver refuses what follows
+            self._close()
+            raise
         return True
 
+    def _has_failed(self, error: Exception, how: str) -> bool:
+        self.note_error(error)
+        self.ended = self.ended or (is_savepoint_missing(error) and not self.rolled_back)
+        if how == "COMMIT" or not self.ended:
+            raise error
+        return False
+
     def _send(self, *statements: str) -> None:
-        if not self.raw.client_flag & MULTI_STATEMENTS:
-            for statement in statements:
+        self._answered = 0
+        at_once = self.raw.client_flag & MULTI_STATEMENTS
+        if at_once:
+            self.raw.query("; ".join(statements))
+            self._answered = 1
+        for statement in statements[self._answered :]:
+            if at_once:
+                self.raw.next_result()
+            else:
                 self.raw.query(statement)
-            return
-        self.raw.query("; ".join(statements))
-        for _ in statements[1:]:
-            self.raw.next_result()
+            self._answered += 1
+
+    def _close(self) -> None:
+        with suppress(Exception):  # such as that it is closed already
+            self.connection.close()
 
     def has_aborted(self) -> bool:
         return not getattr(self.raw, "open", True)
@@ -107,13 +129,12 @@ def _guarded_connection(base: Any) -> Any:
         __slots__ = ()
         is_guarded = True
 
-        def query(self, query: Any, *args: Any) -> Any:
+        def query(self, query: Any, *args: Any, **options: Any) -> Any:
             guard: Any = guard_of(self)
             if guard is not None and guard.is_armed:
                 guard.check_statement(query)
-            return send(self, query, *args)
+            return send(self, query, *args, **options)
 
-        store_result = _noting_errors(base.store_result)  # a row that is locked is an error of this one
         next_result = _noting_errors(base.next_result)
         commit = _ending(base.commit, "COMMIT")
         rollback = _ending(base.rollback, "ROLLBACK")
@@ -126,6 +147,8 @@ def _guarded_connection(base: Any) -> Any:
             else:
                 guard.begin()
 
+    if hasattr(base, "store_result"):  # a row that is locked is an error of this one; PyMySQL reads rows in query()
+        Connection.store_result = _noting_errors(base.store_result)
     return Connection
 
 
@@ -140,9 +163,9 @@ def _ending(method: Callable[[Any], None], how: str) -> Any:
 
 
 def _noting_errors(method: Callable[..., Any]) -> Any:
-    def call(raw: Any, *args: Any) -> Any:
+    def call(raw: Any, *args: Any, **options: Any) -> Any:
         try:
-            return method(raw, *args)
+            return method(raw, *args, **options)
         except Exception as error:
             guard: Any = guard_of(raw)
             if guard is not None and guard.is_armed:

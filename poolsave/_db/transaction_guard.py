@@ -163,6 +163,7 @@ class TransactionGuard:
         self.has_ended()
         self.ended = self.ended or connections[self.connection.alias] is not self.connection
         self.is_armed = False
+        self._errors.first = None
         if self._connect is None:
             vars(self.connection).pop("connect", None)
         else:
@@ -176,6 +177,12 @@ class TransactionGuard:
         else:  # this run is inside the transaction of another run's object
             _guards[id(self.raw)] = self._outer
             self._outer.note_inner(self)
+
+    @property
+    def end_error(self) -> BaseException | None:
+        """What the driver has raised first since `disarm`, from COMMIT itself and not from what follows it."""
+        error: BaseException | None = self._errors.first
+        return error
 
     def note_inner(self, inner: TransactionGuard) -> None:
         """Take over what a run inside this transaction has noticed."""
@@ -277,7 +284,7 @@ def _remembering(errors: Any) -> Any:
     """
     cls = _remembering_class(type(errors))  # type: ignore[arg-type]  # mypy calls types unhashable
     copy = cls.__new__(cls)
-    vars(copy).update(vars(errors), last=None)
+    vars(copy).update(vars(errors), last=None, first=None)
     return copy
 
 
@@ -288,11 +295,14 @@ def _remembering_class(base: Any) -> Any:
 
     class TransientErrors(base):  # type: ignore[misc]  # whatever class the connection has there
         remembers = True
+        first: BaseException | None
 
         def __exit__(self, *raised: object) -> Any:
             error = raised[1]
             if not isinstance(error, BaseException):
                 return None
+            if self.first is None:
+                self.first = error
             if is_transient(error):
                 self.last = error
             return super().__exit__(*raised)

@@ -245,8 +245,10 @@ def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptR
     if error is None:
         aliases = [guard.connection.alias for guard in opened.guards if guard.ended]
         error = TransactionManagementError(f"the transaction on {aliases!r} was ended before its object was done")
-    exit_blocks(opened.blocks, error)
-    opened.uninstall()
+    try:
+        exit_blocks(opened.blocks, error)
+    finally:
+        opened.uninstall()
     if opened.ended:
         return _lost(opened, error)
     return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
@@ -299,35 +301,51 @@ def commit(opened: OpenTransactions) -> AttemptResult | None:
     """Commit on all aliases; gives the result of a failure, or None."""
     committed: list[str | None] = []
     try:
-        for block in reversed(opened.blocks):
-            block.__exit__(None, None, None)
+        for block, guard in zip(reversed(opened.blocks), reversed(opened.guards), strict=True):
+            _commit_block(block, guard.connection)
             committed.append(block.using)
     except BaseException as error:
         exit_blocks(opened.blocks[: -len(committed) - 1], error)
         opened.uninstall()
         if opened.ended:
             return _lost(opened, error)
-        return _failed_commit(error, opened.blocks[-len(committed) - 1].using, committed)
+        return _failed_commit(error, opened.guards[-len(committed) - 1], committed)
     opened.uninstall()
     return None
 
 
-def _failed_commit(error: BaseException, alias: str | None, committed: list[str | None]) -> AttemptResult:
+def _commit_block(block: FunctionBlock, connection: Any) -> None:
+    # Django sets the flag as COMMIT has been answered, and then turns autocommit on. If that fails, it is committed.
+    before = connection.run_commit_hooks_on_set_autocommit_on
+    try:
+        block.__exit__(None, None, None)
+    except Error:
+        if before or connection.autocommit or not connection.run_commit_hooks_on_set_autocommit_on:
+            raise
+        connection.run_commit_hooks_on_set_autocommit_on = False
+        connection.close()
+
+
+def _failed_commit(error: BaseException, guard: TransactionGuard, committed: list[str | None]) -> AttemptResult:
+    alias, first = guard.connection.alias, guard.end_error or error
+    is_database_error = is_a(first, Error) or is_a(first, guard.connection.Database.Error)
+    if not is_database_error:
+        error = first  # after it Django's next statement may have failed, with an error that says nothing of COMMIT
     if committed:
         add_note(error, f"committed on {committed!r} before the commit on {alias!r} failed")
         return AttemptResult(Status.LOST, error=error)
-    if is_savepoint_missing(error):  # the caller's transaction is no longer the one that the object ran in
+    if is_savepoint_missing(first):  # the caller's transaction is no longer the one that the object ran in
         add_note(
             error, "the transaction was ended before its object was done, so the object may have been saved or not"
         )
         return AttemptResult(Status.LOST, error=error)
-    if connection_lost(error) or not is_a(error, Error):
-        connections[alias or "default"].close()
-        if was_not_sent(error):
+    if connection_lost(first) or not is_database_error:
+        connections[alias].close()
+        if was_not_sent(first):
             return AttemptResult(Status.FAILED, error=error, retry=True)
         add_note(error, "the answer to COMMIT did not arrive, so the object may have been saved or not")
         return AttemptResult(Status.LOST, error=error)
-    return AttemptResult(Status.FAILED, error=error, retry=is_transient(error))
+    return AttemptResult(Status.FAILED, error=error, retry=is_transient(first))
 
 
 def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], object]]:

@@ -8,6 +8,10 @@ import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from poolsave import Status, pooled_operation
+from poolsave._db.mysql import _guarded_connection
+from poolsave._db.transaction_guard import guard_of
+from poolsave._db.transactions import run_in_transaction
+from poolsave.executors.serial import LocalMarks
 from tests.conftest import needs_mariadb
 from tests.models import Badge, Person, Tag
 from tests.support import mariadb, operations, pools
@@ -263,3 +267,93 @@ def test_session_killed_in_commit_is_lost_and_not_retried(run, mode):
     assert {failure.attempts for failure in report.failures} == {1}
     assert {type(failure.error) for failure in report.failures} == {OperationalError}
     assert names() == []
+
+
+def interrupt(monkeypatch, name):
+    """Have the handler of a signal raise as the driver's next call of this method returns."""
+    guarded = _guarded_connection(type(connections["mariadb"].connection))
+    method = getattr(guarded, name)
+
+    def call(raw, *args):
+        method(raw, *args)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guarded, name, call)
+
+
+def attempt(call):
+    return run_in_transaction(call, LocalMarks(), 0, ["mariadb"])
+
+
+def is_in_autocommit():
+    """Whether what is saved now is there after the connection has been closed."""
+    save("later")
+    connections["mariadb"].close()
+    return "later" in names()
+
+
+@pytest.mark.parametrize("method", ["query", "next_result"])
+def test_commit_whose_answer_is_not_read_is_lost(monkeypatch, method):
+    def call():
+        save("a")
+        interrupt(monkeypatch, method)
+
+    result = attempt(call)
+    assert (result.status, result.retry) == (Status.LOST, False)
+    assert type(result.error) is KeyboardInterrupt
+    assert is_in_autocommit()
+
+
+@pytest.mark.parametrize("method", ["query", "next_result"])
+def test_interrupted_begin_leaves_autocommit_on(monkeypatch, method):
+    connections["mariadb"].ensure_connection()
+    interrupt(monkeypatch, method)
+    assert attempt(lambda: save("a")).status is Status.FAILED
+    assert is_in_autocommit()
+
+
+@pytest.mark.parametrize("end", ["SIGNAL SQLSTATE '70100' SET MYSQL_ERRNO = 1317", "KILL CONNECTION_ID()"])
+def test_error_after_the_answer_to_commit_changes_nothing(monkeypatch, end):
+    """As from KILL QUERY or max_statement_time, while autocommit is turned on again."""
+
+    def call():
+        save("a")
+        guarded = type(connections["mariadb"].connection)
+        send = guarded.query
+
+        def fails_later(raw, query):
+            monkeypatch.undo()
+            send(raw, query.replace("SET autocommit=1", end))
+
+        monkeypatch.setattr(guarded, "query", fails_later)
+
+    assert attempt(call).status is Status.SUCCEEDED
+    assert is_in_autocommit()
+    assert names() == ["a", "later"]
+
+
+def test_error_before_the_transaction_leaves_no_guard(monkeypatch):
+    """As with a driver that has other methods."""
+    connections["mariadb"].ensure_connection()
+    monkeypatch.setattr("poolsave._db.mysql._guarded_connection", lambda cls: cls.no_such_method)
+    assert attempt(lambda: save("a")).status is Status.FAILED
+    assert guard_of(connections["mariadb"].connection) is None
+
+
+def test_driver_that_reads_rows_in_its_query_method_is_guarded():
+    """As PyMySQL, which has no `store_result`, and whose unbuffered cursors pass an option."""
+
+    class Raw:
+        def query(self, sql, unbuffered=False):
+            return sql, unbuffered
+
+        def next_result(self, unbuffered=False):
+            return unbuffered
+
+        commit = rollback = next_result
+
+    guarded = _guarded_connection(Raw)()
+    assert guarded.query("SELECT 1", unbuffered=True) == ("SELECT 1", True)
+    assert guarded.next_result(unbuffered=True)
+    assert not hasattr(guarded, "store_result")
