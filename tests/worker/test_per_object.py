@@ -1,9 +1,13 @@
 """`transaction="object"`: SUCCEEDED means that the COMMIT returned, FAILED that nothing is left."""
 
+from functools import partial
+
 import pytest
 from django.db import connections, transaction
 
 from poolsave import Status
+from poolsave._db.transactions import run_in_transaction
+from poolsave.executors.serial import LocalMarks
 from tests.models import Badge, Employee, Person, Visit
 from tests.support import operations, pools
 
@@ -156,3 +160,21 @@ def test_callbacks_are_run_or_left_per_database():
         assert report.succeeded == 2
         assert [flawed.item for flawed in report.flawed] == ["bad"]
     assert names("second") == ["a", "a called", "bad", "bad called"]
+
+
+@pytest.mark.skipif("pooled" not in connections, reason="psycopg2 has no way to send a statement without its answer")
+def test_commit_whose_answer_is_not_awaited_is_lost(monkeypatch):
+    """A signal's handler raises. Then autocommit cannot be turned on, an error that says nothing of COMMIT."""
+
+    def sends_only(raw):
+        raw.pgconn.send_query(b"COMMIT")
+        raise KeyboardInterrupt
+
+    def call():
+        Person(name="a").save(using="postgres")
+        raw = connections["postgres"].connection
+        monkeypatch.setattr(raw, "commit", partial(sends_only, raw))
+
+    result = run_in_transaction(call, LocalMarks(), 0, ["postgres"])
+    assert (result.status, result.retry) == (Status.LOST, False)
+    assert type(result.error) is KeyboardInterrupt
