@@ -81,8 +81,9 @@ class ClusterUnusable(PoolsaveError):
 class DatabaseUnreachable(PoolsaveError):
     """No connection to a database is to be had: a run is refused, or a server has gone in the middle of a run.
 
-    In the middle of a run it is raised after some seconds without any connection. `report` has the outcomes: what was
-    at work has failed or is lost, and the rest is skipped. `reason` is what the driver says.
+    In the middle of a run it is raised after 3 seconds without any connection, or after 30 if the server says that it
+    starts or has too many. `report` has the outcomes: what was at work has failed or is lost, and the rest is skipped.
+    `reason` is what the driver says, and `__cause__` the error of the object that had no connection.
     """
 
     def __init__(self, alias: str, reason: str) -> None:

@@ -18,8 +18,8 @@ from django.db import Error
 from django.db.utils import load_backend
 
 from ..outcomes import Status
-from .error_codes import connection_lost, sqlstate_of
-from .reachability import PATIENCE, is_starting
+from .error_codes import connection_lost, is_starting_or_full, sqlstate_of
+from .reachability import PATIENCE
 
 NO_XID = 1
 """The note of a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""
@@ -159,12 +159,12 @@ class _Watch:
         """Whether the server has not answered for so long that the run ends."""
         return self._silent_since is not None and time.monotonic() - self._silent_since > PATIENCE
 
-    def tried(self, *, answered: bool, is_starting: bool = False) -> None:
+    def tried(self, *, answered: bool, comes_soon: bool = False) -> None:
         """Record a question, and whether it was answered."""
         now = time.monotonic()
         if self._answered and not answered:  # it has crashed between these two questions
             self.since, self.unwatched = now, MAX_PAUSE
-        if answered or is_starting:
+        if answered or comes_soon:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now
@@ -206,7 +206,7 @@ class _Inquiry:
             connection.close()  # the server is not up again yet
             if sqlstate_of(error) == UNKNOWN_XID:
                 return "aborted"
-            self._watch.tried(answered=False, is_starting=is_starting(error))
+            self._watch.tried(answered=False, comes_soon=is_starting_or_full(error))
             return "in progress"
         self._watch.tried(answered=True)
         return answer

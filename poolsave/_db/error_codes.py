@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._runtime.foreign_exceptions import args_of, attribute_of, cause_of, context_of, module_of
+from .._runtime.foreign_exceptions import args_of, attribute_of, cause_of, context_of, module_of, text_of
 
 # Serialization failure, deadlock, lock not available.
 TRANSIENT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
@@ -22,8 +22,13 @@ CONNECTION_MYSQL = frozenset({0, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
 NOT_SENT_MYSQL = frozenset({0, 2006})
 # Changed since it was read (MariaDB's innodb_snapshot_isolation), lock table full, deadlock.
 ROLLBACK_MYSQL = frozenset({1020, 1206, 1213})
-# Besides these: too many connections, lock not available (MySQL's NOWAIT).
-TRANSIENT_MYSQL = CONNECTION_MYSQL | {1020, 1040, LOCK_WAIT_MYSQL, 1213, 3572}
+# Too many connections: of all, of the user.
+FULL_MYSQL = frozenset({1040, 1203})
+# Besides these: lock not available (MySQL's NOWAIT).
+TRANSIENT_MYSQL = CONNECTION_MYSQL | FULL_MYSQL | {1020, LOCK_WAIT_MYSQL, 1213, 3572}
+# What PostgreSQL and PgBouncer say to a new connection, in English: drivers give no SQLSTATE for one that was refused.
+STARTING = ("is starting up", "is in recovery mode", "is not yet accepting connections")
+FULL = ("too many clients", "too many connections", "connection slots are reserved", "no more connections allowed")
 # Query cancelled (statement_timeout), lock not available (lock_timeout).
 TIME_LIMITS = frozenset({"57014", "55P03"})
 # Lock wait, MariaDB's max_statement_time, MySQL's max_execution_time.
@@ -104,6 +109,11 @@ def connection_lost(error: BaseException) -> bool:
         return _mysql_code(error) in CONNECTION_MYSQL
     # PostgreSQL's drivers raise such errors themselves, without a SQLSTATE, since no server sent one.
     return any(_is_driver_error(candidate) for candidate in _with_cause(error))
+
+
+def is_starting_or_full(error: BaseException) -> bool:
+    """Whether the server has refused a connection and will take one soon: it starts, or has all that it can have."""
+    return _mysql_code(error) in FULL_MYSQL or any(phrase in text_of(error) for phrase in STARTING + FULL)
 
 
 def was_not_sent(error: BaseException) -> bool:

@@ -6,9 +6,11 @@ come back, for as long as `PATIENCE`. Then the run ends with DatabaseUnreachable
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from django.db import Error, InterfaceError, OperationalError, connections
@@ -18,42 +20,47 @@ from django.db.utils import load_backend
 from .._runtime.foreign_exceptions import is_a, text_of, traceback_of
 from ..errors import DatabaseUnreachable
 from .connections import outside_event_loop
-from .error_codes import chain_of, connection_lost
+from .error_codes import chain_of, connection_lost, is_starting_or_full
 
 T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds without any connection, after which a run ends: a server that is restarted is back by then, as a rule."""
 MAX_START = 30.0
-"""Seconds that a server gets while it answers that it is starting."""
-STARTING = ("is starting up", "is in recovery mode", "is not yet accepting connections")
-"""What PostgreSQL says meanwhile, in English: drivers give no SQLSTATE for a connection that was refused."""
+"""Seconds that a server gets while it answers that it is starting, or that it has too many connections."""
 MIN_ATTEMPTS = 3
 """Attempts to connect before a run ends, however long each of them takes."""
 PAUSE = 0.1
 """The most seconds between two attempts. They vary, so that not all workers connect at the same moment."""
 CONNECT_TIMEOUT = 5
-"""Seconds for the attempt before a run, if the project sets no `connect_timeout`. All drivers know it by that name."""
+"""Seconds for an attempt before a run, if the project sets no `connect_timeout`."""
+KNOW_CONNECT_TIMEOUT = frozenset({"postgresql", "mysql"})
+"""Vendors whose drivers know it by that name. `connect()` of others may refuse it."""
 CONNECT = getattr(BaseDatabaseWrapper.connect, "__wrapped__", BaseDatabaseWrapper.connect).__code__
 _random = random.SystemRandom()  # the user's code may have seeded the shared generator alike in all workers
 
 
 def check_can_connect(alias: str, settings: Mapping[str, Any]) -> None:
-    """Connect once, with a worker's settings, and close the connection.
+    """Connect once, with a worker's settings, and close the connection. A server that is starting is waited for.
 
     Raises:
         DatabaseUnreachable: with the driver's error as its cause.
     """
-    settings = {**settings, "OPTIONS": {"connect_timeout": CONNECT_TIMEOUT, **settings["OPTIONS"]}}
-    connection = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
+    if connection.vendor in KNOW_CONNECT_TIMEOUT and "PGCONNECT_TIMEOUT" not in os.environ:
+        connection.settings_dict["OPTIONS"] = {"connect_timeout": CONNECT_TIMEOUT, **settings["OPTIONS"]}
     with outside_event_loop():  # this wrapper is used here only
         try:
-            with connection.wrap_database_errors:
-                connection.connect()
-        except Error as error:
-            raise DatabaseUnreachable(alias, text_of(error).strip()) from error
+            error = _connect_patiently(partial(_connect, connection), patience=0, attempts=1)
         finally:
             connection.close()
+    if error is not None:
+        raise DatabaseUnreachable(alias, text_of(error).strip()) from error
+
+
+def _connect(connection: BaseDatabaseWrapper) -> None:
+    with connection.wrap_database_errors:
+        connection.connect()
 
 
 def alias_without_connection(error: BaseException | None, aliases: Collection[str]) -> str | None:
@@ -61,9 +68,12 @@ def alias_without_connection(error: BaseException | None, aliases: Collection[st
     if that is what the error comes from. A broken connection is closed."""
     if error is None:
         return None
-    return _unconnected_alias(error, aliases) or next(
-        filter(_is_broken, aliases if connection_lost(error) else ()), None
-    )
+    try:
+        return _unconnected_alias(error, aliases) or next(
+            filter(_is_broken, aliases if connection_lost(error) else ()), None
+        )
+    except Exception:  # of a backend's own code: what has happened to the object counts, and not why
+        return None
 
 
 def _is_broken(alias: str) -> bool:
@@ -75,47 +85,53 @@ def _is_broken(alias: str) -> bool:
 
 
 def _unconnected_alias(error: BaseException, aliases: Collection[str]) -> str | None:
-    for candidate in chain_of(error):
-        if is_a(candidate, OperationalError) or is_a(candidate, InterfaceError):
-            for alias in _connected_in(candidate):
-                if alias in aliases:
-                    return alias
-    return None
+    return next((alias for candidate in chain_of(error) for alias in _missed_in(candidate) if alias in aliases), None)
 
 
-def _connected_in(error: BaseException) -> Iterator[str]:
-    frames = traceback_of(error)
-    while frames is not None:
-        if frames.tb_frame.f_code is CONNECT:
-            yield frames.tb_frame.f_locals["self"].alias
-        frames = frames.tb_next
+def _missed_in(error: BaseException) -> Iterator[str]:
+    if is_a(error, DatabaseUnreachable):  # of a run inside of the object
+        yield error.alias
+    elif is_a(error, OperationalError) or is_a(error, InterfaceError):
+        frames = traceback_of(error)
+        while frames is not None:
+            connection = frames.tb_frame.f_locals.get("self") if frames.tb_frame.f_code is CONNECT else None
+            if connection is not None:  # else the frame was cleared, as assertRaises does
+                yield connection.alias
+            frames = frames.tb_next
 
 
 def await_connection(alias: str, halted: Callable[[], bool] = lambda: False) -> str | None:
     """Connect this thread to the database again, as soon as that is possible.
 
     Gives the driver's message if it has not been possible for `PATIENCE` seconds, or until `halted`; None if there is
-    a connection."""
+    a connection, or if what prevents it is not the server."""
+    try:
+        connect = connections[alias].ensure_connection
+        error = _connect_patiently(connect, patience=PATIENCE, attempts=MIN_ATTEMPTS, halted=halted)
+    except Exception:  # from a receiver of connection_created, for example: the next object says it
+        return None
+    return None if error is None else text_of(error).strip()
+
+
+def _connect_patiently(
+    connect: Callable[[], None], *, patience: float, attempts: int, halted: Callable[[], bool] = lambda: False
+) -> Error | None:
+    """Connect, with so many attempts and for so many seconds at least. Gives the last error if that was in vain.
+
+    While the server answers that it will take connections soon, and some seconds after that, it is tried again."""
     first = began = time.monotonic()
-    attempts = 0
     while True:
         try:
-            connections[alias].ensure_connection()
+            connect()
         except Error as error:
-            attempts, now = attempts + 1, time.monotonic()
-            if is_starting(error) and now - first < MAX_START:
-                began = now
-            if halted() or (attempts >= MIN_ATTEMPTS and now - began > PATIENCE):
-                return text_of(error).strip()
+            attempts, now = attempts - 1, time.monotonic()
+            if is_starting_or_full(error) and now - first < MAX_START:
+                began, patience = now, PATIENCE
+            if halted() or (attempts < 1 and now - began >= patience):
+                return error
         else:
             return None
         time.sleep(_random.uniform(PAUSE / 2, PAUSE))
-
-
-def is_starting(error: BaseException) -> bool:
-    """Whether the server says that it will take connections soon."""
-    text = text_of(error)
-    return any(phrase in text for phrase in STARTING)
 
 
 def read_reconnecting(alias: str, read: Callable[[], T]) -> T:

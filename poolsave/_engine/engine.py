@@ -15,7 +15,7 @@ from .._pickling.values import pickle_chunk
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.statistics import Statistics
 from .._reports.trials import Trial
-from .._runtime.foreign_exceptions import repr_of
+from .._runtime.foreign_exceptions import repr_of, set_cause
 from .._worker.replies import Reply
 from ..errors import DatabaseUnreachable
 from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
@@ -255,12 +255,16 @@ class Engine:
             batch = batch_from_reply(chunk, reply, self._settle)
             self.statistics.answered(reply.worker, reply.worker_time, batch)
             self._add(batch)
-        if reply.worker_time.unreachable is not None:
-            self._end_without(*reply.worker_time.unreachable)
+            if reply.worker_time.unreachable is not None:
+                self._end_without(reply.worker_time.unreachable, batch)
 
-    def _end_without(self, alias: str, reason: str) -> None:
+    def _end_without(self, unreachable: tuple[str, str], batch: OutcomeBatch) -> None:
+        alias, reason = unreachable
         if self.fatal is None:
             self.fatal = DatabaseUnreachable(alias, reason)
+            for outcome in batch.notable.values():
+                if outcome.error is not None:  # the last one is of the object that had no connection
+                    set_cause(self.fatal, outcome.error)
         self.halt(f"there was no connection to the database {alias!r}")
 
     def _died(self, event: Died) -> None:

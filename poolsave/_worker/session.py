@@ -144,6 +144,7 @@ class WorkerSession:
         for index, result in enumerate(self._mode.results(objects, marks), 1):
             builder.add(result if result.attempt.error is None else self._with_error(result, result.attempt.error))
             if index < len(objects) and builder.due(time.perf_counter()):
+                builder.unreachable = self._mode.unreachable
                 reply(builder.take(), False)
                 builder.resume()
         builder.timed_out = self._mode.pop_timed_out()

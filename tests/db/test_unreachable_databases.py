@@ -3,15 +3,22 @@
 What is right is what the server has in its table when it is there again.
 """
 
+import sys
 import threading
 import time
+import traceback
+from types import ModuleType
 
+import psycopg
 import pytest
 from django.apps import apps
-from django.db import connections
+from django.db import OperationalError, connections
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresWrapper
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteWrapper
 from django.db.migrations.state import ProjectState
 
 from poolsave import DatabaseUnreachable, Status, concurrent_saves, pooled_operation
+from poolsave._db import reachability
 from poolsave._db.commit_status import TransactionNote, commit_status
 from poolsave._runs import querysets
 from poolsave.migrations import RunPooled
@@ -133,6 +140,7 @@ def test_run_ends_within_seconds_when_its_server_is_gone(server, executor, trans
                 outcomes.append(outcome)
                 lock_out()
     assert lock_out.seconds() < SECONDS
+    assert any(outcome.error is caught.value.__cause__ for outcome in outcomes if not outcome.ok)
     check_report(caught.value.report, server, at_work=4 + 2 * 10 * (transaction == "chunk"), outcomes=outcomes)
 
 
@@ -292,3 +300,154 @@ def test_check_says_what_would_be_refused(server, monkeypatch):
     monkeypatch.setitem(connections["gone"].settings_dict, "NAME", "nowhere")
     (message,) = inserts.check()
     assert message.id == "poolsave.E006"
+
+
+@pytest.fixture
+def clerk(server, monkeypatch):
+    """A function that sets how many connections the role of "gone" can have."""
+    with server._server.connected() as cursor:
+        cursor.execute("DROP ROLE IF EXISTS clerk")
+        cursor.execute("CREATE ROLE clerk LOGIN")
+    with connections["gone"].cursor() as cursor:
+        cursor.execute("GRANT ALL ON numbers TO clerk")
+    connections["gone"].close()
+    monkeypatch.setitem(connections["gone"].settings_dict, "USER", "clerk")
+
+    def limit(count):
+        with server._server.connected() as cursor:
+            cursor.execute(f"ALTER ROLE clerk CONNECTION LIMIT {count}")
+
+    yield limit
+    with server._server.connected() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clerk'")
+    monkeypatch.undo()
+    connections["gone"].close()
+    with connections["gone"].cursor() as cursor:
+        cursor.execute("DROP OWNED BY clerk")
+        cursor.execute("DROP ROLE clerk")
+
+
+@pytest.mark.parametrize("in_use", [0, 1])
+def test_server_with_too_many_connections_is_waited_for(clerk, monkeypatch, in_use):
+    """In the caller, before the run, if it has no connection; else in the worker."""
+    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
+    if in_use:
+        connections["gone"].ensure_connection()
+    clerk(in_use)
+    timer = threading.Timer(0.6, clerk, [-1])
+    timer.start()
+    assert inserts.using(executor="thread", workers=1).map([1, 2]).values == [1, 2]
+    timer.join()
+
+
+def test_server_with_too_many_connections_is_given_up(clerk, monkeypatch):
+    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
+    monkeypatch.setattr(reachability, "MAX_START", 0.3)
+    clerk(0)
+    with pytest.raises(DatabaseUnreachable, match="too many connections"):
+        inserts.using(executor="thread").map([1])
+
+
+@pytest.fixture
+def nowhere(monkeypatch, django_db_blocker):
+    """An alias whose server does not run, and which is not waited for for long."""
+    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
+    monkeypatch.setitem(connections.settings, "nowhere", {**connections.settings["postgres"], "HOST": "/nowhere"})
+    with django_db_blocker.unblock():
+        connections["nowhere"].close()  # which makes it
+        yield
+    del connections["nowhere"]
+
+
+@pooled_operation(workers=1, progress=False, databases=("nowhere",), transaction=None)
+def connects(_number=0):
+    with connections["nowhere"].wrap_database_errors:
+        connections["nowhere"].connect()
+
+
+def test_run_inside_an_object_ends_the_outer_run(nowhere):
+    @pooled_operation(executor="thread", workers=1, databases=("nowhere",), transaction=None)
+    def nests(_number):
+        connects.using(executor="serial").map([1, 2])
+
+    with pytest.raises(DatabaseUnreachable) as caught:
+        nests.map(range(20))
+    assert (caught.value.report.failed, caught.value.report.succeeded) == (1, 0)
+    inner = caught.value.__cause__
+    assert isinstance(inner, DatabaseUnreachable)
+    assert isinstance(inner.__cause__, OperationalError)
+
+
+@pytest.mark.parametrize("executor", ["thread", "fork"])
+def test_error_says_what_the_driver_said(nowhere, executor):
+    with EXECUTORS[executor].opened() as options, pytest.raises(DatabaseUnreachable) as caught:
+        connects.using(**options).map(range(20))
+    assert isinstance(caught.value.__cause__, OperationalError)
+
+
+def clears_frames():
+    try:
+        connects()
+    except OperationalError as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def breaks_off():
+    connections["nowhere"].connection = object()  # of a driver that has broken, too
+    try:
+        raise psycopg.InterfaceError("the connection is closed")
+    except psycopg.InterfaceError as error:
+        raise OperationalError("closed") from error
+
+
+@pytest.mark.parametrize("function", [clears_frames, connects, breaks_off])
+def test_error_of_a_backend_costs_no_outcome(nowhere, monkeypatch, function):
+    """A receiver of connection_created, for example, raises when a worker looks whether it has a connection."""
+
+    def raises():
+        raise TypeError("of the backend")
+
+    connection = connections["nowhere"]
+    monkeypatch.setattr(connection, "ensure_connection", raises)
+    monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", raises)
+    monkeypatch.setattr(connection, "connection", None)
+
+    @pooled_operation(executor="serial", databases=("nowhere",), transaction=None)
+    def fails_at_zero(number):
+        return number or function()
+
+    report = fails_at_zero.map([1, 0, 2, 3])
+    assert [outcome.status for outcome in report.failures] == [Status.FAILED]
+    assert report.values == [1, 2, 3]
+
+
+def test_backend_that_knows_no_connect_timeout_is_used(nowhere, monkeypatch):
+    class OtherWrapper(SQLiteWrapper):
+        vendor = "other"
+
+    module = ModuleType("other_vendor.base")
+    module.DatabaseWrapper = OtherWrapper
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    settings = {**connections["default"].settings_dict, "ENGINE": "other_vendor", "NAME": ":memory:"}
+    reachability.check_can_connect("default", settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [({}, {}, 5), ({"connect_timeout": 7}, {}, 7), ({}, {"PGCONNECT_TIMEOUT": "9"}, None)],
+)
+def test_connect_timeout_of_the_project_is_kept(nowhere, monkeypatch, options, environment, expected):
+    found = []
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def connects_with(_wrapper, parameters):
+        found.append(parameters.get("connect_timeout"))
+        raise OperationalError("no")
+
+    monkeypatch.setattr(PostgresWrapper, "get_new_connection", connects_with)
+    monkeypatch.setitem(connections["nowhere"].settings_dict, "OPTIONS", options)
+    with pytest.raises(DatabaseUnreachable):
+        connects.using(transaction="object").map([1])
+    assert found == [expected]

@@ -3,7 +3,7 @@
 import pytest
 from django.db import OperationalError
 
-from poolsave._db.error_codes import connection_lost, is_transient
+from poolsave._db.error_codes import connection_lost, is_starting_or_full, is_transient
 
 
 class Made(Exception):
@@ -57,3 +57,29 @@ def test_numbers_of_mysql_decide_it_there(code, transient, lost):
     error = type("OperationalError", (Exception,), {"__module__": "pymysql.err"})(code, "text")
     assert is_transient(error) is transient
     assert connection_lost(error) is lost
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("FATAL:  the database system is starting up", True),
+        ("FATAL:  the database system is in recovery mode", True),
+        ("FATAL:  sorry, too many clients already", True),
+        ('FATAL:  too many connections for role "clerk"', True),
+        ('FATAL:  too many connections for database "shop"', True),
+        ("FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute", True),
+        ("FATAL:  no more connections allowed (max_client_conn)", True),
+        ('FATAL:  database "shop" is not currently accepting connections', False),
+        ('FATAL:  password authentication failed for user "clerk"', False),
+    ],
+)
+def test_refusal_says_whether_to_wait(message, expected):
+    """PostgreSQL's own texts, from its source."""
+    assert is_starting_or_full(OperationalError(f"connection to server failed: {message}\n")) is expected
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1040, True), (1203, True), (1045, False), (2002, False)])
+def test_code_of_mysql_says_whether_to_wait(code, expected):
+    error = type("OperationalError", (Exception,), {"__module__": "MySQLdb"})(code, "a text in any language")
+    assert is_starting_or_full(error) is expected
+    assert is_transient(error) is (code != 1045)
