@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from contextvars import ContextVar
 from types import ModuleType
 
 import psycopg
@@ -378,10 +379,11 @@ def test_run_inside_an_object_ends_the_outer_run(nowhere):
     assert isinstance(inner.__cause__, OperationalError)
 
 
+@pytest.mark.parametrize("carry", [(), (ContextVar("user", default=None),)], ids=["", "carry"])
 @pytest.mark.parametrize("executor", ["thread", "fork"])
-def test_error_says_what_the_driver_said(nowhere, executor):
+def test_error_says_what_the_driver_said(nowhere, executor, carry):
     with EXECUTORS[executor].opened() as options, pytest.raises(DatabaseUnreachable) as caught:
-        connects.using(**options).map(range(20))
+        connects.using(**options, carry=carry, chunksize=10).map(range(20))
     assert isinstance(caught.value.__cause__, OperationalError)
 
 
