@@ -97,13 +97,16 @@ class WriteBuffer:
     def __len__(self) -> int:
         return len(self._log)
 
-    def hold_insert(self, query: Any, returning: list[Any]) -> list[tuple[Any]] | None:
-        """Buffer the rows of an INSERT, and give what it would return; None if it cannot wait."""
+    def hold_insert(self, query: Any, returning: list[Any], pre_saved: list[Any]) -> list[tuple[Any]] | None:
+        """Buffer the rows of an INSERT, and give what it would return; None if it cannot wait.
+
+        `pre_saved` takes what the fields' `pre_save` has given until then, by instance and field.
+        """
         self._check_not_undone()
         if not self._holds or self._guard.is_doomed():
             return None
         plan = self._source.inserts.find(query, returning)
-        rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key)
+        rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key, pre_saved)
         if plan is None or rows is None:
             return None
         last = self._tables.get(plan.table)

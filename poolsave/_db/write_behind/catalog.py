@@ -30,15 +30,22 @@ COLUMNS = """
 SELECT a.attname::text, '(NULL::' || format_type(c.reltype, NULL) || ').' || quote_ident(a.attname),
        CASE WHEN l.collisdeterministic IS NOT FALSE THEN format_type(a.atttypid, -1) END,
        'interval'::regtype IN (t.oid, t.typbasetype) AND GREATEST(a.atttypmod, t.typtypmod) >= 0,
-       a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
-       s.name, s.name IS NOT NULL AND has_sequence_privilege(s.name, 'USAGE'),
+       CASE WHEN has_sequence_privilege(s.name, 'USAGE') THEN s.name END,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND a.attnum = ANY (i.indkey))
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
        LEFT JOIN pg_collation l ON l.oid = a.attcollation
-       LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
-       LATERAL (SELECT pg_get_serial_sequence(%s, a.attname) AS name) s
+       LEFT JOIN LATERAL (
+           SELECT pg_get_serial_sequence(%s, a.attname) AS name WHERE a.attidentity = 'd'
+           UNION ALL
+           SELECT q.refobjid::regclass::text
+             FROM pg_attrdef d JOIN pg_depend q ON q.classid = 'pg_attrdef'::regclass AND q.objid = d.oid
+            WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND q.refclassid = 'pg_class'::regclass
+              AND pg_get_expr(d.adbin, d.adrelid) = format('nextval(%%L::regclass)', q.refobjid::regclass)
+       ) s ON true
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
+"""The sequence is that of which the default is `nextval`; it need not be the column's own. GENERATED ALWAYS refuses
+keys that come from outside."""
 SETTINGS = """
 SELECT current_setting('search_path') || ' ' || current_user || ' ' || current_setting('session_replication_role')
 """
@@ -102,7 +109,7 @@ class Catalog:
             name = self._channel.connection.ops.quote_name(table)
             rows = self._channel.send(COLUMNS, [name, name])
             self._columns[table] = {
-                row[0]: Column(row[1], KEY_TYPES.get(row[2]), row[3], _sequence(*row[4:8]), row[8]) for row in rows
+                row[0]: Column(row[1], KEY_TYPES.get(row[2]), row[3], row[4], row[5]) for row in rows
             }
         return self._columns[table]
 
@@ -111,9 +118,3 @@ def read_settings(channel: Channel) -> str:
     """Give the settings of the session on which a catalog depends."""
     [(settings,)] = channel.send(SETTINGS)
     return settings  # type: ignore[no-any-return]
-
-
-def _sequence(identity: str, default: str | None, name: str | None, may_use: bool) -> str | None:
-    # GENERATED ALWAYS refuses keys that come from outside; and a default can be another one than the sequence's.
-    draws = identity == "d" or (identity == "" and default is not None and default.startswith("nextval("))
-    return name if draws and may_use else None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from functools import cache
+from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from django.db.models.sql import compiler as django_compilers
@@ -59,10 +63,22 @@ DJANGOS_CODE = [
 def _buffering_insert(ordinary: Any) -> Any:
     class SQLInsertCompiler(ordinary):  # type: ignore[misc]
         buffer: WriteBuffer
+        _pre_saved: Mapping[Any, deque[Any]] = MappingProxyType({})
 
         def execute_sql(self, returning_fields: Any = None) -> Any:
-            rows = self.buffer.hold_insert(self.query, list(returning_fields or ()))
-            return super().execute_sql(returning_fields) if rows is None else rows
+            pre_saved: list[Any] = []
+            rows = self.buffer.hold_insert(self.query, list(returning_fields or ()), pre_saved)
+            if rows is not None:
+                return rows
+            self._pre_saved = values = defaultdict[Any, deque[Any]](deque)
+            for (instance, field), value in zip(product(self.query.objs, self.query.fields), pre_saved, strict=False):
+                values[id(instance), field].append(value)
+            return super().execute_sql(returning_fields)
+
+        def pre_save_val(self, field: Any, obj: Any) -> Any:
+            # A second call would count a version twice.
+            values = self._pre_saved.get((id(obj), field))
+            return values.popleft() if values else super().pre_save_val(field, obj)
 
     return SQLInsertCompiler
 

@@ -21,10 +21,10 @@ CANNOT_WAIT: Any = object()
 class FieldReader:
     """Reads a field's value as Django's compilers do."""
 
-    __slots__ = ("_connection", "_placed", "_pre_save", "_prepare", "_unchanged")
+    __slots__ = ("_connection", "_placed", "_prepare", "_unchanged", "pre_save")
 
     def __init__(self, field: Any, connection: Any, compiler: Any) -> None:
-        self._pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
+        self.pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
         self._unchanged = unchanged_types(field)
         self._placed: Callable[[Any], tuple[str, Any]] | None = None
         """Gives the SQL and the parameters of a value, for fields with a placeholder of their own."""
@@ -32,10 +32,6 @@ class FieldReader:
             self._placed = lambda value: field.get_placeholder_sql(value, compiler, connection)
         elif hasattr(field, "get_placeholder"):
             self._placed = lambda value: (field.get_placeholder(value, compiler, connection), [value])
-
-    def value_of(self, instance: Any) -> Any:
-        """Give what an INSERT of this instance sends."""
-        return self.prepared(self._pre_save(instance, True))
 
     def prepared(self, value: Any) -> Any:
         """Give what is sent for a value."""

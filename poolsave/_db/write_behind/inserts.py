@@ -50,11 +50,20 @@ class InsertPlan:
         """Whether the plan is that of this query."""
         return bool(self._query_key == _key_of(query, returning))
 
-    def rows(self, instances: Iterable[Any], next_key: Callable[[str], int]) -> list[Row] | None:
-        """Make the rows as they are now, or give None if one has a value that cannot wait."""
-        rows = [[reader.value_of(instance) for reader in self._fields] for instance in instances]
-        if any(value is CANNOT_WAIT for row in rows for value in row):
-            return None
+    def rows(self, instances: Iterable[Any], next_key: Callable[[str], int], pre_saved: list[Any]) -> list[Row] | None:
+        """Make the rows as they are now, or give None if one has a value that cannot wait.
+
+        What `pre_save` gives is added to `pre_saved`, by instance and field, since it may only be called once.
+        """
+        rows = []
+        for instance in instances:
+            row: Row = []
+            for reader in self._fields:
+                pre_saved.append(value := reader.pre_save(instance, True))
+                row.append(value := reader.prepared(value))
+                if value is CANNOT_WAIT:
+                    return None
+            rows.append(row)
         if self.sequence is not None:
             for row in rows:
                 row.insert(0, next_key(self.sequence))
