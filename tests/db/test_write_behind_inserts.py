@@ -67,11 +67,10 @@ def save_several(number):
 def test_pre_save_is_called_once_for_each_row(table, function):
     ran = {}
     for batch_writes in (False, True):
-        outcomes = run(
-            function, range(9), batch_writes=batch_writes, setup=lambda: execute("DELETE FROM versioned")
-        ).outcomes
-        ran[batch_writes] = outcomes, execute("SELECT version, length(text), last FROM versioned ORDER BY 1, 2, 3")
+        made = run(function, range(9), batch_writes=batch_writes, setup=lambda: execute("DELETE FROM versioned"))
+        ran[batch_writes] = made.outcomes, execute("SELECT version, length(text), last FROM versioned ORDER BY 1, 2, 3")
     assert ran[True] == ran[False]
+    assert made.batching.undone == 0
 
 
 @pytest.mark.parametrize(
