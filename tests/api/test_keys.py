@@ -15,7 +15,6 @@ import pytest
 from django.contrib.auth.models import Group
 
 from poolsave import InvalidOption, Status, concurrent_saves, pooled_operation
-from poolsave._runs.run import run_of
 from tests.models import Tag
 from tests.support.pools import EXECUTORS
 
@@ -208,14 +207,6 @@ def test_first_undelivered_object_goes_out_first():
     outcomes = [*operation.stream(["a0", "a1", "b2", "b3", "c4"], ordered=True)]
     assert [outcome.index for outcome in outcomes] == [*range(5)]
     assert begun.index("a1") < begun.index("b3")
-
-
-@pytest.mark.timeout(20)
-def test_full_window_of_undelivered_outcomes_ends():
-    """A window of automatic size becomes smaller when objects turn out to be slow."""
-    run = run_of(echoes.using(key=str, executor="thread").__poolsave_spec__(), range(5))
-    run._reorderer.undelivered = 1_000_000
-    assert run.complete().values == [*range(5)]
 
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])

@@ -140,7 +140,7 @@ def change_by_several_spellings(step):
 
 
 @pytest.mark.parametrize("kind", ["char(3)", "text", "integer"])
-def test_changes_of_a_row_keep_their_order_however_its_key_is_spelt(kind):
+def test_changes_of_a_row_keep_their_order_by_any_spelling(kind):
     one, same = ("5", "05") if kind == "integer" else ("b", "b ")
     steps = [("1", {"n": 1}), (one, {"n": 2, "m": 2}), (same, {"n": 3})]
 

@@ -2,11 +2,13 @@
 
 from array import array
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave._reports.batches import OutcomeBatch
-from poolsave._runs.run import Reorderer
+from poolsave._runs.run import Reorderer, run_of
+from tests.support import operations
 
 # Of each object of the input: None for one plain outcome, or how many values a stage with `expand` made of it.
 expansions = st.lists(st.none() | st.integers(1, 4), max_size=8)
@@ -42,3 +44,11 @@ def test_plain_batches_of_several_objects_leave_whole():
     first = OutcomeBatch(0, "ab", array("d", [0, 0]), "ab", None, {})
     second = OutcomeBatch(2, "c", array("d", [0]), "c", None, {})
     assert list(Reorderer().in_input_order(iter([second, first]))) == [first, second]
+
+
+@pytest.mark.timeout(20)
+def test_full_window_of_undelivered_outcomes_ends():
+    """A window of automatic size becomes smaller when objects turn out to be slow."""
+    run = run_of(operations.doubles.using(key=str, executor="thread").__poolsave_spec__(), range(5))
+    run._reorderer.undelivered = 1_000_000
+    assert run.complete().values == [0, 2, 4, 6, 8]
