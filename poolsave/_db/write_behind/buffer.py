@@ -243,11 +243,11 @@ def _statements(log: list[Entry]) -> list[str]:
     changes = Counter[tuple[str, str | None, Any]]()
     for plan, row in log:
         identity = plan.identity(row)
-        step = (1, 0)
+        step, change = 1, 0
         if isinstance(plan, UpdatePlan):
             changes[identity] += 1
-            step = (2 if identity in new else 0, changes[identity])
+            step, change = 2 if identity in new else 0, changes[identity]
         else:
             new.add(identity)
-        groups.setdefault((*step, plan), []).append(row)
+        groups.setdefault((step, change, plan), []).append(row)
     return [plan.statement(rows) for (*_step, plan), rows in sorted(groups.items(), key=lambda group: group[0][:2])]
