@@ -424,14 +424,14 @@ def test_error_of_a_backend_costs_no_outcome(nowhere, monkeypatch, function):
     assert report.values == [1, 2, 3]
 
 
-def test_backend_that_knows_no_connect_timeout_is_used(nowhere, monkeypatch):
+def test_backend_that_knows_no_connect_timeout_is_used(nowhere, monkeypatch, tmp_path):
     class OtherWrapper(SQLiteWrapper):
         vendor = "other"
 
     module = ModuleType("other_vendor.base")
     module.DatabaseWrapper = OtherWrapper
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    settings = {**connections["default"].settings_dict, "ENGINE": "other_vendor", "NAME": ":memory:"}
+    settings = {**connections["default"].settings_dict, "ENGINE": "other_vendor", "NAME": str(tmp_path / "db")}
     reachability.check_can_connect("default", settings)
 
 
