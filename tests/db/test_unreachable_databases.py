@@ -10,10 +10,10 @@ import traceback
 from contextvars import ContextVar
 from types import ModuleType
 
-import psycopg
 import pytest
 from django.apps import apps
 from django.db import OperationalError, connections
+from django.db.backends.postgresql.base import Database
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteWrapper
 from django.db.migrations.state import ProjectState
@@ -398,8 +398,8 @@ def clears_frames():
 def breaks_off():
     connections["nowhere"].connection = object()  # of a driver that has broken, too
     try:
-        raise psycopg.InterfaceError("the connection is closed")
-    except psycopg.InterfaceError as error:
+        raise Database.InterfaceError("the connection is closed")
+    except Database.InterfaceError as error:
         raise OperationalError("closed") from error
 
 
