@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVa
 
 from django.core.checks import CheckMessage
 
-from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
 from ._runs.operation_spec import OperationSpec
@@ -170,13 +169,15 @@ class PooledOperation(Generic[P, R]):
                 when that has happened.
             DatabaseError: that has ended the transaction of all samples, such as a deadlock or a lost connection.
         """
+        from ._preview.dry_run import dry_run  # no worker needs it
+
         return dry_run(self, [self.__poolsave_spec__()], objects, samples)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
 
         Errors are what `map` would refuse; warnings are hazards, which need not come true. Databases are asked on
-        connections of their own, which are closed again.
+        connections of their own, which are closed again; SQLite on the caller's, if it is open.
 
         Args:
             objects: what `map` would be given. The first few of a list or tuple are tried for pickling; no iterator is

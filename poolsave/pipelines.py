@@ -13,7 +13,6 @@ from ._db.transactions import AttemptResult, CallEnded, run_in_transaction
 from ._pickling.values import to_wire
 from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segments
 from ._pipelines.report import PipelineReport
-from ._preview.dry_run import dry_run
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
 from ._runs.operation_spec import OperationSpec
@@ -141,6 +140,8 @@ class Pipeline(Generic[A, C]):
         All stages run in one transaction over the `databases` of all of them. A stage with `transaction=None` has a
         savepoint as well. Refused if all stages have `transaction=None`.
         """
+        from ._preview.dry_run import dry_run  # no worker needs it
+
         return dry_run(self, self._specs(), objects, samples)
 
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:

@@ -1,6 +1,6 @@
 """Asks databases about themselves: what workers will find there, and how many rows a queryset has, for display.
 
-Each question of the checks before a run uses a connection of its own and closes it.
+Each question of the checks before a run uses a connection of its own and closes it, but for SQLite's.
 """
 
 from __future__ import annotations

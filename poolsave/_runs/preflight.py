@@ -63,7 +63,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
 
 
 def check_databases_answer(aliases: Iterable[str]) -> None:
-    """Connect to each database once, unless the caller has a connection. It takes some 3 ms, and leaves none open.
+    """Connect to each database once, unless the caller has a connection, and leave none open.
 
     Raises:
         DatabaseUnreachable: naming the alias.

@@ -17,14 +17,13 @@ from .._db.reachability import alias_without_connection, await_connection
 from .._db.savepoints import Savepoints
 from .._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
 from .._db.write_behind.pacing import Batching
-from .._db.write_behind.write_behind import WriteBehind
 from .._pickling.values import from_wire
 from ..executors.marks import COMMITTED, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .calls import build_call
 from .deadline import Deadline, NoDeadline
-from .per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from .per_chunk import ChunkResult, ChunkRolledBack, run_chunk_in_transaction
 from .replies import NOT_STARTED, ObjectResult
 
 if TYPE_CHECKING:
@@ -155,8 +154,6 @@ class TransactionPerChunk(TransactionPerObject):
     """`transaction="chunk"`: one transaction for the chunk. If it is rolled back, its objects run again in two halves
     or in a transaction each."""
 
-    _open_savepoints: Callable[[OpenTransactions], Savepoints] = Savepoints
-
     def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
         if len(objects) == 1:
             yield from super().results(objects, marks, first, tries)
@@ -174,13 +171,22 @@ class TransactionPerChunk(TransactionPerObject):
         else:
             yield from super().results(objects, marks, first, tries + 1)
 
-    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> list[ObjectResult] | ChunkRolledBack:
+    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> ChunkResult:
+        return self._run_with_savepoints(objects, marks, first, Savepoints)
+
+    def _run_with_savepoints(
+        self,
+        objects: Sequence[Any],
+        marks: Marks,
+        first: int,
+        open_savepoints: Callable[[OpenTransactions], Savepoints],
+    ) -> ChunkResult:
         with self._serial_lock:
             calls, limit = self._calls(objects, marks), partial(self._limit_callback, marks)
             self._deadline.start(marks)  # of BEGIN
             job = self._job
             results = run_chunk_in_transaction(
-                calls, marks, first, job.databases, noted=job.noted, limit=limit, open_savepoints=self._open_savepoints
+                calls, marks, first, job.databases, noted=job.noted, limit=limit, open_savepoints=open_savepoints
             )
             if isinstance(results, ChunkRolledBack) or any(
                 result.attempt.status is Status.FAILED for result in results
@@ -211,15 +217,15 @@ class BatchedTransactionPerChunk(TransactionPerChunk):
     """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from .._db.write_behind.write_behind import WriteBehind  # few workers need it
+
         super().__init__(*args, **kwargs)
         self._write_behind = WriteBehind()
 
-    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> list[ObjectResult] | ChunkRolledBack:
-        self._open_savepoints = self._write_behind.open_savepoints
-        results = super()._run_chunk(objects, marks, first)
+    def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> ChunkResult:
+        results = self._run_with_savepoints(objects, marks, first, self._write_behind.open_savepoints)
         if isinstance(results, ChunkRolledBack) and results.undone:
-            self._open_savepoints = Savepoints
-            results = super()._run_chunk(objects, marks, first)
+            results = self._run_with_savepoints(objects, marks, first, Savepoints)
         return results
 
     def take_batching(self) -> Batching | None:

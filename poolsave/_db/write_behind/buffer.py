@@ -113,9 +113,7 @@ class WriteBuffer:
         if last is not None and last is not plan and (last.ignores_conflicts or plan.ignores_conflicts):
             self.flush()  # which of two rows conflicts with the other depends on their order
         self._tables[plan.table] = plan
-        self._log += [(plan, row) for row in rows]
-        if len(self._log) >= MAX_ROWS:
-            self.flush()
+        self._append(plan, rows)
         return plan.keys(rows) if returning else []
 
     def hold_update(self, compiler: Any) -> bool:
@@ -132,10 +130,13 @@ class WriteBuffer:
             self.flush()  # a row that has two keys cannot be told from two rows
             self._keys[plan.table] = plan.key
         self._tables.setdefault(plan.table, None)
-        self._log.append((plan, row))
+        self._append(plan, [row])
+        return True
+
+    def _append(self, plan: InsertPlan | UpdatePlan, rows: list[Row]) -> None:
+        self._log += [(plan, row) for row in rows]
         if len(self._log) >= MAX_ROWS:
             self.flush()
-        return True
 
     @property
     def is_sending(self) -> bool:

@@ -1,7 +1,7 @@
 """Values as SQL, in the form that the drivers give them. For a few exact types without the driver, which takes longer.
 
-It relies on `standard_conforming_strings`, without which a backslash would escape the quote after it; `can_buffer` in
-`write_behind.py` looks at that setting.
+It relies on `standard_conforming_strings`, without which a backslash would escape the quote after it. `why_unbuffered`
+in `write_behind.py` looks at that setting.
 """
 
 from __future__ import annotations

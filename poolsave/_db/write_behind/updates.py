@@ -11,7 +11,6 @@ it. Nor are they cast to give VALUES its types: a row of typed NULLs comes first
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,8 +25,6 @@ COUNT_IS_WRONG = "22012"
 """The SQLSTATE of a division by zero, by which a statement fails that has not changed all its rows."""
 TYPES_DIFFER = "42804"
 """The SQLSTATE of a value that VALUES does not take for the column's type. An assignment takes some of them."""
-KEYS = (int, str, uuid.UUID)
-"""Types of keys that wait."""
 
 
 class UpdatePlan:
@@ -113,5 +110,4 @@ def _sets_values_by_key(query: Any) -> bool:
         and type(condition).__module__ == Exact.__module__
         and getattr(condition.lhs, "target", None) is query.get_meta().pk
         and type(condition.lhs).__name__ == "Col"
-        and type(condition.rhs) in KEYS
     )
