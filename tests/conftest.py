@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from functools import cache
 
 import psutil
 import pytest
@@ -214,6 +213,7 @@ def _files_of_helpers():
         resource_tracker._resource_tracker._fd,
         loky_tracker._resource_tracker._fd,
         *dask_cluster.belongings()[1],
+        *(watcher.fileno() for watcher in _watchers.values()),  # a server may have been started by the test
     }
 
 
@@ -256,11 +256,14 @@ def _told_by(connect, question):
         return list(cursor.fetchall())
 
 
-@cache
+_watchers = {}
+
+
 def _watcher(connect):
-    connection = connect()
-    atexit.register(connection.close)
-    return connection
+    if connect not in _watchers:
+        _watchers[connect] = connect()
+        atexit.register(_watchers[connect].close)
+    return _watchers[connect]
 
 
 def wait_until(condition, complaint=lambda: "it did not come about", seconds=10):
