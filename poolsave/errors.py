@@ -81,8 +81,8 @@ class ClusterUnusable(PoolsaveError):
 class DatabaseUnreachable(PoolsaveError):
     """No connection to a database is to be had: a run is refused, or a server has gone in the middle of a run.
 
-    In the middle of a run it is raised after 3 seconds without any connection, or after 30 if the server says that it
-    starts or has too many. `report` has the outcomes: what was at work has failed or is lost, and the rest is skipped.
+    In the middle of a run it is raised after 3 seconds without any connection. A server that says that it starts or has
+    too many gets 30 seconds before, on PostgreSQL if it says so in English. `report` has the outcomes: what was at work has failed or is lost, and the rest is skipped.
     `reason` is what the driver says, and `__cause__` the error of the object that had no connection.
     """
 
@@ -234,7 +234,7 @@ class WorkerTraceback(PoolsaveError):
 
 
 class OperationsFailed(ExceptionGroup[Exception], PoolsaveError):
-    """Some objects failed or were lost. `report` has all outcomes, `exceptions` one error for each of these objects.
+    """Some objects failed or were lost. `report` has the outcomes, `exceptions` one error for each of its `failures`.
 
     The group contains a `RemoteError` in place of an error that is not an `Exception`, such as SystemExit.
     """

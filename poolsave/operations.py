@@ -106,6 +106,7 @@ class PooledOperation(Generic[P, R]):
 
         Raises:
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
+            DatabaseUnreachable: before anything has started, or if a database is gone in the middle of the run.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
@@ -154,19 +155,21 @@ class PooledOperation(Generic[P, R]):
         function does outside of the database, such as a file or a request, it does. Sequences move on.
 
         Args:
-            objects: what `map` would be given. The first ones are tried, as copies; of a queryset the rows with the
-                lowest keys. An iterator is read as far as that, and is that much shorter afterwards.
+            objects: what `map` would be given. The first ones are tried, as copies, or themselves if they cannot be
+                copied; of a queryset the rows with the lowest keys. An iterator is read as far as that, and is that much shorter afterwards.
             samples: how many, from 1.
 
         Returns:
             A Preview, to be printed.
 
         Raises:
-            InvalidOption: for `samples`, with `transaction=None`, or for an alias that does not exist.
+            InvalidOption: for `samples`, with `transaction=None`, for an alias that does not exist, or for a `key` that
+                `map` refuses.
+            DatabaseUnreachable: if there is no connection, and none is to be had.
             InvalidOperation: if the queryset cannot be mapped; or, when everything is rolled back, if the function
                 tried what no rollback undoes: to end its transaction, to write to a database that `databases` does not
-                name, or to write to a table without transactions. Of a COMMIT by psycopg2's own `commit()` it is raised
-                when that has happened.
+                name, or to write to a table without transactions. Of a COMMIT by the own `commit()` of psycopg2 or
+                sqlite3 it is raised when that has happened.
             DatabaseError: that has ended the transaction of all samples, such as a deadlock or a lost connection.
         """
         from ._preview.dry_run import dry_run  # no worker needs it

@@ -83,7 +83,8 @@ class Options:
     on_failure: Literal["collect", "raise"] = "collect"
     """What happens at the end of a run with failures; `concurrent_saves` defaults to "raise"."""
     keep: Literal["values", "all", "failures"] = "values"
-    """What a Report holds besides counts and failures: values, values and items, or nothing (constant memory)."""
+    """What a Report holds besides counts and failures: values, values and items, or nothing (memory grows
+    with failures only)."""
     window: int | None = None
     """Most objects in flight; None: enough to keep the workers busy, at most four chunks per worker."""
     key: Callable[[Any], Hashable] | None = None
@@ -94,7 +95,8 @@ class Options:
     transaction; None: only with one transaction per chunk."""
     progress: bool | Callable[..., object] | None = None
     """True, False, a callable that gets `(done, total)` and, if it takes that, `failed`, or a tqdm-like class; None: a
-    bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds, in the log `poolsave` or on stderr."""
+    bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds at most, as objects end, in the log `poolsave` or on
+    stderr."""
 
     carry: tuple[ContextVar[Any] | Carrier, ...] = ()
     """Context that is restored around every object: ContextVars, and objects with `capture()` and `restore(state)`."""

@@ -39,7 +39,7 @@ class Status(enum.StrEnum):
     LOST = "lost"
     """Unknown: the connection or the worker was lost during its COMMIT, or while it ran without a transaction."""
     SKIPPED = "skipped"
-    """It was never started."""
+    """It was never started; in a pipeline not the stage that the outcome names, and what earlier ones saved stays."""
     DROPPED = "dropped"
     """A stage of a pipeline ended it by `DROP`, or gave nothing to go on with (`expand`)."""
 

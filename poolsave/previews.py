@@ -71,8 +71,8 @@ class Preview:
     skipped: int
     """How many rows would be skipped, since an earlier sample has deleted or changed them."""
     total: int | None
-    """How many objects the whole input has; None for an iterator. Above 100,000 rows the server
-    estimates it."""
+    """How many objects the whole input has; None for an iterator that goes on after the samples. Above 100,000 rows the
+    server estimates it."""
     seconds_per_object: float
     """The mean time of a sample in one worker, without COMMIT and without what the dry run itself took."""
     estimate: float | None

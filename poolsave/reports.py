@@ -33,7 +33,7 @@ class Report(Generic[R]):
 
     Every object that was fed in is counted in exactly one of `succeeded`, `failed`, `lost`, `skipped` and `dropped`,
     whatever happened to the run, so these always add up to `total`. Failures, losses and skips are always kept as
-    outcomes, with their objects.
+    outcomes, with their objects; a stream keeps the first 1,000 failures and as many others.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Report(Generic[R]):
 
     @property
     def skipped(self) -> int:
-        """How many objects were fed in but never started."""
+        """How many objects were fed in but never started, in a pipeline not in all stages."""
         return self._counts[Status.SKIPPED]
 
     @property
@@ -181,7 +181,7 @@ class Report(Generic[R]):
 
     @property
     def values(self) -> list[R]:
-        """The values of the successes, in input order; empty with `keep="failures"`."""
+        """The values of the successes, in input order, with no places for the others; empty with `keep="failures"`."""
         if self._keep == "failures":
             return []
         values: list[R] = []
@@ -204,7 +204,9 @@ class Report(Generic[R]):
 
     @property
     def flawed(self) -> list[Outcome[R]]:
-        """Successes with an `error`, since an `on_commit` callback raised, or the value was lost on its way back."""
+        """Successes with an `error`, since an `on_commit` callback raised, or the value was lost on its way back.
+
+        Of a stream these are the first that ended: it keeps 1,000 of these and of the skipped objects together."""
         return [outcome for outcome in self._notable() if outcome.ok and outcome.error is not None]
 
     def _notable(self) -> Iterator[Outcome[R]]:
@@ -275,7 +277,7 @@ class Report(Generic[R]):
 
         Raises:
             InvalidOption: if `only` is something else.
-            InvalidOperation: if failures were omitted, and so would be missing in the file.
+            InvalidOperation: with `only`, if failures were omitted, and so would be missing in the file.
         """
         selected = {} if only is None else {"only": only}
         write_json(path, self._summary() | self._worker_summary() | selected, *self._selection(only))

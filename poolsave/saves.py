@@ -63,6 +63,7 @@ class concurrent_saves:  # noqa: N801  a context manager is used like a function
     Raises:
         InvalidOption: at once, naming the option and its value.
         SharedMemoryDatabase: when the block is entered.
+        DatabaseUnreachable: when the block is entered, or left, if a database is gone in between.
         InsideTransaction: when the block is entered, or a call submitted, inside a transaction.
 
     Example:

@@ -47,7 +47,8 @@ def check_can_connect(alias: str, settings: Mapping[str, Any]) -> None:
         DatabaseUnreachable: with the driver's error as its cause.
     """
     connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
-    if connection.vendor in KNOW_CONNECT_TIMEOUT and "PGCONNECT_TIMEOUT" not in os.environ:
+    has_its_own = connection.vendor == "postgresql" and "PGCONNECT_TIMEOUT" in os.environ
+    if connection.vendor in KNOW_CONNECT_TIMEOUT and not has_its_own:
         connection.settings_dict["OPTIONS"] = {"connect_timeout": CONNECT_TIMEOUT, **settings["OPTIONS"]}
     with outside_event_loop():  # this wrapper is used here only
         try:

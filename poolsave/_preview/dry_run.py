@@ -22,7 +22,7 @@ from django.db.transaction import TransactionManagementError
 from .._db.error_codes import is_transient
 from .._db.transactions import OpenTransactions, begin_on, roll_back
 from .._runs.operation_spec import OperationSpec
-from .._runs.preflight import check_aliases_exist
+from .._runs.preflight import check_aliases_exist, check_databases_answer, check_key
 from .._runtime.foreign_exceptions import add_note, is_a
 from ..errors import InvalidOption
 from ..options import Options
@@ -50,7 +50,11 @@ def dry_run(operation: Mappable, stages: Sequence[OperationSpec], objects: Itera
     check_samples(samples)
     aliases = _covered_aliases(stages)
     check_aliases_exist(aliases)
-    chosen = choose_samples(objects, samples, stages[0])
+    first, *others = stages
+    for stage in (first.over(objects), *others):
+        check_key(stage)
+        check_databases_answer(stage.needed)
+    chosen = choose_samples(objects, samples, first)
     with catch_mail_and_tasks() as caught, _rolled_back(aliases) as opened:
         recorders, uncovered_callbacks, report = _recorded_run(operation, chosen, opened)
         changes = [change for recorder in recorders for change in recorder.changes()]

@@ -44,8 +44,8 @@ def load_items(path: str | PathLike[str]) -> list[Any]:
     pipeline may have saved. After a run over a queryset they are primary keys.
 
     These come back as equal objects of the same class, also inside each other: None, bool, int, float (NaN, too), str,
-    bytes, list, tuple, dict with any of these as keys, set, frozenset, Decimal, UUID, pathlib.Path, date, time,
-    timedelta, and datetime (naive, with a fixed offset, or a ZoneInfo). A member of an enumeration, or another subclass
+    bytes, list, tuple, dict with any of these as keys, set, frozenset, Decimal, UUID, pathlib.Path, date, time
+    without a zone, timedelta, and datetime (naive, with a fixed offset, or a ZoneInfo). A member of an enumeration, or another subclass
     of str, int or float, comes back as the plain value.
 
     Raises:
@@ -63,7 +63,12 @@ def load_items(path: str | PathLike[str]) -> list[Any]:
         [(0, 2)]
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        text = file.read()
+        try:
+            text = file.read()
+        except UnicodeDecodeError as error:
+            raise InvalidOperation(
+                f"{str(path)!r} is no UTF-8 (a spreadsheet may have saved it so): {error}"
+            ) from error
     rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
     return [_item(encoded, index, path) for index, encoded in rows]
 

@@ -11,7 +11,7 @@ from django.db import connections, models, transaction
 from django.db.models import F
 from django.test.utils import isolate_apps
 
-from poolsave import DROP, Change, InvalidOperation, InvalidOption, pooled_operation
+from poolsave import DROP, Change, DatabaseUnreachable, InvalidOperation, InvalidOption, pooled_operation
 from tests.conftest import needs_mariadb
 from tests.models import Account, Badge, Employee, Person, Tag, Thing, ThingByPair, ThingOfGroupOne, Visit
 from tests.support.tables import contents
@@ -498,3 +498,15 @@ def test_cascades_of_the_database_are_changes(alias):
         with connections[alias].schema_editor() as editor:
             for model in (Loan, Book, Shelf):
                 editor.delete_model(model)
+
+
+def test_database_that_cannot_be_had_is_refused(monkeypatch):
+    monkeypatch.setitem(connections["postgres"].settings_dict, "PORT", "1")
+    connections["postgres"].close()
+    with pytest.raises(DatabaseUnreachable, match="'postgres'"):
+        pooled_operation(databases=("postgres",))(str).dry_run([1])
+
+
+def test_key_over_a_queryset_is_refused():
+    with pytest.raises(InvalidOption, match="primary keys only"):
+        pooled_operation(key=str)(str).dry_run(Person.objects.all())

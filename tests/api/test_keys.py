@@ -131,7 +131,8 @@ def test_object_that_cannot_be_sent_keeps_the_order(tmp_path):
     assert [failure.index for failure in report.failures] == [30]
 
 
-def test_waiting_objects_are_bounded():
+@pytest.mark.parametrize(("window", "bound"), [(None, 1_000), (50, 50)])
+def test_waiting_objects_are_bounded(window, bound):
     """All are of one key, so that only one worker has work."""
     ahead = []
 
@@ -141,11 +142,11 @@ def test_waiting_objects_are_bounded():
             yield number
 
     pulled = []
-    keyed = echoes.using(key=lambda _number: "same", start_method="fork", chunksize=1)
+    keyed = echoes.using(key=lambda _number: "same", start_method="fork", chunksize=1, window=window)
     for count, _outcome in enumerate(keyed.stream(numbers()), 1):
         ahead.append(len(pulled) - count)
     assert count == 5_000
-    assert max(ahead) <= 1_000 + 4 * 2
+    assert max(ahead) <= bound + 4 * 2
 
 
 def test_run_that_stops_says_what_it_has_not_run():

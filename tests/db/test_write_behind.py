@@ -81,6 +81,17 @@ def test_rows_go_together_and_are_those_of_a_run_without(function, objects, rows
     assert batching.flushes == 2, batching
 
 
+def save_many_tags(number):
+    for tag in range(25):
+        Tag(name=f"{number} {tag}").save(using=ALIAS)
+
+
+def test_rows_of_a_large_chunk_go_before_memory_is_full():
+    batching = run_both(save_many_tags, range(100), chunksize=100)
+    assert (batching.batched, batching.undone, batching.rows) == (1, 0, 2500)
+    assert batching.flushes == 2
+
+
 def reads_its_tag(name):
     Tag(name=name).save(using=ALIAS)
     return Tag.objects.using(ALIAS).filter(name=name).count()

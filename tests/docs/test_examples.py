@@ -281,7 +281,7 @@ def test_command_that_ends_early_tells_what_was_done(manage, tmp_path):
     [
         ([EXAMPLES / "customers.csv"], "has no column number, product, quantity"),
         ([EXAMPLES / "project/orders.csv", "--workers", 0], "workers=0 is not valid: give a whole number from 1"),
-        ([EXAMPLES / "project/orders.csv", "--failures", "nowhere/f.csv"], "there is no folder for nowhere/f.csv"),
+        ([EXAMPLES / "project/orders.csv", "--failures", "nowhere/f.csv"], "nowhere/f.csv cannot be written"),
     ],
 )
 def test_command_refuses_in_one_line_what_cannot_work(arguments, why, tmp_path):

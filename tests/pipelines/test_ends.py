@@ -89,3 +89,13 @@ def test_max_failures_counts_for_the_whole_run():
     assert report.stopped
     assert report.total < 200
     assert sums_up(report)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_skipped_objects_keep_what_earlier_stages_saved():
+    first = stages.saves_first.using(executor="serial", chunksize=8)
+    second = stages.saves_second.using(executor="thread", workers=1, chunksize=1).bind(fail=(0,))
+    report = (first | second).using(max_failures=1).map(range(8))
+    skipped = [outcome for outcome in report if outcome.status == "skipped"]
+    assert {outcome.stage for outcome in skipped} == {"saves_second"}
+    assert {f"first {outcome.index}" for outcome in skipped} <= set(stages.saved_names())

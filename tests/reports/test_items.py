@@ -136,6 +136,7 @@ REFUSED = {
     "lock": (threading.Lock(), "_thread.lock"),
     "model instance": (Person(name="ann"), "tests.models.Person"),
     "complex": (1j, "builtins.complex"),
+    "time with a zone": (dt.time(1, 2, tzinfo=dt.UTC), "datetime.time"),
     "zone without a name": (
         dt.datetime(2026, 1, 2, tzinfo=type("Odd", (dt.tzinfo,), {"utcoffset": lambda *_: dt.timedelta(0)})()),
         "datetime.datetime",
@@ -321,3 +322,12 @@ def test_printed_report_says_what_could_not_be_pickled(operation, items, about):
     assert lines[at + 1].strip() == about
     if len(items) == 2:
         assert "first at index 1 (<Unpicklable 7>):" in lines[at]
+
+
+def test_file_in_another_encoding_is_refused(tmp_path):
+    """As a spreadsheet may save it."""
+    path = tmp_path / "failures.csv"
+    write(fails.map(["Zoë"]), path)
+    path.write_text(path.read_text().replace("\\u00eb", "ë"), encoding="cp1252")
+    with pytest.raises(InvalidOperation, match="is no UTF-8"):
+        load_items(path)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from catalogue.models import Product
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 
 from orders.models import Order
 from poolsave import PoolsaveError, load_items, pooled_operation
-
-FIELDS = ("number", "product", "quantity")
 
 
 @pooled_operation(keep="failures")
@@ -27,7 +26,7 @@ def open_orders(path):
         columns = rows.fieldnames or ()
         if "item_exact" in columns:
             yield load_items(path)
-        elif missing := [field for field in FIELDS if field not in columns]:
+        elif missing := sorted({"number", "product", "quantity"} - {*columns}):
             raise CommandError(f"{path} has no column {', '.join(missing)}")
         else:
             yield rows
@@ -43,14 +42,14 @@ class Command(BaseCommand):
         parser.add_argument("--failures", type=Path, metavar="FILE", help="write here what failed, to run it again")
 
     def handle(self, *, file, workers, dry_run, failures, verbosity, **_options):
-        if failures and not failures.parent.is_dir():
-            raise CommandError(f"there is no folder for {failures}")  # now, and not when all is done
-        why = f"not every order of {file} can be imported"
+        if failures and (failures.is_dir() or not failures.parent.is_dir()):
+            raise CommandError(f"{failures} cannot be written")  # now, and not when all is done
+        why, progress = f"not every order of {file} can be imported", None if verbosity else False  # no bar in a file
         try:
-            operation = import_order.using(workers=workers, progress=None if verbosity else False)  # no bar in a file
+            operation = import_order.using(workers=workers, progress=progress)
             with open_orders(file) as orders:
                 result = operation.dry_run(orders) if dry_run else operation.map(orders)
-        except (OSError, ValueError, csv.Error, PoolsaveError, KeyboardInterrupt, SystemExit) as error:
+        except (OSError, ValueError, csv.Error, DatabaseError, PoolsaveError, KeyboardInterrupt, SystemExit) as error:
             result, why = None if dry_run else getattr(error, "report", None), error  # what was done until then
         if result is not None and (verbosity or not result.ok):
             self.stdout.write(str(result))
