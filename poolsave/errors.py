@@ -82,8 +82,9 @@ class DatabaseUnreachable(PoolsaveError):
     """No connection to a database is to be had: a run is refused, or a server has gone in the middle of a run.
 
     In the middle of a run it is raised after 3 seconds without any connection. A server that says that it starts or has
-    too many gets 30 seconds before, on PostgreSQL if it says so in English. `report` has the outcomes: what was at work has failed or is lost, and the rest is skipped.
-    `reason` is what the driver says, and `__cause__` the error of the object that had no connection.
+    too many gets 30 seconds before, on PostgreSQL if it says so in English. `report` has the outcomes: what was at work
+    has failed or is lost, and the rest is skipped. `reason` is what the driver says, and `__cause__` the error of the
+    object that had no connection.
     """
 
     def __init__(self, alias: str, reason: str) -> None:

@@ -156,7 +156,8 @@ class PooledOperation(Generic[P, R]):
 
         Args:
             objects: what `map` would be given. The first ones are tried, as copies, or themselves if they cannot be
-                copied; of a queryset the rows with the lowest keys. An iterator is read as far as that, and is that much shorter afterwards.
+                copied; of a queryset the rows with the lowest keys. An iterator is read as far as that, and is that
+                much shorter afterwards.
             samples: how many, from 1.
 
         Returns:

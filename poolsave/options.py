@@ -95,8 +95,8 @@ class Options:
     transaction; None: only with one transaction per chunk."""
     progress: bool | Callable[..., object] | None = None
     """True, False, a callable that gets `(done, total)` and, if it takes that, `failed`, or a tqdm-like class; None: a
-    bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds at most, as objects end, in the log `poolsave` or on
-    stderr."""
+    bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds at most, as objects end, in the log
+    `poolsave` or on stderr."""
 
     carry: tuple[ContextVar[Any] | Carrier, ...] = ()
     """Context that is restored around every object: ContextVars, and objects with `capture()` and `restore(state)`."""

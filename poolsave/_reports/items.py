@@ -45,8 +45,8 @@ def load_items(path: str | PathLike[str]) -> list[Any]:
 
     These come back as equal objects of the same class, also inside each other: None, bool, int, float (NaN, too), str,
     bytes, list, tuple, dict with any of these as keys, set, frozenset, Decimal, UUID, pathlib.Path, date, time
-    without a zone, timedelta, and datetime (naive, with a fixed offset, or a ZoneInfo). A member of an enumeration, or another subclass
-    of str, int or float, comes back as the plain value.
+    without a zone, timedelta, and datetime (naive, with a fixed offset, or a ZoneInfo). A member of an enumeration, or
+    another subclass of str, int or float, comes back as the plain value.
 
     Raises:
         InvalidOperation: naming the first item of another class (a model instance, a file, a circular list), of which
@@ -66,9 +66,8 @@ def load_items(path: str | PathLike[str]) -> list[Any]:
         try:
             text = file.read()
         except UnicodeDecodeError as error:
-            raise InvalidOperation(
-                f"{str(path)!r} is no UTF-8 (a spreadsheet may have saved it so): {error}"
-            ) from error
+            why = f"{str(path)!r} is no UTF-8, perhaps since a spreadsheet has saved it: {error}"
+            raise InvalidOperation(why) from error
     rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
     return [_item(encoded, index, path) for index, encoded in rows]
 

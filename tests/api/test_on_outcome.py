@@ -85,16 +85,17 @@ def test_what_cannot_be_called_is_refused_by_its_value(wrong):
 def test_skipped_objects_are_given_too():
     given = []
 
-    def two_and_a_signal():
-        yield from range(2)
+    def some_and_a_signal():
+        yield from range(25)
         signal.raise_signal(signal.SIGINT)
-        yield 2
+        yield 25
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        pooled_operation(operations.doubles.func, **THREAD, transaction=None, progress=False).map(
-            two_and_a_signal(), on_outcome=given.append
+        pooled_operation(operations.doubles.func, **THREAD, chunksize=10, transaction=None, progress=False).map(
+            some_and_a_signal(), on_outcome=given.append
         )
     assert len(given) == caught.value.report.total
+    assert sum(outcome.status is Status.SKIPPED for outcome in given) == caught.value.report.skipped > 0
 
 
 @pytest.mark.parametrize("executor", ["serial", "thread", "fork"])

@@ -20,6 +20,7 @@ from poolsave import (
     WorkerDied,
     concurrent_saves,
 )
+from tests.conftest import wait_until
 from tests.models import Badge, Employee, Person
 from tests.support import operations
 
@@ -111,8 +112,7 @@ def test_error_in_the_body_skips_what_has_not_started(tmp_path, pool):
     with pytest.raises(KeyError), concurrent_saves(**pool, workers=1, transaction=None, chunksize=1, window=9) as saves:
         running = saves.submit(operations.waits_for_file, str(flag))
         waiting = [saves.submit(operations.doubles, number) for number in range(5)]
-        while not (tmp_path / "go.begun").exists():
-            pass
+        wait_until((tmp_path / "go.begun").exists)
         threading.Timer(0.2, flag.touch).start()
         raise KeyError
     assert running.result(0)

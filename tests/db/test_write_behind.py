@@ -12,8 +12,9 @@ from django.db.models import F
 from django.utils.safestring import mark_safe
 
 from poolsave import InvalidOption, Status, pooled_operation
+from tests.conftest import needs_mariadb
 from tests.models import Badge, Employee, Person, Sample, Stamped, Tag, Thing, ThingByText, ThingByUuid, Visit
-from tests.support.comparing import ALIAS, ALL, OPTIONS, atomic, called, rows, run, run_both, user
+from tests.support.comparing import ALIAS, ALL, OPTIONS, atomic, called, execute, rows, run, run_both, user
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -109,9 +110,7 @@ def reads_in_a_subquery(name):
 
 def reads_raw(name):
     Tag(name=name).save(using=ALIAS)
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM Tests_Tag -- by another name")
-        return cursor.fetchone()
+    return execute("SELECT count(*) FROM Tests_Tag -- by another name")
 
 
 def reads_past_django(name):
@@ -123,9 +122,7 @@ def reads_past_django(name):
 
 def reads_a_view(name):
     Tag(name=name).save(using=ALIAS)
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM names_of_tags")
-        return cursor.fetchone()
+    return execute("SELECT count(*) FROM names_of_tags")
 
 
 def reads_by_a_function(name):
@@ -532,16 +529,15 @@ def choose_a_schema(number):
 
 
 def test_statements_that_change_the_schema_end_the_buffering():
-    run_both(redefine_a_table, range(6))
+    batching = run_both(redefine_a_table, range(6))
+    assert (batching.flushes, batching.rows) == (1, 1)
 
 
 @pytest.fixture
 def other_schema():
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("CREATE SCHEMA other; CREATE TABLE other.tests_tag (LIKE public.tests_tag INCLUDING ALL)")
+    execute("CREATE SCHEMA other; CREATE TABLE other.tests_tag (LIKE public.tests_tag INCLUDING ALL)")
     yield
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("DROP SCHEMA other CASCADE")
+    execute("DROP SCHEMA other CASCADE")
 
 
 def test_rows_go_into_the_schema_of_their_time(other_schema):
@@ -559,11 +555,6 @@ COUNTING_TRIGGER = (
     'INSERT INTO tests_thing (visits, "group") SELECT count(*), 1 FROM tests_tag; RETURN NULL; END $$;'
     "CREATE TRIGGER counts AFTER INSERT ON tests_person FOR EACH ROW EXECUTE FUNCTION counts()"
 )
-
-
-def execute(statement):
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute(statement)
 
 
 def drop_trigger():
@@ -646,9 +637,8 @@ def test_it_is_refused_without_a_transaction_per_chunk():
             pooled_operation(save_person).using(transaction=mode, batch_writes=True).map([])
 
 
+@pytest.mark.parametrize("alias", ["default", pytest.param("mariadb", marks=needs_mariadb)])
 def test_it_is_refused_by_name_where_no_rows_can_be_held(alias):
-    if alias == ALIAS:
-        return
     operation = pooled_operation(save_person).using(**{**OPTIONS, "databases": (alias,)}, batch_writes=True)
     with pytest.raises(InvalidOption, match=f"batch_writes=True.*{alias!r} is (SQLite|MariaDB), and only PostgreSQL"):
         operation.map(NAMES)

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from django.db import connections, models
+from django.db import models
 from django.db.models import Value
 from django.db.models.functions import Upper
 from django.test.utils import isolate_apps
 
-from tests.support.comparing import ALIAS, run
+from tests.support.comparing import ALIAS, execute, run
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -40,12 +40,6 @@ def table():
     execute("ALTER TABLE versioned ADD last int")
     yield
     execute("DROP TABLE versioned; DROP SEQUENCE others")
-
-
-def execute(statement):
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else None
 
 
 TEXTS = [lambda: "short", lambda: "x" * 20_000, lambda: Upper(Value("x"))]

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from django.db import connections, models
+from django.db import models
 from django.test.utils import isolate_apps
 
 from tests.models import Tag, ThingByText
-from tests.support.comparing import ALIAS, run_both
+from tests.support.comparing import ALIAS, execute, run_both
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -67,11 +67,9 @@ def test_rows_that_are_inserted_and_changed_still_go_together():
 
 @pytest.fixture
 def unique_names():
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("CREATE UNIQUE INDEX one_name ON tests_tag (name)")
+    execute("CREATE UNIQUE INDEX one_name ON tests_tag (name)")
     yield
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute("DROP INDEX one_name")
+    execute("DROP INDEX one_name")
 
 
 @pytest.mark.parametrize(

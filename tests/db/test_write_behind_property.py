@@ -123,9 +123,9 @@ def bulk_create(tags):
 
 
 def expression(name):
-    tag = Tag.objects.using(ALIAS).create(name=name)
-    Thing(visits=1, group=len(name)).save(using=ALIAS)
-    return tag.pk is not None
+    thing = Thing.objects.using(ALIAS).create(visits=1)
+    thing.group = F("visits") + len(name)
+    thing.save(using=ALIAS)
 
 
 def block(program, is_to_fail):

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from django.db import connections, models
+from django.db import models
 from django.test.utils import isolate_apps
 
-from tests.support.comparing import ALIAS, run
+from tests.support.comparing import ALIAS, execute, run
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -21,12 +21,6 @@ with isolate_apps("tests"):
             app_label = "tests"
             managed = False
             db_table = "keyed"
-
-
-def execute(statement):
-    with connections[ALIAS].cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else None
 
 
 DROP = """

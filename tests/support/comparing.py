@@ -48,6 +48,13 @@ class Ran(NamedTuple):
     batching: Any
 
 
+def execute(statement):
+    """Send a statement, and give its rows."""
+    with connections[ALIAS].cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else None
+
+
 signals: list = []
 called: list = []
 """What functions and their callbacks append."""

@@ -78,5 +78,8 @@ def connect(**more):
     return psycopg.connect(os.environ[VARIABLE], autocommit=True, **more)
 
 
-IN_COMMIT = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'"
+IN_COMMIT = (
+    "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep' "
+    f"AND datname = '{TEST_DATABASE}'"
+)
 """How many sessions are in the COMMIT that the fixture slow_commit makes slow."""
