@@ -18,7 +18,7 @@ def sqlite(name: str) -> dict[str, object]:
 
 
 SECRET_KEY = "only for tests"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests", "tests.history"]
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "poolsave.ledger", "tests", "tests.history"]
 THIRD_PARTY = ["simple_history", "polymorphic", "guardian"]
 if all(importlib.util.find_spec(name) for name in THIRD_PARTY):
     INSTALLED_APPS += [*THIRD_PARTY, "tests.third_party"]
