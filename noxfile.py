@@ -1,11 +1,13 @@
 """The grid of Python, Django and drivers. `nox -l` lists it, `.ci/run` runs what the machine's interpreters allow."""
 
+import shutil
+
 import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-nox.options.sessions = ["tests", "lint", "types", "docs"]
+nox.options.sessions = ["tests", "lint", "types", "docs", "dist"]
 
 GRID = [
     ("3.11", "5.2", "psycopg2"),
@@ -46,3 +48,13 @@ def types(session):
 def docs(session):
     session.install("-e", ".[docs]")
     session.run("python", "-m", "sphinx", "-W", "-n", "-q", "docs", "build/docs")
+
+
+@nox.session(python="3.11")
+def dist(session):
+    """What is released: dist/*.whl and dist/*.tar.gz."""
+    session.install("build", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("python", "-m", "twine", "check", "--strict", "dist/*")
+    session.run("python", "-m", "tests.distributions", "dist")

@@ -47,6 +47,9 @@ from .reports import Report
 from .saves import Saves, concurrent_saves
 from .streams import OutcomeStream
 
+__version__ = "0.2.0"
+"""The only place of the version; the build reads it from here."""
+
 __all__ = [
     "DROP",
     "Carrier",
@@ -77,11 +80,3 @@ __all__ = [
     "load_items",
     "pooled_operation",
 ]
-
-
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("poolsave")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from typing import NamedTuple
 
 import django
@@ -25,9 +24,11 @@ class Versions(NamedTuple):
     @classmethod
     def here(cls) -> Versions:
         """Give those of this process, whether Django is set up or not."""
+        from .. import __version__  # which is there only after the package's own imports
+
         major, minor = sys.version_info[:2]
         module = settings_by_origin()[0] if settings.configured else os.environ.get(ENVIRONMENT_VARIABLE) or None
-        return cls(metadata.version("poolsave"), f"{major}.{minor}", django.get_version(), module)
+        return cls(__version__, f"{major}.{minor}", django.get_version(), module)
 
     def differences(self, others: Versions) -> str:
         """Name the fields in which the others differ, as text; empty if there are none."""

@@ -28,6 +28,11 @@ def without_figures(text):
     return [ERROR.sub(r"\1", FIGURES.sub("", line)) for line in lines]
 
 
+def shown_by_readme():
+    (shown,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    return shown
+
+
 def run(folder, *arguments):
     paths = os.pathsep.join([str(ROOT), str(folder)])
     env = {**os.environ, "PYTHONPATH": paths, "DJANGO_SETTINGS_MODULE": "mysite.settings"}
@@ -43,8 +48,7 @@ def test_the_script_runs_as_it_stands_there(tmp_path):
     (tmp_path / "create_users.py").write_text(script)
     run(tmp_path, "-m", "django", "migrate", "-v0")
     printed = run(tmp_path, "create_users.py").stdout
-    (shown,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    assert without_figures(printed) == without_figures(shown)
+    assert without_figures(printed) == without_figures(shown_by_readme())
     with closing(sqlite3.connect(tmp_path / "db.sqlite3")) as database:
         assert database.execute("SELECT count(*) FROM auth_user_groups").fetchone() == (1000,)
 
