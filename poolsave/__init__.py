@@ -21,6 +21,8 @@ database connection of its own and one transaction per object, and reports the o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._reports.items import load_items
 from ._worker.context import Carrier
 from .errors import (
@@ -29,12 +31,17 @@ from .errors import (
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
+    InvalidParameters,
     OperationsFailed,
     PoolsaveError,
     RemoteError,
     RowGone,
+    RunConflict,
     SharedMemoryDatabase,
+    StatusConflict,
     TimedOut,
+    UnknownBackfill,
+    UnknownRun,
     ValueLost,
     WorkerDied,
 )
@@ -46,6 +53,9 @@ from .previews import Change, Preview
 from .reports import Report
 from .saves import Saves, concurrent_saves
 from .streams import OutcomeStream
+
+if TYPE_CHECKING:
+    from .ledger.registry import backfill
 
 __version__ = "0.2.0"
 """The only place of the version; the build reads it from here."""
@@ -59,6 +69,7 @@ __all__ = [
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
+    "InvalidParameters",
     "OperationsFailed",
     "Options",
     "Outcome",
@@ -70,13 +81,26 @@ __all__ = [
     "RemoteError",
     "Report",
     "RowGone",
+    "RunConflict",
     "Saves",
     "SharedMemoryDatabase",
     "Status",
+    "StatusConflict",
     "TimedOut",
+    "UnknownBackfill",
+    "UnknownRun",
     "ValueLost",
     "WorkerDied",
+    "backfill",
     "concurrent_saves",
     "load_items",
     "pooled_operation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "backfill":  # only programs that have durable runs need it
+        from .ledger.registry import backfill
+
+        return backfill
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of
@@ -16,12 +16,17 @@ __all__ = [
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
+    "InvalidParameters",
     "OperationsFailed",
     "PoolsaveError",
     "RemoteError",
     "RowGone",
+    "RunConflict",
     "SharedMemoryDatabase",
+    "StatusConflict",
     "TimedOut",
+    "UnknownBackfill",
+    "UnknownRun",
     "ValueLost",
     "WorkerDied",
     "WorkerTraceback",
@@ -97,6 +102,83 @@ class DatabaseUnreachable(PoolsaveError):
             f"no connection to the database {self.alias!r} is to be had ({self.reason}): see that its server runs and "
             f"takes connections, and that its address, name, user and password are those of settings.DATABASES"
         )
+
+
+class RunConflict(PoolsaveError):
+    """A durable run goes on with what it began with, and it is given something else.
+
+    `entry` says what differs, such as the function or the rows; `old` is what the run has, `new` what was given.
+    """
+
+    def __init__(self, name: str, entry: str, old: object, new: object) -> None:
+        super().__init__(name, entry, old, new)
+        self.name = name
+        self.entry = entry
+        self.old = old
+        self.new = new
+
+    def __str__(self) -> str:
+        return (
+            f"the run {self.name!r} began with another {self.entry}: {self.old!r}, and now it is {self.new!r}; give "
+            f"another run another name, or begin anew after `manage.py poolsave forget {self.name}`"
+        )
+
+
+class StatusConflict(RunConflict):
+    """The status of a durable run does not allow what is asked, `action`. `old` and `status` are what it is.
+
+    `advice` says what to do.
+    """
+
+    def __init__(self, name: str, action: str, status: str, advice: str = "") -> None:
+        super().__init__(name, "status", status, action)
+        self.args = (name, action, status, advice)  # by these it is pickled
+        self.action = action
+        self.status = status
+        self.advice = advice
+
+    def __str__(self) -> str:
+        text = f"the run {self.name!r} is {self.status}, so that it cannot {self.action}"
+        return f"{text}: {self.advice}" if self.advice else text
+
+
+class UnknownRun(PoolsaveError, LookupError):
+    """The ledger in a database has no run of that name. `known` are the latest ones."""
+
+    def __init__(self, name: str, alias: str, known: Sequence[str] = ()) -> None:
+        super().__init__(name, alias, known)
+        self.name = name
+        self.alias = alias
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"there is no run {self.name!r} in the database {self.alias!r}: {_known(self.known, 'there is none')}"
+
+
+class UnknownBackfill(PoolsaveError, LookupError):
+    """No app registers a backfill of that name. `known` are those that are registered."""
+
+    def __init__(self, name: str, known: Sequence[str] = ()) -> None:
+        super().__init__(name, known)
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        none = "no backfills.py of an app in INSTALLED_APPS registers any by @poolsave.backfill(name, queryset=...)"
+        return f"there is no backfill {self.name!r}: {_known(self.known, none)}"
+
+
+class InvalidParameters(PoolsaveError, ValueError):
+    """A backfill's form refuses its parameters. `errors` are the form's texts by the name of the parameter."""
+
+    def __init__(self, name: str, errors: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(name, errors)
+        self.name = name
+        self.errors = errors
+
+    def __str__(self) -> str:
+        texts = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in self.errors.items())
+        return f"the parameters of the backfill {self.name!r} are not valid: {texts}"
 
 
 class SharedMemoryDatabase(PoolsaveError):
@@ -267,6 +349,10 @@ def stand_in_for(error: BaseException) -> RemoteError:
 
 def _as_exception(error: BaseException) -> Exception:
     return error if is_a(error, Exception) else stand_in_for(error)
+
+
+def _known(names: Sequence[str], none: str) -> str:
+    return f"give one of {', '.join(map(repr, names))}" if names else none
 
 
 def _shorten(item: object, limit: int = 200) -> str:

@@ -16,6 +16,9 @@ IMPORTED = ("carry", "before_fork", "after_fork")
 EXECUTOR_SETTINGS = {"dask": ("address",)}
 """Keys in `settings.POOLSAVE` besides the options: by the name of an executor, the names of its settings."""
 
+OPERATING: dict[str, Any] = {"runner": None, "slice": 120.0}
+"""Keys in `settings.POOLSAVE` about durable runs, with their defaults. See `operating_settings`."""
+
 
 def from_environment() -> dict[str, Any]:
     """Give the options that environment variables set."""
@@ -26,11 +29,28 @@ def from_environment() -> dict[str, Any]:
 
 
 def from_settings() -> Mapping[str, Any]:
-    """Give the options in `settings.POOLSAVE`, without what is for one executor."""
+    """Give the options in `settings.POOLSAVE`, without what is for one executor or about durable runs."""
     values = _settings()
     for name in EXECUTOR_SETTINGS:
         _checked(name, values.get(name, {}))
-    return {name: value for name, value in values.items() if name not in EXECUTOR_SETTINGS}
+    return {name: value for name, value in values.items() if name not in EXECUTOR_SETTINGS | OPERATING}
+
+
+def operating_settings() -> dict[str, Any]:
+    """Give what `settings.POOLSAVE` says about durable runs.
+
+    "runner": a callable that is given the name of a run that is due and the alias of its ledger, by its dotted path;
+    None without one. "slice": seconds after which a session of a runner makes room for others.
+    """
+    values = {name: _settings().get(name, default) for name, default in OPERATING.items()}
+    if isinstance(values["runner"], str):
+        values["runner"] = _import("runner", values["runner"])
+    if values["runner"] is not None and not callable(values["runner"]):
+        raise InvalidOption("runner", values["runner"], 'give "poolsave.ledger.tasks.enqueue"', "settings.POOLSAVE")
+    seconds = values["slice"]
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidOption("slice", seconds, "give seconds, a number above 0", "settings.POOLSAVE")
+    return values
 
 
 def executor_settings(name: str) -> Mapping[str, Any]:

@@ -1,0 +1,304 @@
+"""Starts, pauses, resumes, cancels and forgets runs, and has failures tried again, by asking for it in the ledger.
+
+The command and the admin call this and nothing else. Nothing runs here: a run that is due is begun by
+`manage.py poolsave work` or a task, and the process that works on a run obeys within a second. Each change is one
+UPDATE that states the statuses from which it is allowed. So of two people who change a run at once, one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import IntegrityError, connections, router, transaction
+from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models.fields.json import JSONField
+from django.utils import timezone
+
+from .._environment.project_settings import operating_settings
+from ..errors import StatusConflict, UnknownRun
+from .causes import failures_of
+from .models import Failure, Lease, Run
+from .registry import find_backfill
+
+__all__ = ["cancel", "due", "find_run", "forget", "forget_failures", "pause", "recover", "resume", "retry", "start"]
+
+Status = Run.Status
+STALE_AFTER = timedelta(seconds=60)
+"""After so long without a heartbeat a run's process counts as dead. It writes one each second."""
+KNOWN = 10
+"""Names of runs that an error lists."""
+ADVICE = {
+    Status.DUE: "it is about to go on; `manage.py poolsave work` runs what is due",
+    Status.RUNNING: "a process works on it, until `manage.py poolsave pause`",
+    Status.PAUSING: "wait until it is paused, which takes no longer than what it has begun",
+    Status.PAUSED: "`manage.py poolsave resume` has it go on",
+    Status.CANCELLING: "it ends when what it has begun is done",
+    Status.CANCELLED: "begin anew after `manage.py poolsave forget`",
+    Status.FINISHED: "begin anew after `manage.py poolsave forget`",
+    Status.FINISHED_WITH_FAILURES: "retry its failures, or begin anew after `manage.py poolsave forget`",
+}
+
+
+def find_run(name: str, *, using: str | None = None) -> Run:
+    """Give a run's row.
+
+    Raises:
+        UnknownRun: naming the latest runs.
+    """
+    runs = _runs(using)
+    run = runs.filter(name=name).first()
+    if run is None:
+        raise UnknownRun(name, runs.db, tuple(runs.values_list("name", flat=True)[:KNOWN]))
+    return run
+
+
+def start(name: str, parameters: Mapping[str, Any] | None = None, *, by: str = "", using: str | None = None) -> Run:
+    """Make a registered backfill's run, which is due.
+
+    Args:
+        parameters: for the backfill's form, as it is given them: texts by name, or lists of texts.
+        by: who starts it.
+        using: the alias of the ledger's database; by default the one to which routers have the ledger written.
+
+    Raises:
+        UnknownBackfill, InvalidParameters: before anything is written.
+        StatusConflict: if the run is there.
+    """
+    given = dict(parameters or {})
+    find_backfill(name).rows(given)
+    values = {"name": name, "parameters": _plain(given), "started_by": by[:200], "status": Status.DUE}
+    runs = _runs(using)
+    try:
+        with transaction.atomic(runs.db):
+            run = runs.create(**values)
+            Lease.objects.using(runs.db).create(run=run)
+    except IntegrityError:
+        raise _conflict(find_run(name, using=runs.db), "be started") from None
+    _hand_over(run)
+    return run
+
+
+def pause(name: str, *, by: str = "", using: str | None = None) -> Run:
+    """Have a run stop when what it has begun is done; one that has not begun is paused at once.
+
+    Raises:
+        UnknownRun, StatusConflict
+    """
+    allowed = Q(status__in=[Status.RUNNING, Status.DUE]) | Q(status=Status.PAUSED, stop_code="slice")
+    ends = Case(When(status=Status.RUNNING, then=Value(Status.PAUSING)), default=Value(Status.PAUSED))
+    reason = f"paused by {by}" if by else ""
+    return _change(name, "be paused", allowed, using, stop_code="operator", stop_reason=reason, status=ends)
+
+
+def resume(name: str, *, by: str = "", using: str | None = None) -> Run:
+    """Have a paused run go on: it is due. So is one whose process has died.
+
+    Raises:
+        UnknownRun, StatusConflict
+    """
+    if (run := find_run(name, using=using)).status in Run.ACTIVE and _recovered(run, STALE_AFTER):
+        run.refresh_from_db()
+        if run.status == Status.DUE:
+            return run
+    reason = f"resumed by {by}" if by else ""
+    allowed = Q(status=Status.PAUSED)
+    run = _change(name, "be resumed", allowed, using, stop_code="", stop_reason=reason, status=Status.DUE)
+    _hand_over(run)
+    return run
+
+
+def cancel(name: str, *, by: str = "", using: str | None = None) -> Run:
+    """End a run for good when what it has begun is done. What is committed stays.
+
+    Raises:
+        UnknownRun, StatusConflict
+    """
+    working = [Status.RUNNING, Status.PAUSING]
+    allowed = Q(status__in=[*working, Status.DUE, Status.PAUSED])
+    active = When(status__in=working, then=Value(Status.CANCELLING))
+    # MySQL sees in each assignment what those before it have changed, so that the status is the last one.
+    ended = Case(When(status__in=working, then=F("ended_at")), default=Value(timezone.now()))
+    status = Case(active, default=Value(Status.CANCELLED))
+    reason = f"cancelled by {by}" if by else ""
+    return _change(
+        name, "be cancelled", allowed, using, stop_code="operator", stop_reason=reason, ended_at=ended, status=status
+    )
+
+
+def retry(  # noqa: PLR0913  all but the first may be left out
+    name: str,
+    *,
+    cause: str = "",
+    since: datetime | timedelta | None = None,
+    keys: Sequence[str] | None = None,
+    limit: int | None = None,
+    by: str = "",
+    using: str | None = None,
+) -> int:
+    """Have the failures that wait tried again, and nothing else: the run is due for that.
+
+    Args:
+        cause: a SQLSTATE, a class with or without its module, a constraint, or a cause as `causes.grouped` has it.
+        since: when they came: a time, or how long ago at most.
+        keys: as `Failure.key` has them.
+        limit: at most so many, those that came first.
+        by: who asks.
+
+    Returns:
+        How many match. With none nothing changes. An on_commit callback that failed is not among them, since its object
+        was saved.
+
+    Raises:
+        UnknownRun, StatusConflict
+    """
+    run = find_run(name, using=using)
+    chosen = _chosen(cause, since, keys)
+    found = failures_of(run, chosen)
+    pks = list(found.values_list("pk", flat=True)[:limit]) if limit is not None else []
+    count = len(pks) if limit is not None else found.count()
+    if not count:
+        return 0
+    last = pks[-1] if pks else found.order_by("-pk").values_list("pk", flat=True)[0]
+    # A session that goes on after a death tries the same ones, and none that have come since.
+    what = Value({**chosen, "upto": last}, JSONField())
+    allowed = Q(status__in=[Status.PAUSED, Status.FINISHED, Status.FINISHED_WITH_FAILURES])
+    reason = f"retried by {by}" if by else ""
+    run = _change(
+        name, "try failures again", allowed, using, retry=what, stop_code="", stop_reason=reason, status=Status.DUE
+    )
+    _hand_over(run)
+    return count
+
+
+def forget(name: str, *, using: str | None = None) -> None:
+    """Delete all that the ledger has of a run. What it has saved stays, and a run of that name begins anew.
+
+    Raises:
+        UnknownRun
+        StatusConflict: while it is worked on.
+    """
+    run = find_run(name, using=using)
+    idle = Q(status__in=[status for status in Status if status not in Run.ACTIVE])
+    with transaction.atomic(run._state.db):
+        _change(name, "be forgotten", idle, run._state.db, heartbeat_at=None).delete()  # the UPDATE locks the row
+
+
+def forget_failures(
+    name: str, *, cause: str = "", since: datetime | timedelta | None = None, using: str | None = None
+) -> int:
+    """Give up failures: they stay in the ledger and count as resolved. Returns how many.
+
+    Args: as those of `retry`, but for on_commit callbacks, which are among them.
+
+    Raises:
+        UnknownRun
+    """
+    run = find_run(name, using=using)
+    found = failures_of(run, _chosen(cause, since, None), kinds=tuple(Failure.Kind))
+    count = found.update(resolved_at=timezone.now(), resolution="forgotten")
+    settle(run)
+    return count
+
+
+def settle(run: Run) -> None:
+    """Call a run finished that has ended with failures, if none of them waits any more."""
+    failures = Failure.objects.using(run._state.db).filter(run_id=run.pk, resolved_at=None)
+    if not failures.exists():
+        _runs(run._state.db).filter(pk=run.pk, status=Status.FINISHED_WITH_FAILURES).update(status=Status.FINISHED)
+
+
+def recover(*, stale_after: timedelta = STALE_AFTER, using: str | None = None) -> list[Run]:
+    """Have runs go on whose process has died: they are due, or paused or cancelled if that had been asked for.
+
+    Args:
+        stale_after: without a heartbeat for so long, a process counts as dead. If it was only frozen, it commits
+            nothing more.
+
+    Returns:
+        Those whose status has changed.
+    """
+    runs = _stale(_runs(using).filter(status__in=Run.ACTIVE), stale_after)
+    recovered = [run for run in runs if _recovered(run, stale_after)]
+    for run in recovered:
+        run.refresh_from_db()
+    return recovered
+
+
+def due(*, using: str | None = None) -> QuerySet[Run]:
+    """Give the runs that wait to be begun or to go on, those that wait longest first."""
+    return _runs(using).filter(Q(status=Status.DUE) | Q(status=Status.PAUSED, stop_code="slice")).order_by("pk")
+
+
+def _runs(using: str | None) -> QuerySet[Run]:
+    return Run.objects.using(using or router.db_for_write(Run))
+
+
+def _stale(runs: QuerySet[Run], stale_after: timedelta) -> QuerySet[Run]:
+    before = timezone.now() - stale_after
+    return runs.filter(Q(heartbeat_at__lt=before) | Q(heartbeat_at=None, started_at__lt=before))
+
+
+def _recovered(run: Run, stale_after: timedelta) -> bool:
+    """End the turn of a process that has died. False if it was not dead."""
+    leases = Lease.objects.using(run._state.db).filter(run_id=run.pk)
+    with transaction.atomic(leases.db):
+        if connections[leases.db].features.has_select_for_update:  # elsewhere there is one writer, and reading first
+            leases.select_for_update().first()  # would fail. This waits for chunks in flight; later ones do not commit.
+        stale = _stale(_runs(leases.db).filter(pk=run.pk, status__in=Run.ACTIVE), stale_after)
+        changed = stale.update(**_after_death())
+        if changed:
+            leases.update(generation=F("generation") + 1)
+    if changed:
+        run.refresh_from_db()
+        _hand_over(run)
+    return bool(changed)
+
+
+def _after_death() -> dict[str, Any]:
+    running, cancelling = When(status=Status.RUNNING, then=Value("died")), Q(status=Status.CANCELLING)
+    return {
+        "holder": "",
+        "stop_code": Case(running, default=F("stop_code")),
+        "ended_at": Case(When(cancelling, then=Value(timezone.now())), default=F("ended_at")),
+        "status": Case(
+            When(status=Status.RUNNING, then=Value(Status.DUE)),
+            When(cancelling, then=Value(Status.CANCELLED)),
+            default=Value(Status.PAUSED),
+        ),
+    }
+
+
+def _change(name: str, action: str, allowed: Q, using: str | None, **values: Any) -> Run:
+    runs = _runs(using)
+    changed = runs.filter(allowed, name=name).update(**values)
+    run = find_run(name, using=runs.db)
+    if not changed:
+        raise _conflict(run, action)
+    return run
+
+
+def _conflict(run: Run, action: str) -> StatusConflict:
+    return StatusConflict(run.name, action, run.status, ADVICE[Status(run.status)])
+
+
+def _chosen(cause: str, since: datetime | timedelta | None, keys: Sequence[str] | None) -> dict[str, Any]:
+    since = timezone.now() - since if isinstance(since, timedelta) else since
+    chosen = {"cause": cause, "since": since and since.isoformat(), "keys": None if keys is None else list(keys)}
+    return {name: value for name, value in chosen.items() if value not in (None, "")}
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Give parameters as JSON has them. Forms take dates and numbers as texts, too."""
+    result: dict[str, Any] = json.loads(json.dumps(parameters, cls=DjangoJSONEncoder))
+    return result
+
+
+def _hand_over(run: Run) -> None:
+    """Tell the runner of the settings, if there is one, that a run is due."""
+    enqueue = operating_settings()["runner"]
+    if enqueue is not None and run.status == Status.DUE:
+        transaction.on_commit(lambda: enqueue(run.name, run._state.db), using=run._state.db)

@@ -1,0 +1,180 @@
+"""What can be started by name: operations that an app registers in its `backfills.py`, by `@poolsave.backfill`.
+
+The command, the admin and tasks start and go on with runs by name, and find here what to run. No models are imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.utils.datastructures import MultiValueDict
+from django.utils.module_loading import autodiscover_modules
+
+from ..errors import InvalidOperation, InvalidParameters, UnknownBackfill
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+    from django.forms import BaseForm
+
+    from .models import Run
+
+__all__ = ["Backfill", "backfill", "backfills", "find_backfill"]
+
+Operation = TypeVar("Operation", bound=Callable[..., Any])
+LONGEST = 200
+"""Characters of a run's name, as its column has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backfill:
+    """An operation with its rows, under a name."""
+
+    name: str
+    operation: Any
+    """The pooled operation."""
+    queryset: Any
+    """A queryset or manager; or a function that gives one: of the form's cleaned data, or of nothing without a form."""
+    form: type[BaseForm] | None = None
+    """Checks the parameters."""
+
+    def cleaned(self, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the form's cleaned data.
+
+        Args:
+            parameters: as a form is given them: texts by name, or lists of texts.
+
+        Raises:
+            InvalidParameters: with the form's texts; or for any parameter if there is no form.
+        """
+        given = dict(parameters or {})
+        if self.form is None:
+            if given:
+                raise InvalidParameters(self.name, {key: ["It takes no parameters."] for key in given})
+            return {}
+        form = self.form(_form_data(given))
+        advice = [f"Give one of {', '.join(form.fields)}."]
+        errors = {key: advice for key in given if not _belongs(key, form)}
+        if not errors and not form.is_valid():
+            errors = {field: [str(text) for text in texts] for field, texts in form.errors.items()}
+        if errors:
+            raise InvalidParameters(self.name, errors)
+        return form.cleaned_data
+
+    def rows(self, parameters: Mapping[str, Any] | None = None) -> QuerySet[Any]:
+        """Give the rows of a run with these parameters.
+
+        Raises:
+            InvalidParameters: as `cleaned`.
+        """
+        return self._rows_of(self.cleaned(parameters))
+
+    def run(self, run: Run, **options: Any) -> Any:
+        """Start the run of a row of the ledger, or go on with it, here and now, and give its report.
+
+        Args:
+            run: `poolsave.Run(...)` of its name is what `map` gets.
+            options: those of the operation, in place of its own.
+
+        Raises:
+            InvalidParameters: as `cleaned`.
+            PoolsaveError: what `map` raises; RunBusy if a live process works on it.
+        """
+        import poolsave  # the package, which is above this module: its Run
+
+        made: Any = poolsave
+        cleaned = self.cleaned(run.parameters)
+        operation = self._bound(cleaned).using(**options)
+        return operation.map(self._rows_of(cleaned), run=made.Run(run.name, using=run._state.db))
+
+    def _rows_of(self, cleaned: dict[str, Any]) -> QuerySet[Any]:
+        rows = self.queryset
+        if callable(rows) and not hasattr(rows, "all"):
+            rows = rows() if self.form is None else rows(cleaned)
+        if not hasattr(rows, "all"):
+            raise InvalidOperation(f"the queryset of the backfill {self.name!r} is {rows!r}: let it give a queryset")
+        result: QuerySet[Any] = rows.all()
+        return result
+
+    def _bound(self, cleaned: dict[str, Any]) -> Any:
+        """Bind the parameters that the function names, besides the row."""
+        _row, *named = inspect.signature(self.operation.func).parameters
+        constants = {name: cleaned[name] for name in named if name in cleaned}
+        return self.operation.bind(**constants) if constants else self.operation
+
+
+_registered: dict[str, Backfill] = {}
+
+
+def backfill(name: str, *, queryset: Any, form: type[BaseForm] | None = None) -> Callable[[Operation], Operation]:
+    """Register a pooled operation with its rows, so that `manage.py poolsave` and the admin start it by its name.
+
+    Write it above `@pooled_operation`, in the `backfills.py` of an app:
+
+        @backfill("articles-slug", queryset=Article.objects.filter(slug=""))
+        @pooled_operation(workers=4)
+        def fill_slug(article):
+            article.save()
+
+    Args:
+        name: of the backfill and of its run, up to 200 characters.
+        queryset: the rows; or a function that gives them, called in each session, with the form's cleaned data if there
+            is a form.
+        form: a form for parameters. Those that the function names, besides the row, are bound.
+
+    Raises:
+        InvalidOperation: for what is no pooled operation, and for a name that is taken or cannot be one.
+    """
+    _check_name(name)
+
+    def register(operation: Operation) -> Operation:
+        if not hasattr(operation, "__poolsave_spec__"):
+            raise InvalidOperation(
+                f"the backfill {name!r} is {operation!r}: write @backfill above @pooled_operation, over one function"
+            )
+        taken = _registered.get(name)
+        if taken is not None and _place(taken.operation) != _place(operation):
+            places = f"{_place(taken.operation)} and {_place(operation)}"
+            raise InvalidOperation(f"two backfills have the name {name!r}, {places}: rename one of them")
+        _registered[name] = Backfill(name=name, operation=operation, queryset=queryset, form=form)
+        return operation
+
+    return register
+
+
+def backfills() -> dict[str, Backfill]:
+    """Import `backfills.py` of all installed apps, and give what they register, by name."""
+    autodiscover_modules("backfills")
+    return dict(sorted(_registered.items()))
+
+
+def find_backfill(name: str) -> Backfill:
+    """Give a registered backfill.
+
+    Raises:
+        UnknownBackfill: naming those that there are.
+    """
+    known = backfills()
+    if name not in known:
+        raise UnknownBackfill(name, tuple(known))
+    return known[name]
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST:
+        raise InvalidOperation(f"a backfill cannot have the name {name!r}: give 1 to {LONGEST} printable characters")
+
+
+def _place(operation: Any) -> str:
+    return f"{operation.__module__}.{operation.__qualname__}"
+
+
+def _form_data(parameters: Mapping[str, Any]) -> MultiValueDict[str, Any]:
+    return MultiValueDict({key: value if isinstance(value, list) else [value] for key, value in parameters.items()})
+
+
+def _belongs(key: str, form: BaseForm) -> bool:
+    """Whether a key is a field's, or a part of a field whose widget has several, such as "since_0"."""
+    return any(key == field or key.startswith(f"{field}_") for field in form.fields)
