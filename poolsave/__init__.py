@@ -98,9 +98,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "backfill":  # only programs that have durable runs need it
-        from .ledger.registry import backfill
+if not TYPE_CHECKING:  # type checkers would take it to have any name
 
-        return backfill
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "backfill":  # only programs that have durable runs need it
+            from .ledger.registry import backfill
+
+            return backfill
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
