@@ -72,7 +72,7 @@ def write_csv(path: str | PathLike[str], outcomes: Iterable[Outcome[Any]], exact
         writer.writeheader()
         for outcome in outcomes:
             row = _row(outcome) if exact is None else {**_row(outcome), EXACT: exact_item(outcome, exact)}
-            writer.writerow({name: _cell(value) for name, value in row.items()})
+            writer.writerow({name: csv_cell(value) for name, value in row.items()})
 
 
 @contextmanager
@@ -210,6 +210,7 @@ def _as_text(value: object) -> str:
     return text_of(value) if by_text else repr_of(value)
 
 
-def _cell(value: object) -> str | int | float | None:
+def csv_cell(value: object) -> str | int | float | None:
+    """Give a value as a cell that no spreadsheet takes for a formula."""
     scalar = _scalar(value)
     return f"'{scalar}" if isinstance(scalar, str) and scalar.startswith(FORMULA_STARTS) else scalar
