@@ -16,6 +16,7 @@ import django
 
 django.setup()
 
+from sphinx.addnodes import desc_addname
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import poolsave
@@ -64,6 +65,14 @@ GoogleDocstring._consume_inline_attribute = whole_text
 
 def setup(app):
     app.connect("missing-reference", find_public_name)
+    app.connect("object-description-transform", hide_private_module)
+
+
+def hide_private_module(app, domain, objtype, contentnode):
+    """Show no module for a class that cannot be imported, since it is private: people are given its instances."""
+    for module in list(contentnode.parent.findall(desc_addname)):
+        if module.astext().startswith("poolsave._"):
+            module.parent.remove(module)
 
 
 def find_public_name(app, env, node, text):
