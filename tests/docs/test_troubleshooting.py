@@ -25,15 +25,30 @@ def text_of(node):
     return node.value if isinstance(node.value, str) else ""
 
 
+PAGE = (DOCS / "troubleshooting.md").read_text()
+OURS, OTHERS = PAGE.split("## Messages of Django, drivers and Python")
+
+
 def test_messages_are_quoted_as_they_are():
-    page = (DOCS / "troubleshooting.md").read_text()
-    quoted = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
+    quoted = re.findall(r"^\| `(.*?)` \|", OURS, re.MULTILINE)
     assert len(quoted) > 30
     assert [quote for quote in quoted if not is_in_the_code(quote)] == []
 
 
 def is_in_the_code(quote):
     return all(piece.strip(" ()") in texts() for piece in quote.split("..."))
+
+
+LEAST = 15
+"""Characters. What is shorter on the page about pitfalls is a word and no message."""
+
+
+def test_messages_that_pitfalls_quote_are_on_the_page():
+    symptoms = re.findall(r"^\d+\. (.*?) — ", (DOCS / "pitfalls.md").read_text(), re.MULTILINE)
+    quoted = [quote for symptom in symptoms for quote in re.findall(r'"(.*?)"', symptom) if len(quote) >= LEAST]
+    assert len(quoted) > 20
+    pieces = [piece.strip() for quote in quoted for piece in quote.split("...")]
+    assert [piece for piece in pieces if piece not in PAGE] == []
 
 
 def test_every_id_of_a_check_is_in_the_table():
