@@ -111,7 +111,7 @@ _registered: dict[str, Backfill] = {}
 def backfill(name: str, *, queryset: Any, form: type[BaseForm] | None = None) -> Callable[[Operation], Operation]:
     """Register a pooled operation with its rows, so that `manage.py poolsave` and the admin start it by its name.
 
-    Write it above `@pooled_operation`, in the `backfills.py` of an app:
+    Write it above `@pooled_operation`, in the `backfills.py` of an app::
 
         @backfill("articles-slug", queryset=Article.objects.filter(slug=""))
         @pooled_operation(workers=4)
