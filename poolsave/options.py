@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from ._engine.worker_policy import MOST, WorkerRange
 from ._environment.project_settings import from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
@@ -40,6 +41,15 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def worker_range(workers: int | tuple[int, int] | Literal["auto"]) -> WorkerRange:
+    """What the option `workers` means: the number to start with, and the largest that there may be."""
+    if isinstance(workers, int):
+        return WorkerRange(workers, workers)
+    if workers == AUTO:
+        return WorkerRange(available_cpus(), max(available_cpus(), MOST))
+    return WorkerRange(*workers)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """All options of a run. A value that cannot work is refused at once, with an error that names it.
@@ -50,11 +60,13 @@ class Options:
         >>> Options(workers=0)
         Traceback (most recent call last):
         ...
-        poolsave.errors.InvalidOption: workers=0 is not valid: give a whole number from 1
+        poolsave.errors.InvalidOption: workers=0 is not valid: give a whole number from 1, (least, most) or "auto"
     """
 
-    workers: int = field(default_factory=available_cpus)
-    """How many run at once; by default the CPUs that this process may use."""
+    workers: int | tuple[int, int] | Literal["auto"] = field(default_factory=available_cpus)
+    """How many run at once; by default the CPUs that this process may use. `(least, most)`: start with the least, have
+    more while they wait more than they compute and that makes the run faster, and fewer where the server has too much
+    to do. "auto": between the CPUs and 32. Executors that cannot change their number keep the least."""
     chunksize: int | Literal["auto"] = "auto"
     """Objects per dispatch; "auto" adapts by the time that objects take in the worker."""
     executor: str | Executor | concurrent.futures.Executor = "process"
@@ -119,6 +131,8 @@ class Options:
         for name in SEQUENCES:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if callable(value) else tuple(value))
+        if not isinstance(self.workers, int | str):  # a list, from settings
+            object.__setattr__(self, "workers", tuple(self.workers))
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -212,6 +226,12 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _are_workers(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and all(_whole(number, 1) for number in value) and value[0] <= value[1]
+    return _whole(value, 1) or (isinstance(value, str) and value == AUTO)
+
+
 def _is_executor(value: object) -> bool:
     if isinstance(value, str):
         return value == AUTO or is_known(value)
@@ -251,7 +271,7 @@ def _one_of(*choices: object) -> tuple[Callable[[object], bool], str]:
 
 
 RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "workers": (lambda value: _whole(value, 1), "give a whole number from 1"),
+    "workers": (_are_workers, 'give a whole number from 1, (least, most) or "auto"'),
     "chunksize": (lambda value: value == "auto" or _whole(value, 1), 'give "auto" or a whole number from 1'),
     "executor": (
         _is_executor,

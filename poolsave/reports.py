@@ -336,9 +336,9 @@ class Report(Generic[R]):
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.statistics.workers:
-            lines.append(
-                f"  workers: {len(self.statistics.workers)}, busy for {self.statistics.busy:.0%} of their time"
-            )
+            separator = "; all were" if self.statistics.resizings else ","
+            busy = f"busy for {self.statistics.busy:.0%} of their time"
+            lines.append(f"  workers: {self.statistics.worker_counts}{separator} {busy}")
         if self.statistics.batching is not None:
             lines.append(f"  batched writes: {self.statistics.batching}")
         if self.statistics.hint:

@@ -19,7 +19,7 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of
 from ..errors import PoolsaveError
 from ..executors import Died, Executor, Job
-from ..options import Options, available_cpus
+from ..options import Options, available_cpus, worker_range
 from .policy import (
     DEFAULT_START_SECONDS,
     MAX_WATCH_SECONDS,
@@ -59,7 +59,9 @@ class AutoEngine(Engine):
         self._pools = pools
         self._local: tuple[SamplingSerialExecutor, Job] = executor, job
         self._samples = LocalSamples()
-        self._final_reason = "one worker would be no faster than the caller" if options.workers == 1 else None
+        self._final_reason = (
+            "one worker would be no faster than the caller" if worker_range(options.workers).most == 1 else None
+        )
         """Why the executor is not changed again in this run. None: it may still change."""
         self._trials: list[Trial] = []
         self._verdict = self._final_reason or "it was over before a pool could have been worth it"
@@ -134,7 +136,7 @@ class AutoEngine(Engine):
         if self._start_method is None:
             self._start_method = self._pools.start_method()
         return PoolEstimate(
-            workers=self._options.workers,
+            workers=worker_range(self._options.workers).most if self._is_local else self._executor.workers,
             cpus=available_cpus(),
             start=_expected_start_seconds(self._start_method),
             given_up=self._given_up,

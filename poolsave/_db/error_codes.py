@@ -113,7 +113,18 @@ def connection_lost(error: BaseException) -> bool:
 
 def is_starting_or_full(error: BaseException) -> bool:
     """Whether the server has refused a connection and will take one soon: it starts, or has all that it can have."""
-    return _mysql_code(error) in FULL_MYSQL or any(phrase in text_of(error) for phrase in STARTING + FULL)
+    return _is_full(error) or any(phrase in text_of(error) for phrase in STARTING)
+
+
+def is_overload(error: BaseException) -> bool:
+    """Whether fewer sessions may be what the server needs: it hit a time limit, or has no more connections to give.
+
+    The error itself may say so, or one in its chain of causes and contexts."""
+    return any(hit_time_limit(candidate) or _is_full(candidate) for candidate in chain_of(error))
+
+
+def _is_full(error: BaseException) -> bool:
+    return _mysql_code(error) in FULL_MYSQL or any(phrase in text_of(error) for phrase in FULL)
 
 
 def was_not_sent(error: BaseException) -> bool:

@@ -6,13 +6,16 @@ Each question of the checks before a run uses a connection of its own and closes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import QuerySet
 from django.db.utils import load_backend
+
+from .error_codes import is_starting_or_full
 
 POSTGRESQL = """
     SELECT pg_backend_pid(), LEAST(
@@ -61,6 +64,35 @@ def inspect_database(alias: str, settings: Mapping[str, Any]) -> DatabaseInfo:
         connection.close()
 
 
+def room_for_workers(aliases: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """How many more workers may connect to all these databases now; None if nothing limits them.
+
+    They get half of the connections that are free, since other programs need some. SQLite has one writer, so that more
+    workers than CPUs never pay.
+    """
+    addresses = {alias: tuple(settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in aliases}
+    aliases_at = Counter(addresses.values())
+    rooms = [_free_connections(alias, settings[alias]) for alias in aliases]
+    shares = [
+        room // (2 * aliases_at[addresses[alias]])
+        for alias, room in zip(aliases, rooms, strict=True)
+        if room is not None
+    ]
+    return min(shares, default=None)
+
+
+def _free_connections(alias: str, settings: Mapping[str, Any]) -> int | None:
+    connection = load_backend(settings["ENGINE"]).DatabaseWrapper(dict(settings), alias)
+    ask = FREE_CONNECTIONS.get(connection.vendor)
+    try:
+        return None if ask is None else max(0, ask(connection))
+    except Error as error:
+        return 0 if is_starting_or_full(error) else None
+    finally:
+        if connection.vendor != "sqlite":  # which was not opened
+            connection.close()
+
+
 def _is_file(connection: Any) -> bool:
     # A connection to a missing file would create it.
     return not connection.is_in_memory_db() and Path(connection.settings_dict["NAME"]).is_file()
@@ -106,6 +138,13 @@ INSPECTORS: Mapping[str, Callable[[Any], DatabaseInfo]] = {
     "sqlite": _ask_sqlite,
     "postgresql": _ask_postgresql,
     "mysql": _ask_mysql,
+}
+
+
+FREE_CONNECTIONS: Mapping[str, Callable[[Any], int]] = {
+    "sqlite": lambda _connection: 0,
+    "postgresql": lambda connection: int(_row(connection, POSTGRESQL)[1]),
+    "mysql": lambda connection: _ask_mysql(connection).free or 0,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,6 +57,20 @@ def check_can_connect(alias: str, settings: Mapping[str, Any]) -> None:
             connection.close()
     if error is not None:
         raise DatabaseUnreachable(alias, text_of(error).strip()) from error
+
+
+def check_has_slots(aliases: Iterable[str]) -> None:
+    """Connect this thread to these databases, for a worker that the run can do without.
+
+    Raises:
+        Error: of a server that has no connection left. All else is for objects to say.
+    """
+    for alias in aliases:
+        try:
+            connections[alias].ensure_connection()
+        except Exception as error:  # also of a receiver of connection_created
+            if is_starting_or_full(error):
+                raise
 
 
 def _connect(connection: BaseDatabaseWrapper) -> None:

@@ -76,6 +76,11 @@ class FlowControl:
         """Chunks that a worker is sent before it has ended the first of them."""
 
     @property
+    def shortest(self) -> int:
+        """Lower bound on the size of a chunk, but for the last one."""
+        return 1 if self._fixed is None else self.longest
+
+    @property
     def longest(self) -> int:
         """Upper bound on the size of a chunk."""
         longest = self._fixed or LARGEST

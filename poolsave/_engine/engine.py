@@ -18,11 +18,25 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of, set_cause
 from .._worker.replies import Reply
 from ..errors import DatabaseUnreachable
-from ..executors import Broken, Died, Event, Executor, Job, Ready, Replied, SetupFailed, Task
-from ..options import Options
+from ..executors import (
+    Broken,
+    Died,
+    Event,
+    Executor,
+    Job,
+    NotAdded,
+    Ready,
+    Replied,
+    Retired,
+    SetupFailed,
+    Task,
+    is_resizable,
+)
+from ..options import Options, available_cpus, worker_range
 from ..outcomes import Status
 from .chunking import FlowControl
 from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
+from .sizing import WorkerSizing
 from .sources import Source
 
 
@@ -44,6 +58,7 @@ class Engine:
         self._failed = 0
         self._last_task_id = 0
         self._entered = False
+        self._sizing: WorkerSizing | None = None
         self.statistics = Statistics()
         self._undelivered = 0
         self._max_lead: int | None = None
@@ -56,7 +71,8 @@ class Engine:
         """Start the workers: none for an empty source, and never more than chunks if the source knows its length."""
         if self._source.exhausted and not self._requeued:
             return
-        workers = self._options.workers
+        limits = worker_range(self._options.workers)
+        workers = limits.least
         length = self._source.remaining()
         if length is not None:
             size = 1 if self._options.chunksize == "auto" else self._options.chunksize
@@ -67,6 +83,11 @@ class Engine:
             self._job.before_start()
         self._entered = True
         self._executor.start(self._job, workers=workers, longest=self._flow.longest)
+        self._sizing = None
+        if limits.is_open and is_resizable(self._executor):
+            self.statistics.first_workers = self._executor.workers
+            cpus = available_cpus()
+            self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics, cpus=cpus)
 
     @property
     def inline(self) -> bool:
@@ -108,6 +129,9 @@ class Engine:
             self._lose_running("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
             self._skip_unstarted()
+        if self._sizing is not None and self.stopped is None:
+            left = self._source.remaining()
+            self._sizing.maybe_resize(ended=self._ended, left=left, chunksize=self._flow.shortest)
         return self._take_ready()
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
@@ -224,8 +248,8 @@ class Engine:
         match event:
             case Replied():
                 self._replied(event)
-            case Ready():
-                self.statistics.started(event.worker, event.seconds)
+            case Ready() | NotAdded() | Retired():
+                self._note_worker(event)
             case Died():
                 self._died(event)
             case Broken():
@@ -233,6 +257,16 @@ class Engine:
             case SetupFailed():
                 self.fatal = event.error if self.fatal is None else self.fatal
                 self.halt(f"a worker could not be set up: {repr_of(event.error)}")
+
+    def _note_worker(self, event: Ready | NotAdded | Retired) -> None:
+        if isinstance(event, Retired):
+            self.statistics.retired(event.worker)
+        elif isinstance(event, Ready):
+            self.statistics.started(event.worker, event.seconds)
+            if self._sizing is not None:
+                self._sizing.started(event.seconds)
+        elif self._sizing is not None:
+            self._sizing.refused()
 
     def _replied(self, event: Replied) -> None:
         chunk = self._tasks.get(event.task)
@@ -254,6 +288,8 @@ class Engine:
         if reply.values:
             batch = batch_from_reply(chunk, reply, self._settle)
             self.statistics.answered(reply.worker, reply.worker_time, batch)
+            if self._sizing is not None:
+                self._sizing.answered(reply.worker, reply.worker_time, len(batch.values))
             self._add(batch)
             if reply.worker_time.unreachable is not None:
                 self._end_without(reply.worker_time.unreachable, batch)

@@ -17,7 +17,7 @@ from .._runs.progress import check_total
 from .._runs.run import Run
 from .._worker.staged import StagedJob
 from ..errors import InvalidOption
-from ..options import Options
+from ..options import Options, worker_range
 from .engine import PipelineEngine
 from .report import PipelineReport, StageCounter
 from .segment import SegmentPlan
@@ -61,7 +61,7 @@ def pipeline_run_of(
         segment.job.capture_context()
         check_job_picklable(segment.executor, segment.job)  # before others have been started
     source = source_of(objects, stages[0].queryset)
-    counters = [StageCounter(stage.name, stage.options.workers) for stage in stages]
+    counters = [StageCounter(stage.name, worker_range(stage.options.workers).least) for stage in stages]
     report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset, limit=limit)
     engine = PipelineEngine(segments, options, source, counters, report._note_unsafe)
     return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments), total=total)

@@ -25,7 +25,7 @@ from .._runs.operation_spec import OperationSpec
 from .._runs.preflight import check_aliases_exist, check_databases_answer, check_key
 from .._runtime.foreign_exceptions import add_note, is_a
 from ..errors import InvalidOption
-from ..options import Options
+from ..options import Options, worker_range
 from ..previews import Preview
 from ..reports import Report
 from .outside import catch_mail_and_tasks
@@ -177,5 +177,7 @@ def _seconds_per_object(report: Report[Any], recorders: Sequence[Recorder]) -> f
 def _workers(stages: Sequence[OperationSpec], opened: OpenTransactions, total: int | None) -> int:
     if any(guard.connection.vendor == "sqlite" for guard in opened.guards):  # which has one writer at a time
         return 1
-    most = min(1 if stage.options.executor == "serial" else stage.options.workers for stage in stages)
+    most = min(
+        1 if stage.options.executor == "serial" else worker_range(stage.options.workers).least for stage in stages
+    )
     return most if total is None else max(1, min(most, total))

@@ -62,6 +62,20 @@ class WorkerTimes:
         return (self.work + self.commit) / spent if spent else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Resizing:
+    """A change of the number of workers in the middle of a run."""
+
+    workers: int
+    """How many there were from then on."""
+    index: int
+    """How many objects had ended by then."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.workers} from object {self.index}, {self.reason}"
+
+
 class Statistics:
     """How the workers of a run spent their time; prints as a table."""
 
@@ -74,6 +88,10 @@ class Statistics:
         self._started_at = time.perf_counter()
         self._ended_at: float | None = None
         self._tail = 0.0
+        self.first_workers: int | None = None
+        """How many workers the run began with, where their number may change; else None."""
+        self.resizings: list[Resizing] = []
+        """The changes of that number; the report prints them."""
         self.batching: Batching | None = None
         """With `batch_writes`: what it did; prints as a line. Else None."""
         self.pulling = 0.0
@@ -119,6 +137,24 @@ class Statistics:
         """Note that a worker is ready, `seconds` after its start."""
         times = self._times_of(worker)
         times.start, times.last = seconds, time.perf_counter()
+
+    def resized(self, workers: int, index: int, reason: str) -> None:
+        """Note that there are so many workers now, after so many objects."""
+        self.resizings.append(Resizing(workers, index, reason))
+
+    def retired(self, worker: int | str) -> None:
+        """Note that a worker has ended since the others are enough."""
+        times = self._times.get(worker)
+        if times is not None:
+            times.wait += time.perf_counter() - times.last
+            times.ended = True
+
+    @property
+    def worker_counts(self) -> str:
+        """How many workers there were: the number, or the numbers one after the other."""
+        if not self.resizings:
+            return str(len(self.workers))
+        return ", then ".join([str(self.first_workers), *map(str, self.resizings)])
 
     def died(self, worker: int | str) -> None:
         """Note that a worker has died."""
@@ -186,7 +222,8 @@ class Statistics:
         slowest = [{"index": slow.index, "seconds": round(slow.seconds, 6)} for slow in self.slowest]
         batching = None if self.batching is None else asdict(self.batching)
         return {
-            "workers": workers, "busy": round(self.busy, 4), "slowest": slowest, "hint": self.hint, "batching": batching
+            "workers": workers, "resizings": [asdict(change) for change in self.resizings],
+            "busy": round(self.busy, 4), "slowest": slowest, "hint": self.hint, "batching": batching,
         }  # fmt: skip
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
 from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
-from ..options import Options
+from ..options import Options, worker_range
 from ..outcomes import Outcome, Status
 from ..reports import Report
 from .logs import RunLog
@@ -241,7 +241,7 @@ class BlockDriver:
 
 def _default_window(options: Options) -> int:
     size = ASSUMED_CHUNK if options.chunksize == "auto" else options.chunksize
-    return CHUNKS_PER_WORKER * options.workers * size
+    return CHUNKS_PER_WORKER * worker_range(options.workers).most * size
 
 
 class CallSource(QueueSource):

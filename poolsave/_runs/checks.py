@@ -35,7 +35,7 @@ from ..errors import (
     SharedMemoryDatabase,
 )
 from ..executors import Executor, ProcessExecutor
-from ..options import AUTO, Options, wrong_settings
+from ..options import AUTO, Options, worker_range, wrong_settings
 from .operation_spec import OperationSpec
 from .preflight import check_aliases_exist, check_job_picklable, database_is_out_of_reach_here, preflight_checks
 from .preparation import (
@@ -185,7 +185,7 @@ def _check_databases(
 
 def _check_journals(servers: Mapping[str, DatabaseInfo], options: Options) -> Iterator[CheckMessage]:
     for alias, server in servers.items():
-        if server.journal_mode not in (None, "wal") and options.workers > 1:
+        if server.journal_mode not in (None, "wal") and worker_range(options.workers).most > 1:
             yield CheckWarning(
                 f"the SQLite database {alias!r} is not in WAL mode but in {server.journal_mode!r}, where everybody who "
                 "reads waits for everybody who writes",
@@ -213,10 +213,11 @@ def _check_slots(
     addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in servers}
     aliases_at = Counter(addresses.values())
     for alias, server in servers.items():
-        needed = options.workers * aliases_at[addresses[alias]]
+        workers = worker_range(options.workers).least
+        needed = workers * aliases_at[addresses[alias]]
         if server.free is not None and needed > server.free:
             yield CheckWarning(
-                f"{options.workers} workers would need {needed} connections of the server of {alias!r}, which has "
+                f"{workers} workers would need {needed} connections of the server of {alias!r}, which has "
                 f"{server.free} to give",
                 hint="Lower workers, or raise the server's limit (max_connections, or that of the role or database).",
                 id="poolsave.W007",

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from .._reports.causes import format_cause, printable
-from ..options import Options
+from ..options import Options, worker_range
 from ..reports import Report
 
 logger = logging.getLogger("poolsave")
@@ -33,8 +33,9 @@ class RunLog:
     def start(self, options: Options) -> None:
         """Log that workers have been started."""
         executor = options.executor if isinstance(options.executor, str) else type(options.executor).__name__
-        extra = {"executor": executor, "workers": options.workers}
-        self._log(logging.INFO, "started", f"started (executor {executor}, up to {options.workers} workers)", extra)
+        most = worker_range(options.workers).most
+        extra = {"executor": executor, "workers": most}
+        self._log(logging.INFO, "started", f"started (executor {executor}, up to {most} workers)", extra)
 
     @property
     def has_new_causes(self) -> bool:

@@ -27,7 +27,7 @@ from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 from ..executors import Executor, SerialExecutor, create
 from ..executors.processes.start_methods import choose_start_method
-from ..options import AUTO, Options
+from ..options import AUTO, Options, worker_range
 from .operation_spec import OperationSpec
 from .preflight import (
     any_in_memory,
@@ -152,7 +152,7 @@ def _is_noted(options: Options) -> bool:
 
 def why_no_processes(spec: OperationSpec) -> str | None:
     """Why there can be no pool of processes at present, as far as can be said without trying."""
-    if spec.options.workers == 1:
+    if worker_range(spec.options.workers).most == 1:
         return "one worker would be no faster than the caller"
     if multiprocessing.current_process().daemon:
         return "this process is daemonic, so it cannot have worker processes of its own"

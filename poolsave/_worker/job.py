@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from .._db import connections as _connections
 from .._db import fork_safety as _fork_safety
 from .._db.commit_status import commit_status
+from .._db.inspection import room_for_workers
+from .._db.reachability import check_has_slots
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion
@@ -160,8 +162,16 @@ class WorkerJob:
         """For the fork server: the environment and the function's module, to be set up before it forks."""
         return dumps((self.environment, getattr(self.function, "__module__", None)))
 
-    def open(self, *, alone: bool = True) -> WorkerSession:
-        """Set up a worker in this thread."""
+    def room_for_workers(self) -> int | None:
+        """In the caller: how many more workers the databases allow now; None if that is not known."""
+        if self.environment is None:
+            return None
+        aliases = [alias for alias in self.databases if alias in self.settings]
+        with _connections.outside_event_loop():  # connections of its own
+            return room_for_workers(aliases, self.settings)
+
+    def open(self, *, alone: bool = True, added: bool = False) -> WorkerSession:
+        """Set up a worker in this thread. `added`: also connect, and raise if a server has no connection left."""
         fresh = self.caller.token != PROCESS_TOKEN
         forked = not fresh and self.caller.pid != os.getpid()
         stack = ExitStack()
@@ -176,6 +186,8 @@ class WorkerJob:
                 reseed_generators(self.generators)
             if fresh or forked:
                 self.hooks.run_after()  # after the seeding, since hooks may set seeds
+            if added and self.owns_connections:
+                check_has_slots(alias for alias in self.databases if alias in self.settings)
             session = self.session(stack, own_process=fresh or forked)
         if must_seed:  # the generators of modules that were imported just now
             reseed_generators()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import add
 from typing import Any, NamedTuple
 
@@ -70,6 +70,10 @@ class WorkerTime(NamedTuple):
     unreachable: tuple[str, str] | None = None
     """The alias of a database that the worker has waited for in vain, so that it begins no more; and the driver's
     message."""
+    computed: float = 0.0
+    """Seconds of `worked` in which the worker used a CPU, or stood in line for one."""
+    overloaded: bool = False
+    """The server ended a statement or a wait for a lock that took too long, or had no connection to give."""
 
 
 class Reply(NamedTuple):
@@ -119,7 +123,9 @@ class Reply(NamedTuple):
 class ReplyBuilder:
     """Gathers the results of a chunk's objects until a reply is due."""
 
-    def __init__(self, worker: int | str, waited: float, *, crosses: bool) -> None:
+    def __init__(
+        self, worker: int | str, waited: float, *, crosses: bool, cpu_clock: Callable[[], float] = time.thread_time
+    ) -> None:
         """`waited`: the worker's idle seconds before this chunk."""
         self._worker = worker
         self._waited = waited
@@ -127,7 +133,8 @@ class ReplyBuilder:
         self.has_details = False
         """Whether any object of the chunk did more than simply succeed at the first attempt."""
         self._offset = 0
-        self.since = time.perf_counter()
+        self._cpu_clock = cpu_clock
+        self.resume()
         self._clear()
 
     def _clear(self) -> None:
@@ -137,7 +144,7 @@ class ReplyBuilder:
         self._stage_seconds: list[float] = []
         self._ended_in_stage: dict[int, int] = {}
         self._committed = 0.0
-        self.timed_out = False
+        self.timed_out = self.overloaded = False
         self.batching: Batching | None = None
         self.longest = 0.0
         """A lower bound of the seconds of the slowest object."""
@@ -181,7 +188,7 @@ class ReplyBuilder:
 
     def resume(self) -> None:
         """Restart the clock after a reply was sent, since sending may block until the caller reads."""
-        self.since = time.perf_counter()
+        self.since, self._computed_before = time.perf_counter(), self._cpu_clock()
 
     def take(self) -> Any:
         """Return the reply, as bytes if it crosses to another process, and start the next one."""
@@ -200,7 +207,11 @@ class ReplyBuilder:
         plain: bool = False,
     ) -> Any:
         times = self._waited, now - self.since, self._committed
-        worker_time = WorkerTime(*times, self.timed_out, self.longest, self.batching, self.unreachable)
+        before, self._computed_before = self._computed_before, self._cpu_clock()
+        worker_time = WorkerTime(
+            *times, self.timed_out, self.longest, self.batching, self.unreachable,
+            self._computed_before - before, self.overloaded,
+        )  # fmt: skip
         stages = self._stage_seconds, self._ended_in_stage
         reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)
         self._offset += len(values)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .._db import connections as _connections
 from .._db.write_behind.pacing import Batching
 from .._pickling.values import unpickle_chunk
+from .._runtime.cpu_clock import CpuClock
 from .._runtime.foreign_exceptions import is_a, traceback_of
 from ..errors import RowGone
 from ..executors.protocol import Marks
@@ -69,6 +70,10 @@ class Mode(Protocol):
         """Whether the server has hit a time limit since the last call."""
         ...
 
+    def pop_overloaded(self) -> bool:
+        """Whether the server has ended what took too long, or had no connection left, since the last call."""
+        ...
+
     def take_batching(self) -> Batching | None:
         """Give what `batch_writes` did since the last call, or None."""
         ...
@@ -94,8 +99,14 @@ class WorkerSession:
         self._stack = stack
         self._maintenance = _connections.ConnectionMaintenance() if job.owns_connections else None
         self._own_process = own_process
+        self._cpu_clock = time.thread_time if job.inline else self._open_clock(own_process=own_process)
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if own_process else threading.current_thread().name
+
+    def _open_clock(self, *, own_process: bool) -> CpuClock:
+        clock = CpuClock(own_process=own_process)
+        self._stack.callback(clock.close)
+        return clock
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         """Run one chunk. Sends one or more replies, in order, that cover every object."""
@@ -107,7 +118,7 @@ class WorkerSession:
         objects, pickled = payload, False
         if self._crosses:
             objects, pickled = unpickle_chunk(payload, for_tries=self._fast_call is None)
-        builder = ReplyBuilder(self._name, waited, crosses=self._crosses)
+        builder = ReplyBuilder(self._name, waited, crosses=self._crosses, cpu_clock=self._cpu_clock)
         if self._fast_call is None:
             self._run_mode(objects, marks, reply, builder)
         else:
@@ -127,7 +138,7 @@ class WorkerSession:
     ) -> None:
         def ends_run(error: BaseException) -> bool:
             lacks = self._mode.lacks_database(error, marks)
-            builder.unreachable = self._mode.unreachable
+            builder.unreachable, builder.overloaded = self._mode.unreachable, self._mode.pop_overloaded()
             return lacks
 
         started = FastLoop(call, marks, builder, reply, ends_run).run(objects)
@@ -147,7 +158,7 @@ class WorkerSession:
                 builder.unreachable = self._mode.unreachable
                 reply(builder.take(), False)
                 builder.resume()
-        builder.timed_out = self._mode.pop_timed_out()
+        builder.timed_out, builder.overloaded = self._mode.pop_timed_out(), self._mode.pop_overloaded()
         builder.batching = self._mode.take_batching()
         builder.unreachable = self._mode.unreachable
         reply(builder.take(), True)

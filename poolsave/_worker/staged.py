@@ -129,6 +129,10 @@ class Stages:
         """Whether a stage has no database after this failure."""
         return any(mode.lacks_database(error, marks) for mode in self._modes)
 
+    def pop_overloaded(self) -> bool:
+        overloaded = [mode.pop_overloaded() for mode in self._modes]  # every flag is cleared
+        return any(overloaded)
+
     def pop_timed_out(self) -> bool:
         """Whether the server has hit a time limit in any stage since the last call."""
         timed_out = [mode.pop_timed_out() for mode in self._modes]  # every flag is cleared

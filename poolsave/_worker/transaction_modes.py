@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._db.connections import release_session_locks
+from .._db.error_codes import is_overload
 from .._db.reachability import alias_without_connection, await_connection
 from .._db.savepoints import Savepoints
 from .._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
@@ -56,7 +57,7 @@ class WithoutTransaction:
         self._deadline = NoDeadline() if job.timeout is None else Deadline(job.timeout)
         self._call = build_call(job, function, rows, context, self._deadline, unpickles=unpickles, pickles=pickles)
         self._serial_lock = job.serial_lock or nullcontext()
-        self._timed_out = False
+        self._timed_out = self._overloaded = False
         self._needed = {*job.databases} if rows is None else {*job.databases, rows.alias}
         self.unreachable: tuple[str, str] | None = None
         """The alias of a database that was waited for in vain, and the driver's message. No more objects are begun."""
@@ -96,6 +97,7 @@ class WithoutTransaction:
 
     def _after_failure(self, attempt: AttemptResult, marks: Marks) -> AttemptResult:
         """If there is no connection, wait for one, for which the object's clock stands still."""
+        self._note_overload(attempt.error)
         if attempt.status is Status.LOST:  # the caller is to ask the server about it soon
             return attempt
         alias = alias_without_connection(attempt.error, self._needed)
@@ -109,6 +111,7 @@ class WithoutTransaction:
 
     def lacks_database(self, error: BaseException, marks: Marks) -> bool:
         """After a failure: whether there was no connection, and none was to be had since then."""
+        self._note_overload(error)
         alias = alias_without_connection(error, self._needed)
         return alias is not None and self._waits_in_vain(alias, marks)
 
@@ -136,6 +139,14 @@ class WithoutTransaction:
         """Whether the server has hit a time limit since the last call."""
         timed_out, self._timed_out = self._timed_out, False
         return timed_out
+
+    def _note_overload(self, error: BaseException | None) -> None:
+        self._overloaded = self._overloaded or (error is not None and is_overload(error))
+
+    def pop_overloaded(self) -> bool:
+        """Whether the server has ended what took too long, or had no connection left, since the last call."""
+        overloaded, self._overloaded = self._overloaded, False
+        return overloaded
 
     def take_batching(self) -> Batching | None:
         """Give what `batch_writes` did since the last call, or None."""

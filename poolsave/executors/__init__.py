@@ -19,11 +19,15 @@ from .protocol import (
     Executor,
     Job,
     Marks,
+    NotAdded,
     Ready,
     Replied,
+    Resizable,
+    Retired,
     Session,
     SetupFailed,
     Task,
+    is_resizable,
 )
 from .registry import create, is_known, register
 from .serial import SerialExecutor
@@ -40,10 +44,13 @@ __all__ = [
     "FuturesExecutor",
     "Job",
     "Marks",
+    "NotAdded",
     "ProcessExecutor",
     "ProcessPoolExecutor",
     "Ready",
     "Replied",
+    "Resizable",
+    "Retired",
     "SerialExecutor",
     "Session",
     "SetupFailed",
@@ -52,5 +59,6 @@ __all__ = [
     "ThreadFuturesExecutor",
     "create",
     "is_known",
+    "is_resizable",
     "register",
 ]

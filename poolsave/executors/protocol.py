@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from ..errors import WorkerDied
 from .marks import UNKNOWN
@@ -22,11 +22,15 @@ __all__ = [
     "Executor",
     "Job",
     "Marks",
+    "NotAdded",
     "Ready",
     "Replied",
+    "Resizable",
+    "Retired",
     "Session",
     "SetupFailed",
     "Task",
+    "is_resizable",
 ]
 
 
@@ -83,7 +87,19 @@ class SetupFailed(NamedTuple):
     error: BaseException
 
 
-Event: TypeAlias = Ready | Replied | Died | Broken | SetupFailed
+class NotAdded(NamedTuple):
+    """A worker that `resize` has started could not be set up. It has run nothing, and the run goes on without it."""
+
+    error: BaseException
+
+
+class Retired(NamedTuple):
+    """A worker has ended that `resize` has retired. It is optional and for the statistics only."""
+
+    worker: int | str
+
+
+Event: TypeAlias = Ready | Replied | Died | Broken | SetupFailed | NotAdded | Retired
 
 
 class Marks(Protocol):
@@ -158,11 +174,16 @@ class Job(Protocol):
     def before_fork(self) -> None:
         """Call it in the parent right before worker processes are forked."""
 
-    def open(self, *, alone: bool = True) -> Session:
+    def open(self, *, alone: bool = True, added: bool = False) -> Session:
         """Set up a worker in the thread that will run its tasks. Raises if that is impossible.
 
-        `alone=False`: other code uses the process too, before, after or meanwhile.
+        `alone=False`: other code uses the process too, before, after or meanwhile. `added`: the run has others, and
+        this one is not worth an error: raises too if a database has no connection left for it.
         """
+        ...
+
+    def room_for_workers(self) -> int | None:
+        """For the engine: how many more workers may be added now; None if nothing limits them."""
         ...
 
 
@@ -238,6 +259,30 @@ class Executor(Protocol):
 
     def stop(self) -> None:
         """End all workers, which are idle or killed by now, and leave nothing behind."""
+
+
+class Resizable(Executor, Protocol):
+    """An executor that can change the number of its workers while it runs. Others keep their number.
+
+    A worker that is added counts, and gets tasks, once it is set up; a `Ready` says so. If that fails there is a
+    `NotAdded`. A worker that is retired gets no more tasks, and ends after those that it has.
+    """
+
+    def resize(self, workers: int) -> None:
+        """Add or retire workers, so that there will be so many, at least one. It does not wait for them.
+
+        Does not raise: where none can be started safely now, such as beside other threads, there stay fewer.
+        """
+
+    @property
+    def joining(self) -> int:
+        """How many workers `resize` has started that are not set up yet, and so do not count."""
+        ...
+
+
+def is_resizable(executor: Executor) -> TypeGuard[Resizable]:
+    """Whether it has the methods of `Resizable`."""
+    return hasattr(executor, "resize") and hasattr(executor, "joining")
 
 
 EXECUTOR_METHODS = ("start", "submit", "wait", "wake", "halt", "kill", "stop")

@@ -19,14 +19,24 @@ import poolsave.migrations
 import poolsave.testing
 from poolsave._db.write_behind.pacing import Batching
 from poolsave._pipelines.report import PipelineReport, StageReport
-from poolsave._reports.statistics import SlowObject, Statistics, WorkerTimes
+from poolsave._reports.statistics import Resizing, SlowObject, Statistics, WorkerTimes
 from poolsave._reports.trials import Trial
 from poolsave.executors.event_queue import EventQueueExecutor
 from poolsave.operations import ExpandingOperation
 
 LIST = Path(__file__).with_name("public_surface.txt")
 MODULES = [poolsave, poolsave.executors, poolsave.migrations, poolsave.testing, poolsave.errors]
-GIVEN = [Batching, ExpandingOperation, PipelineReport, SlowObject, StageReport, Statistics, Trial, WorkerTimes]
+GIVEN = [
+    Batching,
+    ExpandingOperation,
+    PipelineReport,
+    Resizing,
+    SlowObject,
+    StageReport,
+    Statistics,
+    Trial,
+    WorkerTimes,
+]
 """Classes whose instances people get without importing them."""
 PRIVATE = [EventQueueExecutor]
 """Bases that cannot be imported: what they define stands with each class that inherits it."""

@@ -21,7 +21,7 @@ from ..._pickling.exceptions import restore_exception
 from ..._runtime.redacted import dumps
 from ...errors import InvalidOperation, InvalidOption
 from ..green_threads import check_start_method
-from ..protocol import Event, Job, Ready, Replied, SetupFailed, Task
+from ..protocol import Died, Event, Job, NotAdded, Ready, Replied, Retired, SetupFailed, Task
 from .pipes import Waker
 from .start_methods import (
     check_script_can_be_imported,
@@ -82,6 +82,7 @@ class ProcessExecutor:
         self._wanted = 0
         self._failed_starts = 0
         self._halted = False
+        self._not_added: list[NotAdded] = []
 
     @property
     def running(self) -> bool:
@@ -102,6 +103,7 @@ class ProcessExecutor:
         self._longest = longest
         self._halted = False
         self._failed_starts = 0
+        self._not_added = []
         self._prepare(self._method)
         self._waker = Waker()
         try:
@@ -128,8 +130,9 @@ class ProcessExecutor:
                 "up for itself, which takes longer"
             )
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, *, joining: bool = False) -> None:
         worker = WorkerHandle(self._longest)
+        worker.joining = joining
         try:
             worker.start(self._method, self._jobs_by_method[self._method])
         except BaseException:
@@ -153,6 +156,39 @@ class ProcessExecutor:
             self._prepare("fork")
         self._start_worker()
 
+    @property
+    def joining(self) -> int:
+        return sum(worker.joining for worker in self._workers)
+
+    def resize(self, workers: int) -> None:
+        if self._halted:
+            return
+        more = workers - self._wanted - self.joining
+        if more > 0:
+            self._add_workers(more)
+        for _ in range(min(-more, self._wanted + self.joining - 1)):
+            self._retire_worker()
+
+    def _add_workers(self, count: int) -> None:
+        """Start workers by the method of the others. Without a fork server, that is a fork, if it is still safe."""
+        if self._method == "fork" and not (is_alone() and self._job.fork_changes_nothing):
+            return
+        try:
+            self._job.before_start()
+            self._prepare(self._method)
+            for _ in range(count):
+                self._start_worker(joining=True)
+        except Exception as error:  # a hook's, or no process or descriptor is left: the run goes on with what it has
+            self._not_added.append(NotAdded(error))
+
+    def _retire_worker(self) -> None:
+        """Let the worker with the fewest tasks end after them. One that is being set up goes first."""
+        workers = [worker for worker in self._workers if not worker.retiring]
+        worker = min(workers, key=lambda worker: (not worker.joining, len(worker.tasks)))
+        self._wanted -= not worker.joining
+        worker.joining, worker.retiring = False, True
+        self._post(worker, STOP)
+
     def let_go(self) -> None:
         """In a forked child: close the inherited descriptors and forget the workers.
 
@@ -165,19 +201,23 @@ class ProcessExecutor:
         self._waker.close()
 
     def submit(self, task: Task) -> None:
-        worker = min(self._workers, key=lambda worker: len(worker.tasks))
+        workers = (worker for worker in self._workers if not (worker.joining or worker.retiring))
+        worker = min(workers, key=lambda worker: len(worker.tasks))
         worker.tasks.append(task)
-        worker.outbox.post(TASK_HEADER.pack(task.id, task.size) + task.payload)
+        self._post(worker, TASK_HEADER.pack(task.id, task.size) + task.payload)
+
+    def _post(self, worker: WorkerHandle, message: bytes) -> None:
+        worker.outbox.post(message)
         if worker.outbox.pending and worker.outbox.fd not in self._selector.get_map():
             self._selector.register(worker.outbox.fd, selectors.EVENT_WRITE, worker)
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
-        heartbeat = HEARTBEAT if self._job.timeout is None else HEARTBEAT_OF_TIMEOUTS
-        ready = self._selector.select(heartbeat if timeout is None else min(timeout, heartbeat))
+        events: list[Event] = [*self._not_added]
+        self._not_added.clear()
+        ready = self._selector.select(0 if events else self._patience(timeout))
         if self._job.timeout is not None:
             for worker in self._workers:
                 worker.check_time(self._job.timeout)
-        events: list[Event] = []
         dead = [] if ready else [worker for worker in self._workers if not worker.is_alive()]
         for key, mask in ready:
             if key.data is None:
@@ -191,6 +231,10 @@ class ProcessExecutor:
         for worker in dead:
             self._on_exit(worker, events)
         return events
+
+    def _patience(self, timeout: float | None) -> float:
+        heartbeat = HEARTBEAT if self._job.timeout is None else HEARTBEAT_OF_TIMEOUTS
+        return heartbeat if timeout is None else min(timeout, heartbeat)
 
     def _write(self, worker: WorkerHandle) -> None:
         worker.outbox.flush()
@@ -208,9 +252,14 @@ class ProcessExecutor:
         if kind == READY:
             self._failed_starts = 0
             worker.is_set_up = True
+            self._wanted += worker.joining
+            worker.joining = False
             events.append(Ready(worker.pid, time.perf_counter() - worker.started_at))
         elif kind == SETUP_FAILED:
-            events.append(SetupFailed(restore_exception(pickle.loads(body))))
+            error = restore_exception(pickle.loads(body))
+            self._drop_joining(worker, error, events)
+            if not worker.retiring:
+                events.append(SetupFailed(error))
         elif kind in (PARTIAL, FINAL):
             task = worker.tasks[0].id
             if kind == FINAL:
@@ -227,6 +276,15 @@ class ProcessExecutor:
         worker.close()
         if event.running is not None or event.queued:
             events.append(event)
+        self._drop_joining(worker, event.error, events)
+        if worker.retiring:
+            events.append(Retired(worker.pid))
+        else:
+            self._on_unexpected_exit(worker, event, events, failed_setup=failed_setup)
+
+    def _on_unexpected_exit(
+        self, worker: WorkerHandle, event: Died, events: list[Event], *, failed_setup: bool
+    ) -> None:
         if self._halted or failed_setup:
             self._wanted = max(self._wanted - 1, 0)
             return
@@ -242,6 +300,12 @@ class ProcessExecutor:
             except BaseException as error:  # a hook's, or no memory is left for a process; the caller raises it
                 events.append(SetupFailed(error))
                 self._wanted -= 1
+
+    @staticmethod
+    def _drop_joining(worker: WorkerHandle, error: BaseException, events: list[Event]) -> None:
+        if worker.joining:
+            events.append(NotAdded(error))
+            worker.joining, worker.retiring = False, True
 
     def _unregister(self, worker: WorkerHandle) -> None:
         self._workers.remove(worker)
@@ -274,7 +338,7 @@ class ProcessExecutor:
             return
         self._halted = True
         for worker in self._workers:
-            if worker.tasks:
+            if worker.tasks or worker.joining:
                 worker.kill()
             else:
                 worker.outbox.post(STOP)

@@ -40,6 +40,10 @@ class WorkerHandle:
     def __init__(self, longest: int) -> None:
         self.tasks: deque[Task] = deque()
         self.is_set_up = False
+        self.joining = False
+        """Whether it has been added to workers that run, and is not set up yet."""
+        self.retiring = False
+        """Whether it gets no more tasks, and is not replaced."""
         self.overdue = False
         self._process: Any = None
         self._descriptor: int | None = None
@@ -71,9 +75,9 @@ class WorkerHandle:
         self.started_at = time.perf_counter()
         pipes = WorkerPipes(*self._worker_ends, InheritedFile(self._marks_fd), InheritedFile(self._crash_log_fd))
         context: Any = multiprocessing.get_context(method)
-        arguments: tuple[Any, ...] = (job_or_bytes, pipes)
+        arguments: tuple[Any, ...] = (job_or_bytes, pipes, self.joining)
         if method == "fork":
-            arguments = (job_or_bytes, pipes, self._close_parent_ends)
+            arguments = (*arguments, self._close_parent_ends)
         # Daemonic, so that an interpreter that exits with a pool open ends its workers instead of waiting for them.
         self._process = context.Process(target=main, args=arguments, name="poolsave-worker", daemon=True)
         with _forking() if method == "fork" else nullcontext():

@@ -37,15 +37,19 @@ class WorkerPipes(NamedTuple):
     """For the traceback that faulthandler writes when the process crashes."""
 
 
-def main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], None] | None = None) -> None:
-    """Set up, run tasks until the parent sends STOP, close everything."""
+def main(
+    job_or_bytes: Any, pipes: WorkerPipes, added: bool, close_parent_ends: Callable[[], None] | None = None
+) -> None:
+    """Set up, run tasks until the parent sends STOP, close everything. `added`: other workers of the run are there."""
     if close_parent_ends is None:
-        _main(job_or_bytes, pipes)
+        _main(job_or_bytes, pipes, added)
     else:  # The caller's context was forked too. A worker in it would join what the caller has open there.
-        Context().run(_main, job_or_bytes, pipes, close_parent_ends)
+        Context().run(_main, job_or_bytes, pipes, added, close_parent_ends)
 
 
-def _main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[], None] | None = None) -> None:
+def _main(
+    job_or_bytes: Any, pipes: WorkerPipes, added: bool, close_parent_ends: Callable[[], None] | None = None
+) -> None:
     _reset_signals()
     os.setpgid(0, 0)  # a group of its own, so that processes that an object starts are ended together with it
     forked = close_parent_ends is not None
@@ -59,7 +63,7 @@ def _main(job_or_bytes: Any, pipes: WorkerPipes, close_parent_ends: Callable[[],
     replies = pipes.replies.fileno()
     try:
         job: Job = pickle.loads(job_or_bytes) if isinstance(job_or_bytes, bytes) else job_or_bytes
-        session = job.open()
+        session = job.open(added=True) if added else job.open()
         if not forked:  # not before: the search for generators would miss those of a script that is imported by now
             gc.freeze()
     except BaseException as error:  # reported to the caller, which raises it

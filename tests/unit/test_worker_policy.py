@@ -1,0 +1,158 @@
+"""How many workers a run has, with figures that are given and not measured."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolsave._engine.worker_policy import FULL, GAIN, OVERLOADED, SLOWER, Window, WorkerPolicy
+
+shares = st.floats(0, 1)
+windows = st.builds(
+    Window,
+    now=st.floats(0, 1000),
+    rate=st.floats(0.01, 1e6),
+    computing=shares,
+    busy=shares,
+    left=st.integers(1, 10**7),
+    chunks=st.integers(1, 10**7),
+    start=st.floats(0, 5),
+    overloaded=st.booleans(),
+)
+
+
+@st.composite
+def policies(draw):
+    """As they are after some windows."""
+    least = draw(st.integers(1, 16))
+    most = draw(st.integers(least, 64))
+    policy = WorkerPolicy(workers=least, least=least, most=most, cpus=draw(st.integers(1, 16)))
+    for window in draw(st.lists(windows, max_size=6)):
+        policy = policy.after(window)
+    return policy
+
+
+def window(rate=100, *, computing=0.1, now=0.0, left=10**6, chunks=10**6, **more):
+    return Window(now=now, rate=rate, computing=computing, left=left, chunks=chunks, **more)
+
+
+def policy(workers=2, least=2, most=32, cpus=2):
+    return WorkerPolicy(workers=workers, least=least, most=most, cpus=cpus)
+
+
+def far(workers, compute=0.001, wait=0.009, cpus=2):
+    """The rate and the share of computing of so many workers, as queueing at the CPUs gives them at best."""
+    rate = min(workers / (compute + wait), cpus / compute)
+    return rate, min(1.0, rate * compute / workers) if rate < cpus / compute else 1 - wait * rate / workers
+
+
+@given(policies(), windows)
+def test_the_number_stays_within_its_bounds(before, found):
+    assert before.least <= before.after(found).workers <= before.most
+
+
+@given(policies(), windows)
+def test_workers_that_compute_are_not_made_more(before, found):
+    after = before.after(found)
+    if after.workers > before.workers:
+        undone = before.before is not None and after.workers == before.before[0]
+        assert undone or (found.computing < 0.5 and found.busy >= 0.5)
+
+
+@given(policies(), windows)
+def test_an_overloaded_server_never_gets_more_workers(before, found):
+    after = before.after(found)
+    if found.overloaded:
+        assert after.workers == max(before.least, before.workers // 2)
+        assert after.reason == OVERLOADED
+
+
+@given(policies(), windows)
+def test_growth_follows_growth_only_if_it_has_paid(before, found):
+    if before.before is not None and before.after(found).workers > before.workers > before.before[0]:
+        assert found.rate > before.before[1] * (1 + GAIN)
+
+
+@given(policies(), windows, st.floats(0, 1000))
+def test_nothing_is_tried_while_it_rests(before, found, since):
+    rested = before.refused(found.now, before.workers)
+    later = Window(now=found.now + since, rate=1.0, computing=0.0, left=10**6, chunks=10**6)
+    if rested.before is None and since < before.pause:
+        assert rested.after(later).workers == rested.workers
+
+
+@given(policies(), windows)
+def test_no_more_workers_than_chunks_are_added(before, found):
+    after = before.after(found)
+    if after.workers > before.workers and after.before is not None:
+        assert after.workers <= found.chunks
+
+
+@pytest.mark.parametrize(
+    ("workers", "computing", "wanted"),
+    [(2, 0.1, 8), (2, 0.2, 8), (2, 0.3, 4), (2, 0.49, 4), (2, 0.6, 2), (8, 0.1, 30), (8, 0.05, 32), (8, 0.35, 8)],
+)
+def test_the_longer_workers_wait_the_more_there_are(workers, computing, wanted):
+    assert policy(workers).after(window(computing=computing)).workers == wanted
+
+
+def test_reason_says_for_how_long_they_waited():
+    assert policy().after(window(computing=0.17)).reason == "since they waited for 83% of their time"
+
+
+def test_growth_that_did_not_pay_stays_and_is_not_followed():
+    grown = policy().after(window(100))
+    rested = grown.after(window(104, now=1))
+    assert (grown.workers, rested.workers) == (8, 8)
+    assert rested.after(window(104, now=2)).workers == 8
+    assert rested.after(window(104, now=7)).workers > 8
+
+
+def test_growth_that_made_it_slower_is_undone():
+    grown = policy().after(window(100))
+    undone = grown.after(window(90, now=1))
+    assert (undone.workers, undone.reason) == (2, "since 8 were slower")
+
+
+def test_pauses_double():
+    rested = policy().after(window(100)).after(window(90, now=0))
+    again = rested.after(window(100, now=6)).after(window(90, now=6))
+    assert again.workers == 2
+    assert again.after(window(100, now=15)).workers == 2
+    assert again.after(window(100, now=17)).workers > 2
+
+
+def test_a_rate_that_falls_has_fewer_tried_and_kept():
+    rested = policy().after(window(100, computing=0.4)).after(window(200, computing=0.4)).after(window(204, now=1))
+    assert rested.workers == 7
+    fewer = rested.after(window(50, now=20))
+    assert (fewer.workers, fewer.reason) == (3, SLOWER)
+    assert fewer.after(window(50, now=21)).workers == 3
+    assert fewer.after(window(40, now=21)).workers == 7
+
+
+def test_a_slow_input_is_not_a_slow_server():
+    assert policy().after(window(busy=0.3)).workers == 2
+
+
+def test_little_that_is_left_is_not_worth_a_start():
+    assert policy().after(window(100, left=20, start=0.05)).workers == 2
+    assert policy().after(window(100, left=2000, start=0.05)).workers == 8
+
+
+def test_a_full_server_ends_the_growth_where_it_is():
+    grown = policy().after(window(100))
+    partly = grown.refused(1.0, 5)
+    assert (partly.workers, partly.reason) == (5, FULL)
+    refused = grown.refused(1.0, 2)
+    assert refused.workers == 2
+    assert refused.after(window(100, now=2)).workers == 2
+
+
+@pytest.mark.parametrize("wait", [0.002, 0.005, 0.02, 0.1])
+def test_ends_near_the_best_number(wait):
+    now = policy()
+    for second in range(12):
+        rate, computing = far(now.workers, wait=wait)
+        now = now.after(window(rate, computing=computing, now=float(second)))
+    best = max(far(workers, wait=wait)[0] for workers in range(2, 33))
+    assert far(now.workers, wait=wait)[0] >= 0.9 * best
