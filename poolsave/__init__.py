@@ -25,17 +25,22 @@ from typing import TYPE_CHECKING, Any
 
 from ._reports.items import load_items
 from ._worker.context import Carrier
+from ._worker.current import current
+from .durable import Run
 from .errors import (
     ClusterUnusable,
     DatabaseUnreachable,
+    InputChanged,
     InsideTransaction,
     InvalidOperation,
     InvalidOption,
     InvalidParameters,
+    LeaseLost,
     OperationsFailed,
     PoolsaveError,
     RemoteError,
     RowGone,
+    RunBusy,
     RunConflict,
     SharedMemoryDatabase,
     StatusConflict,
@@ -66,10 +71,12 @@ __all__ = [
     "Change",
     "ClusterUnusable",
     "DatabaseUnreachable",
+    "InputChanged",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
     "InvalidParameters",
+    "LeaseLost",
     "OperationsFailed",
     "Options",
     "Outcome",
@@ -81,6 +88,8 @@ __all__ = [
     "RemoteError",
     "Report",
     "RowGone",
+    "Run",
+    "RunBusy",
     "RunConflict",
     "Saves",
     "SharedMemoryDatabase",
@@ -93,6 +102,7 @@ __all__ = [
     "WorkerDied",
     "backfill",
     "concurrent_saves",
+    "current",
     "load_items",
     "pooled_operation",
 ]

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterUnusable",
     "DatabaseUnreachable",
+    "InputChanged",
     "InsideTransaction",
     "InvalidOperation",
     "InvalidOption",
     "InvalidParameters",
+    "LeaseLost",
     "OperationsFailed",
     "PoolsaveError",
     "RemoteError",
     "RowGone",
+    "RunBusy",
     "RunConflict",
     "SharedMemoryDatabase",
     "StatusConflict",
@@ -179,6 +182,46 @@ class InvalidParameters(PoolsaveError, ValueError):
     def __str__(self) -> str:
         texts = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in self.errors.items())
         return f"the parameters of the backfill {self.name!r} are not valid: {texts}"
+
+
+class RunBusy(RunConflict):
+    """Another process works on a durable run: `holder`. Its last heartbeat was at `heartbeat_at`."""
+
+    def __init__(self, name: str, holder: str, heartbeat_at: object) -> None:
+        super().__init__(name, "holder", holder, None)
+        self.args = (name, holder, heartbeat_at)  # by these it is pickled
+        self.holder = holder
+        self.heartbeat_at = heartbeat_at
+
+    def __str__(self) -> str:
+        return (
+            f"{self.holder} works on the run {self.name!r}, and was last heard of at {self.heartbeat_at}: wait until "
+            f"it ends, or pause it by `manage.py poolsave pause {self.name}`"
+        )
+
+
+class InputChanged(RunConflict):
+    """An input that is not a queryset differs from what it was: `entry` says where, by its first difference."""
+
+    def __str__(self) -> str:
+        return (
+            f"the input of the run {self.name!r} has changed {self.entry}: it was {self.old!r}, and now it is "
+            f"{self.new!r}; give the same input, or give the new one another name"
+        )
+
+
+class LeaseLost(PoolsaveError):
+    """Another process has taken a durable run over. What this session had not committed by then is rolled back."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"another process has taken the run {self.name!r} over, and commits what is left of it: look at it by "
+            f"`manage.py poolsave status {self.name}`, and see that only one process works on a run"
+        )
 
 
 class SharedMemoryDatabase(PoolsaveError):

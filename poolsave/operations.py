@@ -17,6 +17,7 @@ from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_
 from ._runs.operation_spec import OperationSpec
 from ._runs.run import complete_run, run_of
 from ._worker.job import call_spread
+from .durable import Run
 from .errors import InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
@@ -91,6 +92,7 @@ class PooledOperation(Generic[P, R]):
         *,
         on_outcome: Callable[[Outcome[R]], object] | None = None,
         total: int | None = None,
+        run: str | Run | None = None,
     ) -> Report[R]:
         """Call the function once per object, over the pool, and report on every one of them.
 
@@ -100,6 +102,8 @@ class PooledOperation(Generic[P, R]):
                 queryset.
             on_outcome: called here with each Outcome as soon as it is there, those that are skipped included. What it
                 raises ends the run: what has started is finished, and further outcomes are in the report only.
+            run: the name of a durable run, or a `Run`: it can be stopped anywhere, and goes on exactly there when it is
+                mapped again. The option `run`, for short.
 
         Returns:
             A Report in input order. With `on_failure="collect"` (the default) failures are in it and are not raised.
@@ -108,10 +112,13 @@ class PooledOperation(Generic[P, R]):
             InvalidOption, InvalidOperation, InsideTransaction, SharedMemoryDatabase: before anything has started.
             DatabaseUnreachable: before anything has started, or if a database is gone in the middle of the run.
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
+            RunConflict: before anything has started, if a durable run cannot go on with this, or another process works
+                on it. LeaseLost: if another process has taken it over meanwhile.
             BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
                 with the Report as its `report` (`vars(error)["report"]` where its class has another one).
         """
-        return complete_run(lambda: run_of(self.__poolsave_spec__(), objects, total=total), on_outcome)
+        operation = self if run is None else self.using(run=run)
+        return complete_run(lambda: run_of(operation.__poolsave_spec__(), objects, total=total), on_outcome)
 
     def starmap(
         self,

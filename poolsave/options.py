@@ -19,6 +19,7 @@ from ._engine.worker_policy import MOST, WorkerRange
 from ._environment.project_settings import from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
+from .durable import Run
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, is_known
 
@@ -102,6 +103,8 @@ class Options:
     key: Callable[[Any], Hashable] | None = None
     """Objects for which it gives the same key run one after the other, in input order. It is called in the caller,
     with the object; one for which it raises has failed, and so has one whose key has no hash."""
+    run: str | Run | None = None
+    """The name of a durable run, which goes on where it stopped: see `poolsave.Run`. For `map` and `RunPooled`."""
     resolve_lost: bool | None = None
     """Note transaction ids, so that PostgreSQL can say after a crash what was committed. It takes one query per
     transaction; None: only with one transaction per chunk."""
@@ -289,6 +292,10 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "keep": _one_of("values", "all", "failures"),
     "window": (lambda value: value is None or _whole(value, 1), "give a whole number from 1, or None"),
     "key": (lambda value: value is None or callable(value), "give a callable that takes an object, or None"),
+    "run": (
+        lambda value: value is None or isinstance(value, Run) or (isinstance(value, str) and 0 < len(value) <= 200),
+        "give the name of a durable run, of 1 to 200 characters, or poolsave.Run(name, ...)",
+    ),
     "resolve_lost": _one_of(True, False, None),
     "progress": (
         lambda value: value is None or isinstance(value, bool) or callable(value),

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from ._reports.batches import OutcomeBatch
 from ._reports.causes import CauseCounts, error_key, format_cause, format_error_key, printable, with_location_note
+from ._reports.durable import DurableRun
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
 from ._reports.trials import Trial, trial_lines, trial_summary
@@ -63,6 +64,9 @@ class Report(Generic[R]):
         """Why the run ended before its input did, or None."""
         self.tried: tuple[Trial, ...] = ()
         """With `executor="auto"`: the executors that ran the objects, in order, and why each was kept or not."""
+
+        self.run: DurableRun | None = None
+        """Of a durable run: how far it is, in all sessions, and what it is left with."""
 
     @property
     def chosen(self) -> str | None:
@@ -333,6 +337,8 @@ class Report(Generic[R]):
         if self._flawed:
             lines.append(f"  {self._flawed} of the successes have an error of their own: see report.flawed")
         lines += trial_lines(self.tried)
+        if self.run is not None:
+            lines.append(f"  {self.run}")
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.statistics.workers:

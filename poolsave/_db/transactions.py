@@ -34,6 +34,8 @@ class AttemptResult(NamedTuple):
     """The database says that another try may succeed, and none of this attempt's work is left."""
     note: int = 0
     """For a lost object: the note of its transaction (`TransactionNote`), or 0."""
+    recorded: bool = False
+    """It has failed, and its row in the ledger of a durable run is committed."""
     committing: float = 0.0
     """Seconds that the COMMIT took."""
 
@@ -59,10 +61,12 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     *,
     noted: bool = False,
     limit: Callable[[], AbstractContextManager[None]] = nullcontext,
+    record: Callable[..., int] | None = None,
 ) -> AttemptResult:
     """Run the call for `transaction="object"`: in one transaction on every alias.
 
     With `noted`, the transaction's id is noted before COMMIT. `limit` ends `on_commit` callbacks that take too long.
+    `record` writes the last row of the transaction and gives its note, told whether there are callbacks.
     """
     marks.put(offset, RUNNING)
     opened = begin_on(aliases, noted=noted)
@@ -71,7 +75,8 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
         try:
             value = call()
             opened.check_can_commit()
-            note = record_xid(aliases, marks) if noted and not opened.has_ended() else 0
+            if (noted or record is not None) and not opened.has_ended():
+                note = record_xid(aliases, marks) if record is None else record(callbacks=opened.has_callbacks())
         except BaseException as caught:  # whatever a user's function raises is that object's failure
             error = caught
             opened.add_transient_cause(error)
@@ -143,6 +148,10 @@ class OpenTransactions(NamedTuple):
         """Refuse a success that the end of its block would silently roll back. What has ended is not looked at."""
         if any(guard.is_doomed() for guard in self.guards) and not self.has_ended():
             check_can_commit(self.guards)
+
+    def has_callbacks(self) -> bool:
+        """Whether the function has registered `on_commit` callbacks."""
+        return any(len(connection.run_on_commit) > before for connection, before in self.owned)
 
     def add_transient_cause(self, error: BaseException) -> None:
         """Give `error` the transient error that the function has caught, for transactions that it has doomed."""

@@ -286,13 +286,16 @@ class Engine:
             size, inline = len(chunk.objects), self._executor.inline
             self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline)
         if reply.values:
-            batch = batch_from_reply(chunk, reply, self._settle)
+            batch = self._batch_of(chunk, reply)
             self.statistics.answered(reply.worker, reply.worker_time, batch)
             if self._sizing is not None:
                 self._sizing.answered(reply.worker, reply.worker_time, len(batch.values))
             self._add(batch)
             if reply.worker_time.unreachable is not None:
                 self._end_without(reply.worker_time.unreachable, batch)
+
+    def _batch_of(self, chunk: Chunk, reply: Reply) -> OutcomeBatch:
+        return batch_from_reply(chunk, reply, self._settle)
 
     def _end_without(self, unreachable: tuple[str, str], batch: OutcomeBatch) -> None:
         alias, reason = unreachable
@@ -355,4 +358,7 @@ class Engine:
         if batch.notable:
             self._failed += sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
         if self.stopped is None and max_failures_reached(self._options.max_failures, self._failed, self._ended):
-            self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")
+            self._stop_for_failures()
+
+    def _stop_for_failures(self) -> None:
+        self.halt(f"{self._failed} of {self._ended} objects failed (max_failures={self._options.max_failures!r})")

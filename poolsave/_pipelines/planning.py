@@ -54,6 +54,9 @@ def pipeline_run_of(
         if stage.options.key is not None:
             advice = "a pipeline keeps no order of keys; put what needs it into one operation, and map that"
             raise InvalidOption("key", stage.options.key, advice)
+        if stage.options.run is not None:
+            advice = "a pipeline cannot be durable; put its stages into one operation, and map that"
+            raise InvalidOption("run", stage.options.run, advice)
     segments = [prepare_segment(segment) for segment in plan_segments(stages)]
     _check_no_shared_executor(segments)
     _share_serial_lock(segments)

@@ -58,6 +58,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
     yield partial(check_timeout, executor, spec.options.timeout)
     yield partial(check_key, spec)
+    yield partial(check_run, spec)
     if not isinstance(executor, DaskExecutor):  # its workers may reach what this machine does not
         yield partial(check_databases_answer, spec.needed)
 
@@ -88,6 +89,20 @@ def check_key(spec: OperationSpec) -> None:
     else:
         return
     raise InvalidOption("key", spec.options.key, way_out)
+
+
+def check_run(spec: OperationSpec) -> None:
+    """Refuse the option `run` where there is no input that could go on.
+
+    Raises:
+        InvalidOption: saying what to do.
+    """
+    if spec.options.run is None:
+        return
+    if spec.function is None:
+        raise InvalidOption("run", spec.options.run, "a block cannot be durable; use map() of an operation")
+    if spec.options.key is not None:
+        raise InvalidOption("key", spec.options.key, "a durable run keeps no order of keys; leave one of both out")
 
 
 def check_timeout(executor: Executor, timeout: float | None) -> None:

@@ -65,7 +65,7 @@ def prepare_run(spec: OperationSpec) -> Prepared:
     if spec.options.timeout is not None:
         why = "only processes can enforce a timeout"
         return _decided(prepare(spec, executor_for(spec.options, "process")), why)
-    if database_is_out_of_reach_here() or spec.options.key is not None:
+    if database_is_out_of_reach_here() or spec.options.key is not None or spec.options.run is not None:
         return prepare_early(spec)
     return prepare(spec, SamplingSerialExecutor())
 

@@ -21,7 +21,9 @@ from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import attach_report, is_a
 from .._runtime.forks import fork_flag
+from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOption
+from ..executors import Executor
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
@@ -81,6 +83,8 @@ def run_of(
     spec = spec.over(objects)
     executor, job, decided = prepare_run(spec)
     job.capture_context()
+    if spec.options.run is not None:
+        return _durable_run_of(spec, executor, job, objects, total=total, limit=limit, decided=decided)
     source = source_of(objects, spec.queryset)
     if isinstance(executor, SamplingSerialExecutor):
         engine: Engine = AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source)
@@ -91,6 +95,27 @@ def run_of(
     report: Report[Any] = Report(
         keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics, limit=limit
     )
+    name = getattr(spec.function, "__name__", "")
+    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
+
+
+def _durable_run_of(  # noqa: PLR0913  what `run_of` has made of its arguments
+    spec: OperationSpec,
+    executor: Executor,
+    job: WorkerJob,
+    objects: Iterable[Any],
+    *,
+    total: int | None,
+    limit: int | None,
+    decided: Trial | None,
+) -> Run[Report[Any]]:
+    from .durable import durable_engine  # few runs need it
+
+    if limit is not None:
+        raise InvalidOption("run", spec.options.run, "a stream cannot be durable; use map()")
+    engine, source = durable_engine(spec, executor, job, objects)
+    report: Report[Any] = Report(keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics)
+    report.run = engine.run
     name = getattr(spec.function, "__name__", "")
     return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
 

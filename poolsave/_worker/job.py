@@ -30,6 +30,7 @@ from ..errors import InvalidOperation
 from ..outcomes import Status
 from .context import CapturedContext, PickledContext
 from .hooks import Hooks
+from .recording import RecorderSpec
 from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
 from .transaction_modes import MODES, BatchedTransactionPerChunk, WithoutTransaction
@@ -101,6 +102,10 @@ class WorkerJob:
     (`gc.freeze`), so each worker has to look for them."""
     context: CapturedContext | PickledContext | None = None
     hooks: Hooks = field(default_factory=Hooks)
+    recorder: RecorderSpec | None = None
+    """Of a durable run: what each worker writes into its ledger."""
+    sparse: bool = False
+    """Whether the keys of a chunk are not all that the queryset has between the first and the last of them."""
     code: CodeVersion | None = None
     """The version of the function's code in the caller. Other processes import their own."""
     decimal_context: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
@@ -198,7 +203,10 @@ class WorkerJob:
         function = self.bound_function()
         mode = self.build_mode(function, unpickles=self.crosses, pickles=self.crosses)
         fast_call = function if self._is_bare else None
-        return WorkerSession(self, mode, stack.pop_all(), own_process=own_process, fast_call=fast_call)
+        recorder = mode.recorder = None if self.recorder is None else self.recorder.open()
+        return WorkerSession(
+            self, mode, stack.pop_all(), own_process=own_process, fast_call=fast_call, recorder=recorder
+        )
 
     def build_mode(self, function: Callable[[Any], Any], *, unpickles: bool, pickles: bool) -> WithoutTransaction:
         """Make what runs the objects. `unpickles`: they come from another process; `pickles`: values go to one."""
@@ -209,7 +217,7 @@ class WorkerJob:
     @property
     def _is_bare(self) -> bool:
         """Whether nothing is around the function, so that `FastLoop` can run it."""
-        around = (self.transaction, self.queryset, self.context, self.serial_lock, self.timeout)
+        around = (self.transaction, self.queryset, self.context, self.serial_lock, self.timeout, self.recorder)
         return all(part is None for part in around)
 
     @property
@@ -242,7 +250,8 @@ class WorkerJob:
     def _rows(self) -> RowLoader | None:
         if self.queryset is None:
             return None
-        return RowLoader(unpack_queryset(self.queryset.data) if isinstance(self.queryset, Pickled) else self.queryset)
+        queryset = unpack_queryset(self.queryset.data) if isinstance(self.queryset, Pickled) else self.queryset
+        return RowLoader(queryset, sparse=self.sparse)
 
 
 def _unpickle_function(pickled: Pickled) -> tuple[Any, Mapping[str, Any]]:

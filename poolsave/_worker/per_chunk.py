@@ -24,6 +24,7 @@ from .._runtime.foreign_exceptions import add_note, text_of
 from ..executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
+from .recording import Recorder
 from .replies import NOT_STARTED, ObjectResult
 
 
@@ -59,6 +60,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     noted: bool,
     limit: Callable[[], AbstractContextManager[None]] = nullcontext,
     open_savepoints: Callable[[OpenTransactions], Savepoints] = Savepoints,
+    recorder: Recorder | None = None,
 ) -> ChunkResult:
     """Run the calls in one transaction, and return their results once it is committed.
 
@@ -66,7 +68,8 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     the others stay. An error that dooms the whole transaction gives `ChunkRolledBack`. There are fewer results than
     calls if a call has ended the transaction past Django: the objects saved until then are lost, and the rest has not
     started. `first` is the offset of the first object in the chunk, for the marks. `limit` ends callbacks that take too
-    long. `open_savepoints` opens the objects' savepoints in transactions that have just begun.
+    long. `open_savepoints` opens the objects' savepoints in transactions that have just begun. `recorder` writes
+    their last row.
     """
     transactions = begin_on(aliases, noted=noted)
     ran: list[_RanObject] = []
@@ -77,18 +80,29 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
             savepoints = open_savepoints(transactions)
             with closing(savepoints):
                 for index, call in enumerate(calls):
+                    if recorder is not None:
+                        recorder.enter(first + index)
                     ran.append(_run_object(call, marks, first + index, savepoints, transactions))
                     _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
                 transactions.check_can_commit()
                 savepoints.release()
-                note = record_xid(aliases, marks) if noted else 0
+                note = _note_of(ran, aliases, marks, first, recorder) if noted or recorder is not None else 0
         except BaseException as caught:
             error = caught
         undone = savepoints is not None and savepoints.undone
     if transactions.disarm() or error is not None:
         result = _roll_back(ran, transactions, error, marks, first)
         return result._replace(undone=undone) if isinstance(result, ChunkRolledBack) else result
-    return _commit(ran, transactions, marks, first, note=note, limit=limit)
+    return _commit(ran, transactions, marks, first, note=note, limit=limit, recorder=recorder)
+
+
+def _note_of(ran: list[_RanObject], aliases: Sequence[str], marks: Marks, first: int, recorder: Recorder | None) -> int:
+    if recorder is None:
+        return record_xid(aliases, marks)
+    if not recorder.records:
+        return 0
+    callbacks = any(callbacks for _, callbacks in ran)
+    return recorder.record_chunk(first, [result for result, _ in ran], marks, callbacks=callbacks)
 
 
 def _roll_back(
@@ -121,6 +135,7 @@ def _commit(  # noqa: PLR0913  as above
     *,
     note: int,
     limit: Callable[[], AbstractContextManager[None]],
+    recorder: Recorder | None,
 ) -> ChunkResult:
     saved = [index for index, (result, _) in enumerate(ran) if result.attempt.status is Status.SUCCEEDED]
     for index in saved:
@@ -133,8 +148,12 @@ def _commit(  # noqa: PLR0913  as above
     results = [result for result, _ in ran]
     for index in saved if failed is None else ():  # all marks before the first callback, which may end this process
         marks.put(first + index, COMMITTED)
+    if recorder is not None and recorder.records and failed is None:
+        results = [_as_recorded(result) for result in results]
     note = unanswered_note(note, committing)
     for index in saved:
+        if recorder is not None and ran[index][1]:
+            recorder.enter(first + index)
         results[index] = (
             _run_callbacks(*ran[index], limit) if failed is None else _as_lost(results[index], failed, note)
         )
@@ -188,6 +207,12 @@ def _run_callbacks(
     if not callbacks:
         return result
     return result._replace(attempt=result.attempt._replace(error=run_on_commit(callbacks, limit)))
+
+
+def _as_recorded(result: ObjectResult) -> ObjectResult:
+    if result.attempt.error is None:
+        return result
+    return result._replace(attempt=result.attempt._replace(recorded=True))
 
 
 def _as_lost(result: ObjectResult, failed: AttemptResult, note: int) -> ObjectResult:

@@ -33,6 +33,8 @@ class ObjectDetail(NamedTuple):
     """The value could not be unpickled in the caller's process."""
     note: int = 0
     """For a lost object: the transaction's id, if it was noted."""
+    recorded: bool = False
+    """It has failed, and its row in the ledger of a durable run is committed."""
 
 
 class ObjectResult(NamedTuple):
@@ -174,7 +176,7 @@ class ReplyBuilder:
             return ObjectDetail(attempt.status, None, None, attempts)
         text = format_traceback(error)
         wire_error = record_exception(error) if self.crosses else error
-        return ObjectDetail(attempt.status, wire_error, text, attempts, note=attempt.note)
+        return ObjectDetail(attempt.status, wire_error, text, attempts, note=attempt.note, recorded=attempt.recorded)
 
     def add_fast(self, values: list[Any], ends: array[float], last: AttemptResult | None, *, plain: bool) -> Any:
         """Build the reply for consecutive objects with their end times. `last` is how the last one ended if it is more

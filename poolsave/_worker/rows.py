@@ -18,8 +18,10 @@ from ..errors import InvalidOperation, RowGone
 class RowLoader:
     """Fetches instances by primary key, with the queryset's own filters, joins and prefetches."""
 
-    def __init__(self, queryset: QuerySet[Any]) -> None:
+    def __init__(self, queryset: QuerySet[Any], *, sparse: bool = False) -> None:
+        """`sparse`: keys are few of those in their range."""
         self._queryset = queryset.order_by()
+        self._sparse = sparse
         self._loaded: dict[Any, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,7 +39,8 @@ class RowLoader:
     def load(self, keys: Sequence[Any]) -> None:
         """Fetch the rows of a contiguous range by its two ends. New rows in between wait for the next run."""
         self.discard()
-        self._loaded = {row.pk: row for row in self._queryset.filter(pk__gte=keys[0], pk__lte=keys[-1])}
+        wanted = {"pk__in": keys} if self._sparse else {"pk__gte": keys[0], "pk__lte": keys[-1]}
+        self._loaded = {row.pk: row for row in self._queryset.filter(**wanted)}
 
     def discard(self) -> None:
         """Drop the loaded rows: they were changed, or belong to a transaction that was rolled back."""

@@ -20,7 +20,7 @@ from .._db.write_behind.pacing import Batching
 from .._pickling.values import unpickle_chunk
 from .._runtime.cpu_clock import CpuClock
 from .._runtime.foreign_exceptions import is_a, traceback_of
-from ..errors import RowGone
+from ..errors import LeaseLost, RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .fast_loop import FastLoop
@@ -28,6 +28,7 @@ from .replies import NOT_STARTED, ObjectResult, ReplyBuilder
 
 if TYPE_CHECKING:
     from .job import WorkerJob
+    from .recording import Recorder
 
 _thread = threading.local()
 
@@ -82,7 +83,7 @@ class Mode(Protocol):
 class WorkerSession:
     """An opened worker. It runs objects one at a time, and replies for each of them whatever happens."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the parts of a worker
         self,
         job: WorkerJob,
         mode: Mode,
@@ -90,8 +91,10 @@ class WorkerSession:
         *,
         own_process: bool,
         fast_call: Callable[[Any], Any] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`fast_call`: a function that `FastLoop` can run in place of the mode."""
+        """`fast_call`: a function that `FastLoop` can run in place of the mode. `recorder`: of a durable run."""
+        self._recorder = recorder
         self._entry = JobEntry(job)
         self._crosses = job.crosses
         self._mode = mode
@@ -115,6 +118,8 @@ class WorkerSession:
 
     def _run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:
         waited = time.perf_counter() - self._idle_since
+        if self._recorder is not None:
+            payload = self._recorder.begin(payload)
         objects, pickled = payload, False
         if self._crosses:
             objects, pickled = unpickle_chunk(payload, for_tries=self._fast_call is None)
@@ -124,6 +129,8 @@ class WorkerSession:
         else:
             call = partial(_call_with_pickled, self._fast_call) if pickled else self._fast_call
             self._run_fast(call, objects, marks, reply, builder)
+        if self._recorder is not None:
+            self._recorder.leave()
         if self._maintenance is not None:
             self._maintenance.after_chunk(had_errors=builder.has_details)
         self._idle_since = time.perf_counter()
@@ -167,7 +174,7 @@ class WorkerSession:
         if not self._own_process:
             # The frames' locals would keep objects and cursors alive for as long as the report lives.
             traceback.clear_frames(traceback_of(error))
-        if is_a(error, RowGone):
+        if is_a(error, RowGone) or (self._recorder is not None and is_a(error, LeaseLost)):
             return result._replace(attempt=result.attempt._replace(status=Status.SKIPPED), attempts=0)
         return result
 

@@ -30,6 +30,7 @@ from .replies import NOT_STARTED, ObjectResult
 if TYPE_CHECKING:
     from .context import CapturedContext
     from .job import WorkerJob
+    from .recording import Recorder
     from .rows import RowLoader
 
 MAX_PAUSE = 1.0
@@ -40,6 +41,9 @@ _random = random.SystemRandom()
 
 class WithoutTransaction:
     """`transaction=None`: the function manages its own transactions."""
+
+    recorder: Recorder | None = None
+    """Of a durable run."""
 
     def __init__(  # noqa: PLR0913  as for `build_call`
         self,
@@ -122,6 +126,8 @@ class WithoutTransaction:
         return reason is not None
 
     def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
+        if self.recorder is not None:
+            self.recorder.enter(offset)
         marks.put(offset, RUNNING)
         try:
             value = call()
@@ -157,8 +163,14 @@ class TransactionPerObject(WithoutTransaction):
     """`transaction="object"`: one transaction for each try of each object."""
 
     def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
-        job, limit = self._job, self._deadline.callback
-        return run_in_transaction(call, marks, offset, job.databases, noted=job.noted, limit=limit)
+        job, limit, record = self._job, self._deadline.callback, None
+        if self.recorder is not None:
+            if self.recorder.lost is not None:
+                return AttemptResult(Status.SKIPPED, error=self.recorder.lost)
+            self.recorder.enter(offset)
+            if self.recorder.records:
+                record = partial(self.recorder.record_object, offset, marks)
+        return run_in_transaction(call, marks, offset, job.databases, noted=job.noted, limit=limit, record=record)
 
 
 class TransactionPerChunk(TransactionPerObject):
@@ -197,7 +209,14 @@ class TransactionPerChunk(TransactionPerObject):
             self._deadline.start(marks)  # of BEGIN
             job = self._job
             results = run_chunk_in_transaction(
-                calls, marks, first, job.databases, noted=job.noted, limit=limit, open_savepoints=open_savepoints
+                calls,
+                marks,
+                first,
+                job.databases,
+                noted=job.noted,
+                limit=limit,
+                open_savepoints=open_savepoints,
+                recorder=self.recorder,
             )
             if isinstance(results, ChunkRolledBack) or any(
                 result.attempt.status is Status.FAILED for result in results

@@ -1,0 +1,380 @@
+"""The engine of a durable run: the ledger says what has ended, and the caller records what no worker has.
+
+    source -> chunk, placed between two keys -> worker: work, and its row in the ledger, in one transaction
+                                                  |
+    failures, ranges without a row <- caller <- reply, or a death: what was committed is asked of the ledger
+
+A worker that dies costs nothing but time: what its transaction has not committed runs again, and LOST does not exist
+while the ledger can be asked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from .._engine.crashes import MAX_CRASHES_BEFORE_START, Chunk
+from .._engine.engine import Engine
+from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._reports.durable import DurableRun
+from .._runtime.foreign_exceptions import is_a
+from .._worker.job import WorkerJob
+from .._worker.replies import ObjectDetail, Reply
+from ..errors import LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
+from ..executors import Broken, Died, Event, Executor
+from ..executors.marks import COMMITTING, RUNNING
+from ..options import Options
+from ..outcomes import Outcome, Status
+from .bookkeeping import Bookkeeping, CallbacksLost
+from .chunks import Ended
+from .recorder import FIRST_NOTE, HAS_CALLBACKS, ChunkTaken, LedgerRecorderSpec, PlacedPayload
+from .session import Session
+from .sources import Place
+
+SEQUENCES = (1 << 64) - 1
+"""The part of a note that is a sequence."""
+
+
+class DurableEngine(Engine):
+    """Runs what is left of a durable run."""
+
+    def __init__(  # noqa: PLR0913  those of an engine, and two
+        self, executor: Executor, job: WorkerJob, options: Options, source: Any, session: Session, *, records: bool
+    ) -> None:
+        """`records`: whether workers record what they commit. Else the caller does, and objects may run twice."""
+        super().__init__(executor, job, options, source)
+        self._durable_job = job
+        self._durable_source = source
+        self._session = session
+        self._records = records
+        self._book = Bookkeeping(session, merges=executor.at_most_once)
+        self._places = Places()
+        self._recorded: set[int] = set()
+        """Indices of failures that a worker has recorded."""
+        self._again: set[int] = set()
+        """Indices of objects that were answered, and run again: their COMMIT did not happen."""
+        self._unrecorded: set[int] = set()
+        """Indices of objects whose outcome the ledger is not told."""
+        self._code = ""
+        self._closed = False
+
+    @property
+    def run(self) -> DurableRun:
+        """What the report says of the run."""
+        return self._book.state
+
+    def start(self) -> None:
+        """Take the lease, look at what has ended, and start the workers.
+
+        Raises:
+            RunConflict: if the run cannot go on.
+        """
+        ranges = self._book.open(self._session.open(self._durable_source.bounds))
+        if self._book.closed:
+            self._source.give_up()  # it is finished
+            return
+        self._durable_source.open(ranges, self._session.bounds)
+        self._durable_job.recorder = LedgerRecorderSpec(
+            alias=self._session.alias,
+            name=self._session.spec.name,
+            run_id=self._session.run_id,
+            generation=self._session.generation,
+            records=self._records,
+            digests=self._session.spec.key is not None,
+        )
+        super().start()
+
+    def step(self, *, undelivered: int = 0, max_lead: int | None = None) -> list[OutcomeBatch]:
+        """See `Engine.step`. Besides, it writes what is due to the ledger, and obeys what stands there."""
+        self._keep_book()
+        return super().step(undelivered=undelivered, max_lead=max_lead)
+
+    def _wait(self, timeout: float | None) -> Sequence[Event]:
+        until = self._book.seconds_until_due
+        return super()._wait(until if timeout is None or until is None else min(timeout, until))
+
+    def _keep_book(self) -> None:
+        try:
+            asked = self._book.keep(self._horizon)
+        except Exception as error:  # of the database, or LeaseLost: this session can record nothing more
+            self._fail(error)
+            return
+        if asked is not None:
+            self._code = self._code or "operator"
+            self.halt(f"the run was {asked} by an operator")
+
+    def _fail(self, error: BaseException) -> None:
+        self._book.give_up()
+        self.fatal = error if self.fatal is None else self.fatal
+        self.halt(f"the ledger cannot be written: {error}")
+
+    def _horizon(self) -> int | None:
+        """The least sequence that a transaction in flight can have; None: there is none."""
+        flying = [chunk.index for chunk in (*self._tasks.values(), *self._requeued)]
+        return self._places.at(min(flying))[0].sequence if flying else None
+
+    def halt(self, reason: str) -> None:
+        """See `Engine.halt`."""
+        if self.stopped is None and not self._code:
+            self._code = "signal" if reason == "interrupted" else "error"
+        super().halt(reason)
+
+    def _stop_for_failures(self) -> None:
+        self._code = self._code or "failures"
+        super()._stop_for_failures()
+
+    def _gather(self) -> Chunk | None:
+        chunk = super()._gather()
+        if chunk is not None:
+            self._places.add(chunk.index, self._durable_source.place)
+        while self._durable_source.tails:
+            self._book.add_range(self._durable_source.tails.pop())
+        return chunk
+
+    def _submit(self, chunk: Chunk, payload: Any) -> None:
+        place, offset = self._places.at(chunk.index)
+        part = part_of(place, offset, offset + len(chunk.objects))
+        placed = PlacedPayload(*part, payload)
+        super()._submit(chunk, placed if self._executor.shares_memory else placed.to_bytes())
+
+    # What an answer means.
+
+    def _batch_of(self, chunk: Chunk, reply: Reply) -> OutcomeBatch:
+        first = chunk.index + reply.offset
+        for offset, detail in reply.details.items():
+            if detail.recorded:
+                self._recorded.add(first + offset)
+        if self._records and any(map(_is_unsettled, reply.details.values())):
+            self._settle_reply(chunk, reply)
+        return super()._batch_of(chunk, reply)
+
+    def _settle_reply(self, chunk: Chunk, reply: Reply) -> None:
+        ended = self._ask(chunk)
+        if ended is None:
+            return
+        for offset, detail in [*reply.details.items()]:
+            index, at = chunk.index + reply.offset + offset, reply.offset + offset
+            if at in ended.saved:
+                if detail.status is not Status.SUCCEEDED:
+                    reply.details[offset] = _as_saved(detail, index)
+            elif at in ended.failed:
+                self._recorded.add(index)
+            elif _is_unsettled(detail) or (detail.status is Status.FAILED and not is_a(detail.error, LeaseLost)):
+                self._again.add(index)
+                self._requeued.append(Chunk(index, [chunk.objects[at]]))
+
+    def _ask(self, chunk: Chunk) -> Ended | None:
+        place, offset = self._places.at(chunk.index)
+        try:
+            return self._book.ended(Place(*part_of(place, offset, offset + len(chunk.objects))))
+        except Exception as error:  # of the database, or LeaseLost
+            self._fail(error)
+            return None
+
+    def _resolve_crash(self, chunk: Chunk, event: Died) -> None:
+        ended = self._ask(chunk) if self._records else None
+        if ended is None:
+            super()._resolve_crash(chunk, event)
+            return
+        left: list[int] = []
+        for offset in range(chunk.answered, len(chunk.objects)):
+            if offset in ended.saved:
+                self._add_saved(chunk, offset, event)
+            elif offset in ended.failed:
+                self._recorded.add(chunk.index + offset)
+                self._add_failed(chunk, offset, self._error_of(event, None))
+            else:
+                left.append(offset)
+        self._run_again(chunk, left, event)
+
+    def _add_saved(self, chunk: Chunk, offset: int, event: Died) -> None:
+        index = chunk.index + offset
+        sequence = (event.note & SEQUENCES) - FIRST_NOTE
+        error = ValueLost(index)
+        error.__cause__ = self._error_of(event, None)
+        last = self._places.at(index)
+        if event.note & HAS_CALLBACKS and last[0].sequence + last[1] >= sequence:
+            error = _callbacks_lost(index, error.__cause__)
+        self._add(unanswered_batch(index, [chunk.objects[offset]], Status.SUCCEEDED, error, attempts=1))
+
+    def _add_failed(self, chunk: Chunk, offset: int, error: BaseException) -> None:
+        item = chunk.objects[offset]
+        self._add(unanswered_batch(chunk.index + offset, [item], Status.FAILED, error, attempts=1))
+
+    def _run_again(self, chunk: Chunk, left: list[int], event: Died) -> None:
+        """Have the rest run again. An object with which worker after worker dies fails."""
+        blamed = _blamed(event, left) if self._executor.blames_exactly else None
+        crashes = chunk.crashes + 1
+        if blamed is not None and (event.overdue or (crashes >= MAX_CRASHES_BEFORE_START and len(chunk.objects) == 1)):
+            self._add_failed(chunk, blamed, self._error_of(event, chunk.objects[blamed]))
+            left.remove(blamed)
+            self._requeued += _parts(chunk, left, alone=None)
+            return
+        for part in _parts(chunk, left, alone=blamed):
+            is_suspect = blamed is None or part.index == chunk.index + blamed
+            part.crashes = crashes if is_suspect else 0
+            self._requeue_suspect(part, event) if blamed is None else self._requeued.append(part)
+
+    def _requeue_suspect(self, part: Chunk, event: Died) -> None:
+        """Have a part run again of which it is not known what the worker was at."""
+        if part.crashes < MAX_CRASHES_BEFORE_START:
+            self._requeued.append(part)
+        elif len(part.objects) > 1 and not self._executor.blames_exactly:
+            middle = len(part.objects) // 2
+            self._requeued.append(Chunk(part.index, part.objects[:middle]))
+            self._requeued.append(Chunk(part.index + middle, part.objects[middle:]))
+        else:
+            for offset, item in enumerate(part.objects):
+                self._add_failed(part, offset, self._error_of(event, item))
+
+    def _error_of(self, event: Died, item: Any) -> BaseException:
+        died = event.error
+        error = WorkerDied(died.exitcode, died.signal, item, died.details, afterwards=item is None)
+        if not event.overdue or self._options.timeout is None or item is None:
+            return error
+        timed_out = TimedOut(self._options.timeout, item)
+        timed_out.__cause__ = error
+        return timed_out
+
+    def _broken(self, event: Broken) -> None:
+        chunk = self._tasks.get(event.task)
+        if chunk is None or not event.begun or not self._records:
+            super()._broken(event)
+            return
+        ended = self._ask(chunk)
+        for offset in range(chunk.answered, len(chunk.objects) if ended is not None else 0):
+            index = chunk.index + offset
+            if ended is not None and offset in ended.failed:
+                self._recorded.add(index)
+        self._unrecorded.update(range(chunk.index + chunk.answered, chunk.index + len(chunk.objects)))
+        super()._broken(event)
+
+    # What the ledger is told.
+
+    def _add(self, batch: OutcomeBatch) -> None:
+        for part in self._without_again(batch):
+            if any(is_a(outcome.error, LeaseLost) for outcome in part.notable.values()):
+                self._lose_lease()
+            self._note_ended(part)
+            super()._add(part)
+
+    def _without_again(self, batch: OutcomeBatch) -> list[OutcomeBatch]:
+        indices = range(batch.first, batch.first + len(batch.values))
+        if not self._again or self._again.isdisjoint(indices):
+            return [batch]
+        kept = [batch.single(offset, index) for offset, index in enumerate(indices) if index not in self._again]
+        self._again.difference_update(indices)
+        return kept
+
+    def _lose_lease(self) -> None:
+        if not self._book.closed:
+            self._fail(LeaseLost(self._session.spec.name))
+
+    def _note_ended(self, batch: OutcomeBatch) -> None:
+        if not self._records:
+            self._note_all(batch)
+            return
+        self._book.count(done=len(batch.values) - len(batch.notable), rows=len(batch.values))
+        for outcome in batch.notable.values():
+            if outcome.index in self._unrecorded:
+                continue
+            self._note(outcome, recorded=outcome.ok or outcome.index in self._recorded)
+            self._recorded.discard(outcome.index)
+
+    def _note(self, outcome: Outcome[Any], *, recorded: bool) -> None:
+        if not (outcome.status is Status.SKIPPED and not is_a(outcome.error, RowGone)):
+            place, offset = self._places.at(outcome.index)
+            self._book.add(Place(*part_of(place, offset, offset + 1)), outcome, recorded=recorded)
+
+    def _note_all(self, batch: OutcomeBatch) -> None:
+        for outcome in batch.outcomes(with_items=False):
+            self._note(outcome, recorded=False)
+
+    # The end.
+
+    def lose_rest(self) -> list[OutcomeBatch]:
+        """See `Engine.lose_rest`. The ledger gets its last word."""
+        batches = super().lose_rest()
+        if not self._closed:
+            self._closed = True
+            self._end()
+        return batches
+
+    def _end(self) -> None:
+        error = self.fatal or self._source_error()
+        code = self._code or ("" if error is None else "error")
+        reason = (self.stopped or "") if error is None else f"{type(error).__name__}: {error}"
+        try:
+            self._book.end(code, reason, input_ended=self.stopped is None and error is None)
+        except Exception as ledger_error:  # of the database, or LeaseLost: the run is left as it is, for a take-over
+            self._book.give_up()
+            self.fatal = ledger_error if self.fatal is None else self.fatal
+
+    def _source_error(self) -> BaseException | None:
+        error: BaseException | None = self._durable_source.error
+        return error
+
+
+class Places:
+    """Where each index lies."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._places: list[Place] = []
+
+    def add(self, index: int, place: Place) -> None:
+        """Note the place of a chunk, which begins behind all others."""
+        self._begins.append(index)
+        self._places.append(place)
+
+    def at(self, index: int) -> tuple[Place, int]:
+        """Give the place of the chunk that an object was first handed out in, and its offset there."""
+        found = bisect_right(self._begins, index) - 1
+        return self._places[found], index - self._begins[found]
+
+
+def part_of(place: Place, first: int, end: int) -> Place:
+    """Give a part of a place."""
+    return Place(
+        place.keys[first - 1] if first else place.low,
+        place.sequence + first,
+        place.keys[first:end],
+        None if place.failures is None else place.failures[first:end],
+    )
+
+
+def _is_unsettled(detail: ObjectDetail) -> bool:
+    return (detail.status is Status.LOST and detail.note > 0) or is_a(detail.error, ChunkTaken)
+
+
+def _as_saved(detail: ObjectDetail, index: int) -> ObjectDetail:
+    """Give the detail of an object whose COMMIT has turned out to have happened."""
+    error: BaseException | None = None
+    if detail.note & HAS_CALLBACKS:
+        error = _callbacks_lost(index, detail.error)
+    elif is_a(detail.error, ChunkTaken):
+        error = ValueLost(index)
+    return detail._replace(status=Status.SUCCEEDED, error=error, traceback=None, note=0)
+
+
+def _callbacks_lost(index: int, cause: Any) -> ValueLost:
+    error = CallbacksLost(index)
+    error.__cause__ = cause if isinstance(cause, BaseException) else None
+    return error
+
+
+def _blamed(event: Died, left: Sequence[int]) -> int | None:
+    """The object that the worker was at: the last one that had begun."""
+    begun = [offset for offset in left if event.marks[offset] in (RUNNING, COMMITTING)]
+    return begun[-1] if begun else None
+
+
+def _parts(chunk: Chunk, left: Sequence[int], *, alone: int | None) -> list[Chunk]:
+    spans: list[list[int]] = []
+    for offset in left:
+        if spans and spans[-1][1] == offset and alone not in (offset, offset - 1):
+            spans[-1][1] = offset + 1
+        else:
+            spans.append([offset, offset + 1])
+    return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]

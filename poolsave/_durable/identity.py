@@ -1,0 +1,76 @@
+"""What must be the same in each session of a run: the function, what is bound to it, and the rows. As texts by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db import connections
+from django.db.models import QuerySet
+
+from .._pickling.code import CodeVersion
+from .._runtime.foreign_exceptions import repr_of
+
+logger = logging.getLogger("poolsave")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""In the repr of an object without one of its own: another number in each process."""
+SOURCE = "source"
+"""The entry that may differ: a function is corrected, and the run goes on."""
+
+
+def identity_of(
+    function: Any, constants: Mapping[str, Any], queryset: QuerySet[Any] | None, key: Any
+) -> dict[str, str]:
+    """Identify what a run does."""
+    entries = {"function": _name_of(function), "constants": _text_of(dict(sorted(constants.items())))}
+    if queryset is None:
+        entries["key"] = _name_of(key)
+    else:
+        entries |= {"model": queryset.model._meta.label, "database": queryset.db, "rows": _rows_of(queryset)}
+    entries[SOURCE] = blake2b(CodeVersion.of(_innermost(function)).digest, digest_size=16).hexdigest()
+    return entries
+
+
+def first_difference(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str, str | None, str | None] | None:
+    """Give the entry that differs, what it was and what it is; None if nothing does, or nothing was noted."""
+    if not old:
+        return None
+    for entry in dict.fromkeys((*new, *old)):
+        if entry != SOURCE and old.get(entry) != new.get(entry):
+            return entry, old.get(entry), new.get(entry)
+    return None
+
+
+def changed_source(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Warn in the log if the function is not the one that the run began with."""
+    if old and old.get(SOURCE) != new.get(SOURCE):
+        logger.warning("the run %r goes on with other code of %s than it began with", name, new["function"])
+
+
+def _innermost(function: Any) -> Callable[..., Any]:
+    inner: Callable[..., Any] = getattr(function, "func", function)
+    return inner
+
+
+def _name_of(function: Any) -> str:
+    inner = _innermost(function)
+    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    owner = getattr(function, "_owner", ())
+    return f"{name} of {_text_of(owner[0])}" if owner else name
+
+
+def _text_of(value: object) -> str:
+    return ADDRESS.sub("", repr_of(value))
+
+
+def _rows_of(queryset: QuerySet[Any]) -> str:
+    keys: Any = queryset.order_by().values_list("pk")
+    try:
+        sql, parameters = keys.query.get_compiler(connection=connections[queryset.db]).as_sql()
+    except (EmptyResultSet, FullResultSet):
+        return "none"
+    return f"{sql} {_text_of(tuple(parameters))}" if parameters else str(sql)

@@ -1,0 +1,181 @@
+"""What a worker writes into the ledger: the last row of each transaction of the work, fenced by the lease.
+
+The row commits with the work or not at all. It is inserted from the row of the lease, of this session's generation: if
+another session has taken the run over, there is none, nothing is inserted, and the work is rolled back.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from django.db import IntegrityError, connections
+from django.utils import timezone
+
+from .._worker.current import current
+from .._worker.replies import NOT_STARTED, ObjectResult
+from ..errors import LeaseLost, RowGone
+from ..executors.protocol import Marks
+from .failures import failure_of
+from .keys import digest_of
+from .ranges import Range
+
+FIRST_NOTE = 2
+"""The least note that stands for a sequence: 0 is none, and 1 says that there was nothing to save."""
+HAS_CALLBACKS = 1 << 64
+"""Added to a note: there are `on_commit` callbacks, which come after the COMMIT."""
+CHUNK, LEASE = "poolsave_ledger_chunk", "poolsave_ledger_lease"
+SHARED_LOCKS = {"postgresql": " FOR KEY SHARE", "mysql": " LOCK IN SHARE MODE"}
+"""By vendor, what a take-over waits for, which locks the lease FOR UPDATE. SQLite has one writer."""
+
+
+class ChunkTaken(LeaseLost):
+    """Another worker has committed this chunk, which was delivered twice."""
+
+
+class PlacedPayload(NamedTuple):
+    """A chunk with its place in the run."""
+
+    low: str
+    """The key before its first one."""
+    sequence: int
+    """Of its first object."""
+    keys: Sequence[str]
+    """Of its objects."""
+    failures: Sequence[int] | None
+    """In a session that tries failures again: their rows."""
+    payload: Any
+
+    def to_bytes(self) -> bytes:
+        return pickle.dumps(tuple(self), pickle.HIGHEST_PROTOCOL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRecorderSpec:
+    """What each worker of a session knows about it."""
+
+    alias: str
+    name: str
+    run_id: int
+    generation: int
+    records: bool
+    digests: bool
+    """Whether ranges have a digest of their keys."""
+
+    def open(self) -> LedgerRecorder:
+        return LedgerRecorder(self)
+
+
+class LedgerRecorder:
+    """A worker's recorder. See `Recorder`."""
+
+    def __init__(self, spec: LedgerRecorderSpec) -> None:
+        self._spec = spec
+        self.records = spec.records
+        self.lost: BaseException | None = None
+        self._chunk = PlacedPayload("", 0, (), None, None)
+        self._current = current()
+        self._insert = ""
+
+    def begin(self, payload: Any) -> Any:
+        self._chunk = payload if isinstance(payload, PlacedPayload) else PlacedPayload(*pickle.loads(payload))
+        if isinstance(self.lost, ChunkTaken):
+            self.lost = None
+        return self._chunk.payload
+
+    def enter(self, offset: int) -> None:
+        self._current.key = f"{self._spec.name}:{self._chunk.keys[offset]}"
+
+    def leave(self) -> None:
+        self._current.key = None
+
+    def record_object(self, offset: int, marks: Marks, *, callbacks: bool) -> int:
+        note = self._note(offset, marks, callbacks=callbacks)
+        if self._chunk.failures is not None:
+            self._resolve([self._chunk.failures[offset]])
+        else:
+            self._insert_range(self._range(offset, offset + 1, done=1))
+        return note
+
+    def record_chunk(self, first: int, results: Sequence[ObjectResult], marks: Marks, *, callbacks: bool) -> int:
+        ran = [result for result in results if result is not NOT_STARTED]
+        if not ran:
+            return 0
+        note = self._note(first, marks, callbacks=callbacks)
+        if self._chunk.failures is not None:
+            saved = [index for index, result in enumerate(ran, first) if result.attempt.error is None]
+            self._resolve([self._chunk.failures[index] for index in saved])
+            return note
+        gone = sum(isinstance(result.attempt.error, RowGone) for result in ran)
+        failed = sum(result.attempt.error is not None for result in ran) - gone
+        if failed:
+            self._insert_failures(first, ran)
+        done = len(ran) - failed - gone
+        self._insert_range(self._range(first, first + len(ran), done=done, failed=failed, skipped=gone))
+        return note
+
+    def _note(self, first: int, marks: Marks, *, callbacks: bool) -> int:
+        note = self._chunk.sequence + first + FIRST_NOTE + (HAS_CALLBACKS if callbacks else 0)
+        marks.note(note)
+        return note
+
+    def _range(self, first: int, end: int, **counts: int) -> Range:
+        keys = self._chunk.keys
+        low = keys[first - 1] if first else self._chunk.low
+        digest = digest_of(keys[first:end]) if self._spec.digests else None
+        return Range(self._chunk.sequence + first, low, keys[end - 1], digest=digest, **counts)
+
+    def _insert_failures(self, first: int, ran: Sequence[ObjectResult]) -> None:
+        from ..ledger.models import Failure
+
+        failures = [
+            failure_of(self._spec.run_id, self._chunk.keys[index], result.attempt.error, attempts=result.attempts)
+            for index, result in enumerate(ran, first)
+            if result.attempt.error is not None and not isinstance(result.attempt.error, RowGone)
+        ]
+        Failure.objects.using(self._spec.alias).bulk_create(failures)
+
+    def _insert_range(self, ended: Range) -> None:
+        spec, connection = self._spec, connections[self._spec.alias]
+        self._insert = self._insert or insert_query(connection.vendor, spec)
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute(self._insert, ended if spec.digests else ended[:-1])
+            except IntegrityError:
+                self.lost = ChunkTaken(spec.name)
+                raise self.lost from None
+            if cursor.rowcount != 1:
+                self._lose_lease()
+
+    def _resolve(self, failures: Sequence[int]) -> None:
+        spec, connection = self._spec, connections[self._spec.alias]
+        from ..ledger.models import Failure
+
+        rows = Failure.objects.using(spec.alias).filter(pk__in=failures, resolved_at=None)
+        if rows.update(resolved_at=timezone.now(), resolution="retried") != len(failures):
+            self.lost = ChunkTaken(spec.name)
+            raise self.lost
+        with connection.cursor() as cursor:
+            cursor.execute(lease_query(connection.vendor), [spec.run_id, spec.generation])
+            if cursor.fetchone() is None:
+                self._lose_lease()
+
+    def _lose_lease(self) -> None:
+        self.lost = LeaseLost(self._spec.name)
+        raise self.lost
+
+
+def insert_query(vendor: str, spec: LedgerRecorderSpec) -> str:
+    """Give the statement that inserts the row of a transaction, if the lease is this session's."""
+    return (
+        f"INSERT INTO {CHUNK} (run_id, sequence, low, high, done, failed, skipped, digest) "  # noqa: S608
+        f"SELECT {spec.run_id}, %s, %s, %s, %s, %s, %s, {'%s' if spec.digests else 'NULL'} FROM {LEASE} "
+        f"WHERE run_id = {spec.run_id} AND generation = {spec.generation}{SHARED_LOCKS.get(vendor, '')}"
+    )
+
+
+def lease_query(vendor: str) -> str:
+    """Give the statement that finds the lease of a run and a generation, and keeps it from others."""
+    return f"SELECT 1 FROM {LEASE} WHERE run_id = %s AND generation = %s{SHARED_LOCKS.get(vendor, '')}"  # noqa: S608

@@ -1,0 +1,230 @@
+"""A session of a durable run, in the caller: whose turn it is, from the first look to the last word.
+
+`look` refuses what cannot go on, before anything starts, and writes nothing. `open` takes the lease: from here on
+nothing of an older session commits. `beat` says at most once a second that the caller lives, and learns whether it is
+to stop. `end` says how the run is left, and nothing of this session commits from here on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from ..durable import Run as RunSpec
+from ..errors import LeaseLost, RunBusy, RunConflict, StatusConflict
+from .holder import describe, holder_here, is_gone
+from .identity import changed_source, first_difference
+from .recorder import LEASE, lease_query
+
+if TYPE_CHECKING:
+    from ..ledger.models import Run
+
+CANCELLED_ADVICE = "begin anew by poolsave.Run(name, fresh=True)"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a run has to do, as it began."""
+
+    high: str
+    """The last key; empty for an input that is not a queryset."""
+    total: int | None
+
+
+class Session:
+    """The caller's turn on a run."""
+
+    def __init__(self, spec: RunSpec, alias: str, identity: Mapping[str, str], *, exactly_once: bool) -> None:
+        self.spec = spec
+        self.alias = alias
+        self._identity = dict(identity)
+        self._exactly_once = exactly_once
+        self.generation = 0
+        self._holder = ""
+        self.run_id = 0
+        self.retry: Mapping[str, Any] | None = spec.retry
+        """Which failures this session tries again, and nothing else; or None."""
+        self.bounds = Bounds("", None)
+        self.resumed = False
+        self.was_complete = False
+        """Whether everything had ended before this session, which tries failures again."""
+
+    def look(self) -> Run | None:
+        """Give the row as it is, if there is one that can go on.
+
+        Raises:
+            RunConflict: if it cannot.
+        """
+        run: Run | None = _runs(self.alias).filter(name=self.spec.name).first()
+        if run is not None:
+            self._check(run)
+        return run
+
+    def has_ended(self, run: Run) -> bool:
+        """Whether there is nothing left to run."""
+        return run.status in _finished() and (self.spec.retry or run.retry) is None and not self.spec.fresh
+
+    def open(self, bounds: Callable[[], Bounds]) -> Run:
+        """Take the lease, and give the row as it is now. `bounds` is called for a run that begins.
+
+        It waits for transactions in flight of a session whose process has died.
+
+        Raises:
+            RunConflict: if another process works on it, or it cannot go on.
+        """
+        run = self._row()
+        first = bounds() if run.started_at is None or self.spec.fresh else None  # before any lock: it may take long
+        with transaction.atomic(using=self.alias, durable=True):
+            run = self._locked(run.pk)
+            self._check(run)
+            if not self.has_ended(run):
+                self._take(run, first)
+        if self._dies_cancelled(run):
+            raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
+        self._know(run)
+        return run
+
+    def _row(self) -> Run:
+        from ..ledger.models import Lease
+
+        run: Run
+        run, _new = _runs(self.alias).get_or_create(name=self.spec.name)
+        Lease.objects.using(self.alias).get_or_create(run_id=run.pk)
+        return run
+
+    def _locked(self, pk: int) -> Run:
+        # The first statement writes, so that SQLite does not let two read before one of them waits for the other.
+        if connections[self.alias].vendor == "sqlite":
+            _runs(self.alias).filter(pk=pk).update(holder=F("holder"))
+        run: Run = _runs(self.alias).select_for_update().get(pk=pk)
+        return run
+
+    def _check(self, run: Run) -> None:
+        if run.status in run.ACTIVE and not (is_gone(run.holder) or self._is_stale(run)):
+            raise RunBusy(run.name, describe(run.holder), run.heartbeat_at)
+        if self.spec.fresh:
+            return
+        if run.status == run.Status.CANCELLED:
+            raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
+        difference = first_difference(run.identity, self._identity)
+        if difference is not None:
+            raise RunConflict(run.name, *difference)
+
+    def _is_stale(self, run: Run) -> bool:
+        limit = timedelta(seconds=self.spec.stale_after)
+        return run.heartbeat_at is None or timezone.now() - run.heartbeat_at > limit
+
+    def _dies_cancelled(self, run: Run) -> bool:
+        return bool(run.status == run.Status.CANCELLED)
+
+    def _take(self, run: Run, first: Bounds | None) -> None:
+        from ..ledger.models import Lease
+
+        lease = Lease.objects.using(self.alias).select_for_update().get(run_id=run.pk)
+        lease.generation += 1
+        lease.save(using=self.alias)
+        self.generation, self._holder = lease.generation, holder_here(lease.generation)
+        if run.status == run.Status.CANCELLING and not self.spec.fresh:  # whoever worked on it has died
+            run.status, run.ended_at = run.Status.CANCELLED, timezone.now()
+            run.save(using=self.alias)
+            return
+        if self.spec.fresh:
+            self._forget(run)
+        if first is not None:
+            self._begin(run, first)
+        self.retry = run.retry if self.spec.retry is None else self.spec.retry
+        self.was_complete = run.status in _finished()
+        run.status, run.stop_code, run.stop_reason = run.Status.RUNNING, "", ""
+        run.holder, run.retry, run.ended_at = self._holder, self.retry, None
+        run.exactly_once = run.exactly_once and self._exactly_once
+        run.started_by = self.spec.started_by or run.started_by
+        run.started_at = run.heartbeat_at = timezone.now()
+        run.save(using=self.alias)
+
+    def _begin(self, run: Run, first: Bounds) -> None:
+        run.identity, run.high, run.total = self._identity, first.high, first.total
+        run.exactly_once = self._exactly_once
+        run.done = run.failed = run.skipped = 0
+        run.came_later, run.seconds, run.rate = None, 0.0, None
+
+    def _forget(self, run: Run) -> None:
+        from ..ledger.models import Chunk, Failure
+
+        for model in (Chunk, Failure):
+            model.objects.using(self.alias).filter(run_id=run.pk).delete()
+
+    def _know(self, run: Run) -> None:
+        changed_source(run.name, run.identity, self._identity)
+        self.run_id = run.pk
+        self.bounds = Bounds(run.high, run.total)
+        self.resumed = run.done + run.failed + run.skipped > 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Open a transaction in which nobody takes the lease.
+
+        Raises:
+            LeaseLost: if another session has it.
+        """
+        connection = connections[self.alias]
+        with transaction.atomic(using=self.alias, durable=True):
+            with connection.cursor() as cursor:
+                if connection.vendor == "sqlite":  # a write, as in `_locked`
+                    cursor.execute(TOUCH_LEASE, [self.run_id, self.generation])
+                    is_mine = cursor.rowcount == 1
+                else:
+                    cursor.execute(lease_query(connection.vendor), [self.run_id, self.generation])
+                    is_mine = cursor.fetchone() is not None
+            if not is_mine:
+                raise LeaseLost(self.spec.name)
+            yield
+
+    def beat(self, **columns: Any) -> str:
+        """Say that the caller lives, and give the status: another one may have asked for a pause.
+
+        Raises:
+            LeaseLost: if another session has the run.
+        """
+        mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
+        mine.update(heartbeat_at=timezone.now(), **columns)
+        status = mine.values_list("status", flat=True).first()
+        if status is None:
+            raise LeaseLost(self.spec.name)
+        return str(status)
+
+    def end(self, **columns: Any) -> None:
+        """Leave the run with these values, and let nothing of this session commit any more.
+
+        Raises:
+            LeaseLost: if another session has the run.
+        """
+        from ..ledger.models import Lease
+
+        with transaction.atomic(using=self.alias, durable=True):
+            mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
+            if not mine.update(holder="", retry=None, **columns):
+                raise LeaseLost(self.spec.name)
+            list(Lease.objects.using(self.alias).select_for_update().filter(run_id=self.run_id))
+            Lease.objects.using(self.alias).filter(run_id=self.run_id).update(generation=F("generation") + 1)
+
+
+TOUCH_LEASE = f"UPDATE {LEASE} SET generation = generation WHERE run_id = %s AND generation = %s"  # noqa: S608
+
+
+def _runs(alias: str) -> Any:
+    from ..ledger.models import Run
+
+    return Run.objects.using(alias)
+
+
+def _finished() -> tuple[str, ...]:
+    from ..ledger.models import Run
+
+    return (Run.Status.FINISHED, Run.Status.FINISHED_WITH_FAILURES)

@@ -1,0 +1,241 @@
+"""What is left of a durable run's input: the objects in the gaps between the ranges that have ended.
+
+A chunk lies in one gap. `place` tells where the chunk lies that was handed out last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from django.db.models import QuerySet
+
+from .._db.inspection import count_or_estimate
+from .._db.reachability import read_reconnecting
+from .._engine.sources import IterableSource
+from ..errors import InputChanged, InvalidOption
+from .keys import decode, digest_of, encode
+from .ranges import FIRST, GAP_BITS, Gap, Range, gaps_between
+from .session import Bounds
+
+PAGE_SIZE = 5000
+"""Keys that the caller reads with one query."""
+MAX_RANGE = 1000
+"""The most rows that a worker fetches with one query and holds at once."""
+TICK = 1000
+"""Objects that are passed over between two heartbeats of a session that begins."""
+
+
+class Place(NamedTuple):
+    """Where a chunk lies."""
+
+    low: str
+    """The key before its first one."""
+    sequence: int
+    """Of its first object."""
+    keys: Sequence[str]
+    failures: Sequence[int] | None = None
+    """In a session that tries failures again: their rows."""
+
+
+class DurableSource(Protocol):
+    """What the engine asks of a source, besides what it asks of any."""
+
+    place: Place
+    tails: list[Range]
+    """Ranges without any object that have come to light, for the ledger."""
+
+    def bounds(self) -> Bounds:
+        """Give what there is to do, for a run that begins."""
+        ...
+
+    def open(self, ranges: Sequence[Range], bounds: Bounds) -> None:
+        """Begin with what is left besides these ranges."""
+        ...
+
+
+class QuerySetGaps(IterableSource):
+    """The primary keys of a queryset in the gaps: walked along the index, page by page, as `KeysetPages` does."""
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        super().__init__(iter(()), instant=True)
+        self._ended = False
+        self._queryset = queryset
+        self._rows: Any = queryset.order_by("pk").values_list("pk", flat=True)
+        self._rows.query.standard_ordering = True  # whatever reverse() was called on
+        self._rows.query.select_for_update = False  # the workers lock, in their own transactions
+        self._gaps: deque[Gap] = deque()
+        self._gap = Gap(0, FIRST, FIRST)
+        self._page: list[Any] = []
+        self._last: Any = None
+        """The last key that was read in the gap."""
+        self._all_read = True
+        """Whether the page is the last one of the gap."""
+        self._low, self._sequence = FIRST, 0
+        self.place = Place(FIRST, 0, ())
+        self.tails: list[Range] = []
+
+    def bounds(self) -> Bounds:
+        # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.
+        newest: QuerySet[Any] = QuerySet(self._queryset.model, using=self._queryset.db).order_by("-pk")
+        for high in newest.values_list("pk", flat=True)[:1]:
+            text = encode(high)
+            if decode(text, self._queryset) != high:
+                raise InvalidOption("run", high, "a key of this type cannot be stored; map rows with Run(key=...)")
+            return Bounds(text, count_or_estimate(self._queryset))
+        return Bounds(FIRST, 0)
+
+    def open(self, ranges: Sequence[Range], bounds: Bounds) -> None:
+        if bounds.high != FIRST:
+            self._gaps.extend(gaps_between(ranges, bounds.high))
+        ended = sum(each.objects for each in ranges)
+        self._total = None if bounds.total is None else max(0, bounds.total - ended)
+        self._advance()
+
+    def remaining(self) -> int | None:
+        return len(self._page) if self._all_read and not self._gaps else None
+
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
+        chunk, self._page = self._page[: min(size, MAX_RANGE)], self._page[min(size, MAX_RANGE) :]
+        if not chunk:
+            return None
+        keys = [*map(encode, chunk)]
+        self.place = Place(self._low, self._sequence, keys)
+        self._low, self._sequence = keys[-1], self._sequence + len(keys)
+        self._handed_out += len(chunk)
+        if not self._page:
+            self._go_on()
+        return chunk
+
+    def _go_on(self) -> None:
+        self.pulling = True
+        try:
+            self._advance()
+        except BaseException as error:  # raised in the caller when all objects that were sent have ended
+            self.error, self._ended = error, True
+        finally:
+            self.pulling = False
+
+    def _advance(self) -> None:
+        while not self._page:
+            if not self._all_read:
+                self._read()
+            elif not self._next_gap():
+                self._ended = True
+                return
+
+    def _next_gap(self) -> bool:
+        if self._low != self._gap.high:  # no row is left up to its end
+            self.tails.append(Range(self._sequence, self._low, self._gap.high))
+        self._gap = Gap(0, FIRST, FIRST)
+        self._low, self._last, self._all_read = FIRST, None, True
+        if not self._gaps:
+            return False
+        self._gap = self._gaps.popleft()
+        self._low, self._sequence, self._all_read = self._gap.low, self._gap.sequence, False
+        self._last = None if self._low == FIRST else decode(self._low, self._queryset)
+        return True
+
+    def _read(self) -> None:
+        keys = self._rows.filter(pk__lte=decode(self._gap.high, self._queryset))
+        if self._last is not None:
+            keys = keys.filter(pk__gt=self._last)
+        rows = read_reconnecting(keys.db, lambda: list(keys[:PAGE_SIZE]))
+        self._page = list(dict.fromkeys(rows))  # a filter across a to-many relation gives a row several times
+        self._all_read = len(rows) < PAGE_SIZE
+        self._last = self._page[-1] if self._page else None
+
+    def give_up(self) -> list[Any]:
+        self._ended, self._gaps, self._page = True, deque(), []
+        return []  # keys that were not handed out are left for the next session
+
+
+class KeyedInput(IterableSource):
+    """Any iterable, by a key of each object: it is read from its start, and what has ended is passed over."""
+
+    def __init__(self, name: str, objects: Iterable[Any], key: Callable[[Any], str | int]) -> None:
+        self._name = name
+        self._objects = objects
+        self._key = key
+        self._ranges: deque[Range] = deque()
+        super().__init__(self._left(), instant=isinstance(objects, list | tuple | range))
+        self._ended = False
+        self._total = _length(objects)
+        self.place = Place(FIRST, 0, ())
+        self.tails: list[Range] = []
+        self.tick: Callable[[], None] = lambda: None
+
+    def bounds(self) -> Bounds:
+        return Bounds(FIRST, self._total)
+
+    def open(self, ranges: Sequence[Range], bounds: Bounds) -> None:
+        self._ranges = deque(ranges)
+        if self._total is not None:
+            self._total = max(0, self._total - sum(each.objects for each in ranges))
+
+    def _left(self) -> Iterator[tuple[Any, str, str, int]]:
+        objects = iter(self._objects)
+        low, number, index = FIRST, 0, 0
+        while True:
+            while self._ranges and self._ranges[0].low == low:
+                low = self._pass_over(objects, self._ranges.popleft())
+                number, index = number + 1, 0
+            for item in objects:
+                key = self._key_of(item)
+                yield item, key, low, (number << GAP_BITS) + index
+                low, index = key, index + 1
+                break
+            else:
+                break
+        if self._ranges:
+            raise InputChanged(self._name, f"behind the key {low}", f"the key {self._ranges[0].low}", "the end")
+
+    def _pass_over(self, objects: Iterator[Any], ended: Range) -> str:
+        keys: list[str] = []
+        where = f"behind the key {ended.low or 'at the start'}, up to {ended.high}"
+        digest = last = None
+        for count, item in enumerate(objects, 1):
+            keys.append(self._key_of(item))
+            if count % TICK == 0:
+                self.tick()
+            if count == ended.objects:
+                digest, last = digest_of(keys), keys[-1]
+                break
+        if last != ended.high:
+            raise InputChanged(self._name, where, f"{ended.objects} objects up to {ended.high}", _told(keys))
+        if ended.digest is not None and digest != ended.digest:
+            raise InputChanged(self._name, where, "other keys", _told(keys))
+        return ended.high
+
+    def _key_of(self, item: Any) -> str:
+        key = self._key(item)
+        if type(key) not in (int, str):
+            raise InvalidOption("key", key, "let Run(key=...) give a text or a whole number")
+        return encode(key)
+
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
+        chunk = super().gather(size, idle=idle)
+        if not chunk:
+            return None
+        first = chunk[0][3]
+        together = next((at for at, each in enumerate(chunk) if each[3] != first + at), len(chunk))
+        if together < len(chunk):
+            self._gathered = [*chunk[together:], *self._gathered]
+            self._handed_out -= len(chunk) - together
+        self.place = Place(chunk[0][2], first, [key for _, key, _, _ in chunk[:together]])
+        return [item for item, _, _, _ in chunk[:together]]
+
+    def give_up(self) -> list[Any]:
+        return [item for item, _, _, _ in super().give_up()]
+
+
+def _told(keys: Sequence[str]) -> str:
+    return f"{len(keys)} objects up to {keys[-1]}" if keys else "nothing"
+
+
+def _length(objects: Iterable[Any]) -> int | None:
+    try:
+        return len(objects)  # type: ignore[arg-type]
+    except TypeError:
+        return None
