@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave import InvalidOption, Options, concurrent_saves, pooled_operation
+from poolsave import InvalidOption, Options, Run, concurrent_saves, pooled_operation
 from tests.support import carriers, operations
 
 BAD = [
@@ -94,6 +94,7 @@ VALUES = {
     "keep": st.sampled_from(["values", "all", "failures"]),
     "window": st.none() | st.integers(1, 1000),
     "key": st.sampled_from([None, str]),
+    "run": st.sampled_from([None, "articles", Run("articles", key=str, stale_after=5)]),
     "progress": st.none() | st.booleans(),
     "carry": st.sampled_from([(), (carriers.depth,)]),
     "before_fork": st.sampled_from([(), (operations.plain_save,)]),

@@ -19,8 +19,10 @@ import poolsave.migrations
 import poolsave.testing
 from poolsave._db.write_behind.pacing import Batching
 from poolsave._pipelines.report import PipelineReport, StageReport
+from poolsave._reports.durable import DurableRun
 from poolsave._reports.statistics import Resizing, SlowObject, Statistics, WorkerTimes
 from poolsave._reports.trials import Trial
+from poolsave._worker.current import Current
 from poolsave.executors.event_queue import EventQueueExecutor
 from poolsave.operations import ExpandingOperation
 
@@ -28,6 +30,8 @@ LIST = Path(__file__).with_name("public_surface.txt")
 MODULES = [poolsave, poolsave.executors, poolsave.migrations, poolsave.testing, poolsave.errors]
 GIVEN = [
     Batching,
+    Current,
+    DurableRun,
     ExpandingOperation,
     PipelineReport,
     Resizing,
