@@ -28,10 +28,10 @@ __all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 AUTO = "auto"
 """The value of `executor` with which the run chooses between the caller's thread and processes."""
 
-INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None}
-"""Options that run everything in the caller's own thread, where no timeout can be enforced."""
+INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None, "throttle": ()}
+"""Options that run everything in the caller's own thread, where no timeout can be enforced, and at once."""
 
-SEQUENCES = ("databases", "carry", "before_fork", "after_fork")
+SEQUENCES = ("databases", "throttle", "carry", "before_fork", "after_fork")
 """Options that are stored as tuples."""
 
 
@@ -108,6 +108,13 @@ class Options:
     resolve_lost: bool | None = None
     """Note transaction ids, so that PostgreSQL can say after a crash what was committed. It takes one query per
     transaction; None: only with one transaction per chunk."""
+    throttle: tuple[Callable[[], Any], ...] = ()
+    """What slows the run down while others need the database: `poolsave.throttles`, and callables that give None, a
+    share of the workers from 0.0 to 1.0, or a share and a reason. The least share rules. They are asked in the caller,
+    at most once a second, before chunks are sent."""
+    patience: float | None = 600.0
+    """Seconds for which throttles may let nothing start before a durable run pauses (`stop_code` "throttle"); None: it
+    waits, as every other run does."""
     progress: bool | Callable[..., object] | None = None
     """True, False, a callable that gets `(done, total)` and, if it takes that, `failed`, or a tqdm-like class; None: a
     bar if stderr is a terminal. Elsewhere True gives a line every 30 seconds at most, as objects end, in the log
@@ -255,6 +262,11 @@ def _are_hooks(value: object) -> bool:
     return callable(value) or (isinstance(value, tuple | list) and all(map(callable, value)))
 
 
+def _are_throttles(value: object) -> bool:
+    values = value if isinstance(value, tuple | list) else (value,)
+    return all(callable(throttle) and not isinstance(throttle, type) for throttle in values)
+
+
 def _are_carriers(value: object) -> bool:
     return isinstance(value, tuple | list) and all(map(is_carrier, value))
 
@@ -297,6 +309,12 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
         "give the name of a durable run, of 1 to 200 characters, or poolsave.Run(name, ...)",
     ),
     "resolve_lost": _one_of(True, False, None),
+    "throttle": (
+        _are_throttles,
+        'give a list such as [ReplicaLag("replica"), Pace(500)], '
+        "or with callables that give None, a share from 0.0 to 1.0, or a share and a reason",
+    ),
+    "patience": (_is_duration, "give seconds above 0, or None"),
     "progress": (
         lambda value: value is None or isinstance(value, bool) or callable(value),
         "give True, False, None, a callable or a tqdm-like class",

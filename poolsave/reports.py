@@ -16,6 +16,7 @@ from ._reports.causes import CauseCounts, error_key, format_cause, format_error_
 from ._reports.durable import DurableRun
 from ._reports.export import write_csv, write_json
 from ._reports.statistics import Statistics
+from ._reports.throttling import Throttled, throttled_lines, throttled_summary
 from ._reports.trials import Trial, trial_lines, trial_summary
 from .errors import InvalidOperation, InvalidOption, OperationsFailed
 from .outcomes import Outcome, Status
@@ -67,6 +68,8 @@ class Report(Generic[R]):
 
         self.run: DurableRun | None = None
         """Of a durable run: how far it is, in all sessions, and what it is left with."""
+        self.throttled: tuple[Throttled, ...] = ()
+        """With `throttle`: which throttles held the run back, for how long and why; empty before the end."""
 
     @property
     def chosen(self) -> str | None:
@@ -111,10 +114,17 @@ class Report(Generic[R]):
         return False
 
     def _finish(
-        self, stopped: str | None = None, *, tried: tuple[Trial, ...] = (), decided: Trial | None = None
+        self,
+        stopped: str | None = None,
+        *,
+        tried: tuple[Trial, ...] = (),
+        decided: Trial | None = None,
+        throttled: tuple[Throttled, ...] = (),
     ) -> None:
         """`decided`: the trial of a run whose executor was decided without one."""
         self._ended_at = time.perf_counter()
+        self.throttled = throttled
+        self.statistics.throttled = sum(entry.seconds for entry in throttled)
         self.statistics.finish()
         self.stopped = stopped
         self.tried = tried if decided is None else (replace(decided, objects=self.total, seconds=self.elapsed),)
@@ -303,6 +313,7 @@ class Report(Generic[R]):
             "rate": self.rate,
             "stopped": self.stopped,
             **trial_summary(self.tried),
+            **throttled_summary(self.throttled),
         }
 
     def _worker_summary(self) -> dict[str, Any]:
@@ -339,6 +350,7 @@ class Report(Generic[R]):
         lines += trial_lines(self.tried)
         if self.run is not None:
             lines.append(f"  {self.run}")
+        lines += throttled_lines(self.throttled)
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.statistics.workers:

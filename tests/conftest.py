@@ -16,6 +16,7 @@ from django.db.models.signals import post_migrate
 from django.test import TransactionTestCase
 
 from poolsave import executors
+from poolsave._engine import throttling
 from poolsave._runs import querysets
 from poolsave.executors.processes import start_methods
 from tests.support import dask_cluster, mariadb, postgres, selection
@@ -125,6 +126,12 @@ def private_server():
 def pages_of(monkeypatch):
     """Has the keys of a queryset read in pages of so many, so that a few rows fill several."""
     return lambda size: monkeypatch.setattr(querysets, "PAGE_SIZE", size)
+
+
+@pytest.fixture
+def looks_every(monkeypatch):
+    """Has throttles asked every so many seconds."""
+    return lambda seconds: monkeypatch.setattr(throttling, "INTERVAL", seconds)
 
 
 @pytest.fixture

@@ -98,9 +98,9 @@ class AutoEngine(Engine):
         if self.stopped is None and (self._draining or not self._source.exhausted):
             # Before the step, not after it: a start may raise, and the batches of the last step have left by now.
             self._maybe_switch()
-        started = time.perf_counter()
+        started = time.perf_counter() - self._idled
         batches = super().step(undelivered=undelivered, max_lead=max_lead)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - self._idled - started
         ended = sum(len(batch.values) for batch in batches)
         self._objects += ended
         self._seconds += seconds

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
+import socket
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +40,9 @@ SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 MAX_ANSWER_TIME = 1.0
 """Seconds for the answer of a thread that waits in `async_to_sync()`. If it is busy it may be waiting for this one."""
 DUMMY_ENGINE = "django.db.backends.dummy"
+MAX_SESSION_NAME = 63
+"""Bytes of a name that PostgreSQL keeps."""
+MAX_HOST_NAME = 30
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of all connections, as long as no error occurs. A check costs as much as several objects
 that do nothing."""
@@ -53,12 +58,26 @@ def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def worker_settings(*, own_transactions: Collection[str]) -> SettingsByAlias:
-    """Give the caller's real database settings, adapted for workers."""
-    return {
+def worker_settings(*, own_transactions: Collection[str], marked: bool = False) -> SettingsByAlias:
+    """Give the caller's real database settings, adapted for workers.
+
+    `marked`: their sessions on PostgreSQL have `session_mark()` in their name.
+    """
+    settings = {
         alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
         for alias in configured_aliases(connections)
     }
+    for alias, values in settings.items() if marked else ():
+        if connections[alias].vendor == "postgresql":
+            mark, options = session_mark(), values["OPTIONS"]
+            name = str(options.get("application_name", ""))[: MAX_SESSION_NAME - len(mark) - 1]
+            options["application_name"] = f"{name} {mark}".lstrip()
+    return settings
+
+
+def session_mark() -> str:
+    """Give what tells the sessions of this process's workers from all others on a server."""
+    return f"[poolsave {os.getpid()}@{socket.gethostname()[:MAX_HOST_NAME]}]"
 
 
 def _for_worker(connection: BaseDatabaseWrapper, *, own_transactions: bool) -> dict[str, Any]:

@@ -38,12 +38,16 @@ from .chunking import FlowControl
 from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
 from .sizing import WorkerSizing
 from .sources import Source
+from .throttling import INTERVAL, ThrottleMeter, build_meter
 
 
 class Engine:
     """Runs all objects of a source. Call `start`, then `step` until `finished`, then `close`."""
 
-    def __init__(self, executor: Executor, job: Job, options: Options, source: Source) -> None:
+    def __init__(
+        self, executor: Executor, job: Job, options: Options, source: Source, meter: ThrottleMeter | None = None
+    ) -> None:
+        """`meter`: one that is shared with other engines, in place of one for the throttles of the options."""
         self._executor = executor
         self._job = job
         self._options = options
@@ -59,6 +63,11 @@ class Engine:
         self._last_task_id = 0
         self._entered = False
         self._sizing: WorkerSizing | None = None
+        self.meter = meter or build_meter(options.throttle, options.databases, lambda: self.busy)
+        """By which its throttles hold it back; None: there are none."""
+        self._pacer = None if self.meter is None else self.meter.pacer
+        self._idled = 0.0
+        """Seconds for which throttles let nothing at all run."""
         self.statistics = Statistics()
         self._undelivered = 0
         self._max_lead: int | None = None
@@ -104,6 +113,11 @@ class Engine:
         return ()
 
     @property
+    def busy(self) -> int:
+        """How many workers have a chunk."""
+        return min(len(self._tasks), self._executor.workers)
+
+    @property
     def finished(self) -> bool:
         """Whether every object that was fed has ended and no more will be fed."""
         return self._source.exhausted and not (self._tasks or self._requeued or self._ready)
@@ -122,20 +136,39 @@ class Engine:
             return self._take_ready()
         if self.finished:
             return []
-        events = self._wait(0 if self._source.ready and self._has_room() else None)
+        events = self._wait(self._wait_time())
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
             self._lose_running("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
             self._skip_unstarted()
-        if self._sizing is not None and self.stopped is None:
+        if self._sizing is not None and self.stopped is None and not self._is_throttled:
             left = self._source.remaining()
             self._sizing.maybe_resize(ended=self._ended, left=left, chunksize=self._flow.shortest)
         return self._take_ready()
 
+    def _wait_time(self) -> float | None:
+        """Seconds until there may be something to do besides events. None: there will be nothing."""
+        if self.meter is None or not self._has_more:
+            return 0 if self._source.ready and self._has_room() else None
+        # Before the question for room: it may be time for the next objects a moment later.
+        paced = None if self._pacer is None else self._pacer.delay()
+        if self._source.ready and self._has_room():
+            return 0
+        return min((seconds for seconds in (paced, self.meter.wait_time()) if seconds is not None), default=None)
+
     def _wait(self, timeout: float | None) -> Sequence[Event]:
-        return self._executor.wait(timeout)
+        if self.meter is None or self._tasks or not timeout:
+            return self._executor.wait(timeout)
+        started = time.perf_counter()
+        try:
+            if not self._executor.inline:
+                return self._executor.wait(min(timeout, INTERVAL))
+            self.meter.nap(min(timeout, INTERVAL))  # an inline executor without a task does not wait
+            return ()
+        finally:
+            self._idled += time.perf_counter() - started
 
     def _take_ready(self) -> list[OutcomeBatch]:
         batches, self._ready = self._ready, []
@@ -159,6 +192,8 @@ class Engine:
     def wake(self) -> None:
         """End a wait, now or the next one. Callable from any thread, and in a signal handler."""
         self._executor.wake()
+        if self.meter is not None:
+            self.meter.wake()
 
     def abandon(self) -> None:
         """At the interpreter's exit: have the workers end, without waiting for them."""
@@ -184,12 +219,34 @@ class Engine:
         return self._has_slot() and (bool(self._requeued) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        return len(self._tasks) < self._executor.workers * self._flow.prefetch
+        slots = self._executor.workers * self._flow.prefetch
+        if self.meter is not None and self._has_more:
+            slots = self._throttled(slots, self.meter)
+        return len(self._tasks) < slots
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is something left that throttles could hold back."""
+        return self.stopped is None and not (self._source.exhausted and not self._requeued)
+
+    @property
+    def _is_throttled(self) -> bool:
+        if self.meter is None:
+            return False
+        return self.meter.share < 1.0 or (self._pacer is not None and self._pacer.delay() is not None)
+
+    def _throttled(self, slots: int, meter: ThrottleMeter) -> int:
+        if self._pacer is not None and self._pacer.delay() is not None:
+            return 0
+        return meter.slots(slots, self._executor.workers)
 
     def _next_size(self) -> int:
         in_flight = self._fed - self._ended + self._undelivered
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
-        return self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self._max_lead)
+        size = self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self._max_lead)
+        if self._pacer is not None and self._options.chunksize == "auto":
+            return min(size, self._pacer.most_at_once)
+        return size
 
     def _feed(self) -> None:
         while self._has_slot():
@@ -214,6 +271,8 @@ class Engine:
             return None
         chunk = Chunk(self._fed, objects)
         self._fed += len(objects)
+        if self._pacer is not None:
+            self._pacer.started(len(objects))
         return chunk
 
     def _dispatch(self, chunk: Chunk) -> None:

@@ -11,7 +11,7 @@ from django.utils.module_loading import import_string
 from ..errors import InvalidOption
 
 ENVIRONMENT = {"executor": "POOLSAVE_EXECUTOR", "workers": "POOLSAVE_WORKERS"}
-IMPORTED = ("carry", "before_fork", "after_fork")
+IMPORTED = ("throttle", "carry", "before_fork", "after_fork")
 """Options that settings may give by dotted paths."""
 EXECUTOR_SETTINGS = {"dask": ("address",)}
 """Keys in `settings.POOLSAVE` besides the options: by the name of an executor, the names of its settings."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
+from .._engine.throttling import build_meter
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
 from .._reports.trials import Trial
@@ -48,11 +49,12 @@ class PipelineEngine:
         self._buffers: list[SegmentBuffer] = []
         self._counters: list[list[StageCounter]] = []
         remaining = iter(counters)
+        self.meter = build_meter(options.throttle, _databases_of(plans), lambda: sum(s.busy for s in self._segments))
         for plan in plans:
             if self._segments:
                 source = SegmentBuffer(self._segments[-1].expected)
                 self._buffers.append(source)
-            self._segments.append(Segment(plan, source))
+            self._segments.append(Segment(plan, source, self.meter))
             self._counters.append([next(remaining) for _ in plan.stages])
         self._output = OutputBatches()
         self._selector: ExecutorSelector | None = None
@@ -266,6 +268,10 @@ class PipelineEngine:
         if origin.failed and origin.saved and not origin.unfinished:
             self._note_unsafe(origin.index)
         self._output.add(record, value, worker, outcome)
+
+
+def _databases_of(plans: Sequence[SegmentPlan]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(alias for plan in plans for stage in plan.stages for alias in stage.covered))
 
 
 def _may_be_saved(outcome: Outcome[Any] | None) -> bool:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from .._db.connections import worker_settings
 from .._runs.operation_spec import OperationSpec, source_of
 from .._runs.preflight import check_job_picklable
-from .._runs.preparation import executor_without_processes, prepare, prepare_early
+from .._runs.preparation import executor_without_processes, marks_sessions, prepare, prepare_early
 from .._runs.progress import check_total
 from .._runs.run import Run
 from .._worker.staged import StagedJob
@@ -22,7 +23,7 @@ from .engine import PipelineEngine
 from .report import PipelineReport, StageCounter
 from .segment import SegmentPlan
 
-RUN_OPTIONS = ("keep", "max_failures", "on_failure", "progress")
+RUN_OPTIONS = ("keep", "max_failures", "on_failure", "throttle", "patience", "progress")
 """Names of the options that belong to the whole run and not to a stage."""
 SEGMENT_OPTIONS = (
     "executor", "workers", "start_method", "chunksize", "window", "timeout", "carry", "before_fork", "after_fork",
@@ -49,6 +50,7 @@ def pipeline_run_of(
     """
     check_total(total, None if any(stage.expands for stage in stages) else objects)
     options = options_of_the_run(stages)
+    stages = [replace(stage, options=stage.options.using(throttle=options.throttle)) for stage in stages]
     stages = [stages[0].over(objects), *stages[1:]]
     for stage in stages:
         if stage.options.key is not None:
@@ -114,7 +116,8 @@ def prepare_segment(stages: Sequence[OperationSpec]) -> SegmentPlan:
     if len(jobs) == 1:
         return SegmentPlan(stages, executor, jobs[0])
     covered = {alias for stage in stages for alias in stage.covered}
-    settings = worker_settings(own_transactions=covered) if jobs[0].settings else {}
+    marked = marks_sessions(stages[0].options)
+    settings = worker_settings(own_transactions=covered, marked=marked) if jobs[0].settings else {}
     return SegmentPlan(stages, executor, StagedJob.of(jobs, [stage.name for stage in stages], settings))
 
 

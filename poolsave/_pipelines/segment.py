@@ -13,6 +13,7 @@ from .._engine.chunking import max_lead
 from .._engine.crashes import StageMode
 from .._engine.engine import Engine
 from .._engine.sources import Source
+from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._runs.operation_spec import OperationSpec
 from .._worker.job import WorkerJob
@@ -129,7 +130,7 @@ class SegmentBuffer:
 class Segment(Engine):
     """Runs the fused stages of one segment."""
 
-    def __init__(self, plan: SegmentPlan, source: Source) -> None:
+    def __init__(self, plan: SegmentPlan, source: Source, meter: ThrottleMeter | None) -> None:
         self.inside = False
         """Whether control is in a function that runs in this thread."""
         self.stages = plan.stages
@@ -137,9 +138,11 @@ class Segment(Engine):
         transactions = [stage.options.transaction is not None for stage in plan.stages]
         self.saves = [any(transactions[:number]) for number in range(len(transactions) + 1)]
         """`saves[n]`: whether one of the first n stages has a transaction."""
-        # The pipeline counts failures, over all segments.
-        options = plan.stages[0].options.using(max_failures=None)
-        super().__init__(plan.executor, plan.job, options, source)
+        # The pipeline counts failures and asks throttles, over all segments.
+        options = plan.stages[0].options.using(max_failures=None, throttle=())
+        super().__init__(plan.executor, plan.job, options, source, meter)
+        if isinstance(source, SegmentBuffer):
+            self._pacer = None  # objects are counted once, where they come in
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""

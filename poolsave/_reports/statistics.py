@@ -96,6 +96,8 @@ class Statistics:
         """With `batch_writes`: what it did; prints as a line. Else None."""
         self.pulling = 0.0
         """Seconds that the caller spent on pulling objects out of its input."""
+        self.throttled = 0.0
+        """Seconds for which throttles held the run back, once it has ended."""
 
     @property
     def workers(self) -> list[WorkerTimes]:
@@ -123,6 +125,8 @@ class Statistics:
         return f"the workers were busy for {self.busy:.0%} of their time only: {self._reason(elapsed)}"
 
     def _reason(self, elapsed: float) -> str:
+        if self.throttled > elapsed * (1 - MIN_BUSY_SHARE):
+            return f"throttles held the run back for {self.throttled:.1f} s of {elapsed:.1f}"
         starting = sum(times.start for times in self.workers)
         idle = starting + sum(times.wait for times in self.workers)
         if self.pulling > elapsed / 2:

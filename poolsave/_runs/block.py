@@ -15,6 +15,7 @@ from typing import Any
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
+from .._engine.throttling import throttled_by
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
 from .._runtime.foreign_exceptions import attach_report, is_a, set_cause
@@ -27,7 +28,7 @@ from ..outcomes import Outcome, Status
 from ..reports import Report
 from .logs import RunLog
 from .preparation import Prepared
-from .progress import Progress, advance_progress, log_causes
+from .progress import Progress, advance_progress, log_causes, show_throttle
 from .signals import InterruptGuard
 
 ASSUMED_CHUNK = 64
@@ -176,7 +177,7 @@ class BlockDriver:
                 self._stepping = False
 
     def _step_while_busy(self) -> None:
-        with InterruptGuard(lambda: None, at_once=lambda count: count > 1) as interrupts:
+        with InterruptGuard(self._engine.wake, at_once=lambda count: count > 1) as interrupts:
             while self._unfinished and not interrupts.count:
                 self._step()
         if interrupts.count:
@@ -190,6 +191,9 @@ class BlockDriver:
             self._engine.kill()
         for batch in self._engine.step():
             self._deliver(batch)
+        if self._engine.meter is not None:
+            with self._halting():
+                show_throttle(self._log, self._progress, self._engine.meter)
         self.fatal = self._engine.fatal if self.fatal is None else self.fatal
 
     def _deliver(self, batch: OutcomeBatch) -> None:
@@ -233,7 +237,8 @@ class BlockDriver:
             unfinished, self._unfinished = self._unfinished, set()
         for call in unfinished:  # only if the engine itself broke down
             self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
-        self.report._finish(self._engine.stopped, decided=self._decided)
+        throttled = throttled_by(self._engine.meter)
+        self.report._finish(self._engine.stopped, decided=self._decided, throttled=throttled)
         with self._halting():
             self._progress.close()
         self._log.close()

@@ -29,6 +29,7 @@ class RunLog:
     def __init__(self, name: str, report: Report[Any]) -> None:
         self._name = name
         self._report = report
+        self._throttled_at = -INTERVAL
 
     def start(self, options: Options) -> None:
         """Log that workers have been started."""
@@ -51,6 +52,16 @@ class RunLog:
             line = next(format_cause(cause, 1, first, of_rows=False)).strip().removeprefix("1 x ")
             extra = {"cause": cause[0], "sqlstate": cause[1], "index": first.index}
             self._log(logging.WARNING, "cause", printable(line), extra)
+
+    def wants_throttle(self, reason: str) -> bool:
+        """Whether a line is due about throttles: at most one every `INTERVAL` seconds."""
+        return bool(reason) and time.monotonic() - self._throttled_at >= INTERVAL
+
+    def add_throttle(self, reason: str, share: float) -> None:
+        """Log why the run is slower than it could be, or waits."""
+        self._throttled_at = time.monotonic()
+        text = f"slowed down to {share:.0%}: {reason}" if share else f"held: {reason}"
+        self._log(logging.WARNING, "throttled", printable(text), {"share": share, "reason": reason})
 
     def close(self) -> None:
         """Log the end with all counts, if the run has ended in this process."""
@@ -94,6 +105,9 @@ class LogProgress:
         elif sys.stderr is not None:
             sys.stderr.write(f"{self._name}: {text}\n")
             sys.stderr.flush()
+
+    def throttled(self, reason: str) -> None:
+        """Do nothing: the log has lines of its own for it."""
 
     def clear(self) -> None:
         """Do nothing: each line stays."""

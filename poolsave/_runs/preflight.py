@@ -56,6 +56,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
         yield partial(check_no_transaction_around_loop, aliases)
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
+    yield partial(check_throttles, spec.options)
     yield partial(check_timeout, executor, spec.options.timeout)
     yield partial(check_key, spec)
     yield partial(check_run, spec)
@@ -103,6 +104,18 @@ def check_run(spec: OperationSpec) -> None:
         raise InvalidOption("run", spec.options.run, "a block cannot be durable; use map() of an operation")
     if spec.options.key is not None:
         raise InvalidOption("key", spec.options.key, "a durable run keeps no order of keys; leave one of both out")
+
+
+def check_throttles(options: Options) -> None:
+    """Refuse throttles that would look at a database that is not there, or has no server.
+
+    Raises:
+        InvalidOption: naming the alias.
+    """
+    for throttle in options.throttle:
+        check = getattr(throttle, "_check", None)
+        if check is not None:
+            check(options.databases)
 
 
 def check_timeout(executor: Executor, timeout: float | None) -> None:

@@ -136,12 +136,19 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         inline=executor.inline,
         crosses=not executor.shares_memory,
         environment=environment,
-        settings={} if environment is None else _connections.worker_settings(own_transactions=spec.covered),
+        settings={}
+        if environment is None
+        else _connections.worker_settings(own_transactions=spec.covered, marked=marks_sessions(options)),
         callers=_connections.wrappers_of_thread() if environment is not None and executor.shares_memory else (),
         serial_lock=threading.Lock() if in_turn else None,
         context=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork),
     )
+
+
+def marks_sessions(options: Options) -> bool:
+    """Whether a throttle has to tell the sessions of the workers from others."""
+    return any(getattr(throttle, "_marks_sessions", False) for throttle in options.throttle)
 
 
 def _is_noted(options: Options) -> bool:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Protocol
 
+from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from ..errors import InvalidOption
 from ..outcomes import Status
@@ -27,6 +28,9 @@ class Progress(Protocol):
     def advance(self, done: int, failed: int) -> None:
         """Add `done` objects that have ended, of which `failed` have failed or were lost."""
 
+    def throttled(self, reason: str) -> None:
+        """Show why the run is slower than it could be; with an empty text, no longer."""
+
     def clear(self) -> None:
         """Take away what is drawn: something else is about to be written to the same terminal."""
 
@@ -38,6 +42,9 @@ class NullProgress:
     """Shows nothing."""
 
     def advance(self, done: int, failed: int) -> None:
+        """Do nothing."""
+
+    def throttled(self, reason: str) -> None:
         """Do nothing."""
 
     def clear(self) -> None:
@@ -81,6 +88,7 @@ class BarProgress:
         self._bar = make(total=total, desc=description, unit="obj")
         self._pending = 0
         self._failed = 0
+        self._throttled = ""
         self._updated_at = 0.0
 
     def advance(self, done: int, failed: int) -> None:
@@ -90,11 +98,21 @@ class BarProgress:
             self._show(failed)
 
     def _show(self, failed: int) -> None:
-        if failed and hasattr(self._bar, "set_postfix"):
-            self._bar.set_postfix(failed=self._failed, refresh=False)
+        if failed:
+            self._set_postfix(refresh=False)
         self._bar.update(self._pending)
         self._pending = 0
         self._updated_at = time.monotonic()
+
+    def throttled(self, reason: str) -> None:
+        if reason != self._throttled:
+            self._throttled = reason
+            self._set_postfix(refresh=True)
+
+    def _set_postfix(self, *, refresh: bool) -> None:
+        shown = {"failed": self._failed, "throttled": self._throttled}
+        if hasattr(self._bar, "set_postfix"):
+            self._bar.set_postfix(refresh=refresh, **{name: value for name, value in shown.items() if value})
 
     def clear(self) -> None:
         if hasattr(self._bar, "clear"):
@@ -115,10 +133,11 @@ def _quiet_tqdm() -> Callable[..., Any]:
         monitor_interval = 0
         title: str | None = None
 
-        def set_postfix(self, *, refresh: bool, failed: int) -> None:  # type: ignore[override]
-            """Show the failures first: in a narrow terminal the end of the line is cut off."""
+        def set_postfix(self, *, refresh: bool, **shown: object) -> None:  # type: ignore[override]
+            """Show these first: in a narrow terminal the end of the line is cut off."""
             self.title = self.desc if self.title is None else self.title
-            self.set_description(f"failed={failed} {self.title}", refresh=refresh)
+            words = [*(f"{name}={value}" for name, value in shown.items()), str(self.title)]
+            self.set_description(" ".join(words), refresh=refresh)
 
     # tqdm's own lock holds a multiprocessing semaphore; the bar here is never written to by another process.
     ThreadlessTqdm.set_lock(threading.RLock())
@@ -178,6 +197,16 @@ def log_causes(log: RunLog, progress: Progress) -> None:
     if log.has_new_causes:
         progress.clear()
         log.add_causes()
+
+
+def show_throttle(log: RunLog, progress: Progress, meter: ThrottleMeter | None) -> None:
+    """Show why the run is slower than it could be now, if it has throttles."""
+    if meter is None:
+        return
+    progress.throttled(meter.reason)
+    if log.wants_throttle(meter.reason):
+        progress.clear()
+        log.add_throttle(meter.reason, meter.share)
 
 
 def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:

@@ -17,6 +17,7 @@ from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.keyed import KeyedEngine
 from .._engine.sources import IterableSource
+from .._engine.throttling import ThrottleMeter, throttled_by
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import attach_report, is_a
@@ -31,7 +32,7 @@ from .logs import RunLog
 from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
 from .preparation import ProcessPools, prepare_run
-from .progress import Progress, advance_progress, check_total, log_causes, open_progress
+from .progress import Progress, advance_progress, check_total, log_causes, open_progress, show_throttle
 from .signals import InterruptGuard, report_interrupt
 
 CLOSED = "the stream was closed"
@@ -52,6 +53,8 @@ class RunEngine(Protocol):
     def inline(self) -> bool: ...
     @property
     def total(self) -> int | None: ...
+    @property
+    def meter(self) -> ThrottleMeter | None: ...
     @property
     def stopped(self) -> str | None: ...
     @property
@@ -178,8 +181,9 @@ class Run(Generic[AnyReport]):
 
     def _must_raise_at_once(self, count: int) -> bool:
         # The input's own code ends only by an exception. In a function that runs in this thread, and in a callable that
-        # gets progress or outcomes, the first signal lets it finish, and the second one ends it.
-        return self._source.pulling or ((self._engine.inline or self._in_callable) and count > 1)
+        # gets progress or outcomes, and in a throttle, the first signal lets it finish, and the second one ends it.
+        looking = self._engine.meter is not None and self._engine.meter.looking
+        return self._source.pulling or ((self._engine.inline or self._in_callable or looking) and count > 1)
 
     def _aliases_now(self) -> tuple[str, ...]:
         return () if self._engine.inline else self._aliases
@@ -273,6 +277,7 @@ class Run(Generic[AnyReport]):
         try:
             advance_progress(progress, batches)
             log_causes(self._log, progress)
+            show_throttle(self._log, progress, self._engine.meter)
             if self._on_outcome is not None:
                 for batch in batches:
                     for outcome in batch.outcomes(with_items=True):
@@ -326,7 +331,12 @@ class Run(Generic[AnyReport]):
         finally:
             for batch in self._engine.lose_rest():
                 self.report._add(batch)
-            self.report._finish(self._engine.stopped, tried=self._engine.trials(), decided=self._decided)
+            self.report._finish(
+                self._engine.stopped,
+                tried=self._engine.trials(),
+                decided=self._decided,
+                throttled=throttled_by(self._engine.meter),
+            )
 
     def _raise_final_error(self) -> None:
         error = self._source.error if self._engine.fatal is None else self._engine.fatal

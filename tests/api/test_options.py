@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import InvalidOption, Options, Run, concurrent_saves, pooled_operation
+from poolsave.throttles import Hours, Pace
 from tests.support import carriers, operations
 
 BAD = [
@@ -19,6 +20,7 @@ BAD = [
     ("timeout", 0), ("timeout", float("inf")), ("timeout", "1"), ("resolve_lost", 1), ("max_failures", 0),
     ("max_failures", 1.5), ("max_failures", 0.0), ("on_failure", "ignore"), ("keep", "some"), ("window", 0),
     ("key", "customer"),
+    ("throttle", 5), ("throttle", [Pace]), ("patience", 0), ("patience", True),
     ("progress", 5), ("carry", print), ("carry", [5]), ("before_fork", 5), ("after_fork", ["print"]),
 ]  # fmt: skip
 
@@ -95,6 +97,8 @@ VALUES = {
     "window": st.none() | st.integers(1, 1000),
     "key": st.sampled_from([None, str]),
     "run": st.sampled_from([None, "articles", Run("articles", key=str, stale_after=5)]),
+    "throttle": st.lists(st.sampled_from([Pace(500), Hours("22:00-06:00"), len])).map(tuple),
+    "patience": st.none() | st.floats(min_value=0.001, max_value=1e6),
     "progress": st.none() | st.booleans(),
     "carry": st.sampled_from([(), (carriers.depth,)]),
     "before_fork": st.sampled_from([(), (operations.plain_save,)]),

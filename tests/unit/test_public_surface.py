@@ -17,17 +17,19 @@ import poolsave.errors
 import poolsave.executors
 import poolsave.migrations
 import poolsave.testing
+import poolsave.throttles
 from poolsave._db.write_behind.pacing import Batching
 from poolsave._pipelines.report import PipelineReport, StageReport
 from poolsave._reports.durable import DurableRun
 from poolsave._reports.statistics import Resizing, SlowObject, Statistics, WorkerTimes
+from poolsave._reports.throttling import Throttled
 from poolsave._reports.trials import Trial
 from poolsave._worker.current import Current
 from poolsave.executors.event_queue import EventQueueExecutor
 from poolsave.operations import ExpandingOperation
 
 LIST = Path(__file__).with_name("public_surface.txt")
-MODULES = [poolsave, poolsave.executors, poolsave.migrations, poolsave.testing, poolsave.errors]
+MODULES = [poolsave, poolsave.executors, poolsave.migrations, poolsave.testing, poolsave.throttles, poolsave.errors]
 GIVEN = [
     Batching,
     Current,
@@ -38,6 +40,7 @@ GIVEN = [
     SlowObject,
     StageReport,
     Statistics,
+    Throttled,
     Trial,
     WorkerTimes,
 ]
