@@ -64,6 +64,14 @@ def test_the_test_case_on_the_page_about_testing_passes(page_module):
 
 
 @pytest.mark.django_db(transaction=True)
+def test_the_cron_job_on_its_page_changes_what_is_left(page_module):
+    User.objects.bulk_create(User(username=f"user{n}", first_name="Ann" if n < 3 else "") for n in range(10))
+    run_code(DOCS / "howto" / "cron-job.md", page_module)
+    assert page_module.main() == 0
+    assert sorted(User.objects.values_list("first_name", flat=True)) == 3 * ["Ann"] + 7 * ["customer"]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_the_command_on_its_page_does_what_it_says(page_module):
     User.objects.bulk_create(User(username=f"user{number}") for number in range(10))
     run_code(DOCS / "howto" / "management-command.md", page_module, only="class Command")
