@@ -28,9 +28,9 @@ SESSIONS = {
     ),
 }
 """By vendor: how the sessions of the test databases are listed, and how one of them is ended."""
-UNPROVEN = 2
-"""So many workers in a row may be killed of which it is unknown whether they were set up: a third one, and the run
-would be given up, as it must be when no worker ever comes up."""
+UNPROVEN = 1
+"""So many workers may be killed of which it is unknown whether they were set up, before another one is. After three of
+them in a row a run is given up, as it must be when no worker ever comes up; and it may learn of a death late."""
 
 
 class Killer:
@@ -40,6 +40,7 @@ class Killer:
         self.signed = Path(signed)
         self.done = Counter(kills=0, ends=0)
         self._unproven = 0
+        self._seen = set()
 
     def strike(self, what, which):
         if what in ("kill", "both"):
@@ -55,13 +56,22 @@ class Killer:
             time.sleep(0.002)
 
     def kill_one(self, which):
-        proven = {int(line.split()[0]) for line in self.signed.read_text().splitlines()} if self.signed.exists() else ()
-        workers = [pid for pid in self.workers() if self._unproven < UNPROVEN or pid in proven]
+        lines = self.signed.read_text().splitlines() if self.signed.exists() else ()
+        proven = {int(line.split()[0]) for line in lines}
+        if proven - self._seen:  # a worker has been set up since one was hit of which that is unknown
+            self._unproven = 0
+        found = self.workers()
+        workers = [pid for pid in found if self._unproven < UNPROVEN or pid in proven]
         if not workers:
             return False
         pid = workers[which % len(workers)]
-        os.kill(pid, signal.SIGKILL)
-        self._unproven = 0 if pid in proven else self._unproven + 1
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # its session was ended, and so it ended
+            return False
+        if pid not in proven:
+            self._unproven += 1
+            self._seen.update(found, proven)
         self.done["kills"] += 1
         return True
 
