@@ -44,6 +44,10 @@ class Run:
     """Forget what is done, and begin anew."""
     started_by: str = ""
     """Who has started it, for people."""
+    slice: float | None = None
+    """Seconds after which the session makes room for others: the run is paused then, with "slice". None: never."""
+    only_due: bool = False
+    """Refuse a run that is not due: for a process that begins what others have asked for."""
     retry: Mapping[str, Any] | None = None
     """Try failures again, and do nothing else: {} for all of them, or {"cause": ..., "since": ..., "keys": ...}."""
 
@@ -54,6 +58,8 @@ class Run:
             raise InvalidOption("key", self.key, "give a callable that takes an object, or None")
         if isinstance(self.stale_after, bool) or not self.stale_after > 0:
             raise InvalidOption("stale_after", self.stale_after, "give seconds, a number above 0")
+        if self.slice is not None and (isinstance(self.slice, bool) or not self.slice > 0):
+            raise InvalidOption("slice", self.slice, "give seconds, a number above 0, or None")
 
 
 def as_run(value: str | Run) -> Run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import Error, connections
 from django.db.models import F
@@ -16,7 +16,6 @@ from django.utils import timezone
 
 from .._db.error_codes import connection_lost
 from .._db.reachability import await_connection
-from .._engine.throttling import ThrottleMeter
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a
 from ..errors import DatabaseUnreachable, RowGone, ValueLost
@@ -46,20 +45,27 @@ class CallbacksLost(ValueLost):
         return f"object {self.index} is saved, but its worker has ended, and its on_commit callbacks may not have run"
 
 
+class Stop(NamedTuple):
+    """Why a session is to end: a stop code of the ledger, and the reason in words."""
+
+    code: str
+    reason: str
+
+
 class Bookkeeping:
     """Of one session."""
 
-    def __init__(self, session: Session, *, merges: bool, meter: ThrottleMeter | None = None) -> None:
+    def __init__(self, session: Session, *, merges: bool) -> None:
         """`merges`: ranges of workers are joined while the run goes on. Not where a chunk can be delivered twice:
-        the row of the first delivery refuses the second. `meter`: of the throttles, whose reason is written too."""
+        the row of the first delivery refuses the second."""
         self._session = session
-        self._meter = meter
         self._table = ChunkTable(session)
         self._merges = merges
         self._entries: list[Entry] = []
         self._retried: list[tuple[int, Outcome[Any]]] = []
         self._rows = 0
         self._due = 0.0
+        self._began = time.monotonic()
         self._beat_at = time.monotonic()
         self._ended_at_beat = 0
         self._rate: float | None = None
@@ -150,8 +156,8 @@ class Bookkeeping:
             attempts=max(1, outcome.attempts),
         )
 
-    def keep(self, horizon: Callable[[], int | None]) -> str | None:
-        """Write what is due. Gives "paused" or "cancelled" if that is asked for.
+    def keep(self, horizon: Callable[[], int | None]) -> Stop | None:
+        """Write what is due. Gives why the session is to end, if it is.
 
         `horizon`: the least sequence that a transaction in flight can have, or None.
 
@@ -177,16 +183,20 @@ class Bookkeeping:
             self._rows = 0
             self._retrying(lambda: self._table.merge_below(horizon))
 
-    def _beat(self) -> str | None:
+    def _beat(self) -> Stop | None:
         from ..ledger.models import Run
 
-        throttle = "" if self._meter is None else self._meter.reason
-        status = self._retrying(lambda: self._session.beat(**self._progress(), throttle=throttle))
+        status, code, reason = self._retrying(lambda: self._session.beat(**self._progress()))
         self.state.status = status
         if status == Run.Status.CANCELLING:
             self.cancelling = True
-            return "cancelled"
-        return "paused" if status == Run.Status.PAUSING else None
+            return Stop("operator", reason or "cancelled by an operator")
+        if status == Run.Status.PAUSING:
+            return Stop(code or "operator", reason or "paused by an operator")
+        seconds = self._session.spec.slice
+        if seconds is not None and time.monotonic() - self._began >= seconds:
+            return Stop("slice", f"its slice of {seconds:g} seconds was over")
+        return None
 
     def _progress(self) -> dict[str, Any]:
         now, state = time.monotonic(), self.state
@@ -263,14 +273,18 @@ class Bookkeeping:
         ranges = self._retrying(self._table.merge_all)
         state, counts = self.state, sums(ranges)
         state.done, state.failed, state.skipped = counts["done"], counts["failed"], counts["skipped"]
+        if self._session.retry is not None and input_ended:
+            code, reason = "operator", "its failures were tried again, and the rest is left"
         self._decide(code, reason, is_complete=self._is_complete(ranges, input_ended=input_ended))
-        self._retrying(lambda: self._session.end(**self._progress(), **self._left_with()))
+        is_cut = self._session.retry is not None and not input_ended
+        left = {"retry": self._session.retry, "ended_at": F("ended_at")} if is_cut else {"retry": None}
+        self._retrying(lambda: self._session.end(**{**self._progress(), **self._left_with(), **left}))
         self.closed = True
 
     def _is_complete(self, ranges: list[Range], *, input_ended: bool) -> bool:
         high = self._session.bounds.high
-        if self._session.retry is not None and self._session.was_complete:
-            return True
+        if self._session.retry is not None and (self._session.was_complete or not input_ended):
+            return input_ended
         if self._session.spec.key is not None:
             return input_ended and self._session.retry is None and [each.low for each in ranges] in ([], [FIRST])
         return input_ended if high == FIRST else not [*gaps_between(ranges, high)]
@@ -298,7 +312,6 @@ class Bookkeeping:
             "stop_code": state.stop_code,
             "stop_reason": state.stop_reason[:1000],
             "came_later": state.came_later,
-            "throttle": "",
             "heartbeat_at": timezone.now(),
             "ended_at": timezone.now() if ended else None,
         }

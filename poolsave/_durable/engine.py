@@ -16,7 +16,6 @@ from typing import Any
 
 from .._engine.crashes import MAX_CRASHES_BEFORE_START, Chunk
 from .._engine.engine import Engine
-from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a
@@ -49,7 +48,7 @@ class DurableEngine(Engine):
         self._durable_source = source
         self._session = session
         self._records = records
-        self._book = Bookkeeping(session, merges=executor.at_most_once, meter=self.meter)
+        self._book = Bookkeeping(session, merges=executor.at_most_once)
         self._places = Places()
         self._recorded: set[int] = set()
         """Indices of failures that a worker has recorded."""
@@ -76,8 +75,6 @@ class DurableEngine(Engine):
             self._source.give_up()  # it is finished
             return
         self._durable_source.open(ranges, self._session.bounds)
-        if self.meter is not None:
-            self.meter.follow(self._session.followed())
         self._durable_job.recorder = LedgerRecorderSpec(
             alias=self._session.alias,
             name=self._session.spec.name,
@@ -104,15 +101,8 @@ class DurableEngine(Engine):
             self._fail(error)
             return
         if asked is not None:
-            self._code = self._code or "operator"
-            self.halt(f"the run was {asked} by an operator")
-        elif self.meter is not None and self._options.patience is not None:
-            self._lose_patience(self.meter, self._options.patience)
-
-    def _lose_patience(self, meter: ThrottleMeter, patience: float) -> None:
-        if meter.held >= patience and self.stopped is None:
-            self._code = self._code or "throttle"
-            self.halt(f"throttles let nothing start for {patience:g} s (patience): {meter.reason}")
+            self._code = self._code or asked.code
+            self.halt(asked.reason)
 
     def _fail(self, error: BaseException) -> None:
         self._book.give_up()

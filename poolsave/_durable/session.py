@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
@@ -19,8 +19,7 @@ from django.utils import timezone
 
 from ..durable import Run as RunSpec
 from ..errors import LeaseLost, RunBusy, RunConflict, StatusConflict
-from ..throttles._reading import Heartbeats
-from .holder import describe, holder_here, is_gone
+from ..ledger.holders import describe, holder_here, is_gone
 from .identity import changed_source, first_difference
 from .recorder import LEASE, lease_query
 
@@ -54,9 +53,6 @@ class Session:
         """Which failures this session tries again, and nothing else; or None."""
         self.bounds = Bounds("", None)
         self.resumed = False
-        self.heartbeats: Heartbeats | None = None
-        """Those that throttles go by."""
-        self._first_heartbeat: datetime | None = None
         self.was_complete = False
         """Whether everything had ended before this session, which tries failures again."""
 
@@ -117,6 +113,8 @@ class Session:
             return
         if run.status == run.Status.CANCELLED:
             raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
+        if self.spec.only_due and not _is_due(run):
+            raise StatusConflict(run.name, "be worked on", run.status, "it is not due")
         difference = first_difference(run.identity, self._identity)
         if difference is not None:
             raise RunConflict(run.name, *difference)
@@ -144,9 +142,10 @@ class Session:
         if first is not None:
             self._begin(run, first)
         self.retry = run.retry if self.spec.retry is None else self.spec.retry
-        self.was_complete = run.status in _finished()
+        self.was_complete = self.retry is not None and run.ended_at is not None
         run.status, run.stop_code, run.stop_reason = run.Status.RUNNING, "", ""
-        run.holder, run.retry, run.ended_at = self._holder, self.retry, None
+        run.holder, run.retry = self._holder, self.retry
+        run.ended_at = run.ended_at if self.was_complete else None
         run.exactly_once = run.exactly_once and self._exactly_once
         run.started_by = self.spec.started_by or run.started_by
         run.started_at = run.heartbeat_at = timezone.now()
@@ -166,17 +165,9 @@ class Session:
 
     def _know(self, run: Run) -> None:
         changed_source(run.name, run.identity, self._identity)
-        self.run_id, self._first_heartbeat = run.pk, run.heartbeat_at
+        self.run_id = run.pk
         self.bounds = Bounds(run.high, run.total)
         self.resumed = run.done + run.failed + run.skipped > 0
-
-    def followed(self) -> Heartbeats:
-        """Give the heartbeats of the open session, which every `beat` adds to from now on."""
-        row = _runs(self.alias).filter(pk=self.run_id)
-        self.heartbeats = Heartbeats(row.values_list("heartbeat_at"), self.alias)
-        if self._first_heartbeat is not None:
-            self.heartbeats.wrote(self._first_heartbeat)
-        return self.heartbeats
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -198,19 +189,18 @@ class Session:
                 raise LeaseLost(self.spec.name)
             yield
 
-    def beat(self, **columns: Any) -> str:
-        """Say that the caller lives, and give the status: another one may have asked for a pause.
+    def beat(self, **columns: Any) -> tuple[str, str, str]:
+        """Say that the caller lives, and give status, stop code and reason: someone may have asked for a pause.
 
         Raises:
             LeaseLost: if another session has the run.
         """
-        mine, now = _runs(self.alias).filter(pk=self.run_id, holder=self._holder), timezone.now()
-        if mine.update(heartbeat_at=now, **columns) and self.heartbeats is not None:
-            self.heartbeats.wrote(now)
-        status = mine.values_list("status", flat=True).first()
-        if status is None:
+        mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
+        mine.update(heartbeat_at=timezone.now(), **columns)
+        asked: tuple[str, str, str] | None = mine.values_list("status", "stop_code", "stop_reason").first()
+        if asked is None:
             raise LeaseLost(self.spec.name)
-        return str(status)
+        return asked
 
     def end(self, **columns: Any) -> None:
         """Leave the run with these values, and let nothing of this session commit any more.
@@ -222,7 +212,7 @@ class Session:
 
         with transaction.atomic(using=self.alias, durable=True):
             mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
-            if not mine.update(holder="", retry=None, **columns):
+            if not mine.update(holder="", **columns):
                 raise LeaseLost(self.spec.name)
             list(Lease.objects.using(self.alias).select_for_update().filter(run_id=self.run_id))
             Lease.objects.using(self.alias).filter(run_id=self.run_id).update(generation=F("generation") + 1)
@@ -235,6 +225,12 @@ def _runs(alias: str) -> Any:
     from ..ledger.models import Run
 
     return Run.objects.using(alias)
+
+
+def _is_due(run: Run) -> bool:
+    if run.status == run.Status.PAUSED:
+        return run.stop_code == "slice"
+    return run.status == run.Status.DUE or run.status in run.ACTIVE  # whose process has died
 
 
 def _finished() -> tuple[str, ...]:
