@@ -25,6 +25,7 @@ __all__ = [
     "RowGone",
     "RunBusy",
     "RunConflict",
+    "RunUnfinished",
     "SharedMemoryDatabase",
     "StatusConflict",
     "TimedOut",
@@ -143,6 +144,27 @@ class StatusConflict(RunConflict):
     def __str__(self) -> str:
         text = f"the run {self.name!r} is {self.status}, so that it cannot {self.action}"
         return f"{text}: {self.advice}" if self.advice else text
+
+
+class RunUnfinished(PoolsaveError):
+    """A migration requires a durable run that is not finished, or has failures that nobody has resolved.
+
+    `status` is that of the run, `figures` how far it is, in words, `unresolved` the number of its failures.
+    """
+
+    def __init__(self, name: str, status: str, figures: str, unresolved: int) -> None:
+        super().__init__(name, status, figures, unresolved)
+        self.name = name
+        self.status = status
+        self.figures = figures
+        self.unresolved = unresolved
+
+    def __str__(self) -> str:
+        failures = f", with {self.unresolved} unresolved failures" if self.unresolved else ""
+        return (
+            f"this migration needs the run {self.name!r}, which is {self.status} ({self.figures}{failures}): see "
+            f"`manage.py poolsave status {self.name}`, and have it finished before you migrate"
+        )
 
 
 class UnknownRun(PoolsaveError, LookupError):

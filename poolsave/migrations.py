@@ -1,8 +1,9 @@
-"""`RunPooled`: a migration operation that calls a function for each row, over a pool."""
+"""`RunPooled`: a migration operation that calls a function for each row, over a pool. `RequireRun` waits for a run."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from .operations import PooledOperation
 from .options import INLINE, Options, check
 from .pipelines import Pipeline
 
-__all__ = ["RunPooled"]
+__all__ = ["RequireRun", "RunPooled"]
 
 CORRECTED = """put the step into a migration of its own that is not atomic, so that what its workers save is committed:
 
@@ -34,6 +35,12 @@ CORRECTED = """put the step into a migration of its own that is not atomic, so t
         operations = [RunPooled(...)]
 
 or run it in the transaction of the migration, one row after the other, by RunPooled(..., executor="serial")"""
+
+CORRECTED_REQUIREMENT = """put it into a migration of its own that is not atomic, so that the run can commit:
+
+    class Migration(migrations.Migration):
+        atomic = False
+        operations = [RequireRun(..., finish=True)]"""
 
 
 class RunPooled(Operation):
@@ -223,6 +230,99 @@ def _call_of(
 def call_with_row_and_apps(function: Callable[..., Any], constants: Mapping[str, Any], row: Any) -> Any:
     """Call the function with a row and the historical apps of the row's model."""
     return function(row, row._meta.apps, **constants)
+
+
+class RequireRun(Operation):
+    """Require that a durable run is finished and has no unresolved failures, before the migration that needs it.
+
+    A migration that makes a column unique, for instance, comes long after the one that has added it, and a backfill
+    fills the column in between. Where the table has no rows, as in the database of a test, nothing is required.
+
+        operations = [
+            RequireRun("articles-slug"),
+            migrations.AlterField("article", "slug", models.SlugField(unique=True)),
+        ]
+
+    Args:
+        name: of the run.
+        finish: run what is left, here and now, by the backfill that is registered under the name. The migration must
+            not be atomic then. Failures have to be resolved by someone all the same.
+        model: whose rows it is about: "app_label.Model", or "Model" of the migration's own app. By default that of the
+            backfill; it has to be there when the backfill is no longer registered.
+        hints: passed to the routers' `allow_migrate`.
+        elidable: whether the operation is removed when migrations are squashed.
+
+    The migration depends on ("poolsave_ledger", "0001_initial").
+
+    Raises:
+        RunUnfinished: when it is migrated, with the figures of the run.
+        InsideTransaction: with `finish` in an atomic migration.
+        UnknownBackfill: if it is not known whose rows it is about, or what to run.
+    """
+
+    reduces_to_sql = False
+    reversible = True
+    category = OperationCategory.PYTHON
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        finish: bool = False,
+        model: str | None = None,
+        hints: Mapping[str, Any] | None = None,
+        elidable: bool = True,
+    ) -> None:
+        self.name = name
+        self.finish = finish
+        self.model = model
+        self.hints = dict(hints or {})
+        self.elidable = elidable  # type: ignore[misc]
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        """Give the arguments that recreate this operation, without those that were left out."""
+        given = {"finish": self.finish, "model": self.model, "hints": self.hints}
+        kwargs = {name: value for name, value in given.items() if value}
+        return type(self).__qualname__, [self.name], kwargs if self.elidable else {**kwargs, "elidable": False}
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Change nothing."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Look at the run, and finish it if that is asked for."""
+        connection = schema_editor.connection
+        if not router.allow_migrate(connection.alias, app_label, **self.hints):
+            return
+        if self.finish and connection.in_atomic_block:
+            raise InsideTransaction(connection.alias, CORRECTED_REQUIREMENT)
+        if self._has_rows(app_label, connection, from_state):
+            from .ledger.requirements import require_run  # its models: the app must be installed only here
+
+            require_run(self.name, connection, finish=self.finish)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Do nothing: what the run has done stays."""
+
+    def _has_rows(self, app_label: str, connection: Any, from_state: Any) -> bool:
+        label = self.model if self.model is not None else _label_of_backfill(self.name)
+        model = from_state.apps.get_model(label if "." in label else f"{app_label}.{label}")
+        return models.QuerySet(model).using(connection.alias).exists()
+
+    def describe(self) -> str:
+        """Describe the operation, for `migrate --plan` and `sqlmigrate`."""
+        return f"{'Finish' if self.finish else 'Require'} the durable run {self.name}"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        """The operation's part of an automatic migration name."""
+        return f"require_{re.sub(r'[^0-9a-z]+', '_', self.name.lower())}"
+
+
+def _label_of_backfill(name: str) -> str:
+    from .ledger.registry import find_backfill
+
+    label: str = find_backfill(name).model._meta.label
+    return label
 
 
 class _OperationSerializer(BaseSerializer):

@@ -11,8 +11,7 @@ reads `Chunk`, so that a page costs the same few queries whatever a run has done
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +29,10 @@ from django.utils.text import Truncator
 from django.views.decorators.http import require_POST, require_safe
 
 from .._db.inspection import MAX_COUNTED, count_or_estimate
-from .._reports.export import csv_cell
 from ..errors import PoolsaveError
 from . import _progress as progress
 from . import causes, control
+from .exports import csv_lines
 from .models import Failure, Run
 from .registry import Backfill, backfills
 
@@ -265,7 +264,7 @@ class RunAdmin(RunBase):
         failures = Failure.objects.using(run._state.db).filter(run_id=run.pk, resolved_at=None).order_by("pk")
         if cause := request.GET.get("cause"):
             failures = failures.filter(cause=cause)
-        response = StreamingHttpResponse(_csv_lines(failures), content_type="text/csv; charset=utf-8")
+        response = StreamingHttpResponse(csv_lines(failures), content_type="text/csv; charset=utf-8")
         response["Content-Disposition"] = f'attachment; filename="failures-{run.pk}.csv"'
         return response
 
@@ -330,23 +329,6 @@ class FailureAdmin(FailureBase):
     @admin.display(description="message")
     def text(self, failure: Failure) -> str:
         return Truncator(failure.message).chars(200)
-
-
-COLUMNS = ("key", "kind", "error_class", "sqlstate", "constraint", "frame", "message", "attempts", "created_at")
-
-
-class _Echo:
-    """A file whose lines are given to whoever writes them."""
-
-    def write(self, line: str) -> str:
-        return line
-
-
-def _csv_lines(failures: QuerySet[Failure]) -> Iterator[str]:
-    writer = csv.writer(_Echo())
-    yield writer.writerow(COLUMNS)
-    for row in failures.values_list(*COLUMNS).iterator():
-        yield writer.writerow([csv_cell(value) for value in row])
 
 
 def _parameters(request: HttpRequest, form: forms.BaseForm) -> dict[str, Any]:

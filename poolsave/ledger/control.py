@@ -21,6 +21,7 @@ from django.utils import timezone
 from .._environment.project_settings import operating_settings
 from ..errors import StatusConflict, UnknownRun
 from .causes import failures_of
+from .holders import is_gone
 from .models import Failure, Lease, Run
 from .registry import find_backfill
 
@@ -78,7 +79,7 @@ def start(name: str, parameters: Mapping[str, Any] | None = None, *, by: str = "
             Lease.objects.using(runs.db).create(run=run)
     except IntegrityError:
         raise _conflict(find_run(name, using=runs.db), "be started") from None
-    _hand_over(run)
+    hand_over(run)
     return run
 
 
@@ -107,7 +108,7 @@ def resume(name: str, *, by: str = "", using: str | None = None) -> Run:
     reason = f"resumed by {by}" if by else ""
     allowed = Q(status=Status.PAUSED)
     run = _change(name, "be resumed", allowed, using, stop_code="", stop_reason=reason, status=Status.DUE)
-    _hand_over(run)
+    hand_over(run)
     return run
 
 
@@ -170,7 +171,7 @@ def retry(  # noqa: PLR0913  all but the first may be left out
     run = _change(
         name, "try failures again", allowed, using, retry=what, stop_code="", stop_reason=reason, status=Status.DUE
     )
-    _hand_over(run)
+    hand_over(run)
     return count
 
 
@@ -198,10 +199,14 @@ def forget_failures(
         UnknownRun
     """
     run = find_run(name, using=using)
-    found = failures_of(run, _chosen(cause, since, None), kinds=tuple(Failure.Kind))
-    count = found.update(resolved_at=timezone.now(), resolution="forgotten")
+    count = unresolved(run, cause=cause, since=since).update(resolved_at=timezone.now(), resolution="forgotten")
     settle(run)
     return count
+
+
+def unresolved(run: Run, *, cause: str = "", since: datetime | timedelta | None = None) -> QuerySet[Failure]:
+    """Give a run's failures that are not resolved, in the order in which they came. Arguments as those of `retry`."""
+    return failures_of(run, _chosen(cause, since, None), kinds=tuple(Failure.Kind))
 
 
 def settle(run: Run) -> None:
@@ -215,14 +220,13 @@ def recover(*, stale_after: timedelta = STALE_AFTER, using: str | None = None) -
     """Have runs go on whose process has died: they are due, or paused or cancelled if that had been asked for.
 
     Args:
-        stale_after: without a heartbeat for so long, a process counts as dead. If it was only frozen, it commits
-            nothing more.
+        stale_after: without a heartbeat for so long, a process counts as dead; on this machine it is looked for, too.
+            If it was only frozen, it commits nothing more.
 
     Returns:
         Those whose status has changed.
     """
-    runs = _stale(_runs(using).filter(status__in=Run.ACTIVE), stale_after)
-    recovered = [run for run in runs if _recovered(run, stale_after)]
+    recovered = [run for run in _runs(using).filter(status__in=Run.ACTIVE) if _recovered(run, stale_after)]
     for run in recovered:
         run.refresh_from_db()
     return recovered
@@ -237,24 +241,23 @@ def _runs(using: str | None) -> QuerySet[Run]:
     return Run.objects.using(using or router.db_for_write(Run))
 
 
-def _stale(runs: QuerySet[Run], stale_after: timedelta) -> QuerySet[Run]:
-    before = timezone.now() - stale_after
-    return runs.filter(Q(heartbeat_at__lt=before) | Q(heartbeat_at=None, started_at__lt=before))
-
-
 def _recovered(run: Run, stale_after: timedelta) -> bool:
     """End the turn of a process that has died. False if it was not dead."""
+    last = run.heartbeat_at or run.started_at
+    if not (is_gone(run.holder) or last is None or timezone.now() - last > stale_after):
+        return False
     leases = Lease.objects.using(run._state.db).filter(run_id=run.pk)
     with transaction.atomic(leases.db):
         if connections[leases.db].features.has_select_for_update:  # elsewhere there is one writer, and reading first
             leases.select_for_update().first()  # would fail. This waits for chunks in flight; later ones do not commit.
-        stale = _stale(_runs(leases.db).filter(pk=run.pk, status__in=Run.ACTIVE), stale_after)
-        changed = stale.update(**_after_death())
+        # Whatever has a later heartbeat is not dead, and another session has another holder.
+        same = {"heartbeat_at": run.heartbeat_at, "holder": run.holder, "status__in": Run.ACTIVE}
+        changed = _runs(leases.db).filter(pk=run.pk, **same).update(**_after_death())
         if changed:
             leases.update(generation=F("generation") + 1)
     if changed:
         run.refresh_from_db()
-        _hand_over(run)
+        hand_over(run)
     return bool(changed)
 
 
@@ -297,7 +300,7 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _hand_over(run: Run) -> None:
+def hand_over(run: Run) -> None:
     """Tell the runner of the settings, if there is one, that a run is due."""
     enqueue = operating_settings()["runner"]
     if enqueue is not None and run.status == Status.DUE:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.utils.datastructures import MultiValueDict
 from django.utils.module_loading import autodiscover_modules
 
+from ..durable import Run as RunSpec
 from ..errors import InvalidOperation, InvalidParameters, UnknownBackfill
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
+    from django.db.models import Model, QuerySet
     from django.forms import BaseForm
 
     from .models import Run
@@ -39,6 +40,20 @@ class Backfill:
     """A queryset or manager; or a function that gives one: of the form's cleaned data, or of nothing without a form."""
     form: type[BaseForm] | None = None
     """Checks the parameters."""
+
+    @property
+    def model(self) -> type[Model]:
+        """The model of its rows.
+
+        Raises:
+            InvalidOperation: if only parameters say which rows it has.
+        """
+        if self.form is not None and not hasattr(self.queryset, "model"):
+            raise InvalidOperation(
+                f'the rows of the backfill {self.name!r} depend on its parameters: give model="app_label.Model"'
+            )
+        found: type[Model] = self._rows_of({}).model
+        return found
 
     def cleaned(self, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the form's cleaned data.
@@ -71,23 +86,24 @@ class Backfill:
         """
         return self._rows_of(self.cleaned(parameters))
 
-    def run(self, run: Run, **options: Any) -> Any:
+    def run(self, run: Run, *, slice: float | None = None, only_due: bool = False, **options: Any) -> Any:  # noqa: A002
         """Start the run of a row of the ledger, or go on with it, here and now, and give its report.
 
         Args:
-            run: `poolsave.Run(...)` of its name is what `map` gets.
+            run: as it was read from a database.
+            slice: seconds after which the session ends; the run is paused then, with "slice".
+            only_due: refuse it unless it is due, since someone may have paused it a moment ago.
             options: those of the operation, in place of its own.
 
         Raises:
             InvalidParameters: as `cleaned`.
+            StatusConflict: with `only_due`, if it is not.
             PoolsaveError: what `map` raises; RunBusy if a live process works on it.
         """
-        import poolsave  # the package, which is above this module: its Run
-
-        made: Any = poolsave
         cleaned = self.cleaned(run.parameters)
-        operation = self._bound(cleaned).using(**options)
-        return operation.map(self._rows_of(cleaned), run=made.Run(run.name, using=run._state.db))
+        spec = RunSpec(run.name, using=run._state.db, slice=slice, only_due=only_due)
+        operation = self._bound(cleaned).using(**{"keep": "failures", **options, "run": spec})
+        return operation.map(self._rows_of(cleaned))
 
     def _rows_of(self, cleaned: dict[str, Any]) -> QuerySet[Any]:
         rows = self.queryset

@@ -1,6 +1,7 @@
 """Every page of docs can be found, its links lead somewhere, and its code runs as it stands there."""
 
 import io
+import json
 import re
 import sys
 import types
@@ -95,6 +96,15 @@ def test_links_lead_to_files_that_are_there(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text())
     files = [link for link in links if "://" not in link]
     assert [link for link in files if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_columns_of_the_command_are_in_their_order():
+    page = (DOCS / "reference" / "command.md").read_text()
+    (listed,) = re.findall(r"<!-- columns -->\n(.*?)<!-- end of columns -->", page, re.DOTALL)
+    printed = io.StringIO()
+    call_command("poolsave", "list", "--json", stdout=printed)
+    assert re.findall(r"`(\w+)`", listed) == list(json.loads(printed.getvalue())[0])
 
 
 def test_every_option_is_in_the_table():

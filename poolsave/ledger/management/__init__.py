@@ -1,0 +1,1 @@
+"""The command of durable runs."""

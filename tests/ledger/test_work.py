@@ -1,0 +1,228 @@
+"""What is due is worked on by one process each, whoever else works, and goes on after any death, exactly once.
+
+What is right is the number of visits that each row of a table counts: one for each run.
+"""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.db.models import Sum
+
+from poolsave.errors import StatusConflict
+from poolsave.ledger import causes, control, registry
+from poolsave.ledger.models import Failure, Lease, Run
+from poolsave.ledger.work import work, work_on
+from tests import backfills
+from tests.conftest import wait_until
+from tests.models import Tag, Thing
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+SIZE = 60
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Register an operation over the things of a database, for one test."""
+
+    def register(name, operation, alias, **filters):
+        one = registry.Backfill(
+            name=name,
+            operation=operation.using(databases=(alias,)),
+            queryset=Thing.objects.using(alias).filter(**filters),
+        )
+        monkeypatch.setitem(registry._registered, name, one)
+        return name
+
+    return register
+
+
+def things(alias, count=SIZE, group=0):
+    Thing.objects.using(alias).bulk_create(Thing(group=group) for _ in range(count))
+
+
+def visits(alias, **filters):
+    return [thing.visits for thing in Thing.objects.using(alias).filter(**filters)]
+
+
+def session_number(alias, name):
+    """Twice the number of sessions that have ended."""
+    return Lease.objects.using(alias).get(run__name=name).generation
+
+
+class Worker:
+    """`work` in a process of its own, which is forked from this one and knows its backfills."""
+
+    def __init__(self, alias, **options):
+        connections.close_all()
+        fork = multiprocessing.get_context("fork")
+        self.ended, self._end = fork.Pipe(duplex=False)
+        options = {"once": True, "executor": "serial", "using": alias, **options}
+        self.process = fork.Process(target=self._work, args=(options,))
+        self.process.start()
+        self._end.close()
+
+    def _work(self, options):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work(ended=lambda run: self._end.send(run.name), **options)
+
+    def names(self):
+        """Wait for its end; gives the runs that it has worked on."""
+        found = []
+        while True:
+            try:
+                found.append(self.ended.recv())
+            except EOFError:
+                break
+        self.join()
+        return found
+
+    def kill(self, signum):
+        os.kill(self.process.pid, signum)
+        self.join()
+
+    def join(self):
+        self.process.join()
+        self.ended.close()
+
+
+def some_are_done(alias):
+    return lambda: 0 < (Thing.objects.using(alias).aggregate(total=Sum("visits"))["total"] or 0)
+
+
+def test_of_two_at_once_one_takes_each_run(alias, registered):
+    things(alias, 20)
+    names = [registered(f"run-{number}", backfills.count_visit, alias) for number in range(6)]
+    for name in names:
+        control.start(name, using=alias)
+    workers = [Worker(alias) for _ in range(2)]
+    found = [worker.names() for worker in workers]
+    assert sorted(found[0] + found[1]) == names
+    assert visits(alias) == [6] * 20
+    assert {session_number(alias, name) for name in names} == {2}
+    assert set(Run.objects.using(alias).values_list("status", flat=True)) == {"finished"}
+
+
+def test_a_run_whose_process_was_killed_goes_on_at_once(alias, registered):
+    things(alias)
+    name = registered("slow", backfills.count_slowly, alias)
+    control.start(name, using=alias)
+    worker = Worker(alias)
+    wait_until(some_are_done(alias))
+    worker.kill(signal.SIGKILL)
+    assert control.find_run(name, using=alias).status == "running"
+    assert 0 < sum(visits(alias)) < SIZE
+    work(once=True, using=alias, workers=2)
+    assert visits(alias) == [1] * SIZE
+    assert control.find_run(name, using=alias).status == "finished"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_stopped_leaves_its_run_due(alias, registered, signum):
+    things(alias)
+    name = registered("slow", backfills.count_slowly, alias)
+    control.start(name, using=alias)
+    worker = Worker(alias)
+    wait_until(some_are_done(alias))
+    worker.kill(signum)
+    assert worker.process.exitcode not in (0, -signum)  # it has ended in order
+    assert control.find_run(name, using=alias).status == "due"
+    work(once=True, using=alias, executor="serial")
+    assert visits(alias) == [1] * SIZE
+
+
+def test_runs_take_turns_by_slices(registered, monkeypatch):
+    monkeypatch.setattr("poolsave._durable.bookkeeping.INTERVAL", 0.02)
+    things("default", 30)
+    for name in ("a", "b"):
+        control.start(registered(name, backfills.count_slowly, "default"))
+    ended = []
+    work(once=True, seconds=0.1, executor="serial", ended=lambda run: ended.append((run.name, run.status)))
+    names = [name for name, _status in ended]
+    assert names[:4] == ["a", "b", "a", "b"]
+    assert ended[0] == ("a", "due")
+    assert visits("default") == [2] * 30
+    assert {run.status for run in Run.objects.all()} == {"finished"}
+
+
+def test_a_run_that_was_paused_a_moment_ago_is_not_begun(alias, registered):
+    things(alias, 3)
+    name = registered("slow", backfills.count_slowly, alias)
+    run = control.start(name, using=alias)  # as another process has read it
+    control.pause(name, by="ada", using=alias)
+    with pytest.raises(StatusConflict, match="it is not due"):
+        registry.find_backfill(name).run(run, only_due=True)
+    assert work_on(name, using=alias) is None
+    assert visits(alias) == [0] * 3
+
+
+def test_a_pause_keeps_who_asked_for_it(alias, registered):
+    things(alias, 400)
+    name = registered("slow", backfills.count_slowly, alias)
+    control.start(name, using=alias)
+    worker = Worker(alias)
+    wait_until(some_are_done(alias))
+    control.pause(name, by="ada", using=alias)
+    assert worker.names() == [name]
+    run = control.find_run(name, using=alias)
+    assert (run.status, run.stop_code, run.stop_reason) == ("paused", "operator", "paused by ada")
+    assert 0 < sum(visits(alias)) == run.done < 400
+
+
+def test_a_run_that_cannot_begin_is_paused_and_says_why(monkeypatch):
+    control.start("count-group", {"group": "1"})
+    Run.objects.update(parameters={"group": "x"})
+    control.start("count-visits")
+    monkeypatch.delitem(registry._registered, "count-visits")
+    work(once=True)
+    reasons = dict(Run.objects.values_list("name", "stop_reason"))
+    assert reasons["count-group"].startswith("InvalidParameters: the parameters of the backfill 'count-group'")
+    assert reasons["count-visits"].startswith("UnknownBackfill: there is no backfill 'count-visits'")
+    assert set(Run.objects.values_list("status", "stop_code")) == {("paused", "error")}
+    with pytest.raises(CommandError, match=r"paused \(error\)") as caught:
+        call_command("poolsave", "status", "count-group")
+    assert caught.value.returncode == 3
+
+
+def test_work_on_one_run_leaves_the_others(capsys):
+    things("default", 3)
+    control.start("count-group", {"group": "0", "by": "7"})
+    control.start("count-visits")
+    call_command("poolsave", "work", "count-group")
+    assert visits("default") == [7] * 3
+    assert list(control.due().values_list("name", flat=True)) == ["count-visits"]
+    assert "count-group: finished" in capsys.readouterr().out
+    with pytest.raises(CommandError, match="'count-group' is finished, so that there is nothing to work on"):
+        call_command("poolsave", "work", "count-group")
+
+
+def in_three_ways(alias, each, registered):
+    """A run over things of which those of groups 1 to 3 fail, each group in its way; group 0 does not."""
+    for group in range(4):
+        things(alias, each, group=group)
+    Tag.objects.using(alias).create(name="taken")
+    name = registered("three", backfills.fail_in_three_ways, alias)
+    control.start(name, using=alias)
+    work(once=True, using=alias)
+    return name
+
+
+def mend(alias):
+    Tag.objects.using(alias).create(name="mended")
+
+
+def failed_keys(alias, **filters):
+    return set(Failure.objects.using(alias).filter(resolved_at=None, **filters).values_list("key", flat=True))
+
+
+def test_failures_group_into_their_causes(alias, registered):
+    name = in_three_ways(alias, 40, registered)
+    run = control.find_run(name, using=alias)
+    found = causes.grouped(run)
+    assert [one.failures for one in found] == [40] * 3
+    assert {one.error_class.rpartition(".")[2] for one in found} == {"ValueError", "IntegrityError", "KeyError"}
+    assert {one.frame.rpartition(" in ")[2] for one in found} == {"fail_in_three_ways"}
+    assert (run.status, run.done, run.failed) == ("finished with failures", 40, 120)
