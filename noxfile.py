@@ -30,6 +30,13 @@ def tests(session, django, driver):
 
 
 @nox.session(python="3.11")
+def browser(session):
+    session.install("-e", ".[test,docs,browser]")
+    command = ["python", "-m", "pytest", "-m", "browser", "-n", "0", *session.posargs]
+    session.run(*command, env={"POOLSAVE_TEST_REQUIRE": "browser"})
+
+
+@nox.session(python="3.11")
 def lint(session):
     session.install("ruff~=0.17.5")
     session.run("ruff", "check")

@@ -5,6 +5,7 @@ turns them on. Without it the build needs no network, and what is not poolsave's
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,8 +17,11 @@ import django
 
 django.setup()
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.addnodes import desc_addname
 from sphinx.ext.napoleon.docstring import GoogleDocstring
+from sphinx.transforms import SphinxTransform
 
 import poolsave
 from poolsave import executors
@@ -28,6 +32,8 @@ html_title = "poolsave"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_js_files = ["messages.js"]
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
@@ -63,7 +69,49 @@ def whole_text(docstring):
 GoogleDocstring._consume_inline_attribute = whole_text
 
 
+class MessageIndex(SphinxTransform):
+    """Enters the messages on the pages about errors into the index, which the search weighs most.
+
+    A hit leads to the row or the item, which gets an anchor.
+    """
+
+    default_priority = 840  # before Sphinx collects index entries
+
+    def apply(self):
+        messages = MESSAGES.get(self.env.docname)
+        found = list(messages(self.document)) if messages else []  # before the document is changed
+        for number, (place, text) in enumerate(found):
+            anchor = f"message-{number}"
+            place["ids"].append(anchor)
+            place.insert(0, addnodes.index(entries=[("single", text, anchor, "main", None)]))
+
+
+AS_TYPED = str.maketrans({"\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"'})
+AS_TYPED |= str.maketrans({"\N{RIGHT SINGLE QUOTATION MARK}": "'", "\n": " "})
+"""Messages are searched for as they are printed, without typographic quotes."""
+
+
+def quoted_in_tables(document):
+    """The first cell of each row, which is a message in single backticks, with "..." for values."""
+    for row in document.findall(nodes.row):
+        cell = row[0]
+        for literal in cell.findall(nodes.literal):
+            yield cell, literal.astext().translate(AS_TYPED)
+
+
+def quoted_in_items(document):
+    """What stands in double quotes in an item before its dash: the symptoms."""
+    for item in document.findall(nodes.list_item):
+        symptoms = item.astext().translate(AS_TYPED).partition(" — ")[0]
+        for text in re.findall(r'"([^"]* [^"]*)"', symptoms):
+            yield item, text
+
+
+MESSAGES = {"troubleshooting": quoted_in_tables, "pitfalls": quoted_in_items}
+
+
 def setup(app):
+    app.add_transform(MessageIndex)
     app.connect("missing-reference", find_public_name)
     app.connect("object-description-transform", hide_private_module)
 

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from .._db.error_codes import connection_lost
 from .._db.reachability import await_connection
+from .._engine.throttling import ThrottleMeter
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a
 from ..errors import DatabaseUnreachable, RowGone, ValueLost
@@ -55,10 +56,11 @@ class Stop(NamedTuple):
 class Bookkeeping:
     """Of one session."""
 
-    def __init__(self, session: Session, *, merges: bool) -> None:
+    def __init__(self, session: Session, *, merges: bool, meter: ThrottleMeter | None = None) -> None:
         """`merges`: ranges of workers are joined while the run goes on. Not where a chunk can be delivered twice:
-        the row of the first delivery refuses the second."""
+        the row of the first delivery refuses the second. `meter`: of the throttles, whose reason is written too."""
         self._session = session
+        self._meter = meter
         self._table = ChunkTable(session)
         self._merges = merges
         self._entries: list[Entry] = []
@@ -186,7 +188,8 @@ class Bookkeeping:
     def _beat(self) -> Stop | None:
         from ..ledger.models import Run
 
-        status, code, reason = self._retrying(lambda: self._session.beat(**self._progress()))
+        throttle = "" if self._meter is None else self._meter.reason
+        status, code, reason = self._retrying(lambda: self._session.beat(**self._progress(), throttle=throttle))
         self.state.status = status
         if status == Run.Status.CANCELLING:
             self.cancelling = True
@@ -312,6 +315,7 @@ class Bookkeeping:
             "stop_code": state.stop_code,
             "stop_reason": state.stop_reason[:1000],
             "came_later": state.came_later,
+            "throttle": "",
             "heartbeat_at": timezone.now(),
             "ended_at": timezone.now() if ended else None,
         }

@@ -16,6 +16,7 @@ from typing import Any
 
 from .._engine.crashes import MAX_CRASHES_BEFORE_START, Chunk
 from .._engine.engine import Engine
+from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a
@@ -48,7 +49,7 @@ class DurableEngine(Engine):
         self._durable_source = source
         self._session = session
         self._records = records
-        self._book = Bookkeeping(session, merges=executor.at_most_once)
+        self._book = Bookkeeping(session, merges=executor.at_most_once, meter=self.meter)
         self._places = Places()
         self._recorded: set[int] = set()
         """Indices of failures that a worker has recorded."""
@@ -75,6 +76,8 @@ class DurableEngine(Engine):
             self._source.give_up()  # it is finished
             return
         self._durable_source.open(ranges, self._session.bounds)
+        if self.meter is not None:
+            self.meter.follow(self._session.followed())
         self._durable_job.recorder = LedgerRecorderSpec(
             alias=self._session.alias,
             name=self._session.spec.name,
@@ -103,6 +106,13 @@ class DurableEngine(Engine):
         if asked is not None:
             self._code = self._code or asked.code
             self.halt(asked.reason)
+        elif self.meter is not None and self._options.patience is not None:
+            self._lose_patience(self.meter, self._options.patience)
+
+    def _lose_patience(self, meter: ThrottleMeter, patience: float) -> None:
+        if meter.held >= patience and self.stopped is None:
+            self._code = self._code or "throttle"
+            self.halt(f"throttles let nothing start for {patience:g} s (patience): {meter.reason}")
 
     def _fail(self, error: BaseException) -> None:
         self._book.give_up()

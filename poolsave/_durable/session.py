@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
@@ -20,6 +20,7 @@ from django.utils import timezone
 from ..durable import Run as RunSpec
 from ..errors import LeaseLost, RunBusy, RunConflict, StatusConflict
 from ..ledger.holders import describe, holder_here, is_gone
+from ..throttles._reading import Heartbeats
 from .identity import changed_source, first_difference
 from .recorder import LEASE, lease_query
 
@@ -53,6 +54,9 @@ class Session:
         """Which failures this session tries again, and nothing else; or None."""
         self.bounds = Bounds("", None)
         self.resumed = False
+        self.heartbeats: Heartbeats | None = None
+        """Those that throttles go by."""
+        self._first_heartbeat: datetime | None = None
         self.was_complete = False
         """Whether everything had ended before this session, which tries failures again."""
 
@@ -165,9 +169,17 @@ class Session:
 
     def _know(self, run: Run) -> None:
         changed_source(run.name, run.identity, self._identity)
-        self.run_id = run.pk
+        self.run_id, self._first_heartbeat = run.pk, run.heartbeat_at
         self.bounds = Bounds(run.high, run.total)
         self.resumed = run.done + run.failed + run.skipped > 0
+
+    def followed(self) -> Heartbeats:
+        """Give the heartbeats of the open session, which every `beat` adds to from now on."""
+        row = _runs(self.alias).filter(pk=self.run_id)
+        self.heartbeats = Heartbeats(row.values_list("heartbeat_at"), self.alias)
+        if self._first_heartbeat is not None:
+            self.heartbeats.wrote(self._first_heartbeat)
+        return self.heartbeats
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -195,8 +207,9 @@ class Session:
         Raises:
             LeaseLost: if another session has the run.
         """
-        mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
-        mine.update(heartbeat_at=timezone.now(), **columns)
+        mine, now = _runs(self.alias).filter(pk=self.run_id, holder=self._holder), timezone.now()
+        if mine.update(heartbeat_at=now, **columns) and self.heartbeats is not None:
+            self.heartbeats.wrote(now)
         asked: tuple[str, str, str] | None = mine.values_list("status", "stop_code", "stop_reason").first()
         if asked is None:
             raise LeaseLost(self.spec.name)

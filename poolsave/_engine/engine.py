@@ -159,7 +159,7 @@ class Engine:
         return min((seconds for seconds in (paced, self.meter.wait_time()) if seconds is not None), default=None)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
-        if self.meter is None or self._tasks or not timeout:
+        if self.meter is None or self._tasks or not timeout or not self._is_throttled:
             return self._executor.wait(timeout)
         started = time.perf_counter()
         try:

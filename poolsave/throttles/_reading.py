@@ -74,10 +74,12 @@ class Heartbeats:
     """The heartbeats that a durable run writes. The run notes each one when it is committed.
 
     `query` is a queryset that gives the heartbeat as its only value, on whichever connection it is compiled for.
+    `alias` is the database in which it is written.
     """
 
-    def __init__(self, query: Any) -> None:
-        self.query = query
+    def __init__(self, query: Any, alias: str) -> None:
+        self._query = query
+        self.alias = alias
         self.trail = Trail()
 
     def wrote(self, heartbeat: datetime) -> None:
@@ -86,7 +88,7 @@ class Heartbeats:
 
     def read(self, connection: BaseDatabaseWrapper) -> datetime | None:
         """Read it on another server; None if the run is not there yet."""
-        rows = self.query.query.get_compiler(connection=connection).results_iter()
+        rows = self._query.query.get_compiler(connection=connection).results_iter()
         return next((row[0] for row in rows), None)
 
 

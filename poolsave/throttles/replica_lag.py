@@ -26,8 +26,9 @@ class ReplicaLag:
     Up to `soft` seconds nothing changes; from there fewer workers get chunks; from `hard` on nothing new starts. A
     replica that has all that its primary has is not behind, however long nothing was written.
 
-    A durable run reads its own heartbeat on the replica, on PostgreSQL and MariaDB, without any grant. Any other run
-    compares the positions of primary and replica in the log of PostgreSQL, which every role may read.
+    A durable run whose ledger is on the primary reads its own heartbeat on the replica, on PostgreSQL and MariaDB,
+    without any grant. Any other run compares the positions of primary and replica in the log of PostgreSQL, which every
+    role may read.
 
     Raises:
         InvalidOption: if these are not `0 <= soft < hard` seconds, or the alias is no text.
@@ -64,9 +65,10 @@ class ReplicaLag:
 
     def _for_run(self, run: RunView) -> Callable[[], Any]:
         """Give the throttle of one run, which remembers what it has seen."""
-        if run.heartbeats is not None:
-            return _HeartbeatReader(self, run.heartbeats)
-        return _LogReader(replace(self, primary=self.primary or first_of(run.databases)))
+        lag = replace(self, primary=self.primary or first_of(run.databases))
+        if run.heartbeats is not None and run.heartbeats.alias == lag.primary:
+            return _HeartbeatReader(lag, run.heartbeats)
+        return _LogReader(lag)
 
     def __call__(self) -> tuple[float, str]:
         """Look now, without a run."""
@@ -84,18 +86,25 @@ class ReplicaLag:
 
 
 class _HeartbeatReader:
-    """By the heartbeats that the caller has written, all by the caller's clock."""
+    """By the heartbeats that the caller has written, all by the caller's clock.
+
+    Before the first of this session has arrived they say only that the replica is behind by less than the session is
+    old, or by more. PostgreSQL's log knows by how much.
+    """
 
     def __init__(self, lag: ReplicaLag, heartbeats: Heartbeats) -> None:
         self._lag = lag
         self._heartbeats = heartbeats
+        self._by_log = _LogReader(lag)
 
     def __call__(self) -> tuple[float, str]:
         with look_at(self._lag.replica) as connection:
             seen = self._heartbeats.read(connection)
+            has_log = connection.vendor == "postgresql"
         trail = self._heartbeats.trail
         behind = None if seen is None else trail.behind(seen)
-        # None: nothing of this session has arrived there yet.
+        if behind is None and has_log:
+            return self._by_log()
         return self._lag._answer(trail.seconds if behind is None else behind)
 
 
@@ -114,7 +123,9 @@ class _LogReader:
         primary, replica = self._lag.primary, self._lag.replica
         assert primary is not None
         if connections[replica].vendor != "postgresql":
-            raise InvalidOption("throttle", self._lag, "on MariaDB it reads the heartbeat of a durable run: give run=")
+            raise InvalidOption(
+                "throttle", self._lag, f"on MariaDB it needs a durable run with its ledger on {primary!r}"
+            )
         with look_at(primary) as connection:
             written, now = row_of(connection, WRITTEN)
         self._trail.note(written)

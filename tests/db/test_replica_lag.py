@@ -9,14 +9,16 @@ from datetime import UTC, datetime
 import pytest
 from django.db import connections
 
+import poolsave
 from poolsave import InvalidOption, pooled_operation
-from poolsave.ledger.models import Run
+from poolsave.ledger.models import Chunk, Failure, Lease, Run
 from poolsave.throttles import ReplicaLag
 from poolsave.throttles._reading import Heartbeats, RunView
 from tests.conftest import wait_until
 from tests.support import operations
 from tests.support.standby import Standby, aliases
 
+LEDGER = (Run, Lease, Chunk, Failure)
 START = "INSERT INTO work (id) VALUES (%s)"
 SOFT, HARD = 0.5, 1.0
 TOLERANCE = 2.0
@@ -131,14 +133,40 @@ def test_a_killed_standby_holds_the_run(standby, quick_looks):
     assert "ReplicaLag('standby', soft=50, hard=100, primary='primary') can no longer be read" in throttled.reason
 
 
-def test_a_durable_run_goes_by_its_heartbeats(servers, standby):
-    primary = connections["primary"]
-    with primary.schema_editor() as editor:
-        editor.create_model(Run)
+@pytest.fixture
+def primary_with_ledger(servers, standby):
+    with connections["primary"].schema_editor() as editor:
+        for model in LEDGER:
+            editor.create_model(model)
+    yield servers[0]
+    with connections["primary"].schema_editor() as editor:
+        for model in LEDGER:
+            editor.delete_model(model)
+
+
+def test_a_durable_run_pauses_when_it_loses_patience(primary_with_ledger, standby, quick_looks):
+    run = poolsave.Run("throttled", using="primary", key=str)
+    operation = works.using(transaction="object")
+    wait_until(lambda: standby.follows(primary_with_ledger))
+    standby.pause()
+    lag = ReplicaLag("standby", soft=0.2, hard=0.6)
+    report = operation.using(throttle=lag, patience=0.3).map(range(100_000), run=run)
+    standby.resume()
+    row = Run.objects.using("primary").get(name="throttled")
+    assert (row.status, row.stop_code, row.throttle) == ("paused", "throttle", "")
+    assert "throttles let nothing start for 0.3 s (patience): the replica 'standby' is" in row.stop_reason
+    assert 0 < row.done == report.succeeded < 100_000
+    wait_until(lambda: standby.follows(primary_with_ledger))
+    again = operation.using(throttle=lag, max_failures=1).map(paced(0.01, row.done + 10), run=run)
+    assert again.succeeded == 10
+
+
+def test_a_durable_run_goes_by_its_heartbeats(primary_with_ledger, servers, standby):
     try:
         run = Run.objects.using("primary").create(name="run")
-        heartbeats = Heartbeats(Run.objects.filter(pk=run.pk).values_list("heartbeat_at"))
-        reads = ReplicaLag("standby", soft=0.3, hard=1)._for_run(RunView(heartbeats=heartbeats))
+        heartbeats = Heartbeats(Run.objects.filter(pk=run.pk).values_list("heartbeat_at"), "primary")
+        run_view = RunView(databases=("primary",), heartbeats=heartbeats)
+        reads = ReplicaLag("standby", soft=0.3, hard=1)._for_run(run_view)
         beat(run, heartbeats)
         wait_until(lambda: standby.follows(servers[0]))
         assert reads()[0] == 1.0
@@ -152,8 +180,6 @@ def test_a_durable_run_goes_by_its_heartbeats(servers, standby):
         wait_until(lambda: reads()[0] == 1.0)
     finally:
         standby.resume()
-        with primary.schema_editor() as editor:
-            editor.delete_model(Run)
 
 
 def beat(run, heartbeats):
