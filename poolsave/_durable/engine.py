@@ -35,6 +35,8 @@ from .sources import Place
 
 SEQUENCES = (1 << 64) - 1
 """The part of a note that is a sequence."""
+MIN_PLACES = 100
+"""Chunks whose places may be known, before those that have ended are forgotten."""
 
 
 class DurableEngine(Engine):
@@ -121,8 +123,11 @@ class DurableEngine(Engine):
 
     def _horizon(self) -> int | None:
         """The least sequence that a transaction in flight can have; None: there is none."""
-        flying = [chunk.index for chunk in (*self._tasks.values(), *self._requeued)]
-        return self._places.at(min(flying))[0].sequence if flying else None
+        index = self._first_in_flight()
+        return None if index is None else self._places.at(index)[0].sequence
+
+    def _first_in_flight(self) -> int | None:
+        return min((chunk.index for chunk in (*self._tasks.values(), *self._requeued)), default=None)
 
     def halt(self, reason: str) -> None:
         """See `Engine.halt`."""
@@ -137,6 +142,9 @@ class DurableEngine(Engine):
     def _gather(self) -> Chunk | None:
         chunk = super()._gather()
         if chunk is not None:
+            if self._places.are_many:
+                index = self._first_in_flight()
+                self._places.forget_before(chunk.index if index is None else index)
             self._places.add(chunk.index, self._durable_source.place)
         while self._durable_source.tails:
             self._book.add_range(self._durable_source.tails.pop())
@@ -327,16 +335,28 @@ class DurableEngine(Engine):
 
 
 class Places:
-    """Where each index lies."""
+    """Where each index lies, of the objects that have not ended."""
 
     def __init__(self) -> None:
         self._begins: list[int] = []
         self._places: list[Place] = []
+        self._limit = MIN_PLACES
 
     def add(self, index: int, place: Place) -> None:
         """Note the place of a chunk, which begins behind all others."""
         self._begins.append(index)
         self._places.append(place)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether it is time to forget some."""
+        return len(self._begins) >= self._limit
+
+    def forget_before(self, index: int) -> None:
+        """Forget the places of chunks that end before an index."""
+        ended = bisect_right(self._begins, index) - 1
+        del self._begins[:ended], self._places[:ended]
+        self._limit = max(MIN_PLACES, 2 * len(self._begins))
 
     def at(self, index: int) -> tuple[Place, int]:
         """Give the place of the chunk that an object was first handed out in, and its offset there."""

@@ -65,8 +65,6 @@ def digest_of(texts: Iterable[str]) -> int:
     return digest
 
 
-def joined_digest(first: int | None, second: int | None, count: int) -> int | None:
+def joined_digest(first: int, second: int, count: int) -> int:
     """Give the digest of keys from that of the first ones, and that of the `count` keys that follow."""
-    if first is None or second is None:
-        return None
     return (first * pow(BASE, count, PRIME) + second) % PRIME

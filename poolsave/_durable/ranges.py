@@ -44,6 +44,9 @@ class Range(NamedTuple):
 
     def joined(self, following: Range) -> Range:
         """Give both as one."""
+        digest = None
+        if self.digest is not None and following.digest is not None:
+            digest = joined_digest(self.digest, following.digest, following.objects)
         return Range(
             self.sequence,
             self.low,
@@ -51,7 +54,7 @@ class Range(NamedTuple):
             self.done + following.done,
             self.failed + following.failed,
             self.skipped + following.skipped,
-            joined_digest(self.digest, following.digest, following.objects),
+            digest,
         )
 
 

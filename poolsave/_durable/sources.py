@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from django.db.models import QuerySet
@@ -15,7 +16,7 @@ from .._db.inspection import count_or_estimate
 from .._db.reachability import read_reconnecting
 from .._engine.sources import IterableSource
 from ..errors import InputChanged, InvalidOption
-from .keys import decode, digest_of, encode
+from .keys import decode, digest_of, encode, joined_digest
 from .ranges import FIRST, GAP_BITS, Gap, Range, gaps_between
 from .session import Bounds
 
@@ -192,20 +193,18 @@ class KeyedInput(IterableSource):
             raise InputChanged(self._name, f"behind the key {low}", f"the key {self._ranges[0].low}", "the end")
 
     def _pass_over(self, objects: Iterator[Any], ended: Range) -> str:
-        keys: list[str] = []
+        """Read what has ended, and compare its number, its last key and its digest."""
+        count, digest, last = 0, digest_of(()), None
+        while keys := [self._key_of(item) for item in islice(objects, min(TICK, ended.objects - count))]:
+            digest = joined_digest(digest, digest_of(keys), len(keys))
+            count, last = count + len(keys), keys[-1]
+            self.tick()
         where = f"behind the key {ended.low or 'at the start'}, up to {ended.high}"
-        digest = last = None
-        for count, item in enumerate(objects, 1):
-            keys.append(self._key_of(item))
-            if count % TICK == 0:
-                self.tick()
-            if count == ended.objects:
-                digest, last = digest_of(keys), keys[-1]
-                break
-        if last != ended.high:
-            raise InputChanged(self._name, where, f"{ended.objects} objects up to {ended.high}", _told(keys))
+        if count != ended.objects or last != ended.high:
+            seen = "nothing" if last is None else f"{count} objects up to {last}"
+            raise InputChanged(self._name, where, f"{ended.objects} objects up to {ended.high}", seen)
         if ended.digest is not None and digest != ended.digest:
-            raise InputChanged(self._name, where, "other keys", _told(keys))
+            raise InputChanged(self._name, where, "other keys", f"{count} objects up to {last}")
         return ended.high
 
     def _key_of(self, item: Any) -> str:
@@ -228,10 +227,6 @@ class KeyedInput(IterableSource):
 
     def give_up(self) -> list[Any]:
         return [item for item, _, _, _ in super().give_up()]
-
-
-def _told(keys: Sequence[str]) -> str:
-    return f"{len(keys)} objects up to {keys[-1]}" if keys else "nothing"
 
 
 def _length(objects: Iterable[Any]) -> int | None:
