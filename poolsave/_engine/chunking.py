@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
 progress bar and Ctrl-C."""
 SHORTEST = 0.002
-"""Seconds of work. The last chunks are not made shorter: sending more of them costs as much as idling so long."""
+"""Seconds of work. The last chunks are not made shorter, nor shorter than the executor's latency: sending more of them
+costs as much as idling so long."""
 SMOOTHING = 0.8
 """Weight of the past in the average; the same damping as joblib's automatic batches."""
 LARGEST = 20_000
@@ -26,6 +27,9 @@ MIN_LEAD_PER_WORKER = 4
 SHORT_CHUNK, SHORTEST_CHUNK = 0.02, 0.001
 """Seconds. Prefetch one chunk if chunks take < 20 ms, three if < 1 ms. Longer chunks are not prefetched: one would wait
 behind a busy worker while another idles, and the 0.1 ms of a dispatch do not matter."""
+MOST_CHUNKS_PER_WORKER = 16
+"""Upper bound on the chunks that a worker has where the executor measures its latency. So many are sent as take as long
+as the latency, but not if that is more than `SHORT_CHUNK`: what such a worker has is lost with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,10 @@ class AdaptiveSize:
     per_object: float | None = None
     limit: int = LARGEST
     """Upper bound on the objects of a chunk that the server's time limits seem to allow."""
+    target: float = TARGET
+    """Seconds of work that a chunk aims at."""
+    shortest: float = SHORTEST
+    """Seconds of work below which the last chunks are not made shorter."""
 
     def after(self, count: int, seconds: float, *, timed_out: bool = False) -> AdaptiveSize:
         """Learn from a chunk of `count` objects that took `seconds` in the worker.
@@ -43,14 +51,14 @@ class AdaptiveSize:
         `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long."""
         now = seconds / count
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
-        wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(TARGET / smooth)))
+        wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(self.target / smooth)))
         limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
-        return AdaptiveSize(size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
+        return replace(self, size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
 
     @property
     def min_size(self) -> int:
         """The size below which the last chunks are not made smaller."""
-        return max(1, int(min(self.size, SHORTEST / self.per_object))) if self.per_object else 1
+        return max(1, int(min(self.size, self.shortest / self.per_object))) if self.per_object else 1
 
 
 def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, min_size: int = 1) -> int:
@@ -65,15 +73,26 @@ def max_lead(capacity: int, *, workers: int) -> int:
     return max(LEAD_FACTOR * capacity, MIN_LEAD_PER_WORKER * workers)
 
 
+def _prefetch(seconds: float, latency: float) -> int:
+    """How many chunks a worker is sent before it has ended the first, if one takes so many seconds."""
+    if latency:
+        work = min(latency, SHORT_CHUNK)
+        return MOST_CHUNKS_PER_WORKER if work >= MOST_CHUNKS_PER_WORKER * seconds else max(1, int(work / seconds))
+    return 1 if seconds >= SHORT_CHUNK else 2 if seconds >= SHORTEST_CHUNK else CHUNKS_PER_WORKER
+
+
 class FlowControl:
     """Decides how much of a run is in flight, and learns from the chunks that have ended."""
 
-    def __init__(self, chunksize: int | Literal["auto"], window: int | None) -> None:
+    def __init__(self, chunksize: int | Literal["auto"], window: int | None, *, target: float = TARGET) -> None:
+        """`target`: seconds of work that an automatic chunk aims at."""
         self._fixed = None if chunksize == "auto" else chunksize
         self._window = window
-        self._adaptive = AdaptiveSize()
+        self._adaptive = AdaptiveSize(target=target)
         self.prefetch = 1
         """Chunks that a worker is sent before it has ended the first of them."""
+        self._seconds: float | None = None
+        """Smoothed seconds of a chunk."""
 
     @property
     def shortest(self) -> int:
@@ -86,11 +105,21 @@ class FlowControl:
         longest = self._fixed or LARGEST
         return min(longest, self._window or longest)
 
-    def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool) -> None:
-        """Learn from a chunk that has ended. Inline workers get no chunk in advance."""
-        self.prefetch = 1 if inline or seconds >= SHORT_CHUNK else 2 if seconds >= SHORTEST_CHUNK else CHUNKS_PER_WORKER
+    def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool, latency: float = 0.0) -> None:
+        """Learn from a chunk that has ended. Inline workers get no chunk in advance.
+
+        `latency`: seconds that a worker idles between two chunks that are sent one by one, if the executor measures it.
+        """
+        before = seconds if self._seconds is None else self._seconds
+        self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
+        self.prefetch = 1 if inline else _prefetch(max(seconds, self._seconds) if latency else seconds, latency)
         if self._fixed is None:
+            self._adaptive = replace(self._adaptive, shortest=max(SHORTEST, latency))
             self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out)
+
+    @property
+    def _chunks_per_worker(self) -> int:
+        return max(CHUNKS_PER_WORKER, self.prefetch)
 
     def capacity(self, workers: int, max_lead: int | None = None) -> int:
         """Upper bound on the objects in flight now.
@@ -101,8 +130,8 @@ class FlowControl:
         if self._window is not None:
             return self._window
         if self._fixed is not None:
-            return CHUNKS_PER_WORKER * workers * self._fixed
-        own = CHUNKS_PER_WORKER * workers * self._adaptive.size
+            return self._chunks_per_worker * workers * self._fixed
+        own = self._chunks_per_worker * workers * self._adaptive.size
         return own if max_lead is None else min(own, max_lead)
 
     def next_size(self, *, in_flight: int, remaining: int | None, workers: int, max_lead: int | None = None) -> int:

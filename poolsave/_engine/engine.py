@@ -34,7 +34,7 @@ from ..executors import (
 )
 from ..options import Options, available_cpus, worker_range
 from ..outcomes import Status
-from .chunking import FlowControl
+from .chunking import TARGET, FlowControl
 from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
 from .sizing import WorkerSizing
 from .sources import Source
@@ -56,7 +56,8 @@ class Engine:
         self._tasks: dict[int, Chunk] = {}
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
-        self._flow = FlowControl(options.chunksize, options.window)
+        target = getattr(executor, "target_seconds", TARGET)
+        self._flow = FlowControl(options.chunksize, options.window, target=target)
         self._fed = 0
         self._ended = 0
         self._failed = 0
@@ -342,8 +343,8 @@ class Engine:
         chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
             del self._tasks[event.task]
-            size, inline = len(chunk.objects), self._executor.inline
-            self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline)
+            size, inline, latency = len(chunk.objects), self._executor.inline, getattr(self._executor, "latency", 0.0)
+            self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency)
         if reply.values:
             batch = self._batch_of(chunk, reply)
             self.statistics.answered(reply.worker, reply.worker_time, batch)

@@ -20,6 +20,7 @@ from django.db import connections
 from django.test import override_settings
 
 from poolsave import ClusterUnusable, InvalidOption, Status, executors
+from poolsave._engine.chunking import MOST_CHUNKS_PER_WORKER
 from poolsave._environment.django_setup import _overridden
 from poolsave._environment.versions import Versions
 from poolsave._pipelines import selector as _selector
@@ -84,7 +85,7 @@ class TestDesk:
         assert not any(run_state.begin(number, number) for number in range(1, 1000))
 
     def test_task_of_another_run_is_not_begun(self, run_state):
-        assert _dask_worker.run_task("another token", 1, 1, b"") is None
+        assert _dask_worker.run_bundle("another token", 1, 1, [b""]) is None
 
     def test_workers_with_other_code_are_not_given_the_run(self, monkeypatch):
         monkeypatch.setattr(_dask_worker, "_runs", {})
@@ -95,8 +96,8 @@ class TestDesk:
 
 def test_worker_refuses_a_task_that_the_scheduler_runs_again(tmp_path, monkeypatch):
     """The guard alone: without a pin to the worker that a task is meant for, Dask does run it again."""
-    submit = Client.submit
-    monkeypatch.setattr(Client, "submit", lambda self, *args, workers, **more: submit(
+    submit = Client.map
+    monkeypatch.setattr(Client, "map", lambda self, *args, workers, **more: submit(
         self, *args, workers=workers, **{**more, "allow_other_workers": True}
     ))  # fmt: skip
     monkeypatch.setattr(_dask_cluster.Cluster, "_on_scheduler_event", lambda self, event: None)
@@ -337,21 +338,38 @@ def test_an_executor_instance_is_for_one_run_at_a_time(address):
 
 def test_no_worker_is_sent_more_than_it_has_threads(address, client):
     """What waits in a worker would be lost with it."""
-    report = on(address, operations.doubles, workers=50, chunksize=1).map(range(40))
-    assert report.ok
     executor = executors.DaskExecutor(address)
-    sizes = []
+    room, sent = [], []
     send = _dask_cluster.Cluster.send
 
-    async def counted(self, where, *more):
-        sizes.append(len(self._workers[where].running) + 1 <= self._workers[where].threads)
-        await send(self, where, *more)
+    async def counted(self, where, bundles, oldest):
+        room.append(len(self._workers[where].running) + len(bundles) <= self._workers[where].threads)
+        sent.extend(len(bundle.payloads) for bundle in bundles)
+        await send(self, where, bundles, oldest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dask_cluster.Cluster, "send", counted)
-        assert operations.doubles.using(executor=executor, workers=50, chunksize=1).map(range(40)).ok
-    assert len(sizes) == 40
-    assert all(sizes)
+        assert operations.doubles.using(executor=executor, workers=50, chunksize=1).map(range(400)).ok
+    assert sum(sent) == 400
+    assert all(room)
+    assert 1 < max(sent) <= MOST_CHUNKS_PER_WORKER  # chunks that take no time go several at once
+
+
+def test_long_chunks_go_one_by_one(address):
+    """They would wait for each other, and be lost together."""
+    operation = on(address, operations.naps, workers=2, chunksize=1)
+    sent = []
+    send = _dask_cluster.Cluster.send
+
+    async def counted(self, where, bundles, oldest):
+        sent.extend(len(bundle.payloads) for bundle in bundles)
+        await send(self, where, bundles, oldest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors.DaskExecutor, "_learn", lambda self, seconds: setattr(self, "latency", 0.005))
+        patch.setattr(_dask_cluster.Cluster, "send", counted)
+        assert operation.map([0.05] * 12).ok
+    assert sent == [1] * 12
 
 
 @pytest.mark.parametrize("size", [3, 50])
@@ -466,7 +484,7 @@ class Everybody:
 def test_random_worker_deaths_save_no_object_twice(address, mode, tmp_path):
     counts, written = audited(address, mode, tmp_path / "signed", kills=3)
     assert set(written.values()) == {1}  # nothing was even begun twice: there was no transient error
-    assert counts["lost"] <= 3 * 4 * 2
+    assert counts["lost"] <= 3 * 4 * 2 * MOST_CHUNKS_PER_WORKER
 
 
 @pytest.mark.chaos
@@ -476,7 +494,7 @@ def test_random_worker_deaths_save_no_object_twice(address, mode, tmp_path):
 def test_fifty_random_kills(address, mode, tmp_path):
     counts, written = audited(address, mode, tmp_path / "signed", kills=25)
     assert set(written.values()) == {1}
-    assert counts["lost"] <= 25 * 4 * 2
+    assert counts["lost"] <= 25 * 4 * 2 * MOST_CHUNKS_PER_WORKER
 
 
 def test_concurrent_executor_of_dask_is_refused(client):

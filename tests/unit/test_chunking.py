@@ -108,6 +108,42 @@ def test_quick_chunks_are_prefetched(seconds, depth):
     assert pacing.prefetch == 1
 
 
+@pytest.mark.parametrize(("seconds", "depth"), [(0.0, 16), (0.0005, 16), (0.001, 10), (0.004, 2), (0.006, 1), (5, 1)])
+def test_chunks_of_a_worker_take_as_long_as_the_latency(seconds, depth):
+    pacing = FlowControl(3, None)
+    pacing.learn(3, seconds, timed_out=False, inline=False, latency=0.01)
+    assert pacing.prefetch == depth
+    assert pacing.capacity(5) == 3 * 5 * max(4, depth)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(1e-3, 5)), min_size=1))
+def test_chunks_of_a_worker_take_twenty_milliseconds_at_most(chunks):
+    """However long the latency is: they are lost with their worker."""
+    pacing = FlowControl(3, None)
+    for seconds, latency in chunks:
+        pacing.learn(3, seconds, timed_out=False, inline=False, latency=latency)
+        assert pacing.prefetch == 1 or pacing.prefetch * seconds <= 0.02
+
+
+def test_one_quick_chunk_among_long_ones_changes_nothing():
+    pacing = FlowControl(3, None)
+    for seconds in (0.5, 0.0001):
+        pacing.learn(3, seconds, timed_out=False, inline=False, latency=0.02)
+    assert pacing.prefetch == 1
+
+
+@given(st.floats(1e-4, 10), st.floats(0.1, 5), st.floats(0.003, 0.1))
+def test_an_executor_has_its_own_target_and_shortest_chunk(per_object, target, latency):
+    pacing = FlowControl("auto", None, target=target)
+    for _ in range(40):
+        size = pacing.next_size(in_flight=0, remaining=None, workers=1)
+        pacing.learn(size, size * per_object, timed_out=False, inline=False, latency=latency)
+    wanted = max(1, min(LARGEST, int(target / per_object)))
+    assert abs(pacing.next_size(in_flight=0, remaining=None, workers=1) - wanted) <= max(1, 0.01 * wanted)
+    last = pacing.next_size(in_flight=0, remaining=1, workers=1)
+    assert last == max(1, min(wanted, int(latency / per_object)))
+
+
 def test_objects_of_no_measurable_time_double_the_size():
     assert AdaptiveSize().after(5, 0.0).size == 10
 

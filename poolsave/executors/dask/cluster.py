@@ -1,5 +1,5 @@
-"""The workers of a Dask cluster: finds them, admits those that run the caller's code, sends them tasks, and reports
-tasks whose worker has left.
+"""The workers of a Dask cluster: finds them, admits those that run the caller's code, sends them bundles of tasks,
+and reports bundles whose worker has left.
 
 It runs in the event loop of a Dask client, which has a thread of its own. `DaskExecutor` passes `emit` and receives the
 messages of `messages.py` by it.
@@ -11,7 +11,7 @@ import asyncio
 import pickle
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,8 +20,17 @@ from ..._environment.versions import Versions
 from ..._pickling.exceptions import restore_exception
 from ..._runtime.foreign_exceptions import add_note, is_a
 from ...errors import ClusterUnusable, WorkerDied
-from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
-from .worker import RemoteCall, TaskAnswer, forget_run, halt, register_run, run_task, try_setup
+from .messages import (
+    Bundle,
+    BundleEnded,
+    LostBundle,
+    SchedulerLost,
+    SetupRefused,
+    WorkerJoined,
+    WorkerLeft,
+    import_dask,
+)
+from .worker import BundleAnswer, RemoteCall, forget_run, halt, register_run, run_bundle, try_setup
 
 HEARTBEAT = 0.5
 """Polling interval in seconds for the list of workers. The scheduler also reports most changes by itself."""
@@ -40,23 +49,23 @@ IMPORT_NOTE = (
 )
 
 
-class RunningTask(NamedTuple):
-    """A task that was sent and has not ended."""
+class RunningBundle(NamedTuple):
+    """A bundle that was sent and has not ended."""
 
-    task: int
+    number: int
     future: Any
 
 
 @dataclass
 class WorkerState:
-    """A worker of the cluster. Once `admitted`, it can be sent tasks."""
+    """A worker of the cluster. Once `admitted`, it can be sent bundles."""
 
     address: str
     threads: int
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     admitted: bool = False
     admission: asyncio.Task[None] | None = None
-    running: dict[str, RunningTask] = field(default_factory=dict)
+    running: dict[str, RunningBundle] = field(default_factory=dict)
 
 
 class Cluster:
@@ -124,10 +133,10 @@ class Cluster:
         if worker is None:
             return
         # Why UNKNOWN: the scheduler also reports which tasks a worker had, so the others would be known not to have
-        # started. But if a worker dies before the result of an ended task is fetched, scheduler and client forget it.
+        # started. But if a worker dies before the result of one that ended is fetched, scheduler and client forget it.
         running, worker.running = worker.running, {}
         for lost in running.values():
-            self._emit(TaskEnded(address, lost.task, LostTask.UNKNOWN))
+            self._emit(BundleEnded(address, lost.number, LostBundle.UNKNOWN))
             lost.future.release()
         if worker.admitted:
             self._emit(WorkerLeft(address))
@@ -163,7 +172,7 @@ class Cluster:
             self._emit(WorkerJoined(address, worker.threads))
 
     async def _set_up(self, worker: WorkerState) -> bool:
-        future = self._submit(RemoteCall(try_setup, worker.token), uuid.uuid4().hex, worker.address)
+        (future,) = self._submit({uuid.uuid4().hex: RemoteCall(try_setup, worker.token)}, worker.address)
         try:
             failure = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # it has left, which the scheduler reports as well
@@ -177,46 +186,58 @@ class Cluster:
             self._emit(SetupRefused(error))
         return failure is None
 
-    def _submit(self, call: RemoteCall, key: str, address: str) -> Any:
-        pickled = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
+    def _submit(self, calls: dict[str, RemoteCall], address: str) -> Sequence[Any]:
+        """Submit calls by their keys, as one graph: each graph costs the scheduler as much as a task."""
+        pickled = [pickle.dumps(call, pickle.HIGHEST_PROTOCOL) for call in calls.values()]
         # Dask warns of large tasks and advises to load the data in the workers, which is impossible here.
-        with _without_size_warning(len(pickled)):
-            return self._client.submit(
+        with _without_size_warning(sum(map(len, pickled))):
+            futures: Sequence[Any] = self._client.map(
                 # Not the function itself: the scheduler unpickles it, and may have neither poolsave nor Django.
                 pickle.loads,
                 pickled,
-                key=f"poolsave-{key}",
+                key=[f"poolsave-{key}" for key in calls],
                 workers=[address],
                 allow_other_workers=False,
                 pure=False,
                 retries=0,
             )
+            return futures
 
-    async def send(self, address: str, task: int, oldest: int, payload: bytes) -> None:
-        """Run a task in a worker and emit how it ended. `oldest` is the first task of the run that has not ended."""
+    async def send(self, address: str, bundles: Sequence[Bundle], oldest: int) -> None:
+        """Run bundles in a worker and emit how each ended. `oldest` is the first of the run that has not ended."""
         worker = self._workers.get(address)
         if worker is None or not worker.admitted:
-            self._emit(TaskEnded(address, task, LostTask.UNTOUCHED))
+            for bundle in bundles:
+                self._emit(BundleEnded(address, bundle.number, LostBundle.UNTOUCHED))
             return
-        call = RemoteCall(run_task, worker.token, task, oldest, payload)
-        future = self._submit(call, f"{worker.token}-{task}", address)
-        worker.running[future.key] = RunningTask(task, future)
-        result = await self._result(future)
+        calls = {
+            f"{worker.token}-{bundle.number}": RemoteCall(
+                run_bundle, worker.token, bundle.number, oldest, bundle.payloads
+            )
+            for bundle in bundles
+        }
+        futures = self._submit(calls, address)
+        for bundle, future in zip(bundles, futures, strict=True):
+            worker.running[future.key] = RunningBundle(bundle.number, future)
+        await asyncio.gather(*(self._await(worker, bundle.number, future) for bundle, future in zip(bundles, futures)))
+
+    async def _await(self, worker: WorkerState, number: int, future: Any) -> None:
+        address, result = worker.address, await self._result(future)
         future.release()
         if worker.running.pop(future.key, None) is None:
-            return  # the worker has left, and `_remove` has reported its tasks
-        self._emit(TaskEnded(address, task, result or LostTask.UNKNOWN))
+            return  # the worker has left, and `_remove` has reported its bundles
+        self._emit(BundleEnded(address, number, result or LostBundle.UNKNOWN))
         if result is None and self._workers.get(address) is worker:
             self._remove(address)  # another process has this address now; it is admitted anew
 
-    async def _result(self, future: Any) -> TaskAnswer | LostTask | BaseException | None:
+    async def _result(self, future: Any) -> BundleAnswer | LostBundle | BaseException | None:
         try:
-            answer: TaskAnswer | None = await self._client.gather(future, asynchronous=True)
+            answer: BundleAnswer | None = await self._client.gather(future, asynchronous=True)
         except import_dask("distributed").KilledWorker:  # retries=0: the scheduler does not try again
-            return LostTask.UNKNOWN
+            return LostBundle.UNKNOWN
         except (Exception, asyncio.CancelledError) as error:  # whatever Dask raises
             return error
-        return LostTask.UNKNOWN if answer is not None and answer.repeated else answer
+        return LostBundle.UNKNOWN if answer is not None and answer.repeated else answer
 
     async def halt(self) -> None:
         """Let no worker start a further object."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..._environment.project_settings import executor_settings
 from ..._pickling.exceptions import restore_exception
@@ -16,28 +17,44 @@ from ...errors import InvalidOption, WorkerDied
 from ..event_queue import EventQueueExecutor
 from ..protocol import UNKNOWN, Broken, Died, Event, Job, Replied, SetupFailed, Task
 from .cluster import Cluster
-from .messages import LostTask, SchedulerLost, SetupRefused, TaskEnded, WorkerJoined, WorkerLeft, import_dask
-from .worker import TaskAnswer
+from .messages import (
+    Bundle,
+    BundleEnded,
+    LostBundle,
+    SchedulerLost,
+    SetupRefused,
+    WorkerJoined,
+    WorkerLeft,
+    import_dask,
+)
+from .worker import BundleAnswer, TaskAnswer
 
 PORTLESS = ("inproc://", "ucx://")
 """Schemes of addresses that have no port to check."""
 STOP_TIMEOUT = 10.0
 """Seconds that workers have to remove a run at its end."""
+SMOOTHING = 0.8
+"""Weight of the past in the average of the latency."""
 
 
 class DaskExecutor(EventQueueExecutor):
     """Runs each task as one Dask task, in the worker that it is sent to and in no other.
 
     It opens a connection of its own to the scheduler, and leaves the client or cluster that it is given unchanged.
-    `workers` limits how many tasks run at once; each takes one thread of the cluster. If a worker dies, the tasks that
-    it was running are lost, since their progress is unknown. The run goes on with the other workers and with those that
-    join. No task starts twice: Dask runs the tasks of dead workers again, but poolsave's workers refuse that. If a
-    worker has another poolsave, Python (3.x), Django or settings module, nothing runs. Such a worker that joins later
-    is not used.
+    `workers` limits how many tasks run at once; each takes one thread of the cluster. Short tasks go several at a time
+    as one Dask task. If a worker dies, the tasks that it was sent are lost, since their progress is unknown. The run
+    goes on with the other workers and with those that join. No task starts twice: Dask runs the tasks of dead workers
+    again, but poolsave's workers refuse that. If a worker has another poolsave, Python (3.x), Django or settings
+    module, nothing runs. Such a worker that joins later is not used.
 
     Example:
         report = operation.using(executor=DaskExecutor(Client("tcp://...")), workers=100).map(rows)
     """
+
+    target_seconds = 1.0
+    """Seconds of work that an automatic chunk aims at: long compared to the latency of Dask, some 20 ms."""
+    latency = 0.0
+    """Smoothed seconds between two bundles of a worker's thread in which it has nothing to do, as measured."""
 
     def __init__(self, where: Any) -> None:
         """Take a `distributed.Client`, a Dask cluster, or the address of a scheduler."""
@@ -68,8 +85,10 @@ class DaskExecutor(EventQueueExecutor):
         self._clear_events()
         self._backlog: deque[Task] = deque()
         self._slots: dict[str, WorkerSlot] = {}
-        self._sent: dict[int, int] = {}
+        self._sent: dict[int, SentBundle] = {}
+        self._last_bundle = 0
         self._limit = limit
+        self.latency = 0.0
 
     @property
     def running(self) -> bool:
@@ -92,19 +111,30 @@ class DaskExecutor(EventQueueExecutor):
         return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
 
     def submit(self, task: Task) -> None:
-        self._backlog.append(task)
-        self._dispatch()
+        self._backlog.append(task)  # sent by `wait`, so that tasks which are submitted together may go together
 
     def _dispatch(self) -> None:
-        """Send tasks, to no worker more than it can start at once: all tasks of a worker may be lost with it."""
-        while self._backlog and len(self._sent) < self.workers:
+        """Send the backlog: to no worker more bundles than it can start at once, since all may be lost with it."""
+        bundles: dict[str, list[Bundle]] = {}
+        while self._backlog and (free := self.workers - len(self._sent)) > 0:
             address, slot = max(self._slots.items(), key=lambda item: item[1].free)
-            task = self._backlog.popleft()
-            slot.tasks.add(task.id)
-            self._sent[task.id] = task.size
-            self._in_loop(self._cluster.send(address, task.id, min(self._sent), task.payload))
+            tasks = [self._backlog.popleft() for _ in range(self._bundle_size(free))]
+            self._last_bundle += 1
+            slot.bundles.add(self._last_bundle)
+            self._sent[self._last_bundle] = SentBundle(tasks, time.perf_counter())
+            bundles.setdefault(address, []).append(Bundle(self._last_bundle, [task.payload for task in tasks]))
+        oldest = next(iter(self._sent), 0)
+        for address, of_worker in bundles.items():
+            self._in_loop(self._cluster.send(address, of_worker, oldest))
+
+    def _bundle_size(self, free: int) -> int:
+        """A thread's share of the backlog, and of what all threads have: the engine submits more only if it is short."""
+        waiting = len(self._backlog)
+        running = sum(len(sent.tasks) for sent in self._sent.values())
+        return min(-(-waiting // free), -(-(waiting + running) // self.workers))
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
+        self._dispatch()
         messages = self._take_events(timeout)
         events = [event for message in messages for event in self._events_of(message)]
         self._dispatch()
@@ -112,8 +142,8 @@ class DaskExecutor(EventQueueExecutor):
 
     def _events_of(self, message: Any) -> Sequence[Event]:
         match message:
-            case TaskEnded():
-                return self._on_task_ended(message)
+            case BundleEnded():
+                return self._on_bundle_ended(message)
             case WorkerJoined():
                 self._slots[message.address] = WorkerSlot(message.threads)
             case WorkerLeft():
@@ -126,23 +156,27 @@ class DaskExecutor(EventQueueExecutor):
                 return [message]
         return []
 
-    def _on_task_ended(self, message: TaskEnded) -> Sequence[Event]:
-        size = self._sent.pop(message.task, None)
-        if size is None:
+    def _on_bundle_ended(self, message: BundleEnded) -> Sequence[Event]:
+        sent = self._sent.pop(message.bundle, None)
+        if sent is None:
             return []  # lost with the scheduler
         if message.address in self._slots:
-            self._slots[message.address].tasks.discard(message.task)
-        if isinstance(message.result, TaskAnswer):
-            return _replies_of(message.task, message.result)
+            self._slots[message.address].bundles.discard(message.bundle)
+        if isinstance(message.result, BundleAnswer):
+            self._learn(time.perf_counter() - sent.at - message.result.seconds)
+            return _events_of_answer(sent.tasks, message.result)
         if isinstance(message.result, BaseException):
-            return [Broken(message.task, message.result, begun=True)]
+            return [Broken(task.id, message.result, begun=True) for task in sent.tasks]
         died = WorkerDied(None, details=f"{message.address} left the Dask cluster")
-        if message.result is LostTask.UNTOUCHED:
-            return [Died(died, None, b"", (message.task,))]
-        return [Died(died, message.task, bytes([UNKNOWN]) * size, ())]
+        if message.result is LostBundle.UNTOUCHED:
+            return [Died(died, None, b"", tuple(task.id for task in sent.tasks))]
+        return [Died(died, task.id, bytes([UNKNOWN]) * task.size, ()) for task in sent.tasks]
+
+    def _learn(self, seconds: float) -> None:
+        self.latency = SMOOTHING * self.latency + (1 - SMOOTHING) * seconds if self.latency else seconds
 
     def _lose_all(self, error: BaseException) -> list[Event]:
-        lost = [Broken(task, error, begun=True) for task in self._sent]
+        lost = [Broken(task.id, error, begun=True) for sent in self._sent.values() for task in sent.tasks]
         self._sent.clear()
         self._slots.clear()
         return [*lost, *self._withdraw_backlog()]
@@ -171,16 +205,30 @@ class DaskExecutor(EventQueueExecutor):
             client.close()
 
 
+class SentBundle(NamedTuple):
+    """Tasks that were sent together, and when, by `time.perf_counter()`."""
+
+    tasks: Sequence[Task]
+    at: float
+
+
 @dataclass
 class WorkerSlot:
-    """The threads of an admitted worker, and the tasks that it was sent and has not answered."""
+    """The threads of an admitted worker, and the bundles that it was sent and has not answered."""
 
     threads: int
-    tasks: set[int] = field(default_factory=set)
+    bundles: set[int] = field(default_factory=set)
 
     @property
     def free(self) -> int:
-        return self.threads - len(self.tasks)
+        return self.threads - len(self.bundles)
+
+
+def _events_of_answer(tasks: Sequence[Task], answer: BundleAnswer) -> list[Event]:
+    events: list[Event] = []
+    for number, task in enumerate(tasks):
+        events += _replies_of(task.id, answer.answers[number])
+    return events
 
 
 def _replies_of(task: int, answer: TaskAnswer) -> Sequence[Event]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 from ...errors import InvalidOption
-from .worker import TaskAnswer
+from .worker import BundleAnswer
 
 
 def import_dask(name: str) -> Any:
@@ -25,14 +26,14 @@ def import_dask(name: str) -> Any:
 
 
 class WorkerJoined(NamedTuple):
-    """A worker was admitted. It can be sent as many tasks at a time as it has threads."""
+    """A worker was admitted. It can be sent as many bundles at a time as it has threads."""
 
     address: str
     threads: int
 
 
 class WorkerLeft(NamedTuple):
-    """An admitted worker has left. A `TaskEnded` for each of its tasks came before."""
+    """An admitted worker has left. A `BundleEnded` for each of its bundles came before."""
 
     address: str
 
@@ -49,17 +50,24 @@ class SchedulerLost(NamedTuple):
     error: BaseException
 
 
-class LostTask(Enum):
-    """What is known of a task whose worker has left."""
+class LostBundle(Enum):
+    """What is known of a bundle whose worker has left."""
 
     UNTOUCHED = "it was not sent, since the worker had left before"
     UNKNOWN = "its progress is unknown"
 
 
-class TaskEnded(NamedTuple):
-    """A task has ended."""
+class Bundle(NamedTuple):
+    """Tasks that go to a worker as one task of Dask."""
+
+    number: int
+    payloads: Sequence[bytes]
+
+
+class BundleEnded(NamedTuple):
+    """A bundle has ended."""
 
     address: str
-    task: int
-    result: TaskAnswer | LostTask | BaseException
+    bundle: int
+    result: BundleAnswer | LostBundle | BaseException
     """The worker's answer; what is known without an answer; or an error of Dask."""

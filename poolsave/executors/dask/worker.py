@@ -1,14 +1,15 @@
 """What runs in the workers of a Dask cluster. `Cluster` sends these calls.
 
-A scheduler silently runs a task again when its worker or its result is lost. So each task is meant for one process: the
-caller registers a `RunState` there first, and that starts each task once. In any other process, and at a second time,
-a task does nothing and says so.
+Several tasks of a run may go as one task of Dask: a bundle. A scheduler silently runs it again when its worker or its
+result is lost. So each bundle is meant for one process: the caller registers a `RunState` there first, and that starts
+each bundle once. In any other process, and at a second time, a bundle does nothing and says so.
 """
 
 from __future__ import annotations
 
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -20,14 +21,23 @@ from ..serial import LocalMarks
 
 
 class TaskAnswer(NamedTuple):
-    """The answer of a worker to a task that is meant for it."""
+    """The answer of a worker to a task."""
 
     begun: bool
     replies: Sequence[Any] = ()
     error: ExceptionRecord | None = None
     """Why the task was not started. If it was started: an error in poolsave itself."""
+
+
+class BundleAnswer(NamedTuple):
+    """The answer of a worker to a bundle that is meant for it."""
+
+    answers: Sequence[TaskAnswer] = ()
+    """One per task, in order."""
+    seconds: float = 0.0
+    """How long the worker was at it."""
     repeated: bool = False
-    """The task was started before, and its result is lost."""
+    """The bundle was started before, and its result is lost."""
 
 
 class RunState:
@@ -40,15 +50,15 @@ class RunState:
         self._begun: set[int] = set()
         self._oldest = 0
 
-    def begin(self, task: int, oldest: int) -> bool:
-        """Note that a task starts. Returns False if it was started before.
+    def begin(self, bundle: int, oldest: int) -> bool:
+        """Note that a bundle starts. Returns False if it was started before.
 
-        Tasks before `oldest` have ended and are dropped from memory."""
+        Bundles before `oldest` have ended and are dropped from memory."""
         with self._lock:
-            if task < self._oldest or task in self._begun:
+            if bundle < self._oldest or bundle in self._begun:
                 return False
             self._oldest = max(self._oldest, oldest)
-            self._begun = {number for number in self._begun if number >= self._oldest} | {task}
+            self._begun = {number for number in self._begun if number >= self._oldest} | {bundle}
             return True
 
 
@@ -88,21 +98,32 @@ def try_setup(token: str) -> ExceptionRecord | None:
     return None
 
 
-def run_task(token: str, task: int, oldest: int, payload: bytes) -> TaskAnswer | None:
-    """Run a task, unless it was started before; None if it is not meant for this process."""
+def run_bundle(token: str, bundle: int, oldest: int, payloads: Sequence[bytes]) -> BundleAnswer | None:
+    """Run tasks one after the other, unless they were started before; None if they are not meant for this process."""
     run = _runs.get(token)
     if run is None:
         return None
-    if not run.begin(task, oldest):
-        return TaskAnswer(begun=True, repeated=True)
+    if not run.begin(bundle, oldest):
+        return BundleAnswer(repeated=True)
+    began = time.perf_counter()
     try:
         session = _open(run)
     except BaseException as error:  # reported to the caller, which raises it
-        return TaskAnswer(begun=False, error=record_exception(error))
-    replies: list[Any] = []
+        return BundleAnswer([TaskAnswer(begun=False, error=record_exception(error))] * len(payloads))
+    answers: list[TaskAnswer] = []
     try:
         with closing(session):
-            session.run(payload, run.marks, lambda body, final: replies.append(body))
+            for payload in payloads:
+                answers.append(_run_task(session, payload, run.marks))
+    except BaseException as error:  # if this were raised, the caller could not tell which tasks have started
+        answers[-1:] = [TaskAnswer(begun=True, error=record_exception(error))]
+    return BundleAnswer(answers, time.perf_counter() - began)
+
+
+def _run_task(session: Session, payload: bytes, marks: LocalMarks) -> TaskAnswer:
+    replies: list[Any] = []
+    try:
+        session.run(payload, marks, lambda body, final: replies.append(body))
     except BaseException as error:  # if this were raised, the caller could not tell whether the task has started
         return TaskAnswer(begun=True, error=record_exception(error))
     return TaskAnswer(begun=True, replies=replies)
