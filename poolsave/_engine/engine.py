@@ -5,6 +5,7 @@ For `map`, `stream` and pipelines it runs in the caller's thread, for a block in
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,13 +33,14 @@ from ..executors import (
     Task,
     is_resizable,
 )
-from ..options import Options, available_cpus, worker_range
+from ..options import AUTO, Options, available_cpus, worker_range
 from ..outcomes import Status
 from .chunking import TARGET, FlowControl
 from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
 from .sizing import WorkerSizing
 from .sources import Source
 from .throttling import INTERVAL, ThrottleMeter, build_meter
+from .worker_policy import WorkerRange
 
 
 class Engine:
@@ -82,7 +84,7 @@ class Engine:
         if self._source.exhausted and not self._requeued:
             return
         limits = worker_range(self._options.workers)
-        workers = limits.least
+        workers = self._first_workers(limits)
         length = self._source.remaining()
         if length is not None:
             size = 1 if self._options.chunksize == "auto" else self._options.chunksize
@@ -98,6 +100,11 @@ class Engine:
             self.statistics.first_workers = self._executor.workers
             cpus = available_cpus()
             self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics, cpus=cpus)
+
+    def _first_workers(self, limits: WorkerRange) -> int:
+        if not getattr(self._executor, "follows_cluster", False):
+            return limits.least
+        return sys.maxsize if self._options.workers == AUTO else limits.most
 
     @property
     def inline(self) -> bool:

@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
-from poolsave import ClusterUnusable, InvalidOption, Status, executors
+from poolsave import ClusterUnusable, InvalidOption, Status, executors, options
 from poolsave._engine.chunking import MOST_CHUNKS_PER_WORKER
 from poolsave._environment.django_setup import _overridden
 from poolsave._environment.versions import Versions
@@ -353,6 +353,24 @@ def test_no_worker_is_sent_more_than_it_has_threads(address, client):
     assert sum(sent) == 400
     assert all(room)
     assert 1 < max(sent) <= MOST_CHUNKS_PER_WORKER  # chunks that take no time go several at once
+
+
+@pytest.mark.parametrize(("workers", "most"), [("auto", 2), ((1, 2), 2), (1, 1)])
+def test_auto_follows_the_number_of_threads_of_the_cluster(address, monkeypatch, workers, most):
+    """However few CPUs the caller has."""
+    monkeypatch.setattr(options, "available_cpus", lambda: 1)
+    running = []
+    send = _dask_cluster.Cluster.send
+
+    async def counted(self, *of):
+        await asyncio.gather(send(self, *of), count(self))
+
+    async def count(cluster):
+        running.append(sum(len(worker.running) for worker in cluster._workers.values()))
+
+    monkeypatch.setattr(_dask_cluster.Cluster, "send", counted)
+    assert on(address, operations.naps, workers=workers, chunksize=1).map([0.03] * 20).ok
+    assert max(running) == most
 
 
 def test_long_chunks_go_one_by_one(address):

@@ -49,7 +49,8 @@ def _running(folder, settings, size, mode):
     file.write_text(CONFIGURATION.format(**server, listen=port, size=size, mode=mode).replace("password=\n", "\n"))
     folder.chmod(0o755)
     command = [shutil.which("pgbouncer", path=PATH), "-q", str(file)]
-    with subprocess.Popen(command, user=_user(settings["HOST"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, user=_user(settings["HOST"]), **silent) as process:
         try:
             _wait_for(port, process)
             yield port

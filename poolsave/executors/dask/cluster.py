@@ -217,11 +217,12 @@ class Cluster:
             for bundle in bundles
         }
         futures = self._submit(calls, address)
-        for bundle, future in zip(bundles, futures, strict=True):
-            worker.running[future.key] = RunningBundle(bundle.number, future)
-        await asyncio.gather(*(self._await(worker, bundle.number, future) for bundle, future in zip(bundles, futures)))
+        sent = [RunningBundle(bundle.number, future) for bundle, future in zip(bundles, futures, strict=True)]
+        worker.running.update((running.future.key, running) for running in sent)
+        await asyncio.gather(*(self._await(worker, running) for running in sent))
 
-    async def _await(self, worker: WorkerState, number: int, future: Any) -> None:
+    async def _await(self, worker: WorkerState, running: RunningBundle) -> None:
+        number, future = running
         address, result = worker.address, await self._result(future)
         future.release()
         if worker.running.pop(future.key, None) is None:

@@ -51,6 +51,8 @@ class DaskExecutor(EventQueueExecutor):
         report = operation.using(executor=DaskExecutor(Client("tcp://...")), workers=100).map(rows)
     """
 
+    follows_cluster = True
+    """Whether `workers="auto"` means as many as the cluster has at each moment."""
     target_seconds = 1.0
     """Seconds of work that an automatic chunk aims at: long compared to the latency of Dask, some 20 ms."""
     latency = 0.0
@@ -128,7 +130,7 @@ class DaskExecutor(EventQueueExecutor):
             self._in_loop(self._cluster.send(address, of_worker, oldest))
 
     def _bundle_size(self, free: int) -> int:
-        """A thread's share of the backlog, and of what all threads have: the engine submits more only if it is short."""
+        """A thread's share of the backlog, and of all that runs: only short tasks are submitted several each."""
         waiting = len(self._backlog)
         running = sum(len(sent.tasks) for sent in self._sent.values())
         return min(-(-waiting // free), -(-(waiting + running) // self.workers))

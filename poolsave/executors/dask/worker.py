@@ -113,10 +113,10 @@ def run_bundle(token: str, bundle: int, oldest: int, payloads: Sequence[bytes]) 
     answers: list[TaskAnswer] = []
     try:
         with closing(session):
-            for payload in payloads:
-                answers.append(_run_task(session, payload, run.marks))
+            answers.extend(_run_task(session, payload, run.marks) for payload in payloads)
     except BaseException as error:  # if this were raised, the caller could not tell which tasks have started
-        answers[-1:] = [TaskAnswer(begun=True, error=record_exception(error))]
+        open_or_last = max(1, len(payloads) - len(answers))
+        answers[len(payloads) - open_or_last :] = [TaskAnswer(begun=True, error=record_exception(error))] * open_or_last
     return BundleAnswer(answers, time.perf_counter() - began)
 
 
