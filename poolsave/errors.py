@@ -88,12 +88,12 @@ class ClusterUnusable(PoolsaveError):
 
 
 class DatabaseUnreachable(PoolsaveError):
-    """No connection to a database is to be had: a run is refused, or a server has gone in the middle of a run.
+    """A database cannot be connected to: a run is refused, or a server has gone in the middle of a run.
 
-    In the middle of a run it is raised after 3 seconds without any connection. A server that says that it starts or has
-    too many gets 30 seconds before, on PostgreSQL if it says so in English. `report` has the outcomes: what was at work
-    has failed or is lost, and the rest is skipped. `reason` is what the driver says, and `__cause__` the error of the
-    object that had no connection.
+    In the middle of a run it is raised after 3 seconds without any connection. If the server says that it is starting,
+    or that it has too many connections, it is raised after 30 seconds more (on PostgreSQL, if it says so in English).
+    `report` has the outcomes: what was at work has failed or is lost, and the rest is skipped. `reason` is the driver's
+    message, and `__cause__` the error of the object that had no connection.
     """
 
     def __init__(self, alias: str, reason: str) -> None:
@@ -103,8 +103,8 @@ class DatabaseUnreachable(PoolsaveError):
 
     def __str__(self) -> str:
         return (
-            f"no connection to the database {self.alias!r} is to be had ({self.reason}): see that its server runs and "
-            f"takes connections, and that its address, name, user and password are those of settings.DATABASES"
+            f"cannot connect to the database {self.alias!r} ({self.reason}): check that its server runs and takes "
+            f"connections, and that settings.DATABASES has its address, name, user and password"
         )
 
 
@@ -257,15 +257,15 @@ class SharedMemoryDatabase(PoolsaveError):
 
     def __str__(self) -> str:
         return (
-            f"the database {self.alias!r} is SQLite in memory ({self.name!r}), which lives in one place only and "
-            f"cannot be shared with these workers: use {self.ways_out}, or a database file (for tests: "
+            f"the database {self.alias!r} is SQLite in memory ({self.name!r}), which these workers cannot see: use "
+            f"{self.ways_out}, or a database file (in tests: "
             f'DATABASES["{self.alias}"]["TEST"]["NAME"])'
         )
 
 
 UNGUARDED = (
-    "if a traceback of your script stands above: workers that are not forked import it again, so start the run from "
-    'under if __name__ == "__main__":'
+    "if there is a traceback of your script above: workers that are not forked import the script again, so start the "
+    'run under if __name__ == "__main__":'
 )
 
 
@@ -297,14 +297,16 @@ class WorkerDied(PoolsaveError):
     def __str__(self) -> str:
         how = f"was killed by {self.signal}" if self.signal else f"ended with exit status {self.exitcode}"
         if self.exitcode is None and self.signal is None:
-            return f"the worker that had {_shorten(self.item)} is gone, and how far it came is unknown{self._tail()}"
+            return (
+                f"the worker that had {_shorten(self.item)} is gone, and it is not known how far it came{self._tail()}"
+            )
         if self.afterwards:
-            return f"the worker {how} when it was no longer at this object, but had not told of it{self._tail()}"
+            return f"the worker {how} after it had finished this object, but before it reported so{self._tail()}"
         if self.item is None:
             guard = f"; {UNGUARDED}" if self.exitcode == 1 else ""
-            return f"the worker {how} before it was at any object{guard}{self._tail()}"
-        what = f" while it was at {_shorten(self.item)}"
-        return f'the worker {how}{what}; to look into it run this object with executor="serial"{self._tail()}'
+            return f"the worker {how} before it began an object{guard}{self._tail()}"
+        what = f" while it ran {_shorten(self.item)}"
+        return f'the worker {how}{what}; to find out why, run this object with executor="serial"{self._tail()}'
 
     def _tail(self) -> str:
         return f"\n{self.details.rstrip()}" if self.details else ""

@@ -173,7 +173,7 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption: for `samples`, with `transaction=None`, for an alias that does not exist, or for a `key` that
                 `map` refuses.
-            DatabaseUnreachable: if there is no connection, and none is to be had.
+            DatabaseUnreachable: if there is no connection to a database, and none can be made.
             InvalidOperation: if the queryset cannot be mapped; or, when everything is rolled back, if the function
                 tried what no rollback undoes: to end its transaction, to write to a database that `databases` does not
                 name, or to write to a table without transactions. Of a COMMIT by the own `commit()` of psycopg2 or

@@ -138,7 +138,7 @@ class Options:
             raise InvalidOption("databases", self.databases, "name at least one alias, or set transaction=None")
         if self.batch_writes and self.transaction != "chunk":
             raise InvalidOption(
-                "batch_writes", True, f'with transaction={self.transaction!r} no rows go together: set "chunk"'
+                "batch_writes", True, f'rows go together by chunk: set transaction="chunk" (it is {self.transaction!r})'
             )
         for name in SEQUENCES:
             value = getattr(self, name)

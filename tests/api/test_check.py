@@ -198,7 +198,7 @@ def test_check_says_that_a_database_is_unreachable(monkeypatch):
     monkeypatch.setitem(connections["postgres"].settings_dict, "HOST", "/nowhere")
     (message,) = quiet.using(databases=("postgres",)).check()
     assert message.id == "poolsave.E006"
-    assert "no connection to the database 'postgres' is to be had" in message.msg
+    assert "cannot connect to the database 'postgres'" in message.msg
 
 
 class Pooler:

@@ -238,8 +238,8 @@ def test_script_with_a_guard_that_does_not_hold_ends(tmp_path):
     done = run_script([str(path), "spawn"])
     assert done.returncode == 1
     last = done.stderr.rpartition("WorkerDied")[2]
-    assert "before it was at any object" in last
-    assert 'start the run from under if __name__ == "__main__":' in last
+    assert "before it began an object" in last
+    assert 'start the run under if __name__ == "__main__":' in last
 
 
 def run_script(arguments, **options):

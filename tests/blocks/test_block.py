@@ -354,7 +354,7 @@ def test_a_death_names_what_was_submitted():
     with concurrent_saves(workers=1, transaction=None, start_method="fork", on_failure="collect") as saves:
         error = saves.submit(operations.kills_itself, 3).exception(30)
     assert error.item == 3
-    assert "while it was at 3" in str(error)
+    assert "while it ran 3" in str(error)
 
 
 def test_callables_are_not_kept_for_ever():

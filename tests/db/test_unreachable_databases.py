@@ -265,7 +265,9 @@ def test_database_that_cannot_be_had_is_refused_in_the_caller(server, monkeypatc
     begun = []
     operation = inserts.using(executor=executor, before_fork=lambda: begun.append(1))
     for run in (operation.map, (passes | operation).map, operation.stream):
-        with pytest.raises(DatabaseUnreachable, match=f"'gone' is to be had .*{WRONG[key]}") as caught:
+        with pytest.raises(
+            DatabaseUnreachable, match=f"cannot connect to the database 'gone' .*{WRONG[key]}"
+        ) as caught:
             run([1, 2])
         assert caught.value.alias == "gone"
     with pytest.raises(DatabaseUnreachable), concurrent_saves(executor=executor, databases=("gone",)):

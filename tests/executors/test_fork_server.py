@@ -141,7 +141,7 @@ def test_server_that_dies_tells_of_the_guard(server, tmp_path, monkeypatch):
     assert ensure_forkserver(pickle.dumps((None, None))) == SERVER_DIED
     worker = WorkerHandle(1)
     try:
-        with pytest.raises(WorkerDied, match='start the run from under if __name__ == "__main__"'):
+        with pytest.raises(WorkerDied, match='start the run under if __name__ == "__main__"'):
             worker.start("forkserver", b"")
     finally:
         worker.close()

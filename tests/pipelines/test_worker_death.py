@@ -83,7 +83,7 @@ def test_only_the_object_that_a_killed_worker_was_at_is_blamed():
     for number in (3, 4, 10):  # what is before that object has been answered for
         assert told[number].stage == ("raises_on" if number == 10 else "saves_name")
         assert told[number].status is Status.FAILED
-        assert "no longer at this object" in str(told[number].error)
+        assert "after it had finished this object" in str(told[number].error)
         assert any("its own error was lost" in note for note in told[number].error.__notes__)
     assert saved_names() == ["name 0", "name 1", "name 2"]
     assert sorted(report.failed_items()) == [3, 4, 10]
@@ -103,7 +103,7 @@ def test_worker_death_blames_only_the_object_that_it_was_at():
         f"the stage 'saves_second' never began: the value that it needs for object {number} was lost"
         for number in (2, 3)
     ]
-    assert "no longer at this object" in str(told[3].__cause__)
+    assert "after it had finished this object" in str(told[3].__cause__)
 
 
 class Vague(executors.ProcessExecutor):
