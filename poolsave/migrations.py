@@ -236,7 +236,7 @@ class RequireRun(Operation):
     """Require that a durable run is finished and has no unresolved failures, before the migration that needs it.
 
     A migration that makes a column unique, for instance, comes long after the one that has added it, and a backfill
-    fills the column in between. Where the table has no rows, as in the database of a test, nothing is required.
+    fills the column in between. Where the table has no rows, as in the database of a test, nothing is required::
 
         operations = [
             RequireRun("articles-slug"),
