@@ -7,7 +7,7 @@ exactly once all the same: of a failure nothing is left.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import Error, connections
@@ -97,6 +97,10 @@ class Bookkeeping:
         state.done, state.failed, state.skipped = row.done, row.failed, row.skipped
         state.total, state.came_later, state.exactly_once = row.total, row.came_later, row.exactly_once
 
+    def waiting(self, retry: Mapping[str, Any]) -> tuple[Iterator[tuple[int, str]], int]:
+        """Give the rows and keys of the failures that a retry is about, and how many there are."""
+        return self._table.waiting(retry)
+
     # While it goes on.
 
     @property
@@ -110,14 +114,15 @@ class Bookkeeping:
 
     def count(self, done: int, rows: int) -> None:
         """Take note of objects whose rows workers have written."""
-        self.state.done += done
-        self._rows += rows
+        if self._session.retry is None:
+            self.state.done += done
+            self._rows += rows
 
     def add(self, place: Place, outcome: Outcome[Any], *, recorded: bool) -> None:
         """Take note of an outcome. `recorded`: that it has ended is recorded by a worker, and so is its failure."""
         gone = outcome.status is Status.SKIPPED
         if place.failures is not None:
-            if not outcome.ok and not recorded:
+            if not (outcome.ok and recorded):
                 self._retried.append((place.failures[0], outcome))
             return
         counts = {"done": int(outcome.ok), "skipped": int(gone), "failed": int(not (outcome.ok or gone))}
@@ -228,8 +233,8 @@ class Bookkeeping:
         with self._session.transaction():
             for failure, outcome in self._retried:
                 row = Failure.objects.using(self._session.alias).filter(pk=failure, resolved_at=None)
-                if is_a(outcome.error, RowGone):
-                    row.update(resolved_at=timezone.now(), resolution="gone")
+                if outcome.ok or is_a(outcome.error, RowGone):
+                    row.update(resolved_at=timezone.now(), resolution="retried" if outcome.ok else "gone")
                 else:
                     kind = Failure.Kind.LOST if outcome.status is Status.LOST else Failure.Kind.ERROR
                     again = {"attempts": F("attempts") + max(1, outcome.attempts), "kind": kind}

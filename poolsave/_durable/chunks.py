@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import IntegrityError, transaction
 
+from ..ledger.causes import failures_of
 from .ranges import Range, merged, renumbered
 from .session import Session
-from .sources import Place
+from .sources import PAGE_SIZE, Place
 
 if TYPE_CHECKING:
     from ..ledger.models import Failure
@@ -114,6 +116,8 @@ class ChunkTable:
 
         Rows of the same sequences are tried: the unique constraint waits for a transaction in flight.
         """
+        if place.failures is not None:
+            return self._resolved(place.failures)
         self._wait_for(place)
         with self._session.transaction():
             end = place.sequence + len(place.keys)
@@ -129,6 +133,13 @@ class ChunkTable:
         failed = frozenset(offset for offset in offsets if place.keys[offset] in failed_keys)
         return Ended(frozenset(offsets) - failed, failed)
 
+    def _resolved(self, failures: Sequence[int]) -> Ended:
+        with self._session.transaction():  # the locks wait for a transaction in flight
+            rows = self._failures().filter(pk__in=failures).select_for_update()
+            resolved = {pk for pk, resolved_at in rows.values_list("pk", "resolved_at") if resolved_at is not None}
+        saved = (offset for offset, failure in enumerate(failures) if failure in resolved)
+        return Ended(frozenset(saved), frozenset())
+
     def _wait_for(self, place: Place) -> None:
         from ..ledger.models import Chunk
 
@@ -140,10 +151,22 @@ class ChunkTable:
             Chunk.objects.using(self._session.alias).bulk_create(probes, ignore_conflicts=True, batch_size=BATCH)
             transaction.set_rollback(True, using=self._session.alias)
 
-    def _failed_keys(self, keys: Sequence[str]) -> set[str]:
-        from ..ledger.models import Failure
+    def waiting(self, retry: Mapping[str, Any]) -> tuple[Iterator[tuple[int, str]], int]:
+        """Give the rows and keys of the failures that a retry is about, page by page, and how many there are."""
+        from ..ledger.models import Run
 
-        failures = Failure.objects.using(self._session.alias).filter(run_id=self._session.run_id)
+        run = Run.objects.using(self._session.alias).get(pk=self._session.run_id)
+        rows = failures_of(run, retry).values_list("pk", "key")
+        limit = retry.get("limit")
+        newest = rows.order_by("-pk").first()
+        if newest is None:
+            return iter(()), 0
+        rows = rows.filter(pk__lte=newest[0])  # those that come up meanwhile are not tried again
+        count = rows.count()
+        return islice(_by_page(rows), limit), count if limit is None else min(count, limit)
+
+    def _failed_keys(self, keys: Sequence[str]) -> set[str]:
+        failures = self._failures()
         return {
             key
             for at in range(0, len(keys), BATCH)
@@ -152,10 +175,12 @@ class ChunkTable:
 
     def unresolved(self) -> bool:
         """Whether the run has failures."""
+        return bool(self._failures().filter(resolved_at=None).exists())
+
+    def _failures(self) -> Any:
         from ..ledger.models import Failure
 
-        failures = Failure.objects.using(self._session.alias)
-        return failures.filter(run_id=self._session.run_id, resolved_at=None).exists()
+        return Failure.objects.using(self._session.alias).filter(run_id=self._session.run_id)
 
     def _rows(self) -> Any:
         from ..ledger.models import Chunk
@@ -167,6 +192,13 @@ class ChunkTable:
 
         rows = [Chunk(run_id=self._session.run_id, **each._asdict()) for each in ranges]
         Chunk.objects.using(self._session.alias).bulk_create(rows, batch_size=BATCH)
+
+
+def _by_page(rows: Any) -> Iterator[tuple[int, str]]:
+    last = 0
+    while page := list(rows.filter(pk__gt=last)[:PAGE_SIZE]):
+        yield from page
+        last = page[-1][0]
 
 
 def sums(ranges: Iterable[Range]) -> Mapping[str, int]:

@@ -77,7 +77,11 @@ class DurableEngine(Engine):
         if self._book.closed:
             self._source.give_up()  # it is finished
             return
-        self._durable_source.open(ranges, self._session.bounds)
+        if self._session.retry is not None:
+            self._durable_job.sparse = True
+            self._durable_source.open_failures(*self._book.waiting(self._session.retry))
+        else:
+            self._durable_source.open(ranges, self._session.bounds)
         if self.meter is not None:
             self.meter.follow(self._session.followed())
         self._durable_job.recorder = LedgerRecorderSpec(

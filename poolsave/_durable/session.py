@@ -73,7 +73,8 @@ class Session:
 
     def has_ended(self, run: Run) -> bool:
         """Whether there is nothing left to run."""
-        return run.status in _finished() and (self.spec.retry or run.retry) is None and not self.spec.fresh
+        wants_retry = self.spec.retry is not None or run.retry is not None
+        return run.status in _finished() and not wants_retry and not self.spec.fresh
 
     def open(self, bounds: Callable[[], Bounds]) -> Run:
         """Take the lease, and give the row as it is now. `bounds` is called for a run that begins.

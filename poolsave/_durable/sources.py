@@ -55,6 +55,10 @@ class DurableSource(Protocol):
         """Begin with what is left besides these ranges."""
         ...
 
+    def open_failures(self, failures: Iterator[tuple[int, str]], count: int) -> None:
+        """Begin with objects that have failed: their rows, and their keys."""
+        ...
+
 
 class QuerySetGaps(IterableSource):
     """The primary keys of a queryset in the gaps: walked along the index, page by page, as `KeysetPages` does."""
@@ -74,6 +78,9 @@ class QuerySetGaps(IterableSource):
         self._all_read = True
         """Whether the page is the last one of the gap."""
         self._low, self._sequence = FIRST, 0
+        self._failures: Iterator[tuple[int, str]] | None = None
+        self._ids: list[int] = []
+        """The rows of the failures in the page."""
         self.place = Place(FIRST, 0, ())
         self.tails: list[Range] = []
 
@@ -94,15 +101,23 @@ class QuerySetGaps(IterableSource):
         self._total = None if bounds.total is None else max(0, bounds.total - ended)
         self._advance()
 
+    def open_failures(self, failures: Iterator[tuple[int, str]], count: int) -> None:
+        self._failures, self._total = failures, count
+        self._advance()
+
     def remaining(self) -> int | None:
+        if self._failures is not None:
+            return max(0, (self._total or 0) - self._handed_out)
         return len(self._page) if self._all_read and not self._gaps else None
 
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
-        chunk, self._page = self._page[: min(size, MAX_RANGE)], self._page[min(size, MAX_RANGE) :]
+        size = min(size, MAX_RANGE)
+        chunk, self._page = self._page[:size], self._page[size:]
         if not chunk:
             return None
         keys = [*map(encode, chunk)]
-        self.place = Place(self._low, self._sequence, keys)
+        failures, self._ids = (None, []) if self._failures is None else (self._ids[:size], self._ids[size:])
+        self.place = Place(self._low, self._sequence, keys, failures)
         self._low, self._sequence = keys[-1], self._sequence + len(keys)
         self._handed_out += len(chunk)
         if not self._page:
@@ -119,6 +134,12 @@ class QuerySetGaps(IterableSource):
             self.pulling = False
 
     def _advance(self) -> None:
+        if self._failures is not None:
+            waiting = [*islice(self._failures, PAGE_SIZE)]
+            self._ids = [failure for failure, _ in waiting]
+            self._page = [decode(key, self._queryset) for _, key in waiting]
+            self._ended = not waiting
+            return
         while not self._page:
             if not self._all_read:
                 self._read()
@@ -160,6 +181,7 @@ class KeyedInput(IterableSource):
         self._objects = objects
         self._key = key
         self._ranges: deque[Range] = deque()
+        self._failures: dict[str, int] | None = None
         super().__init__(self._left(), instant=isinstance(objects, list | tuple | range))
         self._ended = False
         self._total = _length(objects)
@@ -175,7 +197,13 @@ class KeyedInput(IterableSource):
         if self._total is not None:
             self._total = max(0, self._total - sum(each.objects for each in ranges))
 
+    def open_failures(self, failures: Iterator[tuple[int, str]], count: int) -> None:
+        self._failures, self._total = {key: failure for failure, key in failures}, None
+
     def _left(self) -> Iterator[tuple[Any, str, str, int]]:
+        if self._failures is not None:
+            yield from self._failed(self._failures)
+            return
         objects = iter(self._objects)
         low, number, index = FIRST, 0, 0
         while True:
@@ -191,6 +219,14 @@ class KeyedInput(IterableSource):
                 break
         if self._ranges:
             raise InputChanged(self._name, f"behind the key {low}", f"the key {self._ranges[0].low}", "the end")
+
+    def _failed(self, failures: dict[str, int]) -> Iterator[tuple[Any, str, str, int]]:
+        low, index = FIRST, 0
+        for item in self._objects:
+            key = self._key_of(item)
+            if key in failures:
+                yield item, key, low, index
+                low, index = key, index + 1
 
     def _pass_over(self, objects: Iterator[Any], ended: Range) -> str:
         """Read what has ended, and compare its number, its last key and its digest."""
@@ -222,7 +258,9 @@ class KeyedInput(IterableSource):
         if together < len(chunk):
             self._gathered = [*chunk[together:], *self._gathered]
             self._handed_out -= len(chunk) - together
-        self.place = Place(chunk[0][2], first, [key for _, key, _, _ in chunk[:together]])
+        keys = [key for _, key, _, _ in chunk[:together]]
+        failures = None if self._failures is None else [self._failures[key] for key in keys]
+        self.place = Place(chunk[0][2], first, keys, failures)
         return [item for item, _, _, _ in chunk[:together]]
 
     def give_up(self) -> list[Any]:

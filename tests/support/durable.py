@@ -3,7 +3,6 @@
 import os
 import signal
 
-from django.db import connections, transaction
 from django.db.models import F
 from django.db.models.signals import post_save
 from django.dispatch import receiver
@@ -29,17 +28,17 @@ def counts(row, bad=(), kills=()):
     row.visits = F("visits") + 1
     row.leaves_entry = True
     row.save(update_fields=["visits"])
-    if row.pk in bad:
+    if row.pk in bad or row.group == 5:
         raise ValueError(f"not {row.pk}")
     return row.pk
 
 
 @pooled_operation(progress=False, workers=2, start_method="fork")
-def counts_input(item, alias="default", bad=()):
+def counts_input(item, alias="default"):
     """The same for an input that is not a queryset."""
     Thing.objects.using(alias).filter(pk=item["pk"]).update(visits=F("visits") + 1)
     AuditEntry.objects.using(alias).create(actor=poolsave.current().key, tag=str(item["pk"]))
-    if item["pk"] in bad:
+    if Thing.objects.using(alias).filter(pk=item["pk"], group=5).exists():
         raise ValueError("not this one")
 
 
@@ -64,9 +63,3 @@ def ledger(alias, name):
     ranges = Chunk.objects.using(alias).filter(run_id=run.pk).order_by("sequence")
     columns = ranges.values_list("low", "high", "done", "failed", "skipped")
     return run, [*columns], [*Failure.objects.using(alias).filter(run_id=run.pk).order_by("pk")]
-
-
-def restart_sequences(alias):
-    """Rows with keys of one's own do not move PostgreSQL's sequences."""
-    with connections[alias].cursor() as cursor, transaction.atomic(using=alias):
-        cursor.execute("SELECT 1")
