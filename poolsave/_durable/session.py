@@ -144,7 +144,7 @@ class Session:
             return
         if self.spec.fresh:
             self._forget(run)
-        if first is not None:
+        if first is not None and (self.spec.fresh or run.started_at is None):  # nobody has begun it meanwhile
             self._begin(run, first)
         self.retry = run.retry if self.spec.retry is None else self.spec.retry
         self.was_complete = self.retry is not None and run.ended_at is not None
