@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from django.db import connections
+
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
 from .._engine.throttling import throttled_by
+from .._environment.django_setup import DjangoEnvironment
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
 from .._runtime.foreign_exceptions import attach_report, is_a, set_cause
@@ -164,6 +167,8 @@ class BlockDriver:
                 self.fatal = error if self.fatal is None else self.fatal
             finally:
                 self._finish()
+                if self._thread is not None and DjangoEnvironment.has_settings():
+                    connections.close_all()  # this thread's own: those of callbacks, progress callables and throttles
 
     def _run_inline(self) -> None:
         with self._lock:

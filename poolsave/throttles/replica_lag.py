@@ -133,12 +133,9 @@ class _LogReader:
             replayed, committed_at, is_replica = row_of(connection, REPLAYED)
         if not is_replica or replayed is None:
             raise Unreadable(f"the database {replica!r} is no replica that follows a primary")
-        return self._lag._answer(
-            self._behind(written, replayed, math.inf if committed_at is None else now - committed_at)
-        )
+        since_commit = None if committed_at is None else max(0.0, now - committed_at)
+        return self._lag._answer(self._behind(replayed, since_commit))
 
-    def _behind(self, written: int, replayed: int, since_commit: float | None) -> float:
-        if replayed >= written:
-            return 0.0
+    def _behind(self, replayed: int, since_commit: float | None) -> float:
         known = [seconds for seconds in (self._trail.behind(replayed), since_commit) if seconds is not None]
         return min(known, default=self._trail.seconds)

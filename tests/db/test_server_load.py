@@ -5,11 +5,13 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 
-from poolsave import InvalidOption, pooled_operation
+from poolsave import InvalidOption, concurrent_saves, pooled_operation
 from poolsave.throttles import ServerLoad
+from poolsave.throttles._reading import look_at, row_of
 from tests.conftest import wait_until
+from tests.models import Person
 from tests.support import operations
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -76,6 +78,23 @@ def test_its_own_queries_do_not_count(server, options):
     report = sleeps_there.using(**options, databases=[server], throttle=load).bind(alias=server).map([0.15] * 9)
     assert report.ok
     assert report.throttled == ()
+
+
+def test_a_look_ends_a_statement_that_takes_long(server):
+    began = time.monotonic()
+    with pytest.raises(OperationalError), look_at(server) as connection:
+        row_of(connection, SLEEP[connection.vendor], [20])
+    assert time.monotonic() - began < 10
+    assert connection.connection is None
+
+
+def test_a_block_leaves_no_connection_of_a_throttle(server):
+    def asks():
+        return None if Person.objects.using(server).count() else 1.0
+
+    options = {"executor": "thread", "transaction": None, "progress": False, "throttle": asks}
+    with concurrent_saves(**options) as saves:
+        assert saves.submit(operations.doubles.func, 2).result() == 4
 
 
 def test_a_database_without_a_server_is_refused():
