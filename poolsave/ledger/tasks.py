@@ -25,6 +25,8 @@ from .work import work_on
 
 __all__ = ["enqueue", "watch", "work_slice"]
 
+WATCH_AFTER = 1.5
+"""Slices after which a slice's process is looked for: by then it has ended, or it is late."""
 PACKAGE = "django.tasks" if django.VERSION >= (6,) else "django_tasks"
 tasks: Any = import_module(PACKAGE)
 ImmediateBackend: Any = import_module(f"{PACKAGE}.backends.immediate").ImmediateBackend
@@ -60,7 +62,7 @@ def watch(name: str, using: str, turn: int) -> None:
 def _watch_later(name: str, using: str, turn: int) -> None:
     """Without a backend that can wait, `manage.py poolsave recover` has to be called from time to time."""
     if watch.get_backend().supports_defer:
-        wait = timedelta(seconds=operating_settings()["slice"]) + control.STALE_AFTER
+        wait = WATCH_AFTER * timedelta(seconds=operating_settings()["slice"])
         watch.using(run_after=timezone.now() + wait).enqueue(name, using, turn)
 
 

@@ -3,94 +3,21 @@
 What is right is the number of visits that each row of a table counts: one for each run.
 """
 
-import multiprocessing
-import os
 import signal
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
-from django.db.models import Sum
 
 from poolsave.errors import StatusConflict
-from poolsave.ledger import causes, control, registry
-from poolsave.ledger.models import Failure, Lease, Run
+from poolsave.ledger import control, registry
+from poolsave.ledger.models import Run
 from poolsave.ledger.work import work, work_on
 from tests import backfills
 from tests.conftest import wait_until
-from tests.models import Tag, Thing
+from tests.support.working import Worker, session_number, some_are_done, things, visits
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 SIZE = 60
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """Register an operation over the things of a database, for one test."""
-
-    def register(name, operation, alias, **filters):
-        one = registry.Backfill(
-            name=name,
-            operation=operation.using(databases=(alias,)),
-            queryset=Thing.objects.using(alias).filter(**filters),
-        )
-        monkeypatch.setitem(registry._registered, name, one)
-        return name
-
-    return register
-
-
-def things(alias, count=SIZE, group=0):
-    Thing.objects.using(alias).bulk_create(Thing(group=group) for _ in range(count))
-
-
-def visits(alias, **filters):
-    return [thing.visits for thing in Thing.objects.using(alias).filter(**filters)]
-
-
-def session_number(alias, name):
-    """Twice the number of sessions that have ended."""
-    return Lease.objects.using(alias).get(run__name=name).generation
-
-
-class Worker:
-    """`work` in a process of its own, which is forked from this one and knows its backfills."""
-
-    def __init__(self, alias, **options):
-        connections.close_all()
-        fork = multiprocessing.get_context("fork")
-        self.ended, self._end = fork.Pipe(duplex=False)
-        options = {"once": True, "executor": "serial", "using": alias, **options}
-        self.process = fork.Process(target=self._work, args=(options,))
-        self.process.start()
-        self._end.close()
-
-    def _work(self, options):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        work(ended=lambda run: self._end.send(run.name), **options)
-
-    def names(self):
-        """Wait for its end; gives the runs that it has worked on."""
-        found = []
-        while True:
-            try:
-                found.append(self.ended.recv())
-            except EOFError:
-                break
-        self.join()
-        return found
-
-    def kill(self, signum):
-        os.kill(self.process.pid, signum)
-        self.join()
-
-    def join(self):
-        self.process.join()
-        self.ended.close()
-
-
-def some_are_done(alias):
-    return lambda: 0 < (Thing.objects.using(alias).aggregate(total=Sum("visits"))["total"] or 0)
 
 
 def test_of_two_at_once_one_takes_each_run(alias, registered):
@@ -107,7 +34,7 @@ def test_of_two_at_once_one_takes_each_run(alias, registered):
 
 
 def test_a_run_whose_process_was_killed_goes_on_at_once(alias, registered):
-    things(alias)
+    things(alias, SIZE)
     name = registered("slow", backfills.count_slowly, alias)
     control.start(name, using=alias)
     worker = Worker(alias)
@@ -122,7 +49,7 @@ def test_a_run_whose_process_was_killed_goes_on_at_once(alias, registered):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_is_stopped_leaves_its_run_due(alias, registered, signum):
-    things(alias)
+    things(alias, SIZE)
     name = registered("slow", backfills.count_slowly, alias)
     control.start(name, using=alias)
     worker = Worker(alias)
@@ -197,32 +124,3 @@ def test_work_on_one_run_leaves_the_others(capsys):
     assert "count-group: finished" in capsys.readouterr().out
     with pytest.raises(CommandError, match="'count-group' is finished, so that there is nothing to work on"):
         call_command("poolsave", "work", "count-group")
-
-
-def in_three_ways(alias, each, registered):
-    """A run over things of which those of groups 1 to 3 fail, each group in its way; group 0 does not."""
-    for group in range(4):
-        things(alias, each, group=group)
-    Tag.objects.using(alias).create(name="taken")
-    name = registered("three", backfills.fail_in_three_ways, alias)
-    control.start(name, using=alias)
-    work(once=True, using=alias)
-    return name
-
-
-def mend(alias):
-    Tag.objects.using(alias).create(name="mended")
-
-
-def failed_keys(alias, **filters):
-    return set(Failure.objects.using(alias).filter(resolved_at=None, **filters).values_list("key", flat=True))
-
-
-def test_failures_group_into_their_causes(alias, registered):
-    name = in_three_ways(alias, 40, registered)
-    run = control.find_run(name, using=alias)
-    found = causes.grouped(run)
-    assert [one.failures for one in found] == [40] * 3
-    assert {one.error_class.rpartition(".")[2] for one in found} == {"ValueError", "IntegrityError", "KeyError"}
-    assert {one.frame.rpartition(" in ")[2] for one in found} == {"fail_in_three_ways"}
-    assert (run.status, run.done, run.failed) == ("finished with failures", 40, 120)
