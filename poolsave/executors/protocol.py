@@ -196,8 +196,8 @@ class Executor(Protocol):
 
     Three more attributes are optional. `target_seconds` is what an automatic chunk takes, if not 75 ms. `latency` is
     how many seconds a worker idles between two tasks that are sent one by one, as measured; short tasks are then
-    submitted several at a time. `follows_cluster` says that `workers` comes from elsewhere: with `workers="auto"` there is no
-    limit to it.
+    submitted several at a time. `follows_cluster` says that `workers` comes from elsewhere: with `workers="auto"` there
+    is no limit to it.
     """
 
     @property
