@@ -114,8 +114,9 @@ class PooledOperation(Generic[P, R]):
             OperationsFailed: at the end, if something failed and `on_failure="raise"`.
             RunConflict: before anything has started, if a durable run cannot go on with this, or another process works
                 on it. LeaseLost: if another process has taken it over meanwhile.
-            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run, after what had started;
-                with the Report as its `report` (`vars(error)["report"]` where its class has another one).
+            BaseException: what `objects` raised, KeyboardInterrupt, or what else ends the run. It is raised when what
+                had started is finished. It has the Report as its `report` (`vars(error)["report"]` if its class has
+                something else under that name).
         """
         operation = self if run is None else self.using(run=run)
         return complete_run(lambda: run_of(operation.__poolsave_spec__(), objects, total=total), on_outcome)
@@ -143,8 +144,8 @@ class PooledOperation(Generic[P, R]):
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
             total: as in `map`.
 
-        Raises: as `map`, and by this call what is known before anything starts. InsideTransaction while an outcome is
-            waited for inside atomic(); outside of it the stream goes on.
+        Raises: as `map`. This call raises what is known before anything starts, and `next()` the rest. `next()` raises
+            InsideTransaction inside atomic(); outside of it the stream goes on.
         """
         return OutcomeStream(
             lambda: run_of(self.__poolsave_spec__(), objects, total=total, limit=FIRST_KEPT), ordered=ordered
@@ -158,13 +159,12 @@ class PooledOperation(Generic[P, R]):
         as they are, and a later one sees what earlier ones have written. What is deferred to COMMIT is checked at the
         end of each sample. Inside `atomic()` and in a `TestCase` it rolls back to where it began.
 
-        `on_commit` callbacks, Django's mail and `django.tasks` are counted and not run. Everything else that the
-        function does outside of the database, such as a file or a request, it does. Sequences move on.
+        `on_commit` callbacks, Django's mail and `django.tasks` are counted and not run. What else the function does
+        outside of the database, such as writing a file or sending a request, really happens. Sequences move on.
 
         Args:
             objects: what `map` would be given. The first ones are tried, as copies, or themselves if they cannot be
-                copied; of a queryset the rows with the lowest keys. An iterator is read as far as that, and is that
-                much shorter afterwards.
+                copied; of a queryset the rows with the lowest keys. Out of an iterator they are taken.
             samples: how many, from 1.
 
         Returns:
@@ -176,9 +176,9 @@ class PooledOperation(Generic[P, R]):
             DatabaseUnreachable: if there is no connection to a database, and none can be made.
             InvalidOperation: if the queryset cannot be mapped; or, when everything is rolled back, if the function
                 tried what no rollback undoes: to end its transaction, to write to a database that `databases` does not
-                name, or to write to a table without transactions. Of a COMMIT by the own `commit()` of psycopg2 or
-                sqlite3 it is raised when that has happened.
-            DatabaseError: that has ended the transaction of all samples, such as a deadlock or a lost connection.
+                name, or to write to a table without transactions. A `commit()` of psycopg2 or sqlite3 themselves is
+                noticed only after it has happened.
+            DatabaseError: if it has ended the transaction of all samples, such as a deadlock or a lost connection.
         """
         from ._preview.dry_run import dry_run  # no worker needs it
 
@@ -187,8 +187,8 @@ class PooledOperation(Generic[P, R]):
     def check(self, objects: Iterable[Any] | None = None) -> list[CheckMessage]:
         """Say what would go wrong or be slow, without running anything.
 
-        Errors are what `map` would refuse; warnings are hazards, which need not come true. Databases are asked on
-        connections of their own, which are closed again; SQLite on the caller's, if it is open.
+        Errors are what `map` would refuse. Warnings are what may go wrong. Databases are asked on new connections,
+        which are closed again; SQLite is asked on the caller's, if that is open.
 
         Args:
             objects: what `map` would be given. The first few of a list or tuple are tried for pickling; no iterator is
