@@ -33,6 +33,7 @@ from ..errors import PoolsaveError
 from . import _progress as progress
 from . import causes, control
 from .exports import csv_lines
+from .holders import describe
 from .models import Failure, Run
 from .registry import Backfill, backfills
 
@@ -150,6 +151,7 @@ class RunAdmin(RunBase):
         run = self._find(request, object_id)
         shown = causes.grouped(run)
         context = {**_bar(run), "reason": progress.reason(run), "causes": shown}
+        context["holder"] = describe(run.holder) if run.holder else ""
         context |= {"unresolved": sum(cause.failures for cause in shown)}
         return self._page(
             request, "run", run.name, {**context, **self._permitted(request, run), **(extra_context or {})}
