@@ -268,8 +268,8 @@ class Bookkeeping:
         """Write nothing any more."""
         self.closed = True
 
-    def end(self, code: str, reason: str, *, input_ended: bool) -> None:
-        """Write what is left, and how the run is left.
+    def end(self, code: str, reason: str, *, input_ended: bool, count_later: Callable[[str], int | None]) -> None:
+        """Write what is left, and how the run is left. `count_later` is called for a run that is complete.
 
         Raises:
             LeaseLost: if another session has the run.
@@ -283,7 +283,10 @@ class Bookkeeping:
         state.done, state.failed, state.skipped = counts["done"], counts["failed"], counts["skipped"]
         if self._session.retry is not None and input_ended:
             code, reason = "operator", "its failures were tried again, and the rest is left"
-        self._decide(code, reason, is_complete=self._is_complete(ranges, input_ended=input_ended))
+        is_complete = self._is_complete(ranges, input_ended=input_ended)
+        if is_complete and self._session.retry is None:
+            state.came_later = count_later(self._session.bounds.high)
+        self._decide(code, reason, is_complete=is_complete)
         is_cut = self._session.retry is not None and not input_ended
         left = {"retry": self._session.retry, "ended_at": F("ended_at")} if is_cut else {"retry": None}
         self._retrying(lambda: self._session.end(**{**self._progress(), **self._left_with(), **left}))

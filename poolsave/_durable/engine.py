@@ -27,7 +27,7 @@ from ..executors import Broken, Died, Event, Executor
 from ..executors.marks import COMMITTING, RUNNING
 from ..options import Options
 from ..outcomes import Outcome, Status
-from .bookkeeping import Bookkeeping, CallbacksLost
+from .bookkeeping import Bookkeeping, CallbacksLost, Stop
 from .chunks import Ended
 from .recorder import FIRST_NOTE, HAS_CALLBACKS, ChunkTaken, LedgerRecorderSpec, PlacedPayload
 from .session import Session
@@ -60,7 +60,9 @@ class DurableEngine(Engine):
         self._unrecorded: set[int] = set()
         """Indices of objects whose outcome the ledger is not told."""
         self._code = ""
+        self._noticed: Stop | Exception | None = None
         self._closed = False
+        source.tick = self._tick
 
     @property
     def run(self) -> DurableRun:
@@ -103,13 +105,20 @@ class DurableEngine(Engine):
         until = self._book.seconds_until_due
         return super()._wait(until if timeout is None or until is None else min(timeout, until))
 
-    def _keep_book(self) -> None:
+    def _tick(self) -> None:
+        """Write what is due, and note what is asked for. Called while the input's own code is running, too."""
         try:
-            asked = self._book.keep(self._horizon)
+            self._noticed = self._noticed or self._book.keep(self._horizon)
         except Exception as error:  # of the database, or LeaseLost: this session can record nothing more
-            self._fail(error)
-            return
-        if asked is not None:
+            self._noticed = error
+
+    def _keep_book(self) -> None:
+        if self._noticed is None:
+            self._tick()
+        asked, self._noticed = self._noticed, None
+        if isinstance(asked, Exception):
+            self._fail(asked)
+        elif asked is not None:
             self._code = self._code or asked.code
             self.halt(asked.reason)
         elif self.meter is not None and self._options.patience is not None:
@@ -328,7 +337,8 @@ class DurableEngine(Engine):
         code = self._code or ("" if error is None else "error")
         reason = (self.stopped or "") if error is None else f"{type(error).__name__}: {error}"
         try:
-            self._book.end(code, reason, input_ended=self.stopped is None and error is None)
+            input_ended = self.stopped is None and error is None
+            self._book.end(code, reason, input_ended=input_ended, count_later=self._durable_source.count_later)
         except Exception as ledger_error:  # of the database, or LeaseLost: the run is left as it is, for a take-over
             self._book.give_up()
             self.fatal = ledger_error if self.fatal is None else self.fatal

@@ -44,6 +44,8 @@ class DurableSource(Protocol):
     """What the engine asks of a source, besides what it asks of any."""
 
     place: Place
+    tick: Callable[[], None]
+    """Called while a long input is passed over."""
     tails: list[Range]
     """Ranges without any object that have come to light, for the ledger."""
 
@@ -58,6 +60,14 @@ class DurableSource(Protocol):
     def open_failures(self, failures: Iterator[tuple[int, str]], count: int) -> None:
         """Begin with objects that have failed: their rows, and their keys."""
         ...
+
+    def count_later(self, high: str) -> int | None:
+        """Count what lies above the last key; None if nothing can."""
+        ...
+
+
+def _do_nothing() -> None:
+    pass
 
 
 class QuerySetGaps(IterableSource):
@@ -83,6 +93,7 @@ class QuerySetGaps(IterableSource):
         """The rows of the failures in the page."""
         self.place = Place(FIRST, 0, ())
         self.tails: list[Range] = []
+        self.tick: Callable[[], None] = _do_nothing
 
     def bounds(self) -> Bounds:
         # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.
@@ -168,6 +179,12 @@ class QuerySetGaps(IterableSource):
         self._all_read = len(rows) < PAGE_SIZE
         self._last = self._page[-1] if self._page else None
 
+    def count_later(self, high: str) -> int | None:
+        rows = self._queryset.order_by()
+        if high != FIRST:
+            rows = rows.filter(pk__gt=decode(high, self._queryset))
+        return read_reconnecting(rows.db, lambda: rows.values("pk").distinct().count())
+
     def give_up(self) -> list[Any]:
         self._ended, self._gaps, self._page = True, deque(), []
         return []  # keys that were not handed out are left for the next session
@@ -187,7 +204,7 @@ class KeyedInput(IterableSource):
         self._total = _length(objects)
         self.place = Place(FIRST, 0, ())
         self.tails: list[Range] = []
-        self.tick: Callable[[], None] = lambda: None
+        self.tick: Callable[[], None] = _do_nothing
 
     def bounds(self) -> Bounds:
         return Bounds(FIRST, self._total)
@@ -199,6 +216,9 @@ class KeyedInput(IterableSource):
 
     def open_failures(self, failures: Iterator[tuple[int, str]], count: int) -> None:
         self._failures, self._total = {key: failure for failure, key in failures}, None
+
+    def count_later(self, high: str) -> int | None:
+        return None
 
     def _left(self) -> Iterator[tuple[Any, str, str, int]]:
         if self._failures is not None:
