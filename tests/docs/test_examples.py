@@ -300,6 +300,23 @@ def test_example_is_short_and_is_run_and_listed(script):
     assert f"examples/{script}" in (EXAMPLES / "README.md").read_text()
 
 
-def test_files_of_the_project_are_short():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in (EXAMPLES / "project").rglob("*.py")}
+def test_durable_run_is_killed_paused_resumed_and_retried(tmp_path):
+    database = tmp_path / "db.sqlite3"
+    told = succeeds("durable/demo.py", DURABLE_DATABASE=str(database)).stdout
+    assert "paused by ada" in told
+    assert "7 failures to be tried again" in told  # of 8 articles with one title
+    with closing(sqlite3.connect(database)) as connection:
+        saved = connection.execute("SELECT revision, count(*) FROM shop_article GROUP BY 1 ORDER BY 1").fetchall()
+        slugs = connection.execute("SELECT count(DISTINCT slug), count(slug) FROM shop_article").fetchone()
+        ledger = connection.execute("SELECT status, done, failed FROM poolsave_ledger_run").fetchall()
+        left = connection.execute("SELECT DISTINCT error_class FROM poolsave_ledger_failure WHERE resolved_at IS NULL")
+        assert left.fetchall() == [("builtins.ValueError",)]
+    assert saved == [(0, 4), (1, 396)]
+    assert slugs == (396, 396)
+    assert ledger == [("finished with failures", 389, 11)]
+
+
+def test_files_of_the_projects_are_short():
+    files = [path for project in ("project", "durable") for path in (EXAMPLES / project).rglob("*.py")]
+    lengths = {str(path): len(path.read_text().splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}

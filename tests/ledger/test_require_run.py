@@ -10,7 +10,9 @@ from django.utils import timezone
 from poolsave.errors import InsideTransaction, InvalidOperation, RunUnfinished, UnknownBackfill
 from poolsave.ledger.models import Failure, Lease, Run
 from poolsave.migrations import RequireRun
+from tests import backfills
 from tests.models import Thing
+from tests.support.working import things, visits
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 Status = Run.Status
@@ -85,6 +87,26 @@ def test_in_an_atomic_migration_it_is_not_finished():
     with pytest.raises(InsideTransaction, match="atomic = False"):
         migrate(RequireRun("count-visits", finish=True), atomic=True)
     assert Run.objects.get().status == "due"
+
+
+@pytest.mark.parametrize("status", [None, Status.DUE, Status.PAUSED, Status.RUNNING])
+def test_finish_runs_what_is_left(alias, registered, status):
+    things(alias, 5)
+    registered("count-visits", backfills.count_visit, alias)
+    if status is not None:
+        make(status, alias)  # RUNNING: without a heartbeat, so that its process counts as dead
+    migrate(RequireRun("count-visits", finish=True), alias)
+    migrate(RequireRun("count-visits"), alias)
+    assert visits(alias) == [1] * 5
+
+
+def test_finish_does_not_hide_failures(registered):
+    things("default", 2, group=1)
+    things("default", 3)
+    registered("three", backfills.fail_in_three_ways, "default")
+    with pytest.raises(RunUnfinished, match=r"finished with failures .* with 2 unresolved failures"):
+        migrate(RequireRun("three", finish=True))
+    assert visits("default", group=0) == [1] * 3
 
 
 def test_it_is_written_as_it_was_made():

@@ -1,0 +1,6 @@
+"""The admin, where runs are started, watched, paused and retried."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]
