@@ -1,6 +1,8 @@
-"""psycopg 3: refuses what ends an object's transaction, and notices that it has ended.
+"""psycopg 3: refuses what ends an object's transaction, notices that it has ended, and saves a round trip at its begin.
 
 Every answer of the server passes through `Connection.wait`, after which the driver knows whether a transaction is open.
+The driver itself sends BEGIN, and waits, before the first statement of a transaction. Here that statement brings its
+BEGIN along, if it is text that the client has composed: the server takes several of these at once.
 """
 
 from __future__ import annotations
@@ -8,8 +10,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from psycopg import ClientCursor, Error
+
 from .transaction_guard import TransactionGuard, guard_of, guarded_cursor, refusing
 
+NO_PIPELINE = 0
+"""libpq's PQ_PIPELINE_OFF."""
 IDLE, INERROR, UNKNOWN = 0, 3, 4
 """libpq's PQTRANS_IDLE: no transaction is open; PQTRANS_INERROR: it can only be rolled back; PQTRANS_UNKNOWN: the
 connection is closed."""
@@ -22,6 +28,8 @@ class Psycopg3Guard(TransactionGuard):
         super().__init__(connection)
         self._class = type(self.raw)
         self._was_open = False
+        self.brings_begin = False
+        """Whether the statement that is sent now begins with BEGIN, so that the driver need not send one."""
 
     def arm(self) -> None:
         super().arm()
@@ -44,6 +52,24 @@ class Psycopg3Guard(TransactionGuard):
             self._was_open = True
         elif self._was_open or self.raw.autocommit:
             self.ended = True
+
+    def can_bring_begin(self, cursor: Any, query: Any) -> bool:
+        """Whether the statement is the first one of its transaction, and may stand behind BEGIN in one text."""
+        raw = self.raw
+        return (
+            raw.pgconn.transaction_status == IDLE
+            and not raw.autocommit
+            and isinstance(query, str)
+            and isinstance(cursor, ClientCursor)
+            and query[:80].lstrip()[:1].isalpha()  # not a comment, which may be a hint to the planner
+            and raw.info.pipeline_status == NO_PIPELINE
+        )
+
+    def undo_begin(self) -> None:
+        """End a transaction whose first statement had a mistake, before anything has run in it."""
+        if self.raw.pgconn.transaction_status == INERROR:
+            self._was_open = False  # this is not its end
+            self._class.rollback(self.raw)
 
     def watch_cursor(self, cursor: Any) -> None:
         cursor.__class__ = _guarded(type(cursor))
@@ -70,6 +96,11 @@ def _guarded_connection(base: Any) -> Any:
                 return super().wait(*args, **kwargs)
             finally:
                 guard.note_status()
+
+        def _start_query(self) -> Any:
+            guard: Any = guard_of(self)
+            if not guard.brings_begin:
+                yield from super()._start_query()
 
         def transaction(self, *args: Any, **kwargs: Any) -> Any:
             if self.pgconn.transaction_status == IDLE:  # this block would be the outermost one, and commit
@@ -100,7 +131,30 @@ class _GuardedCursor:
     connection: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._after_check(super().execute, query, *args, **kwargs)  # type: ignore[misc]
+        return self._after_check(self._execute, query, *args, **kwargs)
+
+    def _execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        guard: Any = guard_of(self.connection)
+        execute = super().execute  # type: ignore[misc]
+        if guard is None or not guard.is_armed or kwargs or not guard.can_bring_begin(self, query):
+            return execute(query, *args, **kwargs)
+        begin = self.connection._get_tx_start_command().decode()
+        guard.brings_begin = True
+        try:
+            execute(f"{begin};\n{query}", *args)  # on a line of its own, so that messages do not quote it
+        except Error as error:
+            # The server gives the position of a mistake in the text, and counts BEGIN. It looks for such mistakes
+            # before it runs a statement, so it finds them again.
+            if error.diag.statement_position is None:
+                raise
+            guard.brings_begin = False
+            guard.undo_begin()
+        else:
+            self.nextset()  # type: ignore[attr-defined]  # past the result of BEGIN
+            return self
+        finally:
+            guard.brings_begin = False
+        return execute(query, *args)
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         return self._after_check(super().executemany, query, *args, **kwargs)  # type: ignore[misc]

@@ -27,6 +27,7 @@ def parse(arguments):
     parser.add_argument(
         "--output", type=Path, help="a folder for the results (a whole run: docs, and the README's block)"
     )
+    parser.add_argument("--into", type=Path, help="figures of an earlier run, whose parts these replace")
     parser.add_argument("--figures", type=Path, help="measure nothing, and tell what this file has of an earlier run")
     return parser.parse_args(arguments)
 
@@ -43,11 +44,20 @@ def main(arguments):
         readme.write_text(rendering.with_block(readme.read_text(), found))
 
 
+def merged(earlier, found, order):
+    """The earlier figures in this order, with the parts of this run in place of theirs, and when those were measured."""
+    parts = {part["key"]: part for part in earlier["parts"]}
+    measured_on = {name: found["measured_on"][name] for name in ("date", "load before")}
+    parts |= {part["key"]: {**part, "measured_on": measured_on} for part in found["parts"]}
+    return {**earlier, "parts": [parts[key] for key in order if key in parts]}
+
+
 def measured(arguments):
     with databases.own_databases():
-        from tests.benchmarks import running  # which reads Django's settings, and so has to come after
+        from tests.benchmarks import catalogue, running  # which read Django's settings, and so have to come after
 
-        return running.run(arguments)
+        found = running.run(arguments)
+    return merged(json.loads(arguments.into.read_text()), found, catalogue.PARTS) if arguments.into else found
 
 
 def write(found, folder):
@@ -58,6 +68,8 @@ def write(found, folder):
         from tests.benchmarks import plotting
 
         plotting.plot(found, folder / "benchmarks.png")
+        if {"users_postgres", "users_far"} <= {part["key"] for part in found["parts"]}:
+            plotting.plot_users(found, folder / "users.png")
     except ModuleNotFoundError as error:
         print(f"no picture: {error.name} is not installed; pip install -e '.[bench]'")
     print(f"written to {folder}")

@@ -17,13 +17,16 @@ def ratios(found):
 
 
 def best(part, contender, *settings, case=""):
-    """The best median of a contender with all of these settings; None if there is none."""
+    """The best median of a contender with all of these settings; None if there is none. Write-behind has to be asked
+    for."""
+    batched = BATCHED in settings
     found = [
         middle(part, cell)
         for cell in part["cells"]
         if (cell["contender"], cell["case"]) == (contender, case)
         and cell["values"]
         and all(setting in cell["setting"] for setting in settings)
+        and (BATCHED in cell["setting"]) == batched
     ]
     return min(found, default=None)
 
@@ -92,6 +95,7 @@ def cases(part):
 
 
 AUTO = "poolsave auto"
+BATCHED, AS_MANY_AS_PAY = "batch_writes=True", "workers=auto"
 CHUNK, OBJECT, NONE = "transaction=chunk", "transaction=object", "transaction=None"
 IN_THE_WORST_CASE = [
     ("auto: time, over that of the best other, in the worst case", "", slower_than_the_best),
@@ -128,6 +132,23 @@ QUESTIONS = [
         times_as_fast(CHUNK, than="hand-written best"),
     ),
     ("users_postgres", "default options: times as fast as the loop", ">= 2", times_as_fast(OBJECT)),
+    ("users_postgres", "batch_writes: times as fast as the loop", ">= 10", times_as_fast(BATCHED)),
+    ("users_far", "workers=auto, object: times as fast as the loop", ">= 10", times_as_fast(AS_MANY_AS_PAY, OBJECT)),
+    ("users_far", "batch_writes: times as fast as the loop", ">= 50", times_as_fast(BATCHED)),
+    (
+        "users_far",
+        "workers=auto, object: speed, over that of 16 workers",
+        ">= 0.9",
+        lambda part: over(
+            best(part, "poolsave process", "workers=16", OBJECT), best(part, "poolsave process", AS_MANY_AS_PAY, OBJECT)
+        ),
+    ),
+    (
+        "users_far",
+        "workers=auto, object: times as fast as the article",
+        ">= 1",
+        times_as_fast(AS_MANY_AS_PAY, OBJECT, than="article"),
+    ),
     ("users_sqlite", "auto, object: times as fast as the loop", ">= 1", times_as_fast(OBJECT, contender=AUTO)),
     ("users_sqlite", "auto, chunk: times as fast as the loop", ">= 1.4", times_as_fast(CHUNK, contender=AUTO)),
     ("users_sqlite_default", "auto, object: times as fast as the loop", ">= 1", times_as_fast(OBJECT, contender=AUTO)),

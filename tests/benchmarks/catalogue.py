@@ -10,6 +10,7 @@ PARTS = {
     "no_op_rows": dispatching.no_op_rows,
     "single_no_ops": dispatching.single_no_ops,
     "users_postgres": partial(saving.users, "postgres"),
+    "users_far": saving.users_far,
     "users_sqlite": partial(saving.users, "sqlite"),
     "users_sqlite_default": partial(saving.users, "sqlite_default"),
     "hashing": saving.hashing,

@@ -3,10 +3,16 @@
 import os
 import shutil
 import tempfile
+import time
 from contextlib import closing, contextmanager
+from pathlib import Path
+from statistics import median
 
+from tests.benchmarks import proxy
 from tests.support import postgres
 
+HALF_TRIP = 0.0005
+"""Seconds that the server of the kind "far" is away, in each direction."""
 TABLES = ["auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"]
 
 
@@ -38,11 +44,24 @@ def own_databases():
     }
     postgres.start_for_this_run()
     _on_server(f"CREATE DATABASE {name}")
+    os.environ["POOLSAVE_BENCHMARKS_POSTMASTER"] = str(_find_postmaster())
     try:
-        yield
+        with proxy.far(postgres.settings_from_url(postgres.url_for_this_run()), Path(folder, "far"), HALF_TRIP):
+            yield
     finally:
         _on_server(f"DROP DATABASE {name} WITH (FORCE)")
         shutil.rmtree(folder)
+
+
+def postmaster():
+    """The process id of PostgreSQL's server."""
+    return int(os.environ["POOLSAVE_BENCHMARKS_POSTMASTER"])
+
+
+def _find_postmaster():
+    with closing(postgres.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SHOW data_directory")
+        return Path(cursor.fetchone()[0], "postmaster.pid").read_text().split()[0]
 
 
 def _on_server(sql):
@@ -93,6 +112,19 @@ def count(table, where="true"):
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}")
         return cursor.fetchone()[0]
+
+
+def round_trip():
+    """Milliseconds of a `SELECT 1`: the median of many."""
+    from django.db import connection
+
+    took = []
+    with connection.cursor() as cursor:
+        for _ in range(200):
+            began = time.perf_counter()
+            cursor.execute("SELECT 1")
+            took.append(1000 * (time.perf_counter() - began))
+    return {"milliseconds": median(took)}
 
 
 def versions():

@@ -50,11 +50,13 @@ class Cell:
     values: list[float] = field(default_factory=list)
     grown: list[float] = field(default_factory=list)
     """By how many MB the process that called the contender grew; its workers are not counted."""
+    cpu: list[list[float]] = field(default_factory=list)
+    """CPU seconds of the caller, its workers and the server: they depend less on what else the machine does."""
     note: str = ""
     """Why there are no values."""
 
     def figures(self):
-        told = ("contender", "setting", "case", "scale", "values", "grown", "note")
+        told = ("contender", "setting", "case", "scale", "values", "grown", "cpu", "note")
         return {name: getattr(self, name) for name in told}
 
 
@@ -78,6 +80,7 @@ def measure(cell):
     else:
         cell.values.append(found["seconds"] * cell.scale)
         cell.grown.append(found["grown"])
+        cell.cpu.append([seconds * cell.scale for seconds in found["cpu"]])
 
 
 def must(function, cell):
@@ -121,13 +124,28 @@ def _run(cell):
     if cell.warm_up:
         cell.warm_up()
     gc.collect()
-    before = psutil.Process().memory_info().rss
+    before, used = psutil.Process().memory_info().rss, cpu_seconds()
     seconds = [_timed(cell)]
+    cpu = [now - then for now, then in zip(cpu_seconds(), used, strict=True)]
     while len(seconds) < cell.times:
         cell.between()
         seconds.append(_timed(cell))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": median(seconds), "grown": max(0.0, (peak - before) / 2**20)}
+    return {"seconds": median(seconds), "grown": max(0.0, (peak - before) / 2**20), "cpu": cpu}
+
+
+def cpu_seconds():
+    """Of this process, of its children that have ended, and of the server."""
+    own = os.times()
+    server = psutil.Process(databases.postmaster())
+    processes = [server, *server.children()]
+    times = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a session that has ended meanwhile: the server has its times
+            times.append(process.cpu_times())
+    ended = times[0].children_user + times[0].children_system
+    served = ended + sum(one.user + one.system for one in times)
+    return own.user + own.system, own.children_user + own.children_system, served
 
 
 def _timed(cell):

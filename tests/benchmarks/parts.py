@@ -24,12 +24,16 @@ class Part:
     """Which of a cell's figures are told: `values` (seconds) or `grown` (MB)."""
     by_case: bool = False
     """Told with a line per case and a column per contender."""
+    objects: int = 0
+    """If it is not 0, CPU time is told per object, of so many."""
     rounds: int | None = None
     """At most so many rounds; None: as many as asked for."""
 
 
 def setting(options):
-    return ", ".join(f"{name}={value}" for name, value in options.items() if name not in ("workers", "progress"))
+    """What is not the same for all: without progress, and the number of workers where it is that of the CPUs."""
+    usual = {"progress": options.get("progress"), "workers": CPUS}
+    return ", ".join(f"{name}={value}" for name, value in options.items() if (name, value) not in usual.items())
 
 
 def peer(name, run, function, objects, options=None, **cell):

@@ -5,7 +5,7 @@ from statistics import median
 from tests.benchmarks.rendering import OURS, middle, shown, values
 
 BARS = [
-    "users_postgres", "users_sqlite", "users_sqlite_default",
+    "users_postgres", "users_far", "users_sqlite", "users_sqlite_default",
     "hashing", "waiting", "waiting_one_row",
     "table", "single_no_ops", "no_ops",
     "no_op_rows", "start_up",
@@ -53,8 +53,51 @@ def bars(part, place):
 
 
 def _label(cell):
-    told = [word.removeprefix("transaction=") for word in cell["setting"].split(", ") if word.startswith("transaction")]
+    words = cell["setting"].split(", ")
+    told = [word.removeprefix("transaction=") for word in words if word.startswith(("transaction", "batch", "workers"))]
     return ", ".join([cell["contender"], *told])
+
+
+SIX = {
+    "loop": ("plain loop", ""),
+    "article, 4 processes": ("article", ""),
+    "threads": ("ThreadPoolExecutor.map", ""),
+    "chunks by hand": ("hand-written best", ""),
+    'poolsave, workers="auto"': ("poolsave process", "workers=auto, transaction=object"),
+    "poolsave, batch_writes": ("poolsave process", "batch_writes=True"),
+}
+"""For a reader in a hurry: a label, a contender, and what its setting contains."""
+USERS = 10_000
+
+
+def plot_users(found, path):
+    """Two panels of six bars: seconds for so many users, with the server on the same machine and 1 ms away."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    parts = {part["key"]: part for part in found["parts"]}
+    titles = {"users_postgres": "PostgreSQL on the same machine", "users_far": "PostgreSQL 1 ms away"}
+    figure, places = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
+    for (key, title), place in zip(titles.items(), places, strict=True):
+        seconds = {label: seconds_of(parts[key], *wanted) for label, wanted in SIX.items()}
+        place.barh(
+            [*seconds][::-1], [*seconds.values()][::-1], color=[COLOURS[OURS in f"{name} "] for name in SIX][::-1]
+        )
+        for row, value in enumerate([*seconds.values()][::-1]):
+            place.text(value, row, f" {value:.3g}", va="center", fontsize=9)
+        place.set_title(title, fontsize=10, loc="left")
+        place.set_xlabel(f"seconds for {USERS:,} users; less is better", fontsize=8)
+        place.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def seconds_of(part, contender, setting):
+    """The best median of that contender, for so many users."""
+    found = [cell for cell in part["cells"] if cell["contender"] == contender and setting in cell["setting"]]
+    return min(middle(part, cell) for cell in found) * USERS / part["objects"]
 
 
 def lines(part, place):

@@ -5,6 +5,7 @@ It delays each direction by the same time and limits nothing else: what comes me
 
 import multiprocessing
 import select
+import signal
 import socket
 import time
 from collections import deque
@@ -19,7 +20,7 @@ SOCKET = ".s.PGSQL.5432"
 
 @contextmanager
 def far(server, folder, seconds):
-    """While entered, the server whose socket is in the folder `server` is also in `folder`, `seconds` away each way."""
+    """While entered, a server (by Django's settings) has a socket in `folder`, too, `seconds` away each way."""
     folder.mkdir(parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / SOCKET))
@@ -37,6 +38,7 @@ def far(server, folder, seconds):
 
 def serve(listener, server, seconds):
     partners, held = {}, deque()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which goes to the whole group; the parent ends this process
     with closing(listener):
         while True:
             patience = max(0.0, held[0][0] - time.perf_counter()) if held else None
@@ -52,8 +54,12 @@ def serve(listener, server, seconds):
 
 
 def connect(listener, server, partners):
-    client, upstream = listener.accept()[0], socket.socket(socket.AF_UNIX)
-    upstream.connect(str(Path(server, SOCKET)))
+    client, host = listener.accept()[0], server["HOST"]
+    if host.startswith("/"):
+        upstream = socket.socket(socket.AF_UNIX)
+        upstream.connect(str(Path(host, SOCKET)))
+    else:
+        upstream = socket.create_connection((host, int(server["PORT"] or 5432)))
     partners |= {client: upstream, upstream: client}
 
 

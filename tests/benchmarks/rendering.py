@@ -82,6 +82,8 @@ undoes a hundred objects. `bulk_create` calls no `save()` and sends no signals; 
 
 def section(part):
     rounds = f"{part['rounds']} rounds" if part["rounds"] != 1 else "1 round"
+    if "measured_on" in part:
+        rounds += f", on {part['measured_on']['date']}, beside a load of {part['measured_on']['load before']} of others"
     figures = by_case(part) if part["by_case"] else table(part)
     return f"## {part['title']}\n\n{part['about']} Medians of {rounds}.\n\n{figures}"
 
@@ -90,7 +92,17 @@ def table(part):
     base = baseline(part)
     head = ["contender", "settings", f"{part['unit']}", "least .. most", f"times as fast as {part['baseline']}"]
     rows = [[cell["contender"], cell["setting"], *_numbers(part, cell, base)] for cell in shown(part)]
+    if part.get("objects"):
+        head += [f"CPU of {whose}, µs per object" for whose in ("caller", "workers", "server")]
+        rows = [row + _cpu(part, cell) for row, cell in zip(rows, shown(part), strict=True)]
     return _markdown(head, rows, left=2)
+
+
+def _cpu(part, cell):
+    """The medians of caller, workers and server."""
+    if not cell["values"]:
+        return ["", "", ""]
+    return [f"{1e6 * median(times) / part['objects']:.0f}" for times in zip(*cell["cpu"], strict=True)]
 
 
 def _numbers(part, cell, base):
@@ -150,8 +162,9 @@ def block(found):
     rows = [[job, *_line(parts[key])] for key, job in JOBS.items() if key in parts]
     head = ["seconds (times as fast as the loop)", "loop", "article", "ProcessPoolExecutor", "poolsave", "with"]
     rounds = f"{measured['rounds']} rounds" if measured["rounds"] != 1 else "1 round"
+    picture = "users" if {"users_postgres", "users_far"} <= parts.keys() else "benchmarks"
     return (
-        f"![Seconds of poolsave and of others](docs/benchmarks.png)\n\n{_markdown(head, rows, left=1)}\n\n"
+        f"![Seconds of poolsave and of others](docs/{picture}.png)\n\n{_markdown(head, rows, left=1)}\n\n"
         f"{caveat(measured)}Medians of {rounds}, on {where}.\n"
         "`docs/benchmarks.md` has all contenders and how they were measured, and\n"
         "`python -m pip install -e '.[test,bench]' && python -m tests.benchmarks` measures them on your machine."
@@ -167,7 +180,8 @@ def _line(part):
 
 
 def _code(cell):
-    return f"`{next((word for word in cell['setting'].split(', ') if word.startswith('transaction')), '')}`"
+    told = [word for word in cell["setting"].split(", ") if word.startswith(("transaction", "batch_writes"))]
+    return ", ".join(f"`{word}`" for word in told) or "``"
 
 
 def best_of_ours(part):

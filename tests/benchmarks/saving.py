@@ -8,7 +8,7 @@ from django.db import connections
 
 from tests.benchmarks import contenders, databases, settings, workloads
 from tests.benchmarks.measuring import Cell
-from tests.benchmarks.parts import CPUS, Part, expect, ours, peer
+from tests.benchmarks.parts import CPUS, Part, expect, ours, peer, setting
 
 OURS = {
     "process": ("object", "chunk", None),
@@ -51,12 +51,54 @@ def users(database, quick):
         for executor, transactions in OURS.items()
         for transaction in transactions
     ]
+    if database == "postgres":
+        cells += [ours(function, objects, options, **common) for options in WRITE_BEHIND]
     return Part(
         key=f"users_{database}",
         title=f"Users on {name} ({count:,})",
         about="A user, a profile that a receiver writes, and a group: three rows. Nothing is hashed." + more,
         cells=cells,
+        objects=count,
     )
+
+
+def users_far(quick):
+    """Sixteen workers wait well for the network, and are what is set by hand for it."""
+    count = 60 if quick else 2_000
+    objects, function, pool = range(count), workloads.create_user, {"workers": 16}
+    common = {"database": "far", "before": databases.empty_tables, "check": expect(count, "benchmarks_profile")}
+    by_hand = {**pool, "chunksize": 100}
+    return Part(
+        key="users_far",
+        title=f"Users on PostgreSQL, 1 ms away ({count:,})",
+        about="The same users, with the server behind a proxy that holds back each direction for 0.5 ms. Those with "
+        "`workers=auto` begin with as many workers as there are CPUs; the others have 16, the article 4, and the "
+        "default as many as there are CPUs.",
+        cells=[
+            peer("plain loop", contenders.plain_loop, function, objects, **common),
+            peer("article", contenders.article, function, objects, **common),
+            peer("ThreadPoolExecutor.map", contenders.thread_pool, function, objects, pool, **common),
+            peer("ProcessPoolExecutor.map", contenders.process_pool_map, function, objects, pool, **common),
+            peer("hand-written best", contenders.hand_written, function, objects, by_hand, **common),
+            *(ours(function, objects, {"executor": "process", **options}, **common) for options in FAR),
+            ours(function, objects, {"executor": "thread", "workers": "auto", "transaction": "object"}, **common),
+            ours(function, objects, {"executor": "auto", "workers": "auto", "transaction": "object"}, **common),
+        ],
+        objects=count,
+    )
+
+
+FAR = [
+    {"transaction": "object"},
+    {"workers": "auto", "transaction": "object"},
+    {"workers": 16, "transaction": "object"},
+    {"workers": "auto", "transaction": "chunk"},
+    {"workers": "auto", "transaction": "chunk", "batch_writes": True, "chunksize": 100},
+]
+WRITE_BEHIND = [
+    {"workers": CPUS, "executor": "process", "transaction": "chunk", "batch_writes": True, "chunksize": 100},
+    {"workers": "auto", "executor": "process", "transaction": "object"},
+]
 
 
 def hashing(quick):
@@ -82,6 +124,7 @@ def hashing(quick):
 COMPUTING = [
     {"executor": "process", "transaction": "object"},
     {"executor": "process", "transaction": "chunk"},
+    {"executor": "process", "transaction": "chunk", "batch_writes": True},
     {"executor": "thread", "transaction": "object"},
     {"executor": "auto", "transaction": "object"},
 ]
@@ -170,6 +213,9 @@ def table(quick):
     for executor, transaction in [("process", "object"), ("process", "chunk"), ("auto", "chunk")]:
         run = partial(map_rows, share, workers=CPUS, keep="failures", executor=executor, transaction=transaction)
         cells += [Cell(contender=f"poolsave {executor}", setting=f"transaction={transaction}", run=run, **common)]
+    batched = {"transaction": "chunk", "batch_writes": True, "chunksize": 100}
+    run = partial(map_rows, share, workers=CPUS, keep="failures", **batched)
+    cells += [Cell(contender="poolsave process", setting=setting(batched), run=run, **common)]
     return Part(
         key="table",
         title=f"A table of {count:,} rows",

@@ -18,6 +18,7 @@ KINDS = {
         "OPTIONS": {"timeout": 60, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
     },
     "postgres": {**POSTGRES, "NAME": os.environ["POOLSAVE_BENCHMARKS_NAME"]},
+    "far": {**POSTGRES, "NAME": os.environ["POOLSAVE_BENCHMARKS_NAME"], "HOST": f"{FOLDER}/far", "PORT": ""},
 }
 
 SECRET_KEY = "only for benchmarks"

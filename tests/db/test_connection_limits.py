@@ -39,7 +39,7 @@ def limited(transactional_db, monkeypatch):
         cursor.execute("DROP ROLE limited")
 
 
-@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_workers_without_a_connection_cost_no_object(limited, monkeypatch, executor):
     """The answer of the server is old by the time that they connect."""
@@ -62,7 +62,7 @@ def wants_nine(policy, window):
     return policy._on_trial(window, 9, "") if policy.workers == 1 else policy
 
 
-@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 def test_room_is_half_of_what_is_free(limited):
     settings = worker_settings(own_transactions=["postgres"])
     assert room_for_workers(["postgres"], settings) == LIMIT // 2

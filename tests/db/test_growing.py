@@ -11,7 +11,7 @@ from tests.db.test_connection_limits import SLOW_INSERTS
 from tests.models import Person
 from tests.support import operations
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["postgres"])
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 
 
 @pytest.fixture

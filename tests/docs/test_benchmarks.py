@@ -5,13 +5,16 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import asking, measuring, rendering
+from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks import asking, measuring, plotting, proxy, rendering
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -24,7 +27,7 @@ def found_last():
 def cell(contender, *values, setting="", case="", grown=(), note=""):
     return {
         "contender": contender, "setting": setting, "case": case, "scale": 1,
-        "values": list(values), "grown": list(grown), "note": note,
+        "values": list(values), "grown": list(grown), "note": note, "cpu": [[value / 2] * 3 for value in values],
     }  # fmt: skip
 
 
@@ -109,6 +112,56 @@ def test_a_table_tells_medians_spreads_and_ratios():
     ]
 
 
+def test_cpu_time_is_told_per_object_of_each_side():
+    told = part(cell("plain loop", 4.0, 2.0, 3.0), cell("pebble", note="not installed"), objects=1000)
+    assert [line[-3:] for line in lines(rendering.table(told))] == [["1500"] * 3, ["", "", ""]]
+
+
+def test_parts_that_were_measured_later_say_when():
+    earlier = {"measured_on": {"date": "2026-01-01", "load before": "0.1"}, "parts": [part(key="memory"), part()]}
+    found = {"measured_on": {"date": "2026-01-02", "load before": "9.0", "rounds": 3}, "parts": [part(title="New")]}
+    merged = benchmarks.merged(earlier, found, ["users_postgres", "memory"])
+    assert [(one["key"], one["title"]) for one in merged["parts"]] == [("users_postgres", "New"), ("memory", "Users")]
+    assert "on 2026-01-02, beside a load of 9.0 of others." in rendering.section(merged["parts"][0])
+    assert "2026" not in rendering.section(merged["parts"][1])
+
+
+def test_write_behind_has_to_be_asked_for():
+    cells = [cell("poolsave process", 2.0, setting="transaction=chunk")]
+    cells += [cell("poolsave process", 1.0, setting="transaction=chunk, batch_writes=True")]
+    assert asking.best(part(*cells), "poolsave process", "transaction=chunk") == 2.0
+    assert asking.best(part(*cells), "poolsave process", "batch_writes=True") == 1.0
+
+
+def test_six_bars_tell_seconds_for_as_many_users():
+    cells = [cell("poolsave process", 3.0, 1.0, 2.0, setting="transaction=chunk, batch_writes=True")]
+    told = part(*cells, objects=1000)
+    assert plotting.seconds_of(told, "poolsave process", "batch_writes=True") == 20.0
+
+
+def test_a_server_behind_the_proxy_answers_late_and_alike(tmp_path):
+    """The same bytes, at least as late as they should be; by a server that sends back what it gets."""
+    folders = [tmp_path / "near", tmp_path / "far"]
+    folders[0].mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folders[0] / proxy.SOCKET))
+        server.listen()
+        with proxy.far({"HOST": str(folders[0]), "PORT": ""}, folders[1], 0.02):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(folders[1] / proxy.SOCKET))
+                began = time.perf_counter()
+                client.sendall(b"x" * 300_000)
+                client.shutdown(socket.SHUT_WR)
+                session, _address = server.accept()
+                with session:
+                    received = b"".join(iter(lambda: session.recv(1 << 16), b""))
+                    assert time.perf_counter() - began >= 0.02
+                assert received == b"x" * 300_000
+                assert client.recv(1) == b""
+                assert time.perf_counter() - began >= 0.04
+    assert not (folders[1] / proxy.SOCKET).exists()
+
+
 def test_seconds_per_object_are_shown_where_that_is_the_unit():
     told = part(cell("plain loop", 0.002), unit="µs per object", per=1000)
     assert lines(rendering.table(told)) == [["plain loop", "", "2", "2 .. 2", "1"]]
@@ -150,7 +203,7 @@ def test_cases_have_lines_and_contenders_columns():
 def test_unknown_ratios_are_left_open():
     told = {"parts": [part(cell("plain loop", 4.0), cell("poolsave process", 1.0, setting="transaction=chunk"))]}
     said = asking.ratios(told).splitlines()
-    assert [line.split()[-1] for line in said] == ["4", "-", "-", "-"]
+    assert [line.split()[-1] for line in said] == ["4", "-", "-", "-", "-"]
 
 
 def dies(_cell):
