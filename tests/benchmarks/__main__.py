@@ -45,7 +45,7 @@ def main(arguments):
 
 
 def merged(earlier, found, order):
-    """The earlier figures in this order, with the parts of this run in place of theirs, and when those were measured."""
+    """The earlier figures in this order, with this run's parts in place of theirs, and when those were measured."""
     parts = {part["key"]: part for part in earlier["parts"]}
     measured_on = {name: found["measured_on"][name] for name in ("date", "load before")}
     parts |= {part["key"]: {**part, "measured_on": measured_on} for part in found["parts"]}

@@ -82,9 +82,8 @@ def plot_users(found, path):
     figure, places = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
     for (key, title), place in zip(titles.items(), places, strict=True):
         seconds = {label: seconds_of(parts[key], *wanted) for label, wanted in SIX.items()}
-        place.barh(
-            [*seconds][::-1], [*seconds.values()][::-1], color=[COLOURS[OURS in f"{name} "] for name in SIX][::-1]
-        )
+        colours = [COLOURS[name.startswith("poolsave")] for name in SIX]
+        place.barh([*seconds][::-1], [*seconds.values()][::-1], color=colours[::-1])
         for row, value in enumerate([*seconds.values()][::-1]):
             place.text(value, row, f" {value:.3g}", va="center", fontsize=9)
         place.set_title(title, fontsize=10, loc="left")
