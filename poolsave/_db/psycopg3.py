@@ -138,10 +138,10 @@ class _GuardedCursor:
         execute = super().execute  # type: ignore[misc]
         if guard is None or not guard.is_armed or kwargs or not guard.can_bring_begin(self, query):
             return execute(query, *args, **kwargs)
-        begin = self.connection._get_tx_start_command().decode()
+        begin = self.connection._get_tx_start_command() + b";\n"  # on a line of its own: messages do not quote it
         guard.brings_begin = True
         try:
-            execute(f"{begin};\n{query}", *args)  # on a line of its own, so that messages do not quote it
+            execute(begin.decode() + query, *args)
         except Error as error:
             # The server gives the position of a mistake in the text, and counts BEGIN. It looks for such mistakes
             # before it runs a statement, so it finds them again.
@@ -154,7 +154,14 @@ class _GuardedCursor:
             return self
         finally:
             guard.brings_begin = False
+            self._forget(begin)
         return execute(query, *args)
+
+    def _forget(self, begin: bytes) -> None:
+        """Show the statement without BEGIN in the log of Django's queries, which takes it from the cursor."""
+        sent = self._query  # type: ignore[attr-defined]
+        if sent is not None:
+            sent.query = sent.query.removeprefix(begin)
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         return self._after_check(super().executemany, query, *args, **kwargs)  # type: ignore[misc]

@@ -5,6 +5,7 @@ from contextlib import suppress
 import pytest
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.test.utils import CaptureQueriesContext
 
 from poolsave import pooled_operation
 from tests.models import Person
@@ -127,20 +128,35 @@ def test_isolation_level_of_the_project_counts():
         caller.close()
 
 
-def test_an_object_takes_one_round_trip_less_than_atomic(monkeypatch):
-    import psycopg
+def test_an_object_takes_one_round_trip_less_than_atomic(tmp_path):
+    with cursor() as found:
+        found.execute("SELECT 1")  # connects
 
-    trips = []
-    wait = psycopg.Connection.wait
+    def messages(run):
+        path = tmp_path / "trace"
+        connection = connections["postgres"].connection.pgconn
+        with path.open("w") as file:
+            connection.trace(file.fileno())
+            try:
+                run()
+            finally:
+                connection.untrace()
+        return [line.split("\t")[3] for line in path.read_text().splitlines() if "\tQuery\t" in line]
 
-    def counting(connection, *args, **kwargs):
-        trips.append(1)
-        return wait(connection, *args, **kwargs)
+    def in_atomic():
+        with transaction.atomic("postgres"):
+            percent(1)
 
-    rows_at_once(0)  # connects
-    monkeypatch.setattr(psycopg.Connection, "wait", counting)
-    with transaction.atomic("postgres"):
-        rows_at_once(1)
-    before = len(trips)
-    assert mapped(rows_at_once).ok
-    assert len(trips) == 2 * before - 1
+    assert len(messages(in_atomic)) == 3
+    assert len(messages(lambda: mapped(percent))) == 2
+
+
+def test_django_s_log_of_queries_shows_statements_only():
+    with CaptureQueriesContext(connections["postgres"]) as asked:
+        assert mapped(hint_free).ok
+    assert [query["sql"] for query in asked][-2:] == ["SELECT 1", "COMMIT"]
+
+
+def hint_free(_item):
+    with cursor() as found:
+        found.execute("SELECT 1")
