@@ -135,8 +135,10 @@ class AutoEngine(Engine):
     def _pool_estimate(self) -> PoolEstimate:
         if self._start_method is None:
             self._start_method = self._pools.start_method()
+        limits = worker_range(self._options.workers)
         return PoolEstimate(
-            workers=worker_range(self._options.workers).most if self._is_local else self._executor.workers,
+            workers=limits.least if self._is_local else self._executor.workers,
+            most=limits.most,
             cpus=available_cpus(),
             start=_expected_start_seconds(self._start_method),
             given_up=self._given_up,

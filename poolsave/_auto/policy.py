@@ -26,6 +26,8 @@ caller: a worker that waits for that lock sleeps, and asks again. The second val
 length of the shortest such sleep; from there on two workers with trivial saves were measured to be slower."""
 SHORT = 0.001
 """Seconds per object below which `LOCKED_IF_SHORT` counts."""
+GROWTH_SECONDS = 0.5
+"""Seconds of work for the caller alone from which a pool is expected to come to the largest number of its workers."""
 MIN_WATCH_SECONDS, MAX_WATCH_SECONDS = 0.15, 0.6
 """Seconds for which a pool is measured before it is kept or given up: if its speed differs clearly, and at most."""
 CLEARLY_FASTER, CLEARLY_SLOWER = 1.3, 0.5
@@ -62,6 +64,8 @@ class PoolEstimate:
 
     workers: int
     cpus: int
+    most: int = 0
+    """How many workers it may come to have, if that is more than it begins with."""
     start: float
     """Seconds until it gives its first answer."""
     given_up: int = 0
@@ -73,9 +77,11 @@ class PoolEstimate:
 def max_speedup(work: LocalMeasurement, pool: PoolEstimate) -> float:
     """Give the upper bound on a pool's speed-up. Workers bound it, CPUs bound what computes, and one lock bounds what
     holds it."""
-    by_cpus = pool.cpus / work.computing if work.computing > 0 else pool.workers
-    by_lock = 1 / work.locked if work.locked > 0 else pool.workers
-    return max(1.0, min(pool.workers, by_cpus, by_lock))
+    has_time_to_grow = work.left * work.per_object >= GROWTH_SECONDS
+    workers = max(pool.workers, pool.most) if has_time_to_grow else pool.workers
+    by_cpus = pool.cpus / work.computing if work.computing > 0 else workers
+    by_lock = 1 / work.locked if work.locked > 0 else workers
+    return max(1.0, min(workers, by_cpus, by_lock))
 
 
 def should_start_pool(work: LocalMeasurement, pool: PoolEstimate) -> tuple[bool, str]:

@@ -34,7 +34,7 @@ def saves_unless_told(name):
     Person(name=name).save(using="postgres")
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", "process", "auto"])
 def test_workers_that_wait_become_more_and_then_fewer(slow_inserts, executor):
     told = ["fast"]
     names = (f"{told[0]} {number}" for number in itertools.count())

@@ -23,6 +23,7 @@ measurements = st.builds(
 pools = st.builds(
     PoolEstimate,
     workers=st.integers(2, 64),
+    most=st.just(0) | st.integers(2, 64),
     cpus=st.integers(1, 64),
     start=st.floats(0.01, 5),
     given_up=st.integers(0, 5),
@@ -51,7 +52,9 @@ def test_a_dearer_start_never_speaks_for_a_pool(work, pool, more):
 @given(measurements, pools)
 def test_a_bound_is_that_of_workers_cpus_and_locks(work, pool):
     bound = max_speedup(work, pool)
-    assert 1 <= bound <= pool.workers
+    assert 1 <= bound <= max(pool.workers, pool.most)
+    if work.left * work.per_object < 0.5:
+        assert bound <= pool.workers
     assert bound * work.locked <= 1 + 1e-9
     assert bound == 1 or bound * work.computing <= pool.cpus + 1e-9
 
@@ -122,3 +125,12 @@ def test_pool_of_about_the_same_speed_is_measured_for_longer():
     assert should_keep_pool(0.001, 600, 0.6, left=None, pool=POOL)[0] is False
     assert should_keep_pool(0.001, 600, 0.61, left=10, pool=POOL)[0] is True
     assert should_keep_pool(1.0, 3, 30.0, left=None, pool=POOL)[0] is None
+
+
+@pytest.mark.parametrize(("computing", "most", "starts"), [(0.1, 0, False), (0.1, 32, True), (0.9, 32, False)])
+def test_work_that_waits_is_worth_a_pool_that_can_grow(computing, most, starts):
+    """Ten objects of 0.2 s each: two workers save less than the start of a fresh process takes, many more save most."""
+    work = LocalMeasurement(
+        samples=2, seconds=0.4, evidence=0.2, per_object=0.2, computing=computing, locked=0.0, left=10
+    )
+    assert should_start_pool(work, PoolEstimate(workers=2, most=most, cpus=2, start=1.0))[0] is starts
