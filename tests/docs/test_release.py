@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from datetime import date
 
 import poolsave
 from tests.docs.pages import DOCS, ROOT
@@ -48,3 +49,11 @@ def test_extras_that_anything_names_are_there():
 def test_the_version_is_in_one_place():
     assert re.fullmatch(r"\d+\.\d+\.\d+", poolsave.__version__)
     assert "version" not in PROJECT
+
+
+def test_the_newest_section_of_the_changelog_is_the_version():
+    headings = re.findall(r"^## \[(.+)\](?: - (.+))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    unreleased, (version, day), *_older = headings
+    assert unreleased == ("Unreleased", "")
+    assert version == poolsave.__version__
+    assert date.fromisoformat(day)
