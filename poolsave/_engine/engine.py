@@ -39,7 +39,7 @@ from .chunking import TARGET, FlowControl
 from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
 from .sizing import WorkerSizing
 from .sources import Source
-from .throttling import INTERVAL, ThrottleMeter, build_meter
+from .throttling import ThrottleMeter, build_meter
 from .worker_policy import WorkerRange
 
 
@@ -172,8 +172,8 @@ class Engine:
         started = time.perf_counter()
         try:
             if not self._executor.inline:
-                return self._executor.wait(min(timeout, INTERVAL))
-            self.meter.nap(min(timeout, INTERVAL))  # an inline executor without a task does not wait
+                return self._executor.wait(timeout)
+            self.meter.nap(timeout)  # an inline executor without a task does not wait
             return ()
         finally:
             self._idled += time.perf_counter() - started

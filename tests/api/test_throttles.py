@@ -130,8 +130,8 @@ def test_a_pace_is_kept(options):
 def test_a_pipeline_is_paced_at_its_input():
     pipeline = operations.doubles.using(executor="thread") | operations.doubles.using(executor="serial")
     began = time.perf_counter()
-    assert pipeline.using(throttle=Pace(500)).map(range(300)).ok
-    assert 0.5 < time.perf_counter() - began < 5
+    assert pipeline.using(throttle=Pace(500)).map(range(500)).ok
+    assert 0.9 < time.perf_counter() - began < 1.9  # twice as long if each stage counted them
 
 
 @pytest.mark.parametrize("executor", ["serial", "thread"])
@@ -160,8 +160,8 @@ def test_a_wait_takes_no_cpu(executor, quick_looks):
 
 def test_nothing_is_asked_when_nothing_is_left(quick_looks):
     asked = []
-    sleeps = pooled_operation(time.sleep, executor="thread", workers=1, transaction=None, chunksize=9, progress=False)
-    sleeps.using(throttle=lambda: asked.append(1)).map([0.5])
+    sleeps = pooled_operation(time.sleep, executor="thread", workers=3, transaction=None, chunksize=1, progress=False)
+    sleeps.using(throttle=lambda: asked.append(1)).map(seconds for seconds in (0.3, 0.6))
     assert len(asked) == 1
 
 
