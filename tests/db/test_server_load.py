@@ -75,7 +75,9 @@ def test_fewer_queries_of_others_slow_nothing(server):
 @pytest.mark.parametrize("options", [{"executor": "thread"}, {"executor": "process", "start_method": "fork"}])
 def test_its_own_queries_do_not_count(server, options):
     load = ServerLoad(running=1)
-    report = sleeps_there.using(**options, databases=[server], throttle=load).bind(alias=server).map([0.1, 0.3, 0.5] * 3)
+    report = (
+        sleeps_there.using(**options, databases=[server], throttle=load).bind(alias=server).map([0.1, 0.3, 0.5] * 3)
+    )
     assert report.ok
     assert report.throttled == ()
 
