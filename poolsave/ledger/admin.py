@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import django
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -298,6 +299,7 @@ class RunAdmin(RunBase):
 
     def _page(self, request: HttpRequest, name: str, title: str, context: dict[str, Any]) -> TemplateResponse:
         shared = {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
+        shared["title_has_tools"] = django.VERSION >= (6, 1)  # whose own page has a place for them beside its title
         return TemplateResponse(request, f"{TEMPLATES}/{name}.html", {**shared, **context})
 
 

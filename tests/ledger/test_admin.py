@@ -172,6 +172,16 @@ def test_an_action_is_done_once_and_logged(name, client):
     assert [user for user, _said in log()] == ([] if name == "count" else ["ada"])
 
 
+def test_what_cannot_be_logged_is_not_done(monkeypatch, client):
+    from poolsave.ledger.admin import RunAdmin
+
+    run = make()
+    monkeypatch.setattr(RunAdmin, "log_change", lambda *args: 1 / 0)
+    client.raise_request_exception = False
+    assert posted(client, "pause", run).status_code == 500
+    assert Run.objects.get().status == "running"
+
+
 def test_without_a_permission_its_button_is_not_shown():
     run = make(status="paused")
     fail(run)
