@@ -159,9 +159,12 @@ class DurableEngine(Engine):
                 index = self._first_in_flight()
                 self._places.forget_before(chunk.index if index is None else index)
             self._places.add(chunk.index, self._durable_source.place)
+        self._take_tails()
+        return chunk
+
+    def _take_tails(self) -> None:
         while self._durable_source.tails:
             self._book.add_range(self._durable_source.tails.pop())
-        return chunk
 
     def _submit(self, chunk: Chunk, payload: Any) -> None:
         place, offset = self._places.at(chunk.index)
@@ -337,6 +340,7 @@ class DurableEngine(Engine):
         code = self._code or ("" if error is None else "error")
         reason = (self.stopped or "") if error is None else f"{type(error).__name__}: {error}"
         try:
+            self._take_tails()  # of a session without any object
             input_ended = self.stopped is None and error is None
             self._book.end(code, reason, input_ended=input_ended, count_later=self._durable_source.count_later)
         except Exception as ledger_error:  # of the database, or LeaseLost: the run is left as it is, for a take-over

@@ -77,7 +77,7 @@ class LedgerRecorder:
         self.lost: BaseException | None = None
         self._chunk = PlacedPayload("", 0, (), None, None)
         self._current = current()
-        self._insert = ""
+        self._query: tuple[str, str] | None = None
 
     def begin(self, payload: Any) -> Any:
         self._chunk = payload if isinstance(payload, PlacedPayload) else PlacedPayload(*pickle.loads(payload))
@@ -139,10 +139,18 @@ class LedgerRecorder:
 
     def _insert_range(self, ended: Range) -> None:
         spec, connection = self._spec, connections[self._spec.alias]
-        self._insert = self._insert or insert_query(connection.vendor, spec)
+        begin, rest = self._query = self._query or insert_query(connection.vendor, spec)
+        keys = ended.low, ended.high
+        plain = all(
+            key.isascii() and key.isdigit() for key in keys
+        )  # then no driver has to look for places in the text
+        low, high = (f"'{key}'" for key in keys) if plain else ("%s", "%s")
+        digest = "NULL" if ended.digest is None else ended.digest
+        counts = f"{ended.done}, {ended.failed}, {ended.skipped}"
+        query = f"{begin}{ended.sequence}, {low}, {high}, {counts}, {digest}{rest}"
         with connection.cursor() as cursor:
             try:
-                cursor.execute(self._insert, ended if spec.digests else ended[:-1])
+                cursor.execute(query, None if plain else keys)
             except IntegrityError:
                 self.lost = ChunkTaken(spec.name)
                 raise self.lost from None
@@ -167,13 +175,11 @@ class LedgerRecorder:
         raise self.lost
 
 
-def insert_query(vendor: str, spec: LedgerRecorderSpec) -> str:
-    """Give the statement that inserts the row of a transaction, if the lease is this session's."""
-    return (
-        f"INSERT INTO {CHUNK} (run_id, sequence, low, high, done, failed, skipped, digest) "  # noqa: S608
-        f"SELECT {spec.run_id}, %s, %s, %s, %s, %s, %s, {'%s' if spec.digests else 'NULL'} FROM {LEASE} "
-        f"WHERE run_id = {spec.run_id} AND generation = {spec.generation}{SHARED_LOCKS.get(vendor, '')}"
-    )
+def insert_query(vendor: str, spec: LedgerRecorderSpec) -> tuple[str, str]:
+    """Give what stands before and behind the values of a row, which is inserted if the lease is this session's."""
+    begin = f"INSERT INTO {CHUNK} (run_id, sequence, low, high, done, failed, skipped, digest) SELECT {spec.run_id}, "
+    lease = f" FROM {LEASE} WHERE run_id = {spec.run_id} AND generation = {spec.generation}"
+    return begin, lease + SHARED_LOCKS.get(vendor, "")
 
 
 def lease_query(vendor: str) -> str:

@@ -22,7 +22,7 @@ KINDS = {
 }
 
 SECRET_KEY = "only for benchmarks"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "tests.benchmarks"]
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "poolsave.ledger", "tests.benchmarks"]
 DATABASES = {"default": KINDS[os.environ.get("POOLSAVE_BENCHMARKS_DATABASE", "postgres")]}
 MIGRATION_MODULES = {"auth": None, "contenttypes": None}  # tables are made at once, as models have them
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -13,6 +13,7 @@ django.setup()
 from django.contrib.auth.models import Group, User  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 
+from poolsave import pooled_operation  # noqa: E402
 from tests.benchmarks.models import Note, Product, Profile  # noqa: E402
 
 GROUP = 1
@@ -162,3 +163,10 @@ def raise_prices_of(pks):
 def one_by_one(count):
     """A generator, whose length nobody can know before its end."""
     yield from range(count)
+
+
+@pooled_operation(progress=False, start_method="fork", keep="failures")
+def raise_price_durably(product):
+    """An UPDATE by save(), as most backfills do."""
+    product.price += 1
+    product.save()

@@ -181,3 +181,14 @@ def test_empty_table_and_rows_that_vanish_come_to_an_end():
     assert (report.run.done, report.run.skipped, report.run.status) == (18, 2, "finished")
     assert ledger("postgres", "vanishing")[1] == [("", "20", 18, 0, 2)]
     assert entries("postgres") == [pk for pk in range(1, 20) if pk != 17]
+
+
+def test_run_whose_last_rows_have_gone_comes_to_an_end():
+    rows = make_things("postgres", 20)
+    stopped = counts.using(databases=("postgres",), chunksize=1, window=2, max_failures=1)
+    rows.filter(pk=8).update(group=5)
+    stopped.map(rows, run="shortened")
+    rows.filter(pk__gt=8).delete()
+    report = stopped.map(rows, run="shortened")
+    assert report.run.status == "finished with failures"
+    assert len(ledger("postgres", "shortened")[1]) == 1
