@@ -14,7 +14,7 @@ from poolsave import InvalidOption, pooled_operation
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
 from poolsave.throttles import ReplicaLag
 from poolsave.throttles._reading import Heartbeats, RunView
-from tests.conftest import wait_until
+from tests.conftest import needs_mariadb, wait_until
 from tests.support import operations
 from tests.support.standby import Standby, aliases
 
@@ -186,6 +186,40 @@ def beat(run, heartbeats):
     run.heartbeat_at = datetime.now(UTC)
     run.save(update_fields=["heartbeat_at"])
     heartbeats.wrote(run.heartbeat_at)
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_a_heartbeat_is_read_on_each_kind_of_server(server):
+    """What arrives at the replica is written here by hand."""
+    row = Run.objects.using(server).filter(pk=Run.objects.using(server).create(name="run").pk)
+    heartbeats = Heartbeats(row.values_list("heartbeat_at"), "second")
+    lag = ReplicaLag(server, soft=10, hard=20, primary="second")
+    reads = lag._for_run(RunView(heartbeats=heartbeats))
+    first = datetime.now(UTC)
+    row.update(heartbeat_at=first)
+    heartbeats.wrote(first)
+    assert reads() == (1.0, f"the replica {server!r} is 0.0 s behind (soft=10, hard=20)")
+    second = datetime.now(UTC)
+    heartbeats.wrote(second)
+    time.sleep(0.1)
+    assert "is 0.0 s" not in reads()[1]
+    row.update(heartbeat_at=second)
+    assert "is 0.0 s" in reads()[1]
+
+
+@needs_mariadb
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_mariadb_is_for_durable_runs():
+    lag = ReplicaLag("mariadb", primary="postgres")
+    with pytest.raises(InvalidOption, match="on MariaDB it needs a durable run with its ledger on 'postgres'"):
+        operations.doubles.using(executor="serial", throttle=lag).map([1])
+
+
+@pytest.mark.chaos
+def test_a_primary_that_idles_for_a_minute_slows_nothing(standby):
+    lag = ReplicaLag("standby", soft=0.2, hard=1, primary="primary")
+    report = operations.doubles.using(executor="serial", throttle=lag).map(paced(0.25, 240))
+    assert (report.succeeded, report.throttled) == (240, ())
 
 
 def test_what_is_no_replica_is_told_of_once(standby, quick_looks):

@@ -10,10 +10,12 @@ from django.utils import timezone
 
 from poolsave import InvalidOption
 from poolsave._engine import throttling
+from poolsave._engine.sizing import WorkerSizing
 from poolsave._engine.throttling import Gauge, Pacer, ThrottleMeter
 from poolsave.throttles import Hours, Pace, _reading, hours
 from poolsave.throttles._reading import RunView, Trail
 from poolsave.throttles.replica_lag import ReplicaLag, _LogReader
+from tests.support import operations
 
 
 @pytest.fixture
@@ -120,6 +122,16 @@ def test_the_first_look_raises_what_is_no_servers_fault(clock):
 def test_an_answer_that_is_none_is_refused(answer):
     with pytest.raises(InvalidOption, match="a throttle gives None, a share from"):
         Gauge(lambda: answer, RunView()).look()
+
+
+def test_no_worker_is_added_while_a_throttle_slows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(WorkerSizing, "maybe_resize", lambda _sizing, **figures: asked.append(figures))
+    doubles = operations.doubles.using(executor="thread", workers=(1, 4))
+    doubles.using(throttle=lambda: 0.9).map(range(100))
+    assert asked == []
+    doubles.map(range(100))
+    assert asked
 
 
 @pytest.mark.parametrize("size", [1, 7, 50])
