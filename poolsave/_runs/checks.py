@@ -24,6 +24,7 @@ from django.db import connections
 from .._db import connections as _connections
 from .._db.fork_safety import check_no_open_sqlite_transaction
 from .._db.inspection import DatabaseInfo, inspect_database
+from .._environment.project_settings import operating_settings
 from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
 from ..errors import (
@@ -236,6 +237,7 @@ def _check_debug() -> Iterator[CheckMessage]:
 def check_settings(**_kwargs: Any) -> Sequence[CheckMessage]:
     """For `manage.py check`: check `settings.POOLSAVE` and the environment."""
     messages = [as_check_error(error) for error in wrong_settings()]
+    messages = messages or _errors_of([operating_settings])
     if not messages and "databases" in getattr(settings, "POOLSAVE", {}):
         messages += _errors_of([lambda: check_aliases_exist(Options.resolve({}).databases)])
     return messages

@@ -11,6 +11,7 @@ import pytest
 from django.db import connections, transaction
 from django.utils import timezone
 
+from poolsave.apps import check_settings
 from poolsave.errors import InvalidOption, InvalidParameters, StatusConflict, UnknownBackfill, UnknownRun
 from poolsave.ledger import control
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
@@ -244,5 +245,6 @@ def test_the_runner_is_told_when_that_is_committed(settings):
 @pytest.mark.parametrize("value", [{"runner": 7}, {"runner": "no.such.thing"}, {"slice": 0}, {"slice": "long"}])
 def test_settings_that_cannot_work_are_refused(settings, value):
     settings.POOLSAVE = value
+    assert [message.id for message in check_settings()] == ["poolsave.E001"]  # of `manage.py check`
     with pytest.raises(InvalidOption, match=f"{next(iter(value))}=.*settings.POOLSAVE"):
         control.start("count-visits")
