@@ -72,7 +72,7 @@ GoogleDocstring._consume_inline_attribute = whole_text
 class MessageIndex(SphinxTransform):
     """Enters the messages on the pages about errors into the index, which the search weighs most.
 
-    A hit leads to the row or the item, which gets an anchor.
+    A hit leads to the row or the item, which gets an anchor, and shows its text.
     """
 
     default_priority = 840  # before Sphinx collects index entries
@@ -80,10 +80,10 @@ class MessageIndex(SphinxTransform):
     def apply(self):
         messages = MESSAGES.get(self.env.docname)
         found = list(messages(self.document)) if messages else []  # before the document is changed
-        for number, (place, text) in enumerate(found):
+        for number, (place, inside, text) in enumerate(found):
             anchor = f"message-{number}"
             place["ids"].append(anchor)
-            place.insert(0, addnodes.index(entries=[("single", text, anchor, "main", None)]))
+            inside.insert(0, addnodes.index(entries=[("single", text, anchor, "main", None)]))
 
 
 AS_TYPED = str.maketrans({"\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"'})
@@ -96,7 +96,7 @@ def quoted_in_tables(document):
     for row in document.findall(nodes.row):
         cell = row[0]
         for literal in cell.findall(nodes.literal):
-            yield cell, literal.astext().translate(AS_TYPED)
+            yield row, cell, literal.astext().translate(AS_TYPED)
 
 
 def quoted_in_items(document):
@@ -104,7 +104,7 @@ def quoted_in_items(document):
     for item in document.findall(nodes.list_item):
         symptoms = item.astext().translate(AS_TYPED).partition(" — ")[0]
         for text in re.findall(r'"([^"]* [^"]*)"', symptoms):
-            yield item, text
+            yield item, item, text
 
 
 MESSAGES = {"troubleshooting": quoted_in_tables, "pitfalls": quoted_in_items}

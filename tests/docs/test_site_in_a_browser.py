@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 
+from poolsave.errors import DatabaseUnreachable, InsideTransaction, TimedOut, WorkerDied
 from tests.docs.pages import ROOT
 from tests.support import browser
 
@@ -35,15 +36,14 @@ MESSAGES = {
         PITFALLS
     ),
     "sqlite3.OperationalError: database is locked": TROUBLESHOOTING,
-    "poolsave.errors.InsideTransaction: the database 'shop' is inside a transaction, which workers can neither see nor "
-    "wait for: leave the block": TROUBLESHOOTING,
+    f"poolsave.errors.InsideTransaction: {InsideTransaction('shop')}": TROUBLESHOOTING,
     "the function shop.views.<lambda> cannot be pickled for workers that do not share the caller's memory": (
         TROUBLESHOOTING
     ),
     "'import_order' is a generator function, which does nothing when it is called": TROUBLESHOOTING,
-    "TimedOut: {'order': 4711} took longer than timeout=30 seconds": TROUBLESHOOTING,
-    "the worker with pid 4711 was killed by SIGKILL": TROUBLESHOOTING,
-    "no connection to the database 'replica' is to be had": TROUBLESHOOTING,
+    str(TimedOut(30, {"order": 4711})): TROUBLESHOOTING,
+    str(WorkerDied(-9, "SIGKILL", {"order": 4711})): TROUBLESHOOTING,
+    f"poolsave.errors.DatabaseUnreachable: {DatabaseUnreachable('replica', 'connection refused')}": TROUBLESHOOTING,
 }
 """By what is pasted: the page that must be the first or the second hit."""
 
@@ -105,6 +105,7 @@ def test_a_hit_leads_to_the_row_of_the_message(site, driver):
     driver.find_element("css selector", "#search-results ul.search > li > a").click()
     row = browser.wait_for(driver, lambda driver: driver.find_element("css selector", ":target"))
     assert "database is locked" in row.text
+    assert row.tag_name == "tr"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
