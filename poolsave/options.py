@@ -208,6 +208,10 @@ def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:
         InvalidOption: naming the option, its value and its source.
     """
     for name, value in options.items():
+        if name == "run" and source:
+            raise InvalidOption(
+                name, value, "each durable run has a name of its own; give it where it is started", source
+            )
         if name not in RULES:
             from difflib import get_close_matches  # imported only for an error
 

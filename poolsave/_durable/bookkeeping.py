@@ -264,6 +264,11 @@ class Bookkeeping:
 
     # The end.
 
+    def renew_lease(self) -> None:
+        """Let nothing commit of what workers have begun so far."""
+        if not self.closed:
+            self._retrying(self._session.renew)
+
     def give_up(self) -> None:
         """Write nothing any more."""
         self.closed = True

@@ -19,7 +19,7 @@ from .._engine.engine import Engine
 from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.durable import DurableRun
-from .._runtime.foreign_exceptions import is_a
+from .._runtime.foreign_exceptions import is_a, repr_of
 from .._worker.job import WorkerJob
 from .._worker.replies import ObjectDetail, Reply
 from ..errors import LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
@@ -57,6 +57,8 @@ class DurableEngine(Engine):
         """Indices of failures that a worker has recorded."""
         self._again: set[int] = set()
         """Indices of objects that were answered, and run again: their COMMIT did not happen."""
+        self._unsettled: list[tuple[Chunk, BaseException]] = []
+        """Chunks that the executor has lost, and why."""
         self._unrecorded: set[int] = set()
         """Indices of objects whose outcome the ledger is not told."""
         self._code = ""
@@ -140,7 +142,8 @@ class DurableEngine(Engine):
         return None if index is None else self._places.at(index)[0].sequence
 
     def _first_in_flight(self) -> int | None:
-        return min((chunk.index for chunk in (*self._tasks.values(), *self._requeued)), default=None)
+        lost = (chunk for chunk, _error in self._unsettled)
+        return min((chunk.index for chunk in (*self._tasks.values(), *self._requeued, *lost)), default=None)
 
     def halt(self, reason: str) -> None:
         """See `Engine.halt`."""
@@ -272,17 +275,39 @@ class DurableEngine(Engine):
         return timed_out
 
     def _broken(self, event: Broken) -> None:
-        chunk = self._tasks.get(event.task)
-        if chunk is None or not event.begun or not self._records:
+        if not event.begun or not self._records:
             super()._broken(event)
             return
-        ended = self._ask(chunk)
-        for offset in range(chunk.answered, len(chunk.objects) if ended is not None else 0):
-            index = chunk.index + offset
-            if ended is not None and offset in ended.failed:
+        # Its worker may be at it still. What became of it is asked when nothing of it can commit any more.
+        self._unsettled.append((self._tasks.pop(event.task), event.error))
+        if self.stopped is None:
+            self.fatal = event.error if self.fatal is None else self.fatal
+        self.halt(f"the executor lost a chunk: {repr_of(event.error)}")
+
+    def _settle_broken(self) -> None:
+        try:
+            self._book.renew_lease()
+        except Exception as error:  # of the database, or LeaseLost
+            self._fail(error)
+        for chunk, why in self._unsettled:
+            ended = None if self._book.closed else self._ask(chunk)
+            for offset in range(chunk.answered, len(chunk.objects)):
+                self._settle_object(chunk, offset, ended, why)
+        self._unsettled.clear()
+
+    def _settle_object(self, chunk: Chunk, offset: int, ended: Ended | None, error: BaseException) -> None:
+        index, item, status, reason = chunk.index + offset, chunk.objects[offset], Status.LOST, error
+        if ended is not None:
+            status = Status.SKIPPED  # nothing is left of it, and the next session runs it
+            if offset in ended.saved:
+                status, reason = Status.SUCCEEDED, ValueLost(index)
+                reason.__cause__ = error
+            elif offset in ended.failed:
+                status = Status.FAILED
                 self._recorded.add(index)
-        self._unrecorded.update(range(chunk.index + chunk.answered, chunk.index + len(chunk.objects)))
-        super()._broken(event)
+        else:
+            self._unrecorded.add(index)
+        self._add(unanswered_batch(index, [item], status, reason, attempts=1))
 
     # What the ledger is told.
 
@@ -330,6 +355,9 @@ class DurableEngine(Engine):
     def lose_rest(self) -> list[OutcomeBatch]:
         """See `Engine.lose_rest`. The ledger gets its last word."""
         batches = super().lose_rest()
+        if self._unsettled:
+            self._settle_broken()
+            batches += self._take_ready()
         if not self._closed:
             self._closed = True
             self._end()

@@ -216,6 +216,24 @@ class Session:
             raise LeaseLost(self.spec.name)
         return asked
 
+    def renew(self) -> None:
+        """Let nothing of this session commit that workers have begun so far, and stay the holder.
+
+        Raises:
+            LeaseLost: if another session has the run.
+        """
+        from ..ledger.models import Lease
+
+        with transaction.atomic(using=self.alias, durable=True):
+            mine = Lease.objects.using(self.alias).filter(run_id=self.run_id)
+            if connections[self.alias].vendor == "sqlite":
+                mine.update(generation=F("generation"))  # a write, as in `_locked`
+            lease = mine.select_for_update().get()
+            if lease.generation != self.generation:
+                raise LeaseLost(self.spec.name)
+            mine.update(generation=self.generation + 1)
+        self.generation += 1
+
     def end(self, **columns: Any) -> None:
         """Leave the run with these values, and let nothing of this session commit any more.
 

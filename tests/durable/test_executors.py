@@ -34,7 +34,8 @@ def test_pool_of_somebody_else_that_breaks_pauses_the_run(tmp_path):
     operation = operation.bind(folder=str(tmp_path), deadly=(9,))
     with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool, pytest.raises(Exception) as raised:
         operation.using(executor=pool).map(rows, run="broken")
-    assert raised.value.report.run.status == "paused"
+    assert (raised.value.report.run.status, raised.value.report.lost) == ("paused", 0)
+    assert raised.value.report.succeeded == sum(visited("postgres").values()) == len(entries("postgres"))
     report = operation.using(executor="process", start_method="fork").map(rows, run="broken")
     assert (report.lost, report.run.status) == (0, "finished")
     assert visited("postgres") == dict.fromkeys(range(1, 31), 1)

@@ -153,6 +153,12 @@ def test_what_cannot_be_durable_is_refused():
     assert not visited("default")[1]
 
 
+@override_settings(POOLSAVE={"run": "all"})
+def test_name_for_all_runs_of_a_project_is_refused():
+    with pytest.raises(InvalidOption, match="is not valid: each durable run has a name of its own"):
+        counts.map([])
+
+
 def test_missing_tables_and_app_are_named():
     rows = make_things("second", 3)
     with (
