@@ -15,7 +15,9 @@ from .._worker.replies import WorkerTime
 from ..executors import Executor, Job, Resizable
 from .worker_policy import Window, WorkerPolicy, WorkerRange
 
-MIN_SECONDS = 0.08
+WARM_UP = 0.05
+"""Seconds of work of each new worker that do not count: it connects, and copies memory after a fork."""
+MIN_SECONDS = 0.12
 """Seconds of each worker that a window has at least: several replies, which come every 0.02 s or with each chunk."""
 MIN_OBJECTS = 2
 """Objects of each worker that a window has at least."""
@@ -35,8 +37,8 @@ class WorkerSizing:
         self._policy = WorkerPolicy(
             workers=workers, least=min(limits.least, workers), most=limits.most, cpus=cpus_for(executor, cpus)
         )
-        self._known: set[object] = set()
-        """Workers that have answered. The first one does not count: it connects, and copies memory after a fork."""
+        self._warmed_up: dict[object, float] = {}
+        """By worker, the seconds of its work that did not count."""
         self._start = 0.0
         self._overloaded = False
         self._clear()
@@ -53,8 +55,9 @@ class WorkerSizing:
     def answered(self, worker: object, spent: WorkerTime, objects: int) -> None:
         """Add a worker's answer for some objects."""
         self._overloaded |= spent.overloaded or spent.timed_out
-        if worker not in self._known:
-            self._known.add(worker)
+        warmed_up = self._warmed_up.get(worker, 0.0)
+        if warmed_up < WARM_UP:
+            self._warmed_up[worker] = warmed_up + spent.worked
             return
         self._answered.add(worker)
         self._objects += objects

@@ -12,7 +12,9 @@ from typing import NamedTuple
 MOST = 32
 """Upper bound for `workers="auto"`, unless there are more CPUs."""
 GAIN = 0.05
-"""Share by which a growth must raise the rate for another one to follow. What lowers it by as much is undone."""
+"""Share by which a growth must raise the rate for another one to follow."""
+LOSS = 0.1
+"""Share by which a change must lower the rate to be undone. Windows are short, so their rates vary."""
 WAITING, MOSTLY_WAITING = 0.5, 0.75
 """Share of their time that workers must wait for one growth to double them, or to make them four times as many."""
 MIN_GROWTH = 1.25
@@ -25,7 +27,7 @@ FALL = 0.7
 """Share of the usual rate below which fewer workers are tried: the server may have too much to do."""
 SMOOTHING = 0.8
 """Weight of the past in the usual rate."""
-FIRST_PAUSE = 5.0
+FIRST_PAUSE = 2.0
 """Seconds until the next trial after one that did not pay. They double with each further one."""
 
 SLOWER = "since they became slower"
@@ -91,7 +93,7 @@ class WorkerPolicy:
             return self._rested(window.now, max(self.least, self.workers // 2), OVERLOADED)
         if self.before is not None:
             workers, rate = self.before
-            if window.rate < rate * (1 - GAIN):
+            if window.rate < rate * (1 - LOSS):
                 return self._rested(window.now, workers, f"since {self.workers} were slower", usual=rate)
             if self.workers < workers or window.rate <= rate * (1 + GAIN):
                 return self._rested(window.now, self.workers, self.reason, usual=window.rate)
