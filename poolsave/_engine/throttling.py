@@ -27,6 +27,8 @@ INTERVAL = 1.0
 """Seconds between two looks of the throttles."""
 MAX_MISSES = 3
 """Looks in a row that a throttle may fail to take before it counts as gone."""
+REST = 30
+"""Looks for which a throttle is not asked that could not be read so often from the start: each may take seconds."""
 SLACK = 0.5
 """Seconds by which an engine may come too late to keep a pace all the same: it then catches up."""
 SHARE_OF_SECOND = 0.1
@@ -44,7 +46,7 @@ class Gauge:
         self.reason = ""
         self.follow(run)
         self._was_read = False
-        self._missed = 0
+        self._missed = self._rest = 0
         self.seconds = self.held = 0.0
         self._lowest = (math.inf, "")
 
@@ -59,6 +61,9 @@ class Gauge:
         Raises:
             Exception: whatever the throttle's own code raises at the first look, and a value that is none.
         """
+        if self._rest:
+            self._rest -= 1
+            return
         try:
             answer = self._read()
         except Exception as error:
@@ -74,8 +79,12 @@ class Gauge:
             if not self._missed:
                 warn(f"the throttle {self.name} cannot be read, and so does not slow this run down: {_told(error)}")
         self._missed += 1
-        if self._was_read and self._missed >= MAX_MISSES:
+        if self._missed < MAX_MISSES:
+            return
+        if self._was_read:
             self.share, self.reason = 0.0, f"{self.name} can no longer be read: {_told(error)}"
+        else:
+            self._rest = REST
 
     def spent(self, seconds: float) -> None:
         """Count seconds in which no other throttle gave less."""

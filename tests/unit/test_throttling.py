@@ -105,6 +105,22 @@ def test_a_throttle_that_was_never_read_warns_once(clock):
     assert meter.summary() == ()
 
 
+@pytest.mark.filterwarnings("ignore:the throttle")
+def test_a_throttle_that_was_never_read_is_asked_less_often(clock):
+    asked = []
+
+    def fails():
+        asked.append(int(clock.now))
+        if clock.now < 1060:
+            raise OperationalError("no server")
+        return 0.0
+
+    meter = ThrottleMeter([fails], RunView())
+    slots = [look(meter, clock) for _ in range(100)]
+    assert asked[:5] == [1001, 1002, 1003, 1034, 1065]
+    assert slots[64:] == [0] * 36
+
+
 def test_a_throttle_that_is_gone_three_times_holds(clock):
     gone = OperationalError("no server")
     meter = ThrottleMeter([answers(0.5, gone, gone, 0.5, gone, gone, ValueError("bug"), gone, 1.0)], RunView())
