@@ -7,10 +7,8 @@ import threading
 import pytest
 
 from poolsave import InvalidOption, Status, pooled_operation
-from poolsave._engine import sources
+from poolsave.executors import SerialExecutor
 from tests.support import operations, pools
-
-THREAD = {"executor": "thread", "workers": 1}
 
 
 def each_way(operation, number, on_outcome, **options):
@@ -83,22 +81,24 @@ def test_what_cannot_be_called_is_refused_by_its_value(wrong):
     assert not read
 
 
-def test_skipped_objects_are_given_too(monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PULL_TIME", 60)  # or a machine that is busy sends all 25 before the signal comes
-    monkeypatch.setattr(sources, "SLOW_PULL", 60)
+class Queueing(SerialExecutor):
+    """Is sent the next chunk before it has run the first one."""
+
+    workers = 2
+
+
+def interrupts(number):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("numbers", [range(10), iter(range(10))], ids=["range", "iterator"])
+def test_skipped_objects_are_given_too(numbers):
+    operation = pooled_operation(interrupts, executor=Queueing(), chunksize=1, transaction=None, progress=False)
     given = []
-
-    def some_and_a_signal():
-        yield from range(25)
-        signal.raise_signal(signal.SIGINT)
-        yield 25
-
     with pytest.raises(KeyboardInterrupt) as caught:
-        pooled_operation(operations.doubles.func, **THREAD, chunksize=10, transaction=None, progress=False).map(
-            some_and_a_signal(), on_outcome=given.append
-        )
-    assert len(given) == caught.value.report.total
-    assert sum(outcome.status is Status.SKIPPED for outcome in given) == caught.value.report.skipped > 0
+        operation.map(numbers, on_outcome=given.append)
+    assert [outcome.status for outcome in given] == [Status.SUCCEEDED, Status.SKIPPED]
+    assert (caught.value.report.total, caught.value.report.skipped) == (2, 1)
 
 
 @pytest.mark.parametrize("executor", ["serial", "thread", "fork"])

@@ -31,10 +31,7 @@ def test_files_of_tests_begin_with_the_promise_they_prove():
 
 MAY_IMPORT_PRIVATE = {"unit", "db", "worker", "executors", "support", "typing"}
 """Folders. What is elsewhere goes by public names, so that another layout of the package breaks none of it."""
-STILL_PRIVATE = {
-    "api/test_auto.py", "api/test_on_outcome.py",  # are given what else depends on how busy the machine is
-    "durable/test_long_inputs.py",  # counts what the caller keeps of a run
-}  # fmt: skip
+STILL_PRIVATE = {"api/test_auto.py"}  # is given what else depends on how busy the machine is
 
 
 def imported_by(node):
