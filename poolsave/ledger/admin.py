@@ -26,6 +26,7 @@ from django.http.response import HttpResponseBase, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.views.decorators.http import require_POST, require_safe
 
@@ -311,6 +312,10 @@ class FailureAdmin(FailureBase):
     list_filter = ("kind", ("resolved_at", admin.EmptyFieldListFilter))
     list_select_related = ("run",)
     search_fields = ("=key",)
+    fields = (
+        "run", "key", "kind", "error_class", "sqlstate", "constraint", "frame", "message", "as_printed", "attempts",
+        "created_at", "resolved_at", "resolution",
+    )  # fmt: skip
     ordering = ("-pk",)
     show_full_result_count = False
     actions = None
@@ -329,6 +334,16 @@ class FailureAdmin(FailureBase):
 
     def has_delete_permission(self, request: HttpRequest, obj: Failure | None = None) -> bool:
         return False
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        titles = {"title": "Failure", "subtitle": None}  # the cause, which is as long, stands below
+        return super().change_view(request, object_id, form_url, {**titles, **(extra_context or {})})
+
+    @admin.display(description="traceback")
+    def as_printed(self, failure: Failure) -> str:
+        return format_html('<pre class="run-traceback">{}</pre>', failure.traceback)
 
     @admin.display(description="message")
     def text(self, failure: Failure) -> str:
