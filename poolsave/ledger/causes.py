@@ -111,7 +111,7 @@ def _constraint_of(error: BaseException) -> str:
             return name
     if module_of(error) != "django.db.utils" and not sqlstate_of(error):
         return ""
-    args = args_of(error)
+    args = (error.message,) if is_a(error, RemoteError) else args_of(error)
     text = text_of(args[-1]) if args else ""
     found = next((match for pattern in CONSTRAINTS if (match := pattern.search(text))), None)
     return found["name"] if found else ""

@@ -121,8 +121,8 @@ def test_without_a_line_of_the_users_there_is_a_librarys():
 
 
 def test_an_error_whose_class_is_unknown_here_has_its_own_name():
-    error = RemoteError("shop.errors.Sold", "Sold 7", sqlstate="23514")
-    assert causes.cause_of(error, "")[:2] == ("shop.errors.Sold", "23514")
+    error = RemoteError("shop.errors.Sold", 'row violates check constraint "sold_once"', sqlstate="23514")
+    assert causes.cause_of(error, "")[:3] == ("shop.errors.Sold", "23514", "sold_once")
 
 
 class Hostile(DatabaseError):

@@ -3,6 +3,7 @@
 What is right is the number of visits that each row of a table counts: one for each run.
 """
 
+import io
 import signal
 
 import pytest
@@ -59,6 +60,23 @@ def test_a_process_that_is_stopped_leaves_its_run_due(alias, registered, signum)
     assert control.find_run(name, using=alias).status == "due"
     work(once=True, using=alias, executor="serial")
     assert visits(alias) == [1] * SIZE
+
+
+class Shell(Worker):
+    """The command, as in a shell."""
+
+    def run(self):
+        call_command("poolsave", "work", stdout=io.StringIO(), stderr=io.StringIO())
+
+
+def test_ctrl_c_ends_the_command_with_130(registered):
+    things("default", SIZE)
+    control.start(registered("slow", backfills.count_slowly.using(executor="serial"), "default"))
+    shell = Shell("default")
+    wait_until(some_are_done("default"))
+    shell.kill(signal.SIGINT)
+    assert shell.process.exitcode == 130
+    assert control.find_run("slow").status == "due"
 
 
 def test_runs_take_turns_by_slices(registered, monkeypatch):
