@@ -1,0 +1,133 @@
+"""Kills at any moment in a Dask cluster, of workers and of the scheduler: every row exactly once, and nothing lost.
+
+`pytest -m chaos` kills hundreds of workers and twenty schedulers.
+"""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from contextlib import nullcontext, suppress
+
+import dask
+import psutil
+import pytest
+
+from poolsave import Run, executors
+from poolsave.ledger.models import Run as LedgerRun
+from tests.support import dask_cluster
+from tests.support.durable import counts, entries, ledger, make_things, visited
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+ALIAS, NAME, WORKERS = "postgres", "far", 2
+
+
+class OwnCluster:
+    """A cluster whose scheduler may be killed."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.dask_cluster", str(WORKERS), "1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **dask_cluster.QUIET},
+        )
+        self.address = self._process.stdout.readline().strip()
+
+    def worker_processes(self):
+        children = psutil.Process(self._process.pid).children()
+        return [child for child in children if "distributed.cli.dask_worker" in child.cmdline()]
+
+    def kill_a_worker(self):
+        """Its supervisor starts another one."""
+        with suppress(psutil.NoSuchProcess, IndexError):
+            random.choice(self.worker_processes()).kill()
+            return True
+        return False
+
+    def kill_scheduler(self):
+        self._orphans = self.worker_processes()
+        self._process.kill()
+
+    def end(self):
+        workers = getattr(self, "_orphans", None) or self.worker_processes()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        for worker in workers:  # they end by themselves, which takes a while
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        psutil.wait_procs(workers, timeout=30)
+
+
+def killer(cluster, *, workers, scheduler, every):
+    """Give a callable for `on_outcome` that kills workers now and then, then the scheduler; and what it has done."""
+    killed = {"workers": 0, "scheduler": 0, "outcomes": 0}
+
+    def kill(_outcome):
+        killed["outcomes"] += 1
+        if killed["workers"] < workers:
+            if random.random() < 1 / every:
+                killed["workers"] += cluster.kill_a_worker()
+        elif scheduler and not killed["scheduler"] and random.random() < 1 / every:
+            cluster.kill_scheduler()
+            killed["scheduler"] = 1
+
+    return kill, killed
+
+
+def session(things, transaction, *, chunksize, workers, scheduler, every):
+    """Run what is left in a cluster of its own; gives what was killed. Without its scheduler a session has an error."""
+    cluster = OwnCluster()
+    kill, killed = killer(cluster, workers=workers, scheduler=scheduler, every=every)
+    operation = counts.using(
+        transaction=transaction, databases=(ALIAS,), chunksize=chunksize, workers=WORKERS, start_method=None,
+        executor=executors.DaskExecutor(cluster.address),
+    )  # fmt: skip
+    try:
+        with pytest.raises((OSError, asyncio.CancelledError, Exception)) if scheduler else nullcontext():
+            assert operation.map(things, run=Run(NAME, using=ALIAS), on_outcome=kill).lost == 0
+    finally:
+        cluster.end()
+    assert killed["scheduler"] == scheduler
+    return killed
+
+
+def run_to_the_end(transaction, *, rows, chunksize, schedulers, workers_each, every):
+    things = make_things(ALIAS, rows)
+    total = {"workers": 0, "scheduler": 0}
+    while LedgerRun.objects.using(ALIAS).filter(name=NAME, status__startswith="finished").first() is None:
+        scheduler = total["scheduler"] < schedulers
+        killed = session(
+            things, transaction, chunksize=chunksize, workers=workers_each, scheduler=scheduler, every=every
+        )
+        total = {what: total[what] + killed[what] for what in total}
+    again = counts.using(transaction="object", databases=(ALIAS,), workers=1)  # those that were hit three times
+    again.map(things, run=Run(NAME, using=ALIAS, retry={}))
+    assert visited(ALIAS) == dict.fromkeys(range(1, rows + 1), 1)
+    assert entries(ALIAS) == [*range(1, rows + 1)]
+    run, ranges, failures = ledger(ALIAS, NAME)
+    assert [each[:2] for each in ranges] == [("", str(rows))]
+    assert (run.done + run.failed, run.skipped) == (rows, 0)
+    assert [failure for failure in failures if failure.resolved_at is None] == []
+    print(transaction, rows, "rows;", total, "killed;", run.failed, "failed at first")
+    return total
+
+
+@pytest.mark.timeout(300)
+def test_killed_workers_and_scheduler_cost_nothing_but_time():
+    with dask.config.set({"distributed.comm.timeouts.connect": "3s"}):  # how long a client looks for its scheduler
+        total = run_to_the_end("chunk", rows=200, chunksize=5, schedulers=1, workers_each=1, every=15)
+    assert total["scheduler"] == 1
+    assert total["workers"] >= 1
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("transaction", ["object", "chunk"])
+def test_hundreds_of_killed_workers_and_twenty_schedulers(transaction):
+    run_to_the_end(transaction, rows=200_000, chunksize=20, schedulers=20, workers_each=24, every=350)
