@@ -128,3 +128,16 @@ def test_nothing_is_forked_beside_another_thread(sizes):
         other.join()
     assert report.ok
     assert reached == {1}
+
+
+@pytest.mark.parametrize("name", ["thread", "fork", "spawn"])
+def test_a_run_that_ends_while_workers_join_leaves_nothing(sizes, name):
+    with operations.doubles.using(**POOLS[name], **OPEN).stream(itertools.count()) as outcomes:
+        for outcome in outcomes:
+            assert outcome.ok
+            sizes.wanted = 3
+            if sizes.executor is not None and sizes.executor.joining:
+                break
+    assert not multiprocessing.active_children()
+    assert not any(thread.name.startswith("poolsave-") for thread in threading.enumerate())
+    assert outcomes.report.succeeded + outcomes.report.skipped == outcomes.report.total
