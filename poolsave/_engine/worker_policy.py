@@ -29,6 +29,9 @@ SMOOTHING = 0.8
 """Weight of the past in the usual rate."""
 FIRST_PAUSE = 2.0
 """Seconds until the next trial after one that did not pay. They double with each further one."""
+LONGEST_PAUSE = 60.0
+GRACE = 1.0
+"""Seconds after an overload in which another does not count: what it ended began before there were fewer workers."""
 
 SLOWER = "since they became slower"
 OVERLOADED = "since the server ended what waited too long, or refused connections"
@@ -83,6 +86,7 @@ class WorkerPolicy:
     usual: float | None = None
     """The smoothed rate of the present number."""
     resting_until: float = 0.0
+    grace_until: float = 0.0
     pause: float = FIRST_PAUSE
     reason: str = ""
     """Why the number was changed at last."""
@@ -90,7 +94,7 @@ class WorkerPolicy:
     def after(self, window: Window) -> WorkerPolicy:
         """Give the policy after a window: its `workers` is the number to have now."""
         if window.overloaded:
-            return self._rested(window.now, max(self.least, self.workers // 2), OVERLOADED)
+            return self._relieved(window.now)
         if self.before is not None:
             workers, rate = self.before
             if window.rate < rate * (1 - LOSS):
@@ -98,6 +102,11 @@ class WorkerPolicy:
             if self.workers < workers or window.rate <= rate * (1 + GAIN):
                 return self._rested(window.now, self.workers, self.reason, usual=window.rate)
         return self._tried(window)
+
+    def _relieved(self, now: float) -> WorkerPolicy:
+        if now < self.grace_until:
+            return replace(self, before=None, usual=None, resting_until=max(self.resting_until, now + GRACE))
+        return replace(self._rested(now, max(self.least, self.workers // 2), OVERLOADED), grace_until=now + GRACE)
 
     def _tried(self, window: Window) -> WorkerPolicy:
         if window.now >= self.resting_until:
@@ -135,7 +144,7 @@ class WorkerPolicy:
     def _rested(self, now: float, workers: int, reason: str, *, usual: float | None = None) -> WorkerPolicy:
         return replace(
             self, workers=workers, before=None, usual=usual, reason=reason,
-            resting_until=now + self.pause, pause=2 * self.pause,
+            resting_until=now + self.pause, pause=min(LONGEST_PAUSE, 2 * self.pause),
         )  # fmt: skip
 
     def refused(self, now: float, workers: int) -> WorkerPolicy:

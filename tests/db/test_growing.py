@@ -44,9 +44,8 @@ def test_workers_that_wait_become_more_and_then_fewer(slow_inserts, executor):
         resizings = outcomes.report.statistics.resizings
         for outcome in outcomes:
             statuses[outcome.item] = outcome.ok
-            if resizings:
-                told[0] = "slow"
-            if len(resizings) > 1 and resizings[-1].reason == OVERLOADED:
+            told[0] = "slow" if resizings and resizings[-1].workers > 2 else "fast"
+            if resizings and resizings[-1].reason == OVERLOADED:
                 break
     assert resizings[0].workers > 2
     assert resizings[0].reason.startswith("since they waited for ")
