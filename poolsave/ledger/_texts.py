@@ -76,7 +76,7 @@ def paragraph(run: Run, causes: Sequence[CauseCount]) -> Iterator[str]:
     if run.came_later:
         yield f"  {run.came_later:,} rows came later, and belong to another run"
     if causes:
-        yield f"  {sum(one.failures for one in causes):,} failures are unresolved:"
+        yield f"  {_unresolved(sum(one.failures for one in causes))}:"
     for one in causes:
         yield f"  {one.failures:>8,} x {one.cause}, such as {one.key}"
 
@@ -86,4 +86,13 @@ def complaint(run: Run) -> str:
     if run.status == Run.Status.PAUSED and run.stop_code not in ASKED_FOR:
         return f"it is paused ({cell(run.stop_code)}): {cell(run.stop_reason)}"
     unresolved = run.failures.using(run._state.db).filter(resolved_at=None).count()
-    return f"{unresolved:,} failures are unresolved" if unresolved and run.status in Run.ENDED else ""
+    return _unresolved(unresolved) if unresolved and run.status in Run.ENDED else ""
+
+
+def failures(count: int) -> str:
+    """Give a number of failures in words."""
+    return f"{count:,} failure{'' if count == 1 else 's'}"
+
+
+def _unresolved(count: int) -> str:
+    return f"{failures(count)} {'is' if count == 1 else 'are'} unresolved"

@@ -97,7 +97,7 @@ def test_status_ends_with_3_if_a_run_needs_someone(values, expected):
 def test_status_ends_with_3_for_unresolved_failures():
     run = make(status=Status.FINISHED_WITH_FAILURES)
     failure = fail(run, "1")
-    assert "1 failures are unresolved" in command("status", "count-visits", status=3)
+    assert "1 failure is unresolved" in command("status", "count-visits", status=3)
     Failure.objects.filter(pk=failure.pk).update(resolved_at=timezone.now())
     command("status", "count-visits")
 
@@ -186,6 +186,15 @@ def test_what_is_unknown_is_said_in_one_line():
     make("b")
     assert "there is no run 'a' in the database 'default': give one of 'b'" in command("status", "a", status=1)
     assert "--database 'nowhere' is none of default" in command("list", "--database", "nowhere", status=1)
+
+
+def test_help_has_the_exit_statuses_and_all_actions(capsys):
+    with pytest.raises(SystemExit):
+        call_command("poolsave", "--help")
+    printed = capsys.readouterr().out
+    assert "\n  3    status, work: a run needs someone" in printed
+    for action in ("list", "status", "start", "resume", "pause", "cancel", "recover", "retry", "forget", "work"):
+        assert f"\n    {action} " in printed
 
 
 def test_without_the_tables_it_says_how_to_make_them(tmp_path):

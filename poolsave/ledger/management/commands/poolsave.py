@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 from django.db import DatabaseError, connections, router
 from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
@@ -52,13 +52,18 @@ EXIT_STATUSES = """exit status:
 """
 
 
+class HelpFormatter(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Django's, with the lines of the exit statuses as they are."""
+
+
 class Command(BaseCommand):
     """One action for each verb. Each prints a table, lines with tabs, or JSON."""
 
     help = "See durable runs, and start, pause, resume, cancel, retry, forget and work on them."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        return super().create_parser(prog_name, subcommand, epilog=EXIT_STATUSES, **kwargs)
+        kwargs |= {"epilog": EXIT_STATUSES, "formatter_class": HelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -243,7 +248,7 @@ class Command(BaseCommand):
         if self.as_json:
             self._json({"failures": count})
         else:
-            self._lines([str(count) if self.plain else f"{count:,} failures {what}"])
+            self._lines([str(count) if self.plain else f"{texts.failures(count)} {what}"])
 
     def _json(self, value: Any) -> None:
         self.stdout.write(texts.as_json(value, indent=2))
