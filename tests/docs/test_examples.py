@@ -14,6 +14,7 @@ import django
 import psutil
 import pytest
 
+from tests.conftest import wait_until
 from tests.support import postgres
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -178,6 +179,31 @@ def test_on_dask_fills_each_row_once(server):
     filled = "saves = 1 AND length(fingerprint) = 64"
     assert server.ask(f"SELECT count(*) FROM documents_document WHERE {filled}") == 300
     assert server.ask("SELECT count(*) FROM documents_change") == 300
+
+
+@pytest.mark.timeout(300)
+def test_on_dask_goes_on_after_a_kill(server):
+    databases = {"EXAMPLES_DATABASES": json.dumps({"default": server.settings})}
+    clean = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    arguments = [sys.executable, str(EXAMPLES / "on_dask.py"), "--rows", "800"]
+    with subprocess.Popen(arguments, env={**clean, **databases}, stderr=subprocess.DEVNULL, text=True) as script:
+        wait_until(lambda: filled(server) > 0, seconds=100)
+        workers = psutil.Process(script.pid).children(recursive=True)
+        for process in [psutil.Process(script.pid), *workers]:
+            process.kill()
+    psutil.wait_procs(workers, timeout=30)
+    before = filled(server)
+    assert 0 < before < 800
+    told = server.after("on_dask.py", "--rows", 800, DASK_LOGGING__DISTRIBUTED="critical")
+    assert f"{800 - before} succeeded" in told
+    assert server.ask("SELECT count(*) FROM documents_document WHERE saves = 1") == 800
+    assert server.ask("SELECT count(*) FROM documents_change") == 800
+
+
+def filled(server):
+    if server.ask("SELECT count(*) FROM information_schema.tables WHERE table_name = 'documents_change'") == 0:
+        return 0
+    return server.ask("SELECT count(*) FROM documents_document WHERE fingerprint <> ''")
 
 
 @pytest.fixture
