@@ -91,4 +91,4 @@ def test_a_server_with_few_slots_is_never_filled(tmp_path):
     finally:
         server.delete()
     assert {status for _name, status, *_error in outcomes} == {"succeeded"}
-    assert len(found.people) == len(outcomes)
+    assert len(found.rows) == len(outcomes)
