@@ -10,7 +10,6 @@ while the ledger can be asked.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,22 +20,21 @@ from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a, repr_of
 from .._worker.job import WorkerJob
-from .._worker.replies import ObjectDetail, Reply
+from .._worker.replies import Reply
 from ..errors import LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
 from ..executors import Broken, Died, Event, Executor
-from ..executors.marks import COMMITTING, RUNNING
 from ..options import Options
 from ..outcomes import Outcome, Status
-from .bookkeeping import Bookkeeping, CallbacksLost, Stop
+from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
-from .recorder import FIRST_NOTE, HAS_CALLBACKS, ChunkTaken, LedgerRecorderSpec, PlacedPayload
+from .deaths import as_saved, blamed_object, callbacks_lost, is_unsettled, parts_of
+from .places import Places, part_of
+from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, PlacedPayload
 from .session import Session
 from .sources import Place
 
 SEQUENCES = (1 << 64) - 1
 """The part of a note that is a sequence."""
-MIN_PLACES = 100
-"""Chunks whose places may be known, before those that have ended are forgotten."""
 
 
 class DurableEngine(Engine):
@@ -182,7 +180,7 @@ class DurableEngine(Engine):
         for offset, detail in reply.details.items():
             if detail.recorded:
                 self._recorded.add(first + offset)
-        if self._records and any(map(_is_unsettled, reply.details.values())):
+        if self._records and any(map(is_unsettled, reply.details.values())):
             self._settle_reply(chunk, reply)
         return super()._batch_of(chunk, reply)
 
@@ -194,10 +192,10 @@ class DurableEngine(Engine):
             index, at = chunk.index + reply.offset + offset, reply.offset + offset
             if at in ended.saved:
                 if detail.status is not Status.SUCCEEDED:
-                    reply.details[offset] = _as_saved(detail, index)
+                    reply.details[offset] = as_saved(detail, index)
             elif at in ended.failed:
                 self._recorded.add(index)
-            elif _is_unsettled(detail) or (detail.status is Status.FAILED and not is_a(detail.error, LeaseLost)):
+            elif is_unsettled(detail) or (detail.status is Status.FAILED and not is_a(detail.error, LeaseLost)):
                 self._again.add(index)
                 self._requeued.append(Chunk(index, [chunk.objects[at]]))
 
@@ -232,7 +230,7 @@ class DurableEngine(Engine):
         error.__cause__ = self._error_of(event, None)
         last = self._places.at(index)
         if event.note & HAS_CALLBACKS and last[0].sequence + last[1] >= sequence:
-            error = _callbacks_lost(index, error.__cause__)
+            error = callbacks_lost(index, error.__cause__)
         self._add(unanswered_batch(index, [chunk.objects[offset]], Status.SUCCEEDED, error, attempts=1))
 
     def _add_failed(self, chunk: Chunk, offset: int, error: BaseException) -> None:
@@ -241,14 +239,14 @@ class DurableEngine(Engine):
 
     def _run_again(self, chunk: Chunk, left: list[int], event: Died) -> None:
         """Have the rest run again. An object with which worker after worker dies fails."""
-        blamed = _blamed(event, left) if self._executor.blames_exactly else None
+        blamed = blamed_object(event, left) if self._executor.blames_exactly else None
         crashes = chunk.crashes + 1
         if blamed is not None and (event.overdue or (crashes >= MAX_CRASHES_BEFORE_START and len(chunk.objects) == 1)):
             self._add_failed(chunk, blamed, self._error_of(event, chunk.objects[blamed]))
             left.remove(blamed)
-            self._requeued += _parts(chunk, left, alone=None)
+            self._requeued += parts_of(chunk, left, alone=None)
             return
-        for part in _parts(chunk, left, alone=blamed):
+        for part in parts_of(chunk, left, alone=blamed):
             is_suspect = blamed is None or part.index == chunk.index + blamed
             part.crashes = crashes if is_suspect else 0
             self._requeue_suspect(part, event) if blamed is None else self._requeued.append(part)
@@ -378,79 +376,3 @@ class DurableEngine(Engine):
     def _source_error(self) -> BaseException | None:
         error: BaseException | None = self._durable_source.error
         return error
-
-
-class Places:
-    """Where each index lies, of the objects that have not ended."""
-
-    def __init__(self) -> None:
-        self._begins: list[int] = []
-        self._places: list[Place] = []
-        self._limit = MIN_PLACES
-
-    def add(self, index: int, place: Place) -> None:
-        """Note the place of a chunk, which begins behind all others."""
-        self._begins.append(index)
-        self._places.append(place)
-
-    @property
-    def are_many(self) -> bool:
-        """Whether it is time to forget some."""
-        return len(self._begins) >= self._limit
-
-    def forget_before(self, index: int) -> None:
-        """Forget the places of chunks that end before an index."""
-        ended = bisect_right(self._begins, index) - 1
-        del self._begins[:ended], self._places[:ended]
-        self._limit = max(MIN_PLACES, 2 * len(self._begins))
-
-    def at(self, index: int) -> tuple[Place, int]:
-        """Give the place of the chunk that an object was first handed out in, and its offset there."""
-        found = bisect_right(self._begins, index) - 1
-        return self._places[found], index - self._begins[found]
-
-
-def part_of(place: Place, first: int, end: int) -> Place:
-    """Give a part of a place."""
-    return Place(
-        place.keys[first - 1] if first else place.low,
-        place.sequence + first,
-        place.keys[first:end],
-        None if place.failures is None else place.failures[first:end],
-    )
-
-
-def _is_unsettled(detail: ObjectDetail) -> bool:
-    return (detail.status is Status.LOST and detail.note > 0) or is_a(detail.error, ChunkTaken)
-
-
-def _as_saved(detail: ObjectDetail, index: int) -> ObjectDetail:
-    """Give the detail of an object whose COMMIT has turned out to have happened."""
-    error: BaseException | None = None
-    if detail.note & HAS_CALLBACKS:
-        error = _callbacks_lost(index, detail.error)
-    elif is_a(detail.error, ChunkTaken):
-        error = ValueLost(index)
-    return detail._replace(status=Status.SUCCEEDED, error=error, traceback=None, note=0)
-
-
-def _callbacks_lost(index: int, cause: Any) -> ValueLost:
-    error = CallbacksLost(index)
-    error.__cause__ = cause if isinstance(cause, BaseException) else None
-    return error
-
-
-def _blamed(event: Died, left: Sequence[int]) -> int | None:
-    """The object that the worker was at: the last one that had begun."""
-    begun = [offset for offset in left if event.marks[offset] in (RUNNING, COMMITTING)]
-    return begun[-1] if begun else None
-
-
-def _parts(chunk: Chunk, left: Sequence[int], *, alone: int | None) -> list[Chunk]:
-    spans: list[list[int]] = []
-    for offset in left:
-        if spans and spans[-1][1] == offset and alone not in (offset, offset - 1):
-            spans[-1][1] = offset + 1
-        else:
-            spans.append([offset, offset + 1])
-    return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolsave._durable import sources
-from poolsave._durable.engine import part_of
 from poolsave._durable.keys import decode, digest_of, encode, joined_digest
+from poolsave._durable.places import part_of
 from poolsave._durable.ranges import FIRST, GAP_BITS, Gap, Range, gaps_between, merged, renumbered
 from poolsave._durable.sources import KeyedInput, Place, QuerySetGaps
 from poolsave.errors import InputChanged
