@@ -12,6 +12,7 @@ from multiprocessing import forkserver
 import pytest
 
 from poolsave import WorkerDied
+from poolsave._environment.django_setup import DjangoEnvironment
 from poolsave.executors.processes.start_methods import SERVER_DIED, ensure_forkserver, why_not_preloaded
 from poolsave.executors.processes.worker_handle import WorkerHandle
 from tests.support import projects
@@ -112,6 +113,25 @@ def test_server_is_clean_and_says_why(what, server, tmp_path, monkeypatch):
     assert done.exitcode == 0
     assert server._forkserver_pid == servers[-1]
     assert why_not_preloaded() == (reason or "")
+
+
+ASKS = """
+from pathlib import Path
+from django.db import connections
+
+connections[{alias!r}].cursor().execute("SELECT 1")
+Path(__file__).with_suffix(".done").touch()
+"""
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+@pytest.mark.parametrize("alias", ["default", "postgres"])
+def test_query_of_an_import_leaves_no_connection_there(alias, server, tmp_path, monkeypatch):
+    """With one of SQLite's no run is possible, and a server's lasts as long as the caller."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"asks_{alias}.py").write_text(ASKS.format(alias=alias))
+    assert ensure_forkserver(pickle.dumps((DjangoEnvironment.capture(), f"asks_{alias}"))) is None
+    assert (tmp_path / f"asks_{alias}.done").exists()
 
 
 def test_running_server_is_left_alone(server, tmp_path, monkeypatch):
