@@ -10,6 +10,7 @@ from poolsave.executors.serial import LocalMarks
 from tests.models import Tag
 from tests.support.chaos import End, audit
 from tests.support.crashing import Run
+from tests.support.standby import Standby, aliases
 
 WAYS = pytest.mark.parametrize(("mode", "worker_dies"), [("object", False), ("chunk", True)])
 
@@ -78,6 +79,21 @@ def test_note_counts_only_on_its_own_server(server, status):
     here = identify_server(connection)
     note = found._replace(server=here + server).to_int()
     assert commit_status(note, "postgres", connection.settings_dict) == status
+
+
+def test_promoted_standby_is_another_server(private_server, django_db_blocker):
+    """The cluster's own number is the same on both, and so are the ids of transactions."""
+    standby = Standby(private_server)
+    try:
+        standby.start()
+        with django_db_blocker.unblock(), aliases(primary=private_server, standby=standby):
+            primary = identify_server(connections["primary"])
+            assert identify_server(connections["standby"]) is None
+            standby.promote()
+            assert identify_server(connections["standby"]) not in (None, primary)
+            assert identify_server(connections["primary"]) == primary
+    finally:
+        standby.delete()
 
 
 def test_commit_hidden_by_a_later_checkpoint_is_lost(private_server, tmp_path):

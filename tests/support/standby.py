@@ -38,6 +38,10 @@ class Standby(CrashingServer):
     def resume(self):
         self._execute("SELECT pg_wal_replay_resume()")
 
+    def promote(self):
+        """Have it take writes, on a timeline of its own."""
+        assert self._execute("SELECT pg_promote()")
+
     def kill(self):
         """All its processes leave at once."""
         postmaster = psutil.Process(self._server.get_pid())
