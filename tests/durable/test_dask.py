@@ -39,14 +39,15 @@ class OwnCluster:
 
     def worker_processes(self):
         children = psutil.Process(self._process.pid).children()
-        return [child for child in children if "distributed.cli.dask_worker" in child.cmdline()]
+        return [child for child in children if _is_worker(child)]
 
-    def kill_a_worker(self):
-        """Its supervisor starts another one."""
-        with suppress(psutil.NoSuchProcess, IndexError):
-            random.choice(self.worker_processes()).kill()
-            return True
-        return False
+    def kill_worker(self, pid):
+        """Kill a worker that has answered: three in a row that are being set up would end the run. Another comes up."""
+        for process in self.worker_processes():
+            if process.pid == pid:
+                process.kill()
+                return True
+        return False  # it has died before its answer was read
 
     def kill_scheduler(self):
         self._orphans = self.worker_processes()
@@ -64,15 +65,21 @@ class OwnCluster:
         psutil.wait_procs(workers, timeout=30)
 
 
+def _is_worker(process):
+    with suppress(psutil.NoSuchProcess):
+        return "distributed.cli.dask_worker" in process.cmdline()
+    return False
+
+
 def killer(cluster, *, workers, scheduler, every):
     """Give a callable for `on_outcome` that kills workers now and then, then the scheduler; and what it has done."""
     killed = {"workers": 0, "scheduler": 0, "outcomes": 0}
 
-    def kill(_outcome):
+    def kill(outcome):
         killed["outcomes"] += 1
         if killed["workers"] < workers:
             if random.random() < 1 / every:
-                killed["workers"] += cluster.kill_a_worker()
+                killed["workers"] += cluster.kill_worker(outcome.worker)
         elif scheduler and not killed["scheduler"] and random.random() < 1 / every:
             cluster.kill_scheduler()
             killed["scheduler"] = 1
