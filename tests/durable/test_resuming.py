@@ -11,7 +11,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.mark.parametrize("transaction", ["chunk", "object"])
 def test_run_that_stopped_goes_on_exactly_there(alias, transaction):
     rows = make_things(alias, 60)
-    operation = counts.using(transaction=transaction, databases=(alias,), chunksize=7)
+    operation = counts.using(transaction=transaction, databases=(alias,), chunksize=7, window=14)
 
     first = operation.using(max_failures=1).bind(bad=[30]).map(rows, run=Run("half", using=alias))
     assert (first.run.status, first.run.stop_code) == ("paused", "failures")
