@@ -23,7 +23,7 @@ SPARE = 1.5
 """How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly."""
 MIN_BUSY = 0.5
 """Share of their time in which workers must have objects. Otherwise the input is what is slow."""
-FALL = 0.7
+FALL = 0.5
 """Share of the usual rate below which fewer workers are tried: the server may have too much to do."""
 SMOOTHING = 0.8
 """Weight of the past in the usual rate."""
@@ -85,6 +85,8 @@ class WorkerPolicy:
     """The number and the rate before a change that is on trial."""
     usual: float | None = None
     """The smoothed rate of the present number."""
+    doubted: bool = False
+    """Whether the last window was a slow one. Two have to agree, since a machine has other things to do, too."""
     resting_until: float = 0.0
     grace_until: float = 0.0
     pause: float = FIRST_PAUSE
@@ -98,6 +100,8 @@ class WorkerPolicy:
         if self.before is not None:
             workers, rate = self.before
             if window.rate < rate * (1 - LOSS):
+                if not self.doubted:
+                    return replace(self, doubted=True)
                 return self._rested(window.now, workers, f"since {self.workers} were slower", usual=rate)
             if self.workers < workers or window.rate <= rate * (1 + GAIN):
                 return self._rested(window.now, self.workers, self.reason, usual=window.rate)
@@ -111,6 +115,8 @@ class WorkerPolicy:
     def _tried(self, window: Window) -> WorkerPolicy:
         if window.now >= self.resting_until:
             if self.before is None and self.usual is not None and window.rate < FALL * self.usual:
+                if not self.doubted:
+                    return replace(self, doubted=True)
                 fewer = max(self.least, self.workers // 2)
                 if fewer < self.workers:
                     return self._on_trial(window, fewer, SLOWER)
@@ -119,7 +125,7 @@ class WorkerPolicy:
                 waiting = f"since they waited for {1 - window.computing:.0%} of their time"
                 return self._on_trial(window, more, waiting)
         usual = window.rate if self.usual is None or self.before else self._smoothed(self.usual, window.rate)
-        return replace(self, before=None, usual=usual)
+        return replace(self, before=None, usual=usual, doubted=False)
 
     def _more(self, window: Window) -> int:
         waiting = 1 - window.computing
@@ -139,11 +145,13 @@ class WorkerPolicy:
         return SMOOTHING * usual + (1 - SMOOTHING) * rate
 
     def _on_trial(self, window: Window, workers: int, reason: str) -> WorkerPolicy:
-        return replace(self, workers=workers, before=(self.workers, window.rate), usual=None, reason=reason)
+        return replace(
+            self, workers=workers, before=(self.workers, window.rate), usual=None, doubted=False, reason=reason
+        )
 
     def _rested(self, now: float, workers: int, reason: str, *, usual: float | None = None) -> WorkerPolicy:
         return replace(
-            self, workers=workers, before=None, usual=usual, reason=reason,
+            self, workers=workers, before=None, usual=usual, doubted=False, reason=reason,
             resting_until=now + self.pause, pause=min(LONGEST_PAUSE, 2 * self.pause),
         )  # fmt: skip
 
