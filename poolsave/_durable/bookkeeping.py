@@ -22,7 +22,7 @@ from .._runtime.foreign_exceptions import is_a
 from ..errors import DatabaseUnreachable, RowGone, ValueLost
 from ..outcomes import Outcome, Status
 from .chunks import ChunkTable, Ended, Entry, sums
-from .failures import described, failure_of
+from .failures import failure_of, storable, update_failure
 from .keys import digest_of
 from .ranges import FIRST, Range, gaps_between
 from .session import Session
@@ -238,7 +238,7 @@ class Bookkeeping:
                 else:
                     kind = Failure.Kind.LOST if outcome.status is Status.LOST else Failure.Kind.ERROR
                     again = {"attempts": F("attempts") + max(1, outcome.attempts), "kind": kind}
-                    row.update(**again, **described(outcome.error, outcome.traceback))
+                    update_failure(row, outcome.error, outcome.traceback, **again)
 
     def ended(self, place: Place) -> Ended:
         """Say what was committed of a chunk. See `ChunkTable.ended`."""
@@ -326,7 +326,7 @@ class Bookkeeping:
         return {
             "status": state.status,
             "stop_code": state.stop_code,
-            "stop_reason": state.stop_reason[:1000],
+            "stop_reason": storable(state.stop_reason)[:1000],
             "came_later": state.came_later,
             "throttle": "",
             "heartbeat_at": timezone.now(),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import IntegrityError, transaction
 
 from ..ledger.causes import failures_of
+from .failures import insert_failures
 from .ranges import Range, merged, renumbered
 from .session import Session
 from .sources import PAGE_SIZE, Place
@@ -105,11 +106,8 @@ class ChunkTable:
             pass
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        from ..ledger.models import Failure
-
         self._insert([entry.ended for entry in entries if entry.ended is not None])
-        failures = [entry.failure for entry in entries if entry.failure is not None]
-        Failure.objects.using(self._session.alias).bulk_create(failures, batch_size=BATCH)
+        insert_failures([entry.failure for entry in entries if entry.failure is not None], self._session.alias)
 
     def ended(self, place: Place) -> Ended:
         """Say what was committed of a chunk whose worker has died, or whose answer to COMMIT was lost.

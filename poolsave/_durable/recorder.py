@@ -18,7 +18,7 @@ from .._worker.current import current
 from .._worker.replies import NOT_STARTED, ObjectResult
 from ..errors import LeaseLost, RowGone
 from ..executors.protocol import Marks
-from .failures import failure_of
+from .failures import failure_of, insert_failures
 from .keys import digest_of
 from .ranges import Range
 
@@ -128,14 +128,12 @@ class LedgerRecorder:
         return Range(self._chunk.sequence + first, low, keys[end - 1], digest=digest, **counts)
 
     def _insert_failures(self, first: int, ran: Sequence[ObjectResult]) -> None:
-        from ..ledger.models import Failure
-
         failures = [
             failure_of(self._spec.run_id, self._chunk.keys[index], result.attempt.error, attempts=result.attempts)
             for index, result in enumerate(ran, first)
             if result.attempt.error is not None and not isinstance(result.attempt.error, RowGone)
         ]
-        Failure.objects.using(self._spec.alias).bulk_create(failures)
+        insert_failures(failures, self._spec.alias)
 
     def _insert_range(self, ended: Range) -> None:
         spec, connection = self._spec, connections[self._spec.alias]
