@@ -14,7 +14,7 @@ from django.db import Error, connections
 from django.db.models import F
 from django.utils import timezone
 
-from .._db.error_codes import connection_lost
+from .._db.error_codes import connection_lost, hit_time_limit, is_transient
 from .._db.reachability import await_connection
 from .._engine.throttling import ThrottleMeter
 from .._reports.durable import DurableRun
@@ -31,6 +31,8 @@ from .sources import Place
 T = TypeVar("T")
 INTERVAL = 1.0
 """Seconds between two heartbeats."""
+PAUSE = 0.1
+"""Seconds between two tries to write what must be written before the session goes on."""
 FULL = 500
 """Entries that are written at once, whenever the next heartbeat is due."""
 MERGE_AFTER = 2000
@@ -67,6 +69,8 @@ class Bookkeeping:
         self._retried: list[tuple[int, Outcome[Any]]] = []
         self._rows = 0
         self._due = 0.0
+        self._busy_since: float | None = None
+        """When the database first refused, for the time being, what has not been written since."""
         self._began = time.monotonic()
         self._beat_at = time.monotonic()
         self._ended_at_beat = 0
@@ -83,7 +87,7 @@ class Bookkeeping:
         if not self._session.generation:
             return []
         self.closed = False
-        ranges = self._retrying(self._table.merge_all)
+        ranges = self._patiently(self._table.merge_all)
         counts = sums(ranges)
         self.state.done, self.state.failed, self.state.skipped = counts["done"], counts["failed"], counts["skipped"]
         self.state.resumed = self._session.resumed or bool(ranges)
@@ -166,6 +170,7 @@ class Bookkeeping:
     def keep(self, horizon: Callable[[], int | None]) -> Stop | None:
         """Write what is due. Gives why the session is to end, if it is.
 
+        A database that is too busy gets it a second later, for up to `stale_after` seconds.
         `horizon`: the least sequence that a transaction in flight can have, or None.
 
         Raises:
@@ -174,27 +179,40 @@ class Bookkeeping:
         """
         if self.closed:
             return None
-        if len(self._entries) + len(self._retried) >= FULL:
-            self._flush()
-        if time.monotonic() < self._due:
+        is_full = len(self._entries) + len(self._retried) >= FULL and self._busy_since is None
+        is_due = time.monotonic() >= self._due
+        try:
+            if is_full or is_due:
+                self._once(self._flush)
+            return self._keep_due(horizon) if is_due else None
+        except Error as error:
+            if not self._can_wait(error):
+                raise
             return None
-        self._flush()
+
+    def _keep_due(self, horizon: Callable[[], int | None]) -> Stop | None:
         if self._merges and self._rows >= MERGE_AFTER:
             self._merge(horizon())
         asked = self._beat()
-        self._due = time.monotonic() + INTERVAL
+        self._due, self._busy_since = time.monotonic() + INTERVAL, None
         return asked
+
+    def _can_wait(self, error: Error) -> bool:
+        """Put off what the database had no time for. False: it will not have, or it had none for too long."""
+        now = time.monotonic()
+        self._due, self._busy_since = now + INTERVAL, now if self._busy_since is None else self._busy_since
+        return _passes(error) and now - self._busy_since <= self._session.spec.stale_after
 
     def _merge(self, horizon: int | None) -> None:
         if horizon is not None:
             self._rows = 0
-            self._retrying(lambda: self._table.merge_below(horizon))
+            self._once(lambda: self._table.merge_below(horizon))
 
     def _beat(self) -> Stop | None:
         from ..ledger.models import Run
 
         throttle = "" if self._meter is None else self._meter.reason
-        status, code, reason = self._retrying(lambda: self._session.beat(**self._progress(), throttle=throttle))
+        status, code, reason = self._once(lambda: self._session.beat(**self._progress(), throttle=throttle))
         self.state.status = status
         if status == Run.Status.CANCELLING:
             self.cancelling = True
@@ -221,10 +239,10 @@ class Bookkeeping:
 
     def _flush(self) -> None:
         if self._entries:
-            self._retrying(lambda: self._table.write(self._entries))
+            self._table.write(self._entries)
             self._entries = []
         if self._retried:
-            self._retrying(self._write_retried)
+            self._write_retried()
             self._retried = []
 
     def _write_retried(self) -> None:
@@ -242,10 +260,21 @@ class Bookkeeping:
 
     def ended(self, place: Place) -> Ended:
         """Say what was committed of a chunk. See `ChunkTable.ended`."""
-        return self._retrying(lambda: self._table.ended(place))
+        return self._patiently(lambda: self._table.ended(place))
 
-    def _retrying(self, call: Callable[[], T]) -> T:
-        """Call it, once more if the connection was lost and there is another one: each call can be repeated."""
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call it until the database has time for it, for up to `stale_after` seconds: it can be repeated."""
+        until = time.monotonic() + self._session.spec.stale_after
+        while True:
+            try:
+                return self._once(call)
+            except Error as error:
+                if not _passes(error) or time.monotonic() >= until:
+                    raise
+            time.sleep(PAUSE)
+
+    def _once(self, call: Callable[[], T]) -> T:
+        """Call it, and once more if the connection was lost and there is another one: each call can be repeated."""
         alias = self._session.alias
         connection, was_open = connections[alias], connections[alias].connection is not None
         try:
@@ -267,11 +296,30 @@ class Bookkeeping:
     def renew_lease(self) -> None:
         """Let nothing commit of what workers have begun so far."""
         if not self.closed:
-            self._retrying(self._session.renew)
+            self._patiently(self._session.renew)
 
     def give_up(self) -> None:
         """Write nothing any more."""
         self.closed = True
+
+    def leave(self, reason: str) -> None:
+        """Pause the run of a session that could not end, by a new connection, and write nothing else.
+
+        What no worker has recorded runs again. If this fails, too, the run is left as it is, for a take-over.
+        """
+        self.closed = True
+        connections[self._session.alias].close()
+        try:
+            self._once(lambda: self._session.end(**self._cut_off(reason)))
+        except Exception:  # of the database, or LeaseLost
+            return
+        self.state.status, self.state.stop_code, self.state.stop_reason = "paused", "error", reason
+
+    def _cut_off(self, reason: str) -> dict[str, Any]:
+        from ..ledger.models import Run
+
+        paused = {"status": Run.Status.PAUSED, "stop_code": "error", "stop_reason": reason[:1000]}
+        return {**paused, "throttle": "", "heartbeat_at": timezone.now()}
 
     def end(self, code: str, reason: str, *, input_ended: bool, count_later: Callable[[str], int | None]) -> None:
         """Write what is left, and how the run is left. `count_later` is called for a run that is complete.
@@ -282,8 +330,8 @@ class Bookkeeping:
         """
         if self.closed:
             return
-        self._flush()
-        ranges = self._retrying(self._table.merge_all)
+        self._patiently(self._flush)
+        ranges = self._patiently(self._table.merge_all)
         state, counts = self.state, sums(ranges)
         state.done, state.failed, state.skipped = counts["done"], counts["failed"], counts["skipped"]
         if self._session.retry is not None and input_ended:
@@ -294,7 +342,7 @@ class Bookkeeping:
         self._decide(code, reason, is_complete=is_complete)
         is_cut = self._session.retry is not None and not input_ended
         left = {"retry": self._session.retry, "ended_at": F("ended_at")} if is_cut else {"retry": None}
-        self._retrying(lambda: self._session.end(**{**self._progress(), **self._left_with(), **left}))
+        self._patiently(lambda: self._session.end(**{**self._progress(), **self._left_with(), **left}))
         self.closed = True
 
     def _is_complete(self, ranges: list[Range], *, input_ended: bool) -> bool:
@@ -332,3 +380,8 @@ class Bookkeeping:
             "heartbeat_at": timezone.now(),
             "ended_at": timezone.now() if ended else None,
         }
+
+
+def _passes(error: Error) -> bool:
+    """Whether the database says that it may have time for the same later: a lock, a time limit, a connection."""
+    return is_transient(error) or hit_time_limit(error)

@@ -130,7 +130,7 @@ class DurableEngine(Engine):
             self.halt(f"throttles let nothing start for {patience:g} s (patience): {meter.reason}")
 
     def _fail(self, error: BaseException) -> None:
-        self._book.give_up()
+        self._book.give_up()  # `_end` pauses the run, unless another session has it
         self.fatal = error if self.fatal is None else self.fatal
         self.halt(f"the ledger cannot be written: {error}")
 
@@ -326,7 +326,7 @@ class DurableEngine(Engine):
 
     def _lose_lease(self) -> None:
         if not self._book.closed:
-            self._fail(LeaseLost(self._session.spec.name))
+            self._fail(self._session.lost())
 
     def _note_ended(self, batch: OutcomeBatch) -> None:
         if not self._records:
@@ -369,9 +369,13 @@ class DurableEngine(Engine):
             self._take_tails()  # of a session without any object
             input_ended = self.stopped is None and error is None
             self._book.end(code, reason, input_ended=input_ended, count_later=self._durable_source.count_later)
-        except Exception as ledger_error:  # of the database, or LeaseLost: the run is left as it is, for a take-over
+        except Exception as ledger_error:  # of the database, or LeaseLost
             self._book.give_up()
             self.fatal = ledger_error if self.fatal is None else self.fatal
+            reason = reason or f"{type(ledger_error).__name__}: {ledger_error}"
+        if self._session.is_open:
+            self._book.leave(reason)
+        self._session.release()
 
     def _source_error(self) -> BaseException | None:
         error: BaseException | None = self._durable_source.error

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from ..durable import Run as RunSpec
 from ..errors import LeaseLost, RunBusy, RunConflict, StatusConflict
-from ..ledger.holders import describe, holder_here, is_gone
+from ..ledger.holders import describe, holder_here, is_gone, is_this_process
 from ..throttles._reading import Heartbeats
 from .identity import changed_source, first_difference
 from .recorder import LEASE, lease_query
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ..ledger.models import Run
 
 CANCELLED_ADVICE = "begin anew by poolsave.Run(name, fresh=True)"
+_open: set[tuple[int, str]] = set()
+"""Runs and holders of the sessions in this process that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,15 @@ class Session:
         """
         run = self._row()
         first = bounds() if run.started_at is None or self.spec.fresh else None  # before any lock: it may take long
-        with transaction.atomic(using=self.alias, durable=True):
-            run = self._locked(run.pk)
-            self._check(run)
-            if not self.has_ended(run):
-                self._take(run, first)
+        try:
+            with transaction.atomic(using=self.alias, durable=True):
+                run = self._locked(run.pk)
+                self._check(run)
+                if not self.has_ended(run):
+                    self._take(run, first)
+        except BaseException:
+            self.release()
+            raise
         if self._dies_cancelled(run):
             raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
         self._know(run)
@@ -112,7 +118,7 @@ class Session:
         return run
 
     def _check(self, run: Run) -> None:
-        if run.status in run.ACTIVE and not (is_gone(run.holder) or self._is_stale(run)):
+        if run.status in run.ACTIVE and not (self._was_left(run) or is_gone(run.holder) or self._is_stale(run)):
             raise RunBusy(run.name, describe(run.holder), run.heartbeat_at)
         if self.spec.fresh:
             return
@@ -123,6 +129,10 @@ class Session:
         difference = first_difference(run.identity, self._identity)
         if difference is not None:
             raise RunConflict(run.name, *difference)
+
+    def _was_left(self, run: Run) -> bool:
+        """Whether a session of this very process was its last one, and has broken down."""
+        return is_this_process(run.holder) and (run.pk, run.holder) not in _open
 
     def _is_stale(self, run: Run) -> bool:
         limit = timedelta(seconds=self.spec.stale_after)
@@ -142,6 +152,8 @@ class Session:
             run.status, run.ended_at = run.Status.CANCELLED, timezone.now()
             run.save(using=self.alias)
             return
+        self.run_id = run.pk
+        _open.add((run.pk, self._holder))  # before it is committed, so that no other thread takes it for left
         if self.spec.fresh:
             self._forget(run)
         if first is not None and (self.spec.fresh or run.started_at is None):  # nobody has begun it meanwhile
@@ -174,6 +186,20 @@ class Session:
         self.bounds = Bounds(run.high, run.total)
         self.resumed = run.done + run.failed + run.skipped > 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has the run, for all that it knows."""
+        return (self.run_id, self._holder) in _open
+
+    def release(self) -> None:
+        """Have another session of this process take the run over at once, if it was left as running."""
+        _open.discard((self.run_id, self._holder))
+
+    def lost(self) -> LeaseLost:
+        """Give the error for a session whose run another one has."""
+        self.release()
+        return LeaseLost(self.spec.name)
+
     def followed(self) -> Heartbeats:
         """Give the heartbeats of the open session, which every `beat` adds to from now on."""
         row = _runs(self.alias).filter(pk=self.run_id)
@@ -199,7 +225,7 @@ class Session:
                     cursor.execute(lease_query(connection.vendor), [self.run_id, self.generation])
                     is_mine = cursor.fetchone() is not None
             if not is_mine:
-                raise LeaseLost(self.spec.name)
+                raise self.lost()
             yield
 
     def beat(self, **columns: Any) -> tuple[str, str, str]:
@@ -213,7 +239,7 @@ class Session:
             self.heartbeats.wrote(now)
         asked: tuple[str, str, str] | None = mine.values_list("status", "stop_code", "stop_reason").first()
         if asked is None:
-            raise LeaseLost(self.spec.name)
+            raise self.lost()
         return asked
 
     def renew(self) -> None:
@@ -230,7 +256,7 @@ class Session:
                 mine.update(generation=F("generation"))  # a write, as in `_locked`
             lease = mine.select_for_update().get()
             if lease.generation != self.generation:
-                raise LeaseLost(self.spec.name)
+                raise self.lost()
             mine.update(generation=self.generation + 1)
         self.generation += 1
 
@@ -245,9 +271,10 @@ class Session:
         with transaction.atomic(using=self.alias, durable=True):
             mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
             if not mine.update(holder="", **columns):
-                raise LeaseLost(self.spec.name)
+                raise self.lost()
             list(Lease.objects.using(self.alias).select_for_update().filter(run_id=self.run_id))
             Lease.objects.using(self.alias).filter(run_id=self.run_id).update(generation=F("generation") + 1)
+        self.release()
 
 
 TOUCH_LEASE = f"UPDATE {LEASE} SET generation = generation WHERE run_id = %s AND generation = %s"  # noqa: S608

@@ -21,11 +21,22 @@ def holder_here(generation: int) -> str:
 
 def is_gone(holder: str) -> bool:
     """Whether that process has certainly ended: it ran on this machine, where there is none by its number and start."""
+    here = _process_here(holder)
+    return here is not None and _start_of(here[0]) != here[1]
+
+
+def is_this_process(holder: str) -> bool:
+    """Whether it is the one that asks."""
+    return _process_here(holder) == (os.getpid(), _start_of(os.getpid()))
+
+
+def _process_here(holder: str) -> tuple[int, str] | None:
+    """Give number and start of a process of this machine and namespace; None of any other."""
     parts = dict(part.partition("=")[::2] for part in holder.split()[1:])
     if not parts.get("boot") or (parts["boot"], parts.get("namespace")) != (_boot(), _namespace()):
-        return False
-    pid, started = parts.get("pid", ""), parts.get("started")
-    return bool(pid and started) and _start_of(int(pid)) != started
+        return None
+    pid, started = parts.get("pid"), parts.get("started")
+    return (int(pid), started) if pid and started else None
 
 
 def describe(holder: str) -> str:
