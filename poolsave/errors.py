@@ -108,6 +108,25 @@ class DatabaseUnreachable(PoolsaveError):
         )
 
 
+SHOWN = 300
+"""Characters of each of two texts that differ."""
+
+
+def _around_difference(old: object, new: object) -> tuple[object, object]:
+    """Give two texts, of long ones what is around the first difference."""
+    if not (isinstance(old, str) and isinstance(new, str)) or max(len(old), len(new)) <= SHOWN:
+        return old, new
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((at for at, (one, other) in pairs if one != other), min(len(old), len(new)))
+    start = max(0, same - SHOWN // 4)
+    return _part(old, start), _part(new, start)
+
+
+def _part(text: str, start: int) -> str:
+    end = start + SHOWN
+    return f"{'...' if start else ''}{text[start:end]}{'...' if len(text) > end else ''}"
+
+
 class RunConflict(PoolsaveError):
     """A durable run goes on with what it began with, and it is given something else.
 
@@ -122,8 +141,9 @@ class RunConflict(PoolsaveError):
         self.new = new
 
     def __str__(self) -> str:
+        old, new = _around_difference(self.old, self.new)
         return (
-            f"the run {self.name!r} began with another {self.entry}: {self.old!r}, and now it is {self.new!r}; give "
+            f"the run {self.name!r} began with another {self.entry}: {old!r}, and now it is {new!r}; give "
             f"another run another name, or begin anew after `manage.py poolsave forget {self.name}`"
         )
 

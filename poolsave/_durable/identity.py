@@ -13,11 +13,11 @@ from django.db import connections
 from django.db.models import QuerySet
 
 from .._pickling.code import CodeVersion
-from .._runtime.foreign_exceptions import repr_of
+from .values import shortened, text_of_constants, text_of_value
 
 logger = logging.getLogger("poolsave")
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""In the repr of an object without one of its own: another number in each process."""
+IN_LIST = re.compile(r"%%|%s|\bIN \((?P<items>(?:[^()]|\([^()]*\))*)\)")
+"""In SQL with places for parameters: an escaped percent sign, such a place, or a list of them."""
 SOURCE = "source"
 """The entry that may differ: a function is corrected, and the run goes on."""
 
@@ -26,7 +26,7 @@ def identity_of(
     function: Any, constants: Mapping[str, Any], queryset: QuerySet[Any] | None, key: Any
 ) -> dict[str, str]:
     """Identify what a run does."""
-    entries = {"function": _name_of(function), "constants": _text_of(dict(sorted(constants.items())))}
+    entries = {"function": _name_of(function), "constants": text_of_constants(constants)}
     if queryset is None:
         entries["key"] = _name_of(key)
     else:
@@ -60,17 +60,30 @@ def _name_of(function: Any) -> str:
     inner = _innermost(function)
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
     owner = getattr(function, "_owner", ())
-    return f"{name} of {_text_of(owner[0])}" if owner else name
-
-
-def _text_of(value: object) -> str:
-    return ADDRESS.sub("", repr_of(value))
+    return f"{name} of {shortened(text_of_value(owner[0]))}" if owner else name
 
 
 def _rows_of(queryset: QuerySet[Any]) -> str:
     keys: Any = queryset.order_by().values_list("pk")
+    keys.query.select_for_update = False  # its SQL can be made in a transaction alone
     try:
         sql, parameters = keys.query.get_compiler(connection=connections[queryset.db]).as_sql()
     except (EmptyResultSet, FullResultSet):
         return "none"
-    return f"{sql} {_text_of(tuple(parameters))}" if parameters else str(sql)
+    return shortened(f"{sql} {text_of_value(_sorted_in_lists(sql, parameters))}" if parameters else str(sql))
+
+
+def _sorted_in_lists(sql: str, parameters: Any) -> tuple[Any, ...]:
+    """Sort the parameters of each `IN (%s, %s)`: their order means nothing, and that of a set differs by process."""
+    left, ordered = list(parameters), []
+    for match in IN_LIST.finditer(sql):
+        text = match.group()
+        count = text.replace("%%", "").count("%s")
+        taken, left = left[:count], left[count:]
+        items = re.split(r", (?![^()]*\))", match["items"] or "")
+        if len(set(items)) == 1 and len(items) <= count:
+            size = count // len(items)
+            rows = sorted((taken[at : at + size] for at in range(0, count, size)), key=text_of_value)
+            taken = [value for row in rows for value in row]
+        ordered += taken
+    return (*ordered, *left)

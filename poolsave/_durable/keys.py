@@ -29,7 +29,17 @@ def encode(key: Any) -> str:
     """
     if type(key) is int:
         return str(key)
-    return json.dumps(_plain(key), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_plain(key), ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() or _is_unicode(text) else json.dumps(_plain(key), separators=(",", ":"))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it is without halves of surrogate pairs, which come from undecodable names of files."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(key: Any) -> Any:
