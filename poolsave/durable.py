@@ -43,7 +43,8 @@ class Run:
     exactly_once: bool | None = None
     """True: refuse a run that cannot promise it, since the ledger's row is not in the transaction of the work."""
     stale_after: float = 60.0
-    """Seconds without a heartbeat after which another process may take the run over."""
+    """Seconds without a heartbeat after which another process may take the run over. Ten times as long if it sees,
+    on the same machine, that the process is running."""
     fresh: bool = False
     """Forget what is done, and begin anew."""
     started_by: str = ""

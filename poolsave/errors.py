@@ -238,7 +238,8 @@ class RunBusy(RunConflict):
     def __str__(self) -> str:
         return (
             f"{self.holder} works on the run {self.name!r}, and was last heard of at {self.heartbeat_at}: wait until "
-            f"it ends, or pause it by `manage.py poolsave pause {self.name}`"
+            f"it ends, or pause it by `manage.py poolsave pause {self.name}`; it is taken over when it has been silent "
+            "for stale_after seconds, or for ten times as long if it is seen to run on this machine"
         )
 
 

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from ..durable import Run as RunSpec
 from ..errors import LeaseLost, RunBusy, RunConflict, StatusConflict
-from ..ledger.holders import describe, holder_here, is_gone, is_this_process
+from ..ledger.holders import counts_as_dead, describe, holder_here, is_this_process
 from ..throttles._reading import Heartbeats
 from .identity import changed_source, first_difference
 from .recorder import LEASE, lease_query
@@ -118,7 +118,7 @@ class Session:
         return run
 
     def _check(self, run: Run) -> None:
-        if run.status in run.ACTIVE and not (self._was_left(run) or is_gone(run.holder) or self._is_stale(run)):
+        if run.status in run.ACTIVE and not (self._was_left(run) or self._is_dead(run)):
             raise RunBusy(run.name, describe(run.holder), run.heartbeat_at)
         if self.spec.fresh:
             return
@@ -134,9 +134,9 @@ class Session:
         """Whether a session of this very process was its last one, and has broken down."""
         return is_this_process(run.holder) and (run.pk, run.holder) not in _open
 
-    def _is_stale(self, run: Run) -> bool:
-        limit = timedelta(seconds=self.spec.stale_after)
-        return run.heartbeat_at is None or timezone.now() - run.heartbeat_at > limit
+    def _is_dead(self, run: Run) -> bool:
+        silent = None if run.heartbeat_at is None else timezone.now() - run.heartbeat_at
+        return counts_as_dead(run.holder, silent, timedelta(seconds=self.spec.stale_after))
 
     def _dies_cancelled(self, run: Run) -> bool:
         return bool(run.status == run.Status.CANCELLED)

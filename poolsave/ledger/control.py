@@ -21,7 +21,7 @@ from django.utils import timezone
 from .._environment.project_settings import operating_settings
 from ..errors import StatusConflict, UnknownRun
 from .causes import failures_of
-from .holders import is_gone
+from .holders import counts_as_dead
 from .models import Failure, Lease, Run
 from .registry import find_backfill
 
@@ -220,8 +220,8 @@ def recover(*, stale_after: timedelta = STALE_AFTER, using: str | None = None) -
     """Have runs go on whose process has died: they are due, or paused or cancelled if that had been asked for.
 
     Args:
-        stale_after: without a heartbeat for so long, a process counts as dead; on this machine it is looked for, too.
-            If it was only frozen, it commits nothing more.
+        stale_after: without a heartbeat for so long, a process counts as dead. On this machine it is looked for, too:
+            one that is seen to run may be silent ten times as long. If it was only frozen, it commits nothing more.
 
     Returns:
         Those whose status has changed.
@@ -244,7 +244,7 @@ def _runs(using: str | None) -> QuerySet[Run]:
 def _recovered(run: Run, stale_after: timedelta) -> bool:
     """End the turn of a process that has died. False if it was not dead."""
     last = run.heartbeat_at or run.started_at
-    if not (is_gone(run.holder) or last is None or timezone.now() - last > stale_after):
+    if not counts_as_dead(run.holder, None if last is None else timezone.now() - last, stale_after):
         return False
     leases = Lease.objects.using(run._state.db).filter(run_id=run.pk)
     with transaction.atomic(leases.db):

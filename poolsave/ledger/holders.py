@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 ENDED = frozenset("ZX")
 """States of a process that runs no more, though its parent has not waited for it."""
+STOPPED = frozenset("Tt")
+"""States of a process that a signal or a debugger has stopped."""
+PATIENCE = 10
+"""How many times longer a process may be silent that is seen to run: its own code may be at one object for so long."""
 
 
 def holder_here(generation: int) -> str:
@@ -19,10 +24,25 @@ def holder_here(generation: int) -> str:
     return f"{socket.gethostname()[:80]} pid={pid} {where} started={_start_of(pid)} session={generation}"
 
 
+def counts_as_dead(holder: str, silent: timedelta | None, stale_after: timedelta) -> bool:
+    """Whether a run may be taken over from that process, which was last heard of so long ago; None: never.
+
+    One of this machine is looked for. If it is there and not stopped, it may be silent for longer.
+    """
+    if silent is None or is_gone(holder):
+        return True
+    return silent > (stale_after * PATIENCE if _is_running(holder) else stale_after)
+
+
 def is_gone(holder: str) -> bool:
     """Whether that process has certainly ended: it ran on this machine, where there is none by its number and start."""
     here = _process_here(holder)
     return here is not None and _start_of(here[0]) != here[1]
+
+
+def _is_running(holder: str) -> bool:
+    here = _process_here(holder)
+    return here is not None and _start_of(here[0]) == here[1] and _state_of(here[0]) not in STOPPED
 
 
 def is_this_process(holder: str) -> bool:
@@ -47,11 +67,21 @@ def describe(holder: str) -> str:
 
 def _start_of(pid: int) -> str:
     """When a process has started, in ticks since the machine did; empty if it has ended."""
+    fields = _fields_of(pid)
+    return fields[19] if fields and fields[0] not in ENDED else ""
+
+
+def _state_of(pid: int) -> str:
+    fields = _fields_of(pid)
+    return fields[0] if fields else ""
+
+
+def _fields_of(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on; empty if it is not there."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if fields[0] in ENDED else fields[19]
+        return []
 
 
 @cache

@@ -121,6 +121,23 @@ def test_caller_elsewhere_is_taken_over_when_it_is_silent(rows, operation):
     assert operation.map(rows, run=Run("elsewhere", stale_after=40)).run.status == "finished"
 
 
+def test_caller_seen_to_run_may_be_silent_for_longer(rows, operation):
+    refused = []
+
+    def try_too():
+        time.sleep(0.4)
+        with pytest.raises(RunBusy, match="silent for stale_after seconds, or for ten times as long"):
+            operation.map(rows, run=Run("silent", stale_after=0.2))
+        assert control.recover(stale_after=timedelta(seconds=0.2), using=ON) == []
+        refused.append(True)
+        assert operation.map(rows, run=Run("silent", stale_after=0.02)).run.status == "finished"
+
+    with pytest.raises(LeaseLost):
+        operation.map(rows, run="silent", on_outcome=once(try_too))
+    assert refused
+    assert visited(ON) == dict.fromkeys(range(1, 81), 1)
+
+
 def caller_that_is_frozen(heard):
     report = None
     try:
