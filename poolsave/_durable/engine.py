@@ -21,7 +21,7 @@ from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a, repr_of
 from .._worker.job import WorkerJob
 from .._worker.replies import Reply
-from ..errors import LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
+from ..errors import InvalidOperation, LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
 from ..executors import Broken, Died, Event, Executor
 from ..options import Options
 from ..outcomes import Outcome, Status
@@ -29,7 +29,7 @@ from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
 from .deaths import as_saved, blamed_object, callbacks_lost, is_unsettled, parts_of
 from .places import Places, part_of
-from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, PlacedPayload
+from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, LedgerUnwritable, PlacedPayload, schema_of
 from .session import Session
 from .sources import Place
 
@@ -93,6 +93,7 @@ class DurableEngine(Engine):
             generation=self._session.generation,
             records=self._records,
             digests=self._session.spec.key is not None,
+            schema=schema_of(self._session.alias),
         )
         super().start()
 
@@ -311,8 +312,9 @@ class DurableEngine(Engine):
 
     def _add(self, batch: OutcomeBatch) -> None:
         for part in self._without_again(batch):
-            if any(is_a(outcome.error, LeaseLost) for outcome in part.notable.values()):
-                self._lose_lease()
+            for outcome in part.notable.values():
+                if is_a(outcome.error, LeaseLost):
+                    self._lose_lease(outcome.error)
             self._note_ended(part)
             super()._add(part)
 
@@ -324,9 +326,9 @@ class DurableEngine(Engine):
         self._again.difference_update(indices)
         return kept
 
-    def _lose_lease(self) -> None:
+    def _lose_lease(self, error: LeaseLost) -> None:
         if not self._book.closed:
-            self._fail(self._session.lost())
+            self._fail(InvalidOperation(str(error)) if is_a(error, LedgerUnwritable) else self._session.lost())
 
     def _note_ended(self, batch: OutcomeBatch) -> None:
         if not self._records:

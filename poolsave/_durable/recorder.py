@@ -7,13 +7,15 @@ another session has taken the run over, there is none, nothing is inserted, and 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from django.db import IntegrityError, connections
+from django.db import DataError, IntegrityError, ProgrammingError, connections
 from django.utils import timezone
 
+from .._runtime.foreign_exceptions import text_of
 from .._worker.current import current
 from .._worker.replies import NOT_STARTED, ObjectResult
 from ..errors import LeaseLost, RowGone
@@ -26,13 +28,33 @@ FIRST_NOTE = 2
 """The least note that stands for a sequence: 0 is none, and 1 says that there was nothing to save."""
 HAS_CALLBACKS = 1 << 64
 """Added to a note: there are `on_commit` callbacks, which come after the COMMIT."""
-CHUNK, LEASE = "poolsave_ledger_chunk", "poolsave_ledger_lease"
+CHUNK, LEASE, FAILURE = "poolsave_ledger_chunk", "poolsave_ledger_lease", "poolsave_ledger_failure"
 SHARED_LOCKS = {"postgresql": " FOR KEY SHARE", "mysql": " LOCK IN SHARE MODE"}
 """By vendor, what a take-over waits for, which locks the lease FOR UPDATE. SQLite has one writer."""
+
+SCHEMA_QUERY = (
+    "SELECT nspname FROM pg_namespace n JOIN pg_class c ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)"
+)
 
 
 class ChunkTaken(LeaseLost):
     """Another worker has committed this chunk, which was delivered twice."""
+
+
+class LedgerUnwritable(LeaseLost):
+    """The function has left the transaction so that the ledger's row cannot be written, and would for each object."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.args = (name, reason)  # by these it is pickled
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the ledger's row of the run {self.name!r} could not be written in the transaction of the work: "
+            f"{self.reason}; grant the role that the function sets SELECT and UPDATE on {LEASE}, and SELECT, INSERT "
+            f"and UPDATE on {CHUNK} and {FAILURE}"
+        )
 
 
 class PlacedPayload(NamedTuple):
@@ -63,6 +85,8 @@ class LedgerRecorderSpec:
     records: bool
     digests: bool
     """Whether ranges have a digest of their keys."""
+    schema: str = ""
+    """PostgreSQL's, of the ledger's tables: the function may set another `search_path`. Empty: as it is found."""
 
     def open(self) -> LedgerRecorder:
         return LedgerRecorder(self)
@@ -94,7 +118,8 @@ class LedgerRecorder:
     def record_object(self, offset: int, marks: Marks, *, callbacks: bool) -> int:
         note = self._note(offset, marks, callbacks=callbacks)
         if self._chunk.failures is not None:
-            self._resolve([self._chunk.failures[offset]])
+            with self._as_session():
+                self._resolve([self._chunk.failures[offset]])
         else:
             self._insert_range(self._range(offset, offset + 1, done=1))
         return note
@@ -106,12 +131,14 @@ class LedgerRecorder:
         note = self._note(first, marks, callbacks=callbacks)
         if self._chunk.failures is not None:
             saved = [index for index, result in enumerate(ran, first) if result.attempt.error is None]
-            self._resolve([self._chunk.failures[index] for index in saved])
+            with self._as_session():
+                self._resolve([self._chunk.failures[index] for index in saved])
             return note
         gone = sum(isinstance(result.attempt.error, RowGone) for result in ran)
         failed = sum(result.attempt.error is not None for result in ran) - gone
         if failed:
-            self._insert_failures(first, ran)
+            with self._as_session():
+                self._insert_failures(first, ran)
         done = len(ran) - failed - gone
         self._insert_range(self._range(first, first + len(ran), done=done, failed=failed, skipped=gone))
         return note
@@ -152,6 +179,8 @@ class LedgerRecorder:
             except IntegrityError:
                 self.lost = ChunkTaken(spec.name)
                 raise self.lost from None
+            except (ProgrammingError, DataError) as error:
+                raise self._unwritable(error) from error
             if cursor.rowcount != 1:
                 self._lose_lease()
 
@@ -164,9 +193,27 @@ class LedgerRecorder:
             self.lost = ChunkTaken(spec.name)
             raise self.lost
         with connection.cursor() as cursor:
-            cursor.execute(lease_query(connection.vendor), [spec.run_id, spec.generation])
+            cursor.execute(lease_query(connection.vendor, spec.schema), [spec.run_id, spec.generation])
             if cursor.fetchone() is None:
                 self._lose_lease()
+
+    @contextmanager
+    def _as_session(self) -> Iterator[None]:
+        """Let statements of Django's find the ledger's tables where this session does."""
+        connection, schema = connections[self._spec.alias], self._spec.schema
+
+        def qualify(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+            return execute(sql.replace(f'"{FAILURE}"', qualified(FAILURE, schema)), params, many, context)
+
+        try:
+            with connection.execute_wrapper(qualify):
+                yield
+        except (ProgrammingError, DataError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> LeaseLost:
+        self.lost = LedgerUnwritable(self._spec.name, text_of(error).partition("\n")[0])
+        return self.lost
 
     def _lose_lease(self) -> None:
         self.lost = LeaseLost(self._spec.name)
@@ -175,11 +222,29 @@ class LedgerRecorder:
 
 def insert_query(vendor: str, spec: LedgerRecorderSpec) -> tuple[str, str]:
     """Give what stands before and behind the values of a row, which is inserted if the lease is this session's."""
-    begin = f"INSERT INTO {CHUNK} (run_id, sequence, low, high, done, failed, skipped, digest) SELECT {spec.run_id}, "
-    lease = f" FROM {LEASE} WHERE run_id = {spec.run_id} AND generation = {spec.generation}"
-    return begin, lease + SHARED_LOCKS.get(vendor, "")
+    chunk, lease = (qualified(table, spec.schema) for table in (CHUNK, LEASE))
+    begin = f"INSERT INTO {chunk} (run_id, sequence, low, high, done, failed, skipped, digest) SELECT {spec.run_id}, "
+    condition = f" FROM {lease} WHERE run_id = {spec.run_id} AND generation = {spec.generation}"
+    return begin, condition + SHARED_LOCKS.get(vendor, "")
 
 
-def lease_query(vendor: str) -> str:
+def lease_query(vendor: str, schema: str = "") -> str:
     """Give the statement that finds the lease of a run and a generation, and keeps it from others."""
-    return f"SELECT 1 FROM {LEASE} WHERE run_id = %s AND generation = %s{SHARED_LOCKS.get(vendor, '')}"  # noqa: S608
+    lease = qualified(LEASE, schema)
+    return f"SELECT 1 FROM {lease} WHERE run_id = %s AND generation = %s{SHARED_LOCKS.get(vendor, '')}"  # noqa: S608
+
+
+def qualified(table: str, schema: str) -> str:
+    """Give the name of a table in SQL, with that of its schema if one is given."""
+    return '"{}"."{}"'.format(schema.replace('"', '""'), table) if schema else table
+
+
+def schema_of(alias: str) -> str:
+    """Give PostgreSQL's schema of the ledger's tables, as `search_path` finds them now; empty on other databases."""
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        return ""
+    with connection.cursor() as cursor:
+        cursor.execute(SCHEMA_QUERY, [LEASE])
+        found = cursor.fetchone()
+    return str(found[0]) if found else ""
