@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import IntegrityError, connections, router, transaction
+from django.db import IntegrityError, router, transaction
 from django.db.models import Case, F, Q, QuerySet, Value, When
 from django.db.models.fields.json import JSONField
 from django.utils import timezone
@@ -247,13 +247,13 @@ def _recovered(run: Run, stale_after: timedelta) -> bool:
     if not counts_as_dead(run.holder, None if last is None else timezone.now() - last, stale_after):
         return False
     leases = Lease.objects.using(run._state.db).filter(run_id=run.pk)
+    # Whatever has a later heartbeat is not dead, and another session has another holder.
+    same = {"heartbeat_at": run.heartbeat_at, "holder": run.holder, "status__in": Run.ACTIVE}
     with transaction.atomic(leases.db):
-        if connections[leases.db].features.has_select_for_update:  # elsewhere there is one writer, and reading first
-            leases.select_for_update().first()  # would fail. This waits for chunks in flight; later ones do not commit.
-        # Whatever has a later heartbeat is not dead, and another session has another holder.
-        same = {"heartbeat_at": run.heartbeat_at, "holder": run.holder, "status__in": Run.ACTIVE}
+        # As in a session, the run is locked before its lease, or two of them could wait for each other.
         changed = _runs(leases.db).filter(pk=run.pk, **same).update(**_after_death())
         if changed:
+            leases.select_for_update().first()  # waits for chunks in flight, and later ones do not commit
             leases.update(generation=F("generation") + 1)
     if changed:
         run.refresh_from_db()

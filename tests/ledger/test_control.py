@@ -15,6 +15,7 @@ from poolsave.apps import check_settings
 from poolsave.errors import InvalidOption, InvalidParameters, StatusConflict, UnknownBackfill, UnknownRun
 from poolsave.ledger import control
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 Status = Run.Status
@@ -248,3 +249,27 @@ def test_settings_that_cannot_work_are_refused(settings, value):
     assert [message.id for message in check_settings()] == ["poolsave.E001"]  # of `manage.py check`
     with pytest.raises(InvalidOption, match=f"{next(iter(value))}=.*settings.POOLSAVE"):
         control.start("count-visits")
+
+
+def waits_for_a_lock():
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return cursor.fetchone()[0] > 0
+
+
+def test_recover_locks_a_run_before_its_lease_as_sessions_do():
+    run = make(status=Status.RUNNING, using="postgres", heartbeat_at=timezone.now() - LONG_AGO, holder="other pid=1")
+
+    def recover():
+        control.recover(using="postgres")
+        connections.close_all()
+
+    with transaction.atomic(using="postgres"):
+        Run.objects.using("postgres").select_for_update().get()
+        thread = threading.Thread(target=recover)
+        thread.start()
+        wait_until(waits_for_a_lock)
+        assert Lease.objects.using("postgres").select_for_update(nowait=True).get().generation == 3
+    thread.join()
+    run.refresh_from_db()
+    assert (run.status, Lease.objects.using("postgres").get().generation) == ("due", 4)
