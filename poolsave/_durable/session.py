@@ -86,8 +86,11 @@ class Session:
         Raises:
             RunConflict: if another process works on it, or it cannot go on.
         """
+        # Before the row is made, since it may fail, and before any lock, since it may take long.
+        first = bounds() if self._begins(_runs(self.alias).filter(name=self.spec.name).first()) else None
         run = self._row()
-        first = bounds() if run.started_at is None or self.spec.fresh else None  # before any lock: it may take long
+        if first is None and self._begins(run):  # someone has forgotten it meanwhile
+            first = bounds()
         try:
             with transaction.atomic(using=self.alias, durable=True):
                 run = self._locked(run.pk)
@@ -101,6 +104,9 @@ class Session:
             raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
         self._know(run)
         return run
+
+    def _begins(self, run: Run | None) -> bool:
+        return run is None or run.started_at is None or self.spec.fresh
 
     def _row(self) -> Run:
         from ..ledger.models import Lease
@@ -118,6 +124,8 @@ class Session:
         return run
 
     def _check(self, run: Run) -> None:
+        if run.name != self.spec.name:  # some collations tell no case apart, nor spaces at the end
+            raise RunConflict(run.name, "name", run.name, self.spec.name)
         if run.status in run.ACTIVE and not (self._was_left(run) or self._is_dead(run)):
             raise RunBusy(run.name, describe(run.holder), run.heartbeat_at)
         if self.spec.fresh:

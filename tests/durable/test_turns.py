@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 from django.db import connections
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from poolsave import LeaseLost, Run, RunBusy, RunConflict, StatusConflict, pooled_operation
 from poolsave.ledger import control
 from poolsave.ledger import models as tables
-from tests.conftest import wait_until
+from tests.conftest import needs_mariadb, wait_until
 from tests.models import Thing
 from tests.support.durable import counts, entries, ledger, make_things, visited
 
@@ -190,6 +191,36 @@ def test_other_input_or_parameters_are_refused(rows, operation, change, entry):
     with pytest.raises(RunConflict, match=f"the run 'same' began with another {entry}: "):
         changed.map(others, run=Run("same", using=ON))
     assert sum(visited(ON).values()) == 80
+
+
+class Uncounted(QuerySet):
+    """Its rows cannot be counted, as with a time limit of the server."""
+
+    def count(self):
+        raise RuntimeError("no time to count")
+
+
+def test_start_that_fails_leaves_no_run_behind(rows, operation):
+    with pytest.raises(RuntimeError, match="no time to count"):
+        operation.map(Uncounted(Thing, using=ON), run="begun")
+    assert not tables.Run.objects.using(ON).exists()
+
+
+@needs_mariadb
+def test_name_that_only_a_collation_takes_for_another_is_refused():
+    tables.Run.objects.using("mariadb").create(name="Fill")
+    operation = counts.using(databases=("mariadb",))
+    with pytest.raises(RunConflict, match="the run 'Fill' began with another name: 'Fill', and now it is 'fill'"):
+        operation.map(make_things("mariadb", 3), run="fill")
+    assert sum(visited("mariadb").values()) == 0
+
+
+def test_rows_that_workers_lock_go_on(rows, operation):
+    locked = operation.using(transaction="chunk", chunksize=10, executor="serial", max_failures=1)
+    rows.filter(pk=20).update(group=5)
+    assert locked.map(rows.select_for_update(), run="locked").run.status == "paused"
+    report = locked.using(max_failures=None).map(rows.select_for_update(), run="locked")
+    assert report.run.done == sum(visited(ON).values()) == 79
 
 
 def test_rows_that_came_later_are_counted(rows, operation):
