@@ -45,7 +45,8 @@ class CallbacksLost(ValueLost):
     """The object is saved, but its `on_commit` callbacks may not have run before its worker ended."""
 
     def __str__(self) -> str:
-        return f"object {self.index} is saved, but its worker has ended, and its on_commit callbacks may not have run"
+        lost = "its on_commit callbacks may not have run, if it has any"
+        return f"object {self.index} is saved, but its worker has ended, and {lost}"
 
 
 class Stop(NamedTuple):

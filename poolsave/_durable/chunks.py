@@ -37,6 +37,7 @@ class Ended(NamedTuple):
     failed: frozenset[int]
     """Their rows of `Failure` are committed, too."""
     gone: frozenset[int] = frozenset()
+    """Their rows were deleted before: workers record these in ranges of their own."""
 
 
 class ChunkTable:
@@ -121,15 +122,14 @@ class ChunkTable:
             end = place.sequence + len(place.keys)
             rows = self._rows().filter(sequence__gte=place.sequence, sequence__lt=end)
             ranges = [Range(*row) for row in rows.values_list(*COLUMNS)]
-            offsets = [
-                offset
-                for each in ranges
-                for offset in range(each.sequence - place.sequence, each.sequence - place.sequence + each.objects)
-            ]
+            offsets = [offset for each in ranges for offset in _offsets(each, place)]
+            gone = frozenset(
+                offset for each in ranges if each.skipped == each.objects for offset in _offsets(each, place)
+            )
             troubled = any(each.failed for each in ranges)
             failed_keys = self._failed_keys(place.keys) if troubled else set()
         failed = frozenset(offset for offset in offsets if place.keys[offset] in failed_keys)
-        return Ended(frozenset(offsets) - failed, failed)
+        return Ended(frozenset(offsets) - failed - gone, failed, gone)
 
     def _resolved(self, failures: Sequence[int]) -> Ended:
         with self._session.transaction():  # the locks wait for a transaction in flight
@@ -190,6 +190,11 @@ class ChunkTable:
 
         rows = [Chunk(run_id=self._session.run_id, **each._asdict()) for each in ranges]
         Chunk.objects.using(self._session.alias).bulk_create(rows, batch_size=BATCH)
+
+
+def _offsets(ended: Range, place: Place) -> range:
+    begin = ended.sequence - place.sequence
+    return range(begin, begin + ended.objects)
 
 
 def _by_page(rows: Any) -> Iterator[tuple[int, str]]:

@@ -31,6 +31,11 @@ def as_saved(detail: ObjectDetail, index: int) -> ObjectDetail:
     return detail._replace(status=Status.SUCCEEDED, error=error, traceback=None, note=0)
 
 
+def as_gone(detail: ObjectDetail, error: BaseException) -> ObjectDetail:
+    """Give the detail of an object whose row another delivery has found gone."""
+    return detail._replace(status=Status.SKIPPED, error=error, traceback=None, note=0)
+
+
 def callbacks_lost(index: int, cause: Any) -> ValueLost:
     """Give the error of an object that is saved, and whose callbacks may not have run."""
     error = CallbacksLost(index)

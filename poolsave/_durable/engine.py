@@ -27,7 +27,7 @@ from ..options import Options
 from ..outcomes import Outcome, Status
 from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
-from .deaths import as_saved, blamed_object, callbacks_lost, is_unsettled, parts_of
+from .deaths import as_gone, as_saved, blamed_object, callbacks_lost, is_unsettled, parts_of
 from .places import Places, part_of
 from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, LedgerUnwritable, PlacedPayload, schema_of
 from .session import Session
@@ -194,8 +194,10 @@ class DurableEngine(Engine):
             if at in ended.saved:
                 if detail.status is not Status.SUCCEEDED:
                     reply.details[offset] = as_saved(detail, index)
-            elif at in ended.failed:
+            elif at in ended.failed or at in ended.gone:
                 self._recorded.add(index)
+                if at in ended.gone:
+                    reply.details[offset] = as_gone(detail, self._row_gone(index))
             elif is_unsettled(detail) or (detail.status is Status.FAILED and not is_a(detail.error, LeaseLost)):
                 self._again.add(index)
                 self._requeued.append(Chunk(index, [chunk.objects[at]]))
@@ -220,6 +222,8 @@ class DurableEngine(Engine):
             elif offset in ended.failed:
                 self._recorded.add(chunk.index + offset)
                 self._add_failed(chunk, offset, self._error_of(event, None))
+            elif offset in ended.gone:
+                self._add_gone(chunk, offset)
             else:
                 left.append(offset)
         self._run_again(chunk, left, event)
@@ -237,6 +241,15 @@ class DurableEngine(Engine):
     def _add_failed(self, chunk: Chunk, offset: int, error: BaseException) -> None:
         item = chunk.objects[offset]
         self._add(unanswered_batch(chunk.index + offset, [item], Status.FAILED, error, attempts=1))
+
+    def _add_gone(self, chunk: Chunk, offset: int) -> None:
+        index = chunk.index + offset
+        self._recorded.add(index)
+        self._add(unanswered_batch(index, [chunk.objects[offset]], Status.SKIPPED, self._row_gone(index), attempts=0))
+
+    def _row_gone(self, index: int) -> RowGone:
+        place, offset = self._places.at(index)
+        return RowGone(self._durable_source.label, place.keys[offset])
 
     def _run_again(self, chunk: Chunk, left: list[int], event: Died) -> None:
         """Have the rest run again. An object with which worker after worker dies fails."""
@@ -303,6 +316,9 @@ class DurableEngine(Engine):
                 reason.__cause__ = error
             elif offset in ended.failed:
                 status = Status.FAILED
+                self._recorded.add(index)
+            elif offset in ended.gone:
+                reason = self._row_gone(index)
                 self._recorded.add(index)
         else:
             self._unrecorded.add(index)

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from django.db import DataError, IntegrityError, ProgrammingError, connections
@@ -134,13 +135,15 @@ class LedgerRecorder:
             with self._as_session():
                 self._resolve([self._chunk.failures[index] for index in saved])
             return note
-        gone = sum(isinstance(result.attempt.error, RowGone) for result in ran)
-        failed = sum(result.attempt.error is not None for result in ran) - gone
-        if failed:
+        failed = [result.attempt.error is not None and not _is_gone(result) for result in ran]
+        if any(failed):
             with self._as_session():
                 self._insert_failures(first, ran)
-        done = len(ran) - failed - gone
-        self._insert_range(self._range(first, first + len(ran), done=done, failed=failed, skipped=gone))
+        for is_gone, part in groupby(range(len(ran)), lambda index: _is_gone(ran[index])):  # so that each row is known
+            offsets = [*part]
+            lost = sum(failed[index] for index in offsets)
+            counts = {"skipped": len(offsets)} if is_gone else {"done": len(offsets) - lost, "failed": lost}
+            self._insert_range(self._range(first + offsets[0], first + offsets[-1] + 1, **counts))
         return note
 
     def _note(self, first: int, marks: Marks, *, callbacks: bool) -> int:
@@ -158,7 +161,7 @@ class LedgerRecorder:
         failures = [
             failure_of(self._spec.run_id, self._chunk.keys[index], result.attempt.error, attempts=result.attempts)
             for index, result in enumerate(ran, first)
-            if result.attempt.error is not None and not isinstance(result.attempt.error, RowGone)
+            if result.attempt.error is not None and not _is_gone(result)
         ]
         insert_failures(failures, self._spec.alias)
 
@@ -218,6 +221,10 @@ class LedgerRecorder:
     def _lose_lease(self) -> None:
         self.lost = LeaseLost(self._spec.name)
         raise self.lost
+
+
+def _is_gone(result: ObjectResult) -> bool:
+    return isinstance(result.attempt.error, RowGone)
 
 
 def insert_query(vendor: str, spec: LedgerRecorderSpec) -> tuple[str, str]:

@@ -77,6 +77,7 @@ class QuerySetGaps(IterableSource):
         super().__init__(iter(()), instant=True)
         self._ended = False
         self._queryset = queryset
+        self.label = queryset.model._meta.label
         self._rows: Any = queryset.order_by("pk").values_list("pk", flat=True)
         self._rows.query.standard_ordering = True  # whatever reverse() was called on
         self._rows.query.select_for_update = False  # the workers lock, in their own transactions
