@@ -22,7 +22,7 @@ from .._runtime.foreign_exceptions import is_a
 from ..errors import DatabaseUnreachable, RowGone, ValueLost
 from ..outcomes import Outcome, Status
 from .chunks import ChunkTable, Ended, Entry, sums
-from .failures import failure_of, storable, update_failure
+from .failures import failure_of, in_ascii, storable, update_failure
 from .keys import digest_of
 from .ranges import FIRST, Range, gaps_between
 from .session import Session
@@ -319,7 +319,7 @@ class Bookkeeping:
     def _cut_off(self, reason: str) -> dict[str, Any]:
         from ..ledger.models import Run
 
-        paused = {"status": Run.Status.PAUSED, "stop_code": "error", "stop_reason": reason[:1000]}
+        paused = {"status": Run.Status.PAUSED, "stop_code": "error", "stop_reason": in_ascii(reason)[:1000]}
         return {**paused, "throttle": "", "heartbeat_at": timezone.now()}
 
     def end(self, code: str, reason: str, *, input_ended: bool, count_later: Callable[[str], int | None]) -> None:

@@ -79,7 +79,7 @@ def _unchanged(texts: dict[str, str]) -> dict[str, str]:
 
 
 def _in_ascii(texts: dict[str, str]) -> dict[str, str]:
-    return _cut({name: text.encode("ascii", "backslashreplace").decode() for name, text in texts.items()})
+    return _cut({name: in_ascii(text) for name, text in texts.items()})
 
 
 def _without_text(texts: dict[str, str]) -> dict[str, str]:
@@ -107,6 +107,11 @@ def _described(error: BaseException | None, traceback: str | None) -> dict[str, 
 def storable(text: str) -> str:
     """Escape what no database stores: halves of surrogate pairs, and NUL."""
     return printable(text).replace("\x00", "\\x00")
+
+
+def in_ascii(text: str) -> str:
+    """Escape what a database may not store, whatever its encoding is."""
+    return storable(text).encode("ascii", "backslashreplace").decode()
 
 
 def _cut(texts: dict[str, str]) -> dict[str, str]:

@@ -79,3 +79,19 @@ def test_long_names_with_undecodable_bytes_fit_columns(alias, mode, monkeypatch)
     assert failure.message == r"\x00 in it"
     assert failure.frame.endswith("/work.py:1 in fails")
     assert [len(failure.frame), len(failure.cause)] == [300, 300]
+
+
+def raises_after(rows):
+    yield from rows
+    raise ValueError("caf\udce9 \x00 €")
+
+
+@pytest.mark.parametrize("alias", ["postgres"])
+def test_reason_of_a_pause_is_storable(alias):
+    make_things(alias, 2)
+    operation = prices.using(executor="serial", databases=(alias,))
+    rows = raises_after(Thing.objects.using(alias).all())
+    with pytest.raises(ValueError, match="caf"):
+        operation.map(rows, run=Run("reasons", using=alias, key=lambda row: row.pk))
+    run = ledger(alias, "reasons")[0]
+    assert (run.status, run.stop_reason) == ("paused", r"ValueError: caf\udce9 \x00 €")
