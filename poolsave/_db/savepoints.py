@@ -4,7 +4,7 @@ Django's `atomic()` takes two: it sets a savepoint and releases it. Here, if the
 the next savepoint is set in the round trip that releases the one before. That saves a good part of a small `save()`.
 On a worker's psycopg2 connection both go in front of the object's first statement, and need no round trip of their own.
 
-Called by `_worker/per_chunk.py`. The transaction around the objects is in `transactions.py`.
+Called by `_worker/modes/per_chunk.py`. The transaction around the objects is in `transactions.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one call of the user's function in its transaction, and says what is known of the database afterwards.
 
-Called by `_worker/transaction_modes.py` for each try. `_worker/per_chunk.py` builds a chunk's transaction from the same
-parts.
+Called by `_worker/modes/transaction_modes.py` for each try. `_worker/modes/per_chunk.py` builds a chunk's transaction
+from the same parts.
 """
 
 from __future__ import annotations

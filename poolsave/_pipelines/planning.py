@@ -16,7 +16,7 @@ from .._runs.preflight import check_job_picklable
 from .._runs.preparation import executor_without_processes, marks_sessions, prepare, prepare_early
 from .._runs.progress import check_total
 from .._runs.run import Run
-from .._worker.staged import StagedJob
+from .._worker.modes.staged import StagedJob
 from ..errors import InvalidOption
 from ..options import Options, worker_range
 from .engine import PipelineEngine

@@ -17,7 +17,7 @@ from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._runs.operation_spec import OperationSpec
 from .._worker.job import WorkerJob
-from .._worker.staged import StagedJob
+from .._worker.modes.staged import StagedJob
 from ..executors import Event, Executor, ProcessExecutor
 from ..outcomes import DROP, Outcome, Status
 

@@ -4,7 +4,7 @@ Each layer takes the object as it came with the chunk. From the inside out:
 
     function -> end of forked children -> row or bytes in -> bytes out -> context -> time-out
 
-The transaction is around all of it (`transaction_modes.py`).
+The transaction is around all of it (`modes/transaction_modes.py`).
 """
 
 from __future__ import annotations

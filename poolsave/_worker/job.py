@@ -30,10 +30,10 @@ from ..errors import InvalidOperation
 from ..outcomes import Status
 from .context import CapturedContext, PickledContext
 from .hooks import Hooks
+from .modes.transaction_modes import MODES, BatchedTransactionPerChunk, WithoutTransaction
 from .recording import RecorderSpec
 from .rows import RowLoader, pack_queryset, unpack_queryset
 from .session import WorkerSession
-from .transaction_modes import MODES, BatchedTransactionPerChunk, WithoutTransaction
 
 PROCESS_TOKEN = secrets.token_hex(8)
 """The same in all forks of a process, different in each process that was started afresh, also on another machine."""

@@ -1,6 +1,6 @@
 """Runs chunks, one after the other, in the caller's thread, another thread, or another process.
 
-Executors call `WorkerSession.run`. How objects run is in `transaction_modes`, `staged` and `fast_loop`.
+Executors call `WorkerSession.run`. How objects run is in `modes`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._runtime.foreign_exceptions import is_a, traceback_of
 from ..errors import LeaseLost, RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status
-from .fast_loop import FastLoop
+from .modes.fast_loop import FastLoop
 from .replies import NOT_STARTED, ObjectResult, ReplyBuilder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from poolsave import Status, executors, pooled_operation
 from poolsave._runs.run import run_of
-from poolsave._worker.fast_loop import FastLoop
+from poolsave._worker.modes.fast_loop import FastLoop
 from poolsave._worker.replies import Reply, ReplyBuilder
 from poolsave.executors.serial import LocalMarks
 from tests.support import operations

@@ -7,7 +7,7 @@ from django.test.utils import CaptureQueriesContext
 from poolsave import Status, pooled_operation
 from poolsave._db.transaction_guard import guard_of
 from poolsave._engine.chunking import FlowControl
-from poolsave._worker.per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from poolsave._worker.modes.per_chunk import ChunkRolledBack, run_chunk_in_transaction
 from poolsave.executors.marks import PENDING
 from poolsave.executors.serial import LocalMarks
 from tests.models import Badge, Person, Tag

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
-from .._db.commit_status import unanswered_note
-from .._db.error_codes import hit_time_limit, is_transient
-from .._db.savepoints import Savepoints
-from .._db.transactions import (
+from ..._db.commit_status import unanswered_note
+from ..._db.error_codes import hit_time_limit, is_transient
+from ..._db.savepoints import Savepoints
+from ..._db.transactions import (
     AttemptResult,
     OpenTransactions,
     begin_on,
@@ -20,12 +20,12 @@ from .._db.transactions import (
     roll_back,
     run_on_commit,
 )
-from .._runtime.foreign_exceptions import add_note, text_of
-from ..executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
-from ..executors.protocol import Marks
-from ..outcomes import Status
-from .recording import Recorder
-from .replies import NOT_STARTED, ObjectResult
+from ..._runtime.foreign_exceptions import add_note, text_of
+from ...executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
+from ...executors.protocol import Marks
+from ...outcomes import Status
+from ..recording import Recorder
+from ..replies import NOT_STARTED, ObjectResult
 
 
 class ChunkRolledBack(NamedTuple):

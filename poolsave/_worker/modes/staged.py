@@ -12,16 +12,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from .._db.transactions import AttemptResult
-from .._db.write_behind.pacing import Batching
-from .._pickling.values import to_wire
-from .._runtime.foreign_exceptions import add_note
-from ..executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
-from ..executors.protocol import Marks
-from ..outcomes import DROP, Status
-from .job import WorkerJob
-from .replies import ObjectResult
-from .session import WorkerSession
+from ..._db.transactions import AttemptResult
+from ..._db.write_behind.pacing import Batching
+from ..._pickling.values import to_wire
+from ..._runtime.foreign_exceptions import add_note
+from ...executors.marks import HAD_FAILED, MARKS_PER_STAGE, WAS_LOST
+from ...executors.protocol import Marks
+from ...outcomes import DROP, Status
+from ..job import WorkerJob
+from ..replies import ObjectResult
+from ..session import WorkerSession
 from .transaction_modes import WithoutTransaction
 
 MARKS_OF_STATUSES = {Status.FAILED: HAD_FAILED, Status.LOST: WAS_LOST}

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from operator import length_hint
 from typing import Any
 
-from .._db.transactions import attempt_of
-from .._pickling.plain import IMMUTABLE_TYPES
-from .._pickling.values import to_wire
-from .._runtime.foreign_exceptions import traceback_of
-from .._runtime.forks import end_child, fork_flag
-from ..executors.marks import COMMITTED, RUNNING
-from ..executors.protocol import Marks
-from .replies import ReplyBuilder
+from ..._db.transactions import attempt_of
+from ..._pickling.plain import IMMUTABLE_TYPES
+from ..._pickling.values import to_wire
+from ..._runtime.foreign_exceptions import traceback_of
+from ..._runtime.forks import end_child, fork_flag
+from ...executors.marks import COMMITTED, RUNNING
+from ...executors.protocol import Marks
+from ..replies import ReplyBuilder
 
 CHECK_INTERVAL = 0.001
 """Seconds between checks whether a reply is due, and whether the run is halted."""

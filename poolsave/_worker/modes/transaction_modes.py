@@ -12,26 +12,26 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._db.connections import release_session_locks
-from .._db.error_codes import is_overload
-from .._db.reachability import alias_without_connection, await_connection
-from .._db.savepoints import Savepoints
-from .._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
-from .._db.write_behind.pacing import Batching
-from .._pickling.values import from_wire
-from ..executors.marks import COMMITTED, RUNNING
-from ..executors.protocol import Marks
-from ..outcomes import Status
-from .calls import build_call
-from .deadline import Deadline, NoDeadline
+from ..._db.connections import release_session_locks
+from ..._db.error_codes import is_overload
+from ..._db.reachability import alias_without_connection, await_connection
+from ..._db.savepoints import Savepoints
+from ..._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
+from ..._db.write_behind.pacing import Batching
+from ..._pickling.values import from_wire
+from ...executors.marks import COMMITTED, RUNNING
+from ...executors.protocol import Marks
+from ...outcomes import Status
+from ..calls import build_call
+from ..deadline import Deadline, NoDeadline
+from ..replies import NOT_STARTED, ObjectResult
 from .per_chunk import ChunkResult, ChunkRolledBack, run_chunk_in_transaction
-from .replies import NOT_STARTED, ObjectResult
 
 if TYPE_CHECKING:
-    from .context import CapturedContext
-    from .job import WorkerJob
-    from .recording import Recorder
-    from .rows import RowLoader
+    from ..context import CapturedContext
+    from ..job import WorkerJob
+    from ..recording import Recorder
+    from ..rows import RowLoader
 
 MAX_PAUSE = 1.0
 """Seconds. The pause before a retry grows from 0.02 s up to this, and is random, so that two deadlocked workers
@@ -247,7 +247,7 @@ class BatchedTransactionPerChunk(TransactionPerChunk):
     """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from .._db.write_behind.write_behind import WriteBehind  # few workers need it
+        from ..._db.write_behind.write_behind import WriteBehind  # few workers need it
 
         super().__init__(*args, **kwargs)
         self._write_behind = WriteBehind()

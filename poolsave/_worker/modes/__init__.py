@@ -1,0 +1,1 @@
+"""How the objects of a chunk run: one transaction each, one for all, none, or several stages."""
