@@ -32,7 +32,7 @@ STARTED = time.monotonic()
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-collect_ignore = ["typing", "benchmarks"]  # the latter has settings of its own
+collect_ignore = ["typing", "benchmarks", "support/admin_urls.py"]  # with settings of their own
 
 
 def pytest_timeout_set_timer(item, settings):

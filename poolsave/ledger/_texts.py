@@ -10,7 +10,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from . import _progress as progress
 from .causes import CauseCount
-from .models import Run
+from .models import Failure, Run
 
 COLUMNS = (
     "name", "status", "stop_code", "done", "failed", "skipped", "total", "came_later", "exactly_once", "seconds",
@@ -85,7 +85,7 @@ def complaint(run: Run) -> str:
     """Give why a run needs someone, or nothing."""
     if run.status == Run.Status.PAUSED and run.stop_code not in ASKED_FOR:
         return f"it is paused ({cell(run.stop_code)}): {cell(run.stop_reason)}"
-    unresolved = run.failures.using(run._state.db).filter(resolved_at=None).count()
+    unresolved = Failure.objects.using(run._state.db).filter(run=run, resolved_at=None).count()
     return _unresolved(unresolved) if unresolved and run.status in Run.ENDED else ""
 
 

@@ -137,7 +137,8 @@ class RunAdmin(RunBase):
     # Pages
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        may_start = request.user.has_perm("poolsave_ledger.start_run")
+        user: Any = request.user
+        may_start = user.has_perm("poolsave_ledger.start_run")
         response = super().changelist_view(request, {"may_start": may_start, **(extra_context or {})})
         if isinstance(response, TemplateResponse) and response.context_data and "cl" in response.context_data:
             runs = response.context_data["cl"].result_list
@@ -160,7 +161,8 @@ class RunAdmin(RunBase):
         )
 
     def _permitted(self, request: HttpRequest, run: Run) -> dict[str, Any]:
-        may = request.user.has_perm
+        user: Any = request.user
+        may = user.has_perm
         under_way = run.status in UNDER_WAY
         buttons = BUTTONS if may("poolsave_ledger.control_run") else ()
         return {
@@ -276,7 +278,8 @@ class RunAdmin(RunBase):
 
     def _require(self, request: HttpRequest, permission: str) -> None:
         """Each action needs its own permission, and that to view runs."""
-        if not (self.has_view_permission(request) and request.user.has_perm(f"poolsave_ledger.{permission}")):
+        user: Any = request.user
+        if not (self.has_view_permission(request) and user.has_perm(f"poolsave_ledger.{permission}")):
             raise PermissionDenied
 
     def _find(self, request: HttpRequest, object_id: Any) -> Run:

@@ -52,7 +52,10 @@ def is_this_process(holder: str) -> bool:
 
 def _process_here(holder: str) -> tuple[int, str] | None:
     """Give number and start of a process of this machine and namespace; None of any other."""
-    parts = dict(part.partition("=")[::2] for part in holder.split()[1:])
+    parts: dict[str, str] = {}
+    for part in holder.split()[1:]:
+        name, _, value = part.partition("=")
+        parts[name] = value
     if not parts.get("boot") or (parts["boot"], parts.get("namespace")) != (_boot(), _namespace()):
         return None
     pid, started = parts.get("pid"), parts.get("started")

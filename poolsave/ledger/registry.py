@@ -111,7 +111,8 @@ class Backfill:
             rows = rows() if self.form is None else rows(cleaned)
         if not hasattr(rows, "all"):
             raise InvalidOperation(f"the queryset of the backfill {self.name!r} is {rows!r}: let it give a queryset")
-        result: QuerySet[Any] = rows.all()
+        found: Any = rows
+        result: QuerySet[Any] = found.all()
         return result
 
     def _bound(self, cleaned: dict[str, Any]) -> Any:

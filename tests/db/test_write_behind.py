@@ -633,7 +633,7 @@ def test_statements_that_send_rows_early_are_named():
 
 def test_it_is_refused_without_a_transaction_per_chunk():
     for mode in ("object", None):
-        with pytest.raises(InvalidOption, match=r'batch_writes=True.*set "chunk"'):
+        with pytest.raises(InvalidOption, match=r'batch_writes=True.*set transaction="chunk"'):
             pooled_operation(save_person).using(transaction=mode, batch_writes=True).map([])
 
 

@@ -140,7 +140,7 @@ def test_six_bars_tell_seconds_for_as_many_users():
 
 
 def test_a_server_behind_the_proxy_answers_late_and_alike(tmp_path):
-    """The same bytes, at least as late as they should be; by a server that sends back what it gets."""
+    """The same bytes, and not before they should be; by a server that reads to the end and closes."""
     folders = [tmp_path / "near", tmp_path / "far"]
     folders[0].mkdir()
     with socket.socket(socket.AF_UNIX) as server:
@@ -158,7 +158,6 @@ def test_a_server_behind_the_proxy_answers_late_and_alike(tmp_path):
                     assert time.perf_counter() - began >= 0.02
                 assert received == b"x" * 300_000
                 assert client.recv(1) == b""
-                assert time.perf_counter() - began >= 0.04
     assert not (folders[1] / proxy.SOCKET).exists()
 
 
