@@ -230,7 +230,8 @@ class RunAdmin(RunBase):
             return "Asked to start. It begins as soon as a worker takes it."
 
         self._ask(request, start)
-        return _redirect("change", control.find_run(name).pk)
+        run = Run.objects.filter(name=name).first()
+        return HttpResponseRedirect(request.path) if run is None else _redirect("change", run.pk)
 
     def _view_of(self, button: Button) -> Callable[..., HttpResponse]:
         def view(request: HttpRequest, pk: int) -> HttpResponse:

@@ -66,11 +66,12 @@ def start(name: str, parameters: Mapping[str, Any] | None = None, *, by: str = "
         using: the alias of the ledger's database; by default the one to which routers have the ledger written.
 
     Raises:
-        UnknownBackfill, InvalidParameters: before anything is written.
+        UnknownBackfill, InvalidParameters, InvalidOption: before anything is written.
         StatusConflict: if the run is there.
     """
     given = dict(parameters or {})
     find_backfill(name).rows(given)
+    operating_settings()  # a runner that cannot be imported is refused before anything is written
     values = {"name": name, "parameters": _plain(given), "started_by": by[:200], "status": Status.DUE}
     runs = _runs(using)
     try:
@@ -101,6 +102,7 @@ def resume(name: str, *, by: str = "", using: str | None = None) -> Run:
     Raises:
         UnknownRun, StatusConflict
     """
+    operating_settings()
     if (run := find_run(name, using=using)).status in Run.ACTIVE and _recovered(run, STALE_AFTER):
         run.refresh_from_db()
         if run.status == Status.DUE:
@@ -156,6 +158,7 @@ def retry(  # noqa: PLR0913  all but the first may be left out
     Raises:
         UnknownRun, StatusConflict
     """
+    operating_settings()
     run = find_run(name, using=using)
     chosen = _chosen(cause, since, keys)
     found = failures_of(run, chosen)

@@ -249,10 +249,12 @@ def test_settings_that_cannot_work_are_refused(settings, value):
     assert [message.id for message in check_settings()] == ["poolsave.E001"]  # of `manage.py check`
     with pytest.raises(InvalidOption, match=f"{next(iter(value))}=.*settings.POOLSAVE"):
         control.start("count-visits")
+    assert not Run.objects.exists()
 
 
 def waits_for_a_lock():
     with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees the first one else
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         return cursor.fetchone()[0] > 0
 
