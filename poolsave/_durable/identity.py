@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet, FullResultSet
@@ -58,9 +60,19 @@ def _innermost(function: Any) -> Callable[..., Any]:
 
 def _name_of(function: Any) -> str:
     inner = _innermost(function)
-    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    name = f"{_module_of(inner)}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
     owner = getattr(function, "_owner", ())
     return f"{name} of {shortened(text_of_value(owner[0]))}" if owner else name
+
+
+def _module_of(function: Any) -> str:
+    """Give the module's own name, also of the script that was started, so that others can go on with the run."""
+    module = str(getattr(function, "__module__", ""))
+    main = sys.modules["__main__"]
+    if module != "__main__" or not getattr(main, "__file__", None):
+        return module
+    spec = getattr(main, "__spec__", None)
+    return Path(str(main.__file__)).stem if spec is None else spec.name.removesuffix(".__main__")
 
 
 def _rows_of(queryset: QuerySet[Any]) -> str:

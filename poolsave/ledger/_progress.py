@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from django.utils.timesince import timesince, timeuntil
 
+from .holders import describe, is_gone
 from .models import Run
 
 STALE_AFTER = timedelta(seconds=60)
@@ -38,7 +39,7 @@ def remaining(run: Run) -> timedelta | None:
 
 def pace(run: Run) -> str:
     """Give the rate and the time that is left, as far as they are known."""
-    if run.status not in Run.ACTIVE or not run.rate:
+    if run.status not in Run.ACTIVE or not run.rate or has_died(run):
         return ""
     rate = f"{run.rate:,.0f} a second" if run.rate >= 10 else f"{run.rate:.1f} a second"
     left = remaining(run)
@@ -50,6 +51,11 @@ def _duration(left: timedelta) -> str:
         return "less than a minute"
     now = timezone.now()
     return timeuntil(now + left, now, depth=1)
+
+
+def has_died(run: Run) -> bool:
+    """Whether the process that works on a run was one of this machine, and is not there any more."""
+    return run.status in Run.ACTIVE and is_gone(run.holder)
 
 
 def silence(run: Run) -> str:
@@ -66,6 +72,8 @@ def _age(moment: datetime) -> timedelta:
 
 def reason(run: Run) -> str:
     """Give why a run is as it is: why it stopped, why it is slow, or that its caller is silent."""
+    if has_died(run):
+        return f"{describe(run.holder)}, has ended in the middle of it"
     if silent := silence(run):
         return f"no sign of life for {silent}"
     if run.status == Run.Status.RUNNING:

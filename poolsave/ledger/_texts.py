@@ -10,6 +10,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from . import _progress as progress
 from .causes import CauseCount
+from .holders import describe
 from .models import Failure, Run
 
 COLUMNS = (
@@ -68,7 +69,7 @@ def paragraph(run: Run, causes: Sequence[CauseCount]) -> Iterator[str]:
     """Give what `status` prints for people."""
     yield f"{run.name}: {summary(run)}"
     if run.holder:
-        yield f"  worked on by {run.holder}"
+        yield f"  worked on by {describe(run.holder)}"
     if run.started_by:
         yield f"  started by {run.started_by}"
     if not run.exactly_once:
@@ -83,6 +84,8 @@ def paragraph(run: Run, causes: Sequence[CauseCount]) -> Iterator[str]:
 
 def complaint(run: Run) -> str:
     """Give why a run needs someone, or nothing."""
+    if progress.has_died(run) or progress.silence(run):
+        return cell(progress.reason(run))
     if run.status == Run.Status.PAUSED and run.stop_code not in ASKED_FOR:
         return f"it is paused ({cell(run.stop_code)}): {cell(run.stop_reason)}"
     unresolved = Failure.objects.using(run._state.db).filter(run=run, resolved_at=None).count()

@@ -94,6 +94,21 @@ def test_status_ends_with_3_if_a_run_needs_someone(values, expected):
     assert values.get("stop_reason", "") in said
 
 
+def test_status_ends_with_3_if_the_process_of_a_run_was_killed():
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from tests.support.holder import told; told()"], stdout=-1, text=True
+    )
+    holder = process.stdout.readline().strip()
+    make(status=Status.RUNNING, holder=holder, heartbeat_at=timezone.now(), rate=60.0, total=100, done=10)
+    assert "60 a second" in command("status", "count-visits")
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    told = command("status", "count-visits", status=3)
+    assert "60 a second" not in told
+    assert f"process {process.pid}, has ended in the middle of it" in told
+
+
 def test_status_ends_with_3_for_unresolved_failures():
     run = make(status=Status.FINISHED_WITH_FAILURES)
     failure = fail(run, "1")
