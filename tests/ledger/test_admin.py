@@ -392,6 +392,15 @@ def test_a_form_that_is_not_valid_starts_nothing(client):
     assert Run.objects.count() == 0
 
 
+def test_a_start_without_its_runner_says_why_and_starts_nothing(client, settings):
+    settings.POOLSAVE = {"runner": "no.such.thing"}
+    response = client.post(f"{RUNS}start/count-visits/", {"start": "Start"}, follow=True)
+    assert response.redirect_chain == [(f"{RUNS}start/count-visits/", 302)]
+    (message,) = messages_of(response)
+    assert "runner='no.such.thing'" in message
+    assert not Run.objects.exists()
+
+
 def test_a_second_start_leads_to_the_run_that_is_there(client):
     run = make(status="finished")
     response = client.post(f"{RUNS}start/count-visits/", {"start": "Start"}, follow=True)
