@@ -78,6 +78,8 @@ def pytest_configure(config):
     pipe, so that it is safe to fork beside it.
     """
     selection.look_at(config)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has started this in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         counted = start_methods.native_threads
         start_methods.native_threads = lambda: counted() - 1

@@ -27,7 +27,6 @@ class Alarm(Exception):
 @pytest.fixture(params=["while they are set", "while they are taken away", "before they are"])
 def left_behind(request, monkeypatch):
     """Handlers of a run that has ended."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
 
     class Unleavable(InterruptGuard):
         def __exit__(self, *_exc_info):
