@@ -167,7 +167,7 @@ class StatusConflict(RunConflict):
 
 
 class RunUnfinished(PoolsaveError):
-    """A migration requires a durable run that is not finished, or has failures that nobody has resolved.
+    """A migration needs a durable run, and that run is not finished, or has unresolved failures.
 
     `status` is that of the run, `figures` how far it is, in words, `unresolved` the number of its failures.
     """

@@ -19,7 +19,7 @@ from ._engine.worker_policy import MOST, WorkerRange
 from ._environment.project_settings import from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
-from .durable import Run
+from .durable import LONGEST_NAME, Run
 from .errors import InvalidOption
 from .executors import EXECUTOR_METHODS, Executor, is_known
 
@@ -311,8 +311,10 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "window": (lambda value: value is None or _whole(value, 1), "give a whole number from 1, or None"),
     "key": (lambda value: value is None or callable(value), "give a callable that takes an object, or None"),
     "run": (
-        lambda value: value is None or isinstance(value, Run) or (isinstance(value, str) and 0 < len(value) <= 200),
-        "give the name of a durable run, of 1 to 200 characters, or poolsave.Run(name, ...)",
+        lambda value: (
+            value is None or isinstance(value, Run) or (isinstance(value, str) and 0 < len(value) <= LONGEST_NAME)
+        ),
+        f"give the name of a durable run, of 1 to {LONGEST_NAME} characters, or poolsave.Run(name, ...)",
     ),
     "resolve_lost": _one_of(True, False, None),
     "throttle": (

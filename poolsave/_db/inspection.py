@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,15 +70,16 @@ def room_for_workers(aliases: Sequence[str], settings: Mapping[str, Mapping[str,
     They get half of the connections that are free, since other programs need some. SQLite has one writer, so that more
     workers than CPUs never pay.
     """
+    sharing = aliases_per_server(aliases, settings)
+    rooms = {alias: _free_connections(alias, settings[alias]) for alias in aliases}
+    return min((room // (2 * sharing[alias]) for alias, room in rooms.items() if room is not None), default=None)
+
+
+def aliases_per_server(aliases: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
+    """How many of these aliases are databases of the same server, by alias: a worker connects to each of them."""
     addresses = {alias: tuple(settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in aliases}
-    aliases_at = Counter(addresses.values())
-    rooms = [_free_connections(alias, settings[alias]) for alias in aliases]
-    shares = [
-        room // (2 * aliases_at[addresses[alias]])
-        for alias, room in zip(aliases, rooms, strict=True)
-        if room is not None
-    ]
-    return min(shares, default=None)
+    counts = Counter(addresses.values())
+    return {alias: counts[address] for alias, address in addresses.items()}
 
 
 def _free_connections(alias: str, settings: Mapping[str, Any]) -> int | None:

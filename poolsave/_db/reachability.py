@@ -149,14 +149,14 @@ def _connect_patiently(
         time.sleep(_random.uniform(PAUSE / 2, PAUSE))
 
 
-def read_reconnecting(alias: str, read: Callable[[], T]) -> T:
-    """Read outside of any transaction, and once more if the connection was lost and there is another one.
+def reconnecting(alias: str, call: Callable[[], T]) -> T:
+    """Call what may be repeated, outside of any transaction: once more if the connection was lost and there is another.
 
     Raises:
         DatabaseUnreachable: if there is none.
     """
     try:
-        return read()
+        return call()
     except Error as error:
         connection = connections[alias]
         if connection.in_atomic_block or not connection_lost(error):
@@ -165,4 +165,4 @@ def read_reconnecting(alias: str, read: Callable[[], T]) -> T:
         reason = await_connection(alias)
         if reason is not None:
             raise DatabaseUnreachable(alias, reason) from error
-        return read()
+        return call()

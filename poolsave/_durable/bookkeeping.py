@@ -14,12 +14,12 @@ from django.db import Error, connections
 from django.db.models import F
 from django.utils import timezone
 
-from .._db.error_codes import connection_lost, hit_time_limit, is_transient
-from .._db.reachability import await_connection
+from .._db.error_codes import hit_time_limit, is_transient
+from .._db.reachability import reconnecting
 from .._engine.throttling import ThrottleMeter
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a
-from ..errors import DatabaseUnreachable, RowGone, ValueLost
+from ..errors import RowGone, ValueLost
 from ..outcomes import Outcome, Status
 from .chunks import ChunkTable, Ended, Entry, sums
 from .failures import failure_of, in_ascii, storable, update_failure
@@ -276,18 +276,10 @@ class Bookkeeping:
 
     def _once(self, call: Callable[[], T]) -> T:
         """Call it, and once more if the connection was lost and there is another one: each call can be repeated."""
-        alias = self._session.alias
-        connection, was_open = connections[alias], connections[alias].connection is not None
+        connection = connections[self._session.alias]
+        was_open = connection.connection is not None
         try:
-            return call()
-        except Error as error:
-            if connection.in_atomic_block or not connection_lost(error):
-                raise
-            connection.close()
-            reason = await_connection(alias)
-            if reason is not None:
-                raise DatabaseUnreachable(alias, reason) from error
-            return call()
+            return reconnecting(connection.alias, call)
         finally:
             if connection.vendor == "sqlite" and not was_open:
                 connection.close()  # workers that replace others are forked only while no file is open

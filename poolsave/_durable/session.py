@@ -100,7 +100,7 @@ class Session:
         except BaseException:
             self.release()
             raise
-        if self._dies_cancelled(run):
+        if run.status == run.Status.CANCELLED:
             raise StatusConflict(run.name, "go on", run.status, CANCELLED_ADVICE)
         self._know(run)
         return run
@@ -146,9 +146,6 @@ class Session:
         silent = None if run.heartbeat_at is None else timezone.now() - run.heartbeat_at
         return counts_as_dead(run.holder, silent, timedelta(seconds=self.spec.stale_after))
 
-    def _dies_cancelled(self, run: Run) -> bool:
-        return bool(run.status == run.Status.CANCELLED)
-
     def _take(self, run: Run, first: Bounds | None) -> None:
         from ..ledger.models import Lease
 
@@ -156,7 +153,7 @@ class Session:
         lease.generation += 1
         lease.save(using=self.alias)
         self.generation, self._holder = lease.generation, holder_here(lease.generation)
-        if run.status == run.Status.CANCELLING and not self.spec.fresh:  # whoever worked on it has died
+        if run.status == run.Status.CANCELLING and not self.spec.fresh:  # its process died before it could cancel it
             run.status, run.ended_at = run.Status.CANCELLED, timezone.now()
             run.save(using=self.alias)
             return
@@ -164,7 +161,7 @@ class Session:
         _open.add((run.pk, self._holder))  # before it is committed, so that no other thread takes it for left
         if self.spec.fresh:
             self._forget(run)
-        if first is not None and (self.spec.fresh or run.started_at is None):  # nobody has begun it meanwhile
+        if first is not None and self._begins(run):  # another process may have begun it since `bounds()`
             self._begin(run, first)
         self.retry = run.retry if self.spec.retry is None else self.spec.retry
         self.was_complete = self.retry is not None and run.ended_at is not None
@@ -218,7 +215,7 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Open a transaction in which nobody takes the lease.
+        """Open a transaction that holds the lease: nobody takes the run over before it ends.
 
         Raises:
             LeaseLost: if another session has it.

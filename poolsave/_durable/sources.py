@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from django.db.models import QuerySet
 
 from .._db.inspection import count_or_estimate
-from .._db.reachability import read_reconnecting
+from .._db.reachability import reconnecting
 from .._engine.sources import IterableSource
 from ..errors import InputChanged, InvalidOption
 from .keys import decode, digest_of, encode, joined_digest
@@ -175,7 +175,7 @@ class QuerySetGaps(IterableSource):
         keys = self._rows.filter(pk__lte=decode(self._gap.high, self._queryset))
         if self._last is not None:
             keys = keys.filter(pk__gt=self._last)
-        rows = read_reconnecting(keys.db, lambda: list(keys[:PAGE_SIZE]))
+        rows = reconnecting(keys.db, lambda: list(keys[:PAGE_SIZE]))
         self._page = list(dict.fromkeys(rows))  # a filter across a to-many relation gives a row several times
         self._all_read = len(rows) < PAGE_SIZE
         self._last = self._page[-1] if self._page else None
@@ -184,7 +184,7 @@ class QuerySetGaps(IterableSource):
         rows = self._queryset.order_by()
         if high != FIRST:
             rows = rows.filter(pk__gt=decode(high, self._queryset))
-        return read_reconnecting(rows.db, lambda: rows.values("pk").distinct().count())
+        return reconnecting(rows.db, lambda: rows.values("pk").distinct().count())
 
     def give_up(self) -> list[Any]:
         self._ended, self._gaps, self._page = True, deque(), []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from django.db import connections
 
 from .._db import connections as _connections
 from .._db.fork_safety import check_no_open_sqlite_transaction
-from .._db.inspection import DatabaseInfo, inspect_database
+from .._db.inspection import DatabaseInfo, aliases_per_server, inspect_database
 from .._environment.project_settings import operating_settings
 from .._runtime.foreign_exceptions import text_of
 from .._worker.job import WorkerJob
@@ -211,11 +210,9 @@ def _check_poolers(servers: Mapping[str, DatabaseInfo]) -> Iterator[CheckMessage
 def _check_slots(
     servers: Mapping[str, DatabaseInfo], worker_settings: _connections.SettingsByAlias, options: Options
 ) -> Iterator[CheckMessage]:
-    addresses = {alias: tuple(worker_settings[alias][key] for key in ("ENGINE", "HOST", "PORT")) for alias in servers}
-    aliases_at = Counter(addresses.values())
+    workers, sharing = worker_range(options.workers).least, aliases_per_server(servers, worker_settings)
     for alias, server in servers.items():
-        workers = worker_range(options.workers).least
-        needed = workers * aliases_at[addresses[alias]]
+        needed = workers * sharing[alias]
         if server.free is not None and needed > server.free:
             yield CheckWarning(
                 f"{workers} workers would need {needed} connections of the server of {alias!r}, which has "

@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from .._db.inspection import count_or_estimate
-from .._db.reachability import read_reconnecting
+from .._db.reachability import reconnecting
 from .._engine.sources import IterableSource
 
 PAGE_SIZE = 5000
@@ -43,7 +43,7 @@ class KeysetPages:
 
     def _page_after(self, key: Any) -> list[Any]:
         keys = self._keys.filter(pk__gt=key)
-        return read_reconnecting(keys.db, lambda: self._page(keys))
+        return reconnecting(keys.db, lambda: self._page(keys))
 
     def _first_page(self, queryset: QuerySet[Any]) -> list[Any]:
         # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.

@@ -10,11 +10,8 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from django.utils.timesince import timesince, timeuntil
 
-from .holders import describe, is_gone
+from .holders import STALE_AFTER, describe, is_gone
 from .models import Run
-
-STALE_AFTER = timedelta(seconds=60)
-"""A caller writes its heartbeat once a second. After a minute without one it is likely to be gone."""
 
 
 def ended_objects(run: Run) -> int:
@@ -64,6 +61,11 @@ def silence(run: Run) -> str:
     if run.status not in Run.ACTIVE or last is None or _age(last) < STALE_AFTER:
         return ""
     return timesince(last, depth=1)
+
+
+def needs_rescue(run: Run) -> bool:
+    """Whether a run that should be active has lost its process, or seems to have."""
+    return has_died(run) or bool(silence(run))
 
 
 def _age(moment: datetime) -> timedelta:

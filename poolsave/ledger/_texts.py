@@ -84,7 +84,7 @@ def paragraph(run: Run, causes: Sequence[CauseCount]) -> Iterator[str]:
 
 def complaint(run: Run) -> str:
     """Give why a run needs someone, or nothing."""
-    if progress.has_died(run) or progress.silence(run):
+    if progress.needs_rescue(run):
         return cell(progress.reason(run))
     if run.status == Run.Status.PAUSED and run.stop_code not in ASKED_FOR:
         return f"it is paused ({cell(run.stop_code)}): {cell(run.stop_reason)}"

@@ -37,7 +37,7 @@ from . import causes, control
 from .exports import csv_lines
 from .holders import describe
 from .models import Failure, Run
-from .registry import Backfill, backfills
+from .registry import Backfill, backfills, belongs
 
 __all__ = ["FailureAdmin", "RunAdmin"]
 
@@ -356,11 +356,7 @@ class FailureAdmin(FailureBase):
 
 def _parameters(request: HttpRequest, form: forms.BaseForm) -> dict[str, Any]:
     """Give what was filled in, as texts: as the ledger keeps it, and as a form is given it."""
-    return {
-        key: values if len(values) > 1 else values[0]
-        for key, values in request.POST.lists()
-        if any(key == field or key.startswith(f"{field}_") for field in form.fields)
-    }
+    return {key: values if len(values) > 1 else values[0] for key, values in request.POST.lists() if belongs(key, form)}
 
 
 def _function_name(backfill: Backfill) -> str:
@@ -381,7 +377,7 @@ def _bar(run: Run) -> dict[str, Any]:
 
 
 def _revives(button: Button, run: Run) -> bool:
-    return button.name == "resume" and bool(progress.silence(run))
+    return button.name == "resume" and progress.needs_rescue(run)
 
 
 def _url_name(view: str) -> str:

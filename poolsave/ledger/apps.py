@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.utils.translation import gettext_lazy as _
 
 __all__ = ["LedgerConfig"]
 
@@ -13,5 +12,5 @@ class LedgerConfig(AppConfig):
 
     name = "poolsave.ledger"
     label = "poolsave_ledger"
-    verbose_name = _("poolsave")
+    verbose_name = "poolsave"
     default_auto_field = "django.db.models.BigAutoField"

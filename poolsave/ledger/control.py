@@ -21,15 +21,13 @@ from django.utils import timezone
 from .._environment.project_settings import operating_settings
 from ..errors import StatusConflict, UnknownRun
 from .causes import failures_of
-from .holders import counts_as_dead
+from .holders import STALE_AFTER, counts_as_dead
 from .models import Failure, Lease, Run
 from .registry import find_backfill
 
 __all__ = ["cancel", "due", "find_run", "forget", "forget_failures", "pause", "recover", "resume", "retry", "start"]
 
 Status = Run.Status
-STALE_AFTER = timedelta(seconds=60)
-"""After so long without a heartbeat a run's process counts as dead. It writes one each second."""
 KNOWN = 10
 """Names of runs that an error lists."""
 ADVICE = {

@@ -13,6 +13,8 @@ ENDED = frozenset("ZX")
 """States of a process that runs no more, though its parent has not waited for it."""
 STOPPED = frozenset("Tt")
 """States of a process that a signal or a debugger has stopped."""
+STALE_AFTER = timedelta(seconds=60)
+"""Without a heartbeat for so long a process counts as dead, unless another time is given. It writes one each second."""
 PATIENCE = 10
 """How many times longer a process may be silent that is seen to run: its own code may be at one object for so long."""
 

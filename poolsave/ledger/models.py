@@ -1,7 +1,9 @@
 """The tables of durable runs.
 
-Workers write `Chunk` and `Failure`, in the transactions of the work that these tell of. The caller alone writes `Run`
-and `Lease`. No foreign key has a constraint, since checking it would lock the row of the run in each chunk.
+Workers write `Chunk` and `Failure`, in the transactions of the work that these tell of. The caller writes them for
+objects of which nothing was committed, and `Run` and `Lease`. People change a Run by `control`.
+
+No foreign key has a constraint, since checking it would lock the row of the run in each chunk.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ __all__ = ["Chunk", "Failure", "Lease", "Run"]
 class Run(models.Model):
     """A durable run: what it is about, how far it is, and who works on it.
 
-    Its counters are written by the caller alone, at most once a second. The truth are the rows of `Chunk`.
+    Its counters are written by the caller alone, at most once a second. They lag behind the rows of `Chunk`.
     """
 
     class Status(models.TextChoices):
-        """What becomes of a run. Only a caller that holds the lease sets RUNNING and what follows from it."""
+        """What becomes of a run. Only the process that works on it sets RUNNING and those that are finished."""
 
         DUE = "due", "due"
         """To be started, or to go on, by `manage.py poolsave work` or a task."""
@@ -43,7 +45,7 @@ class Run(models.Model):
     identity = models.JSONField(default=dict)
     """What must be the same in each session: the function, its constants, and the rows. By name, as text."""
     parameters = models.JSONField(default=dict, blank=True)
-    """What a registered backfill was started with: the cleaned data of its form."""
+    """What a registered backfill was started with: the texts that its form is given."""
     retry = models.JSONField(null=True, blank=True)
     """Which failures the next session is to try again, and nothing else; None for a session that goes on."""
     high = models.TextField(blank=True)
@@ -89,7 +91,7 @@ class Run(models.Model):
 class Lease(models.Model):
     """Whose turn it is. A session that takes a run over raises the generation, and no chunk of an older one commits.
 
-    A row of its own, so that whoever changes the Run does not wait for chunks.
+    Each chunk locks this row. It is not the row of the Run, so a pause need not wait for chunks.
     """
 
     run = models.OneToOneField(Run, models.CASCADE, primary_key=True, db_constraint=False)

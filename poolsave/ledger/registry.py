@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.utils.datastructures import MultiValueDict
 from django.utils.module_loading import autodiscover_modules
 
+from ..durable import LONGEST_NAME
 from ..durable import Run as RunSpec
 from ..errors import InvalidOperation, InvalidParameters, UnknownBackfill
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Backfill", "backfill", "backfills", "find_backfill"]
 
 Operation = TypeVar("Operation", bound=Callable[..., Any])
-LONGEST = 200
-"""Characters of a run's name, as its column has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ class Backfill:
             return {}
         form = self.form(_form_data(given))
         advice = [f"Give one of {', '.join(form.fields)}."]
-        errors = {key: advice for key in given if not _belongs(key, form)}
+        errors = {key: advice for key in given if not belongs(key, form)}
         if not errors and not form.is_valid():
             errors = {field: [str(text) for text in texts] for field, texts in form.errors.items()}
         if errors:
@@ -106,8 +105,8 @@ class Backfill:
         return operation.map(self._rows_of(cleaned))
 
     def _rows_of(self, cleaned: dict[str, Any]) -> QuerySet[Any]:
-        rows = self.queryset
-        if callable(rows) and not hasattr(rows, "all"):
+        rows: Any = self.queryset
+        if not hasattr(rows, "all") and callable(rows):
             rows = rows() if self.form is None else rows(cleaned)
         if not hasattr(rows, "all"):
             raise InvalidOperation(f"the queryset of the backfill {self.name!r} is {rows!r}: let it give a queryset")
@@ -180,8 +179,10 @@ def find_backfill(name: str) -> Backfill:
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST:
-        raise InvalidOperation(f"a backfill cannot have the name {name!r}: give 1 to {LONGEST} printable characters")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise InvalidOperation(
+            f"a backfill cannot have the name {name!r}: give 1 to {LONGEST_NAME} printable characters"
+        )
 
 
 def _place(operation: Any) -> str:
@@ -192,6 +193,6 @@ def _form_data(parameters: Mapping[str, Any]) -> MultiValueDict[str, Any]:
     return MultiValueDict({key: value if isinstance(value, list) else [value] for key, value in parameters.items()})
 
 
-def _belongs(key: str, form: BaseForm) -> bool:
+def belongs(key: str, form: BaseForm) -> bool:
     """Whether a key is a field's, or a part of a field whose widget has several, such as "since_0"."""
     return any(key == field or key.startswith(f"{field}_") for field in form.fields)

@@ -62,7 +62,7 @@ def work_on(name: str, *, seconds: float | None = None, using: str | None = None
 
 
 def _stopped(run: Run, code: str) -> Any:
-    """Its row, if a session has left it so, and nobody has changed it since."""
+    """Give the row of a run that a session has paused with this stop code; no row if someone has changed it since."""
     return Run.objects.using(run._state.db).filter(pk=run.pk, status=Run.Status.PAUSED, stop_code=code)
 
 

@@ -26,6 +26,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 from poolsave.errors import PoolsaveError
 from poolsave.ledger import _texts as texts
 from poolsave.ledger import causes, control, exports
+from poolsave.ledger.holders import STALE_AFTER
 from poolsave.ledger.models import Run
 from poolsave.ledger.registry import backfills
 from poolsave.ledger.work import work, work_on
@@ -91,7 +92,11 @@ class Command(BaseCommand):
         action("cancel", "End a run for good when what it has begun is done.")
         recover = action("recover", "Make all runs due whose process has died.", named=False)
         recover.add_argument(
-            "--stale-after", type=_seconds, default=60.0, metavar="SECONDS", help="without a heartbeat"
+            "--stale-after",
+            type=_seconds,
+            default=STALE_AFTER.total_seconds(),
+            metavar="SECONDS",
+            help="without a heartbeat",
         )
         retry = action("retry", "Try failures of a run again.")
         retry.add_argument("--limit", type=_positive, metavar="NUMBER", help="at most so many, those that came first")
@@ -124,7 +129,7 @@ class Command(BaseCommand):
         runs = list(Run.objects.using(self.alias))
         found = [texts.figures(run) for run in runs]
         names = {run.name for run in runs}
-        found += [{**texts.no_run(name), "status": "not started"} for name in backfills() if name not in names]
+        found += [texts.no_run(name) for name in backfills() if name not in names]
         if self.as_json:
             self._json(found)
         elif self.plain:
@@ -160,12 +165,11 @@ class Command(BaseCommand):
         return text
 
     def _start(self, *, name: str, set: list[tuple[str, str]], **_options: Any) -> None:  # noqa: A002  the option's name
-        parameters: dict[str, Any] = {}
+        given: dict[str, list[str]] = {}
         for key, value in set:
-            given = [*parameters.get(key, []), value]
-            parameters[key] = given
-        single = {key: values[0] if len(values) == 1 else values for key, values in parameters.items()}
-        self._say(control.start(name, single, by=_user(), using=self.alias))
+            given.setdefault(key, []).append(value)
+        parameters = {key: values[0] if len(values) == 1 else values for key, values in given.items()}
+        self._say(control.start(name, parameters, by=_user(), using=self.alias))
 
     def _resume(self, *, name: str, **_options: Any) -> None:
         self._say(control.resume(name, by=_user(), using=self.alias))
