@@ -16,8 +16,8 @@ from django.db.models.signals import post_migrate
 from django.test import TransactionTestCase
 
 from poolsave import executors
+from poolsave._db import inspection
 from poolsave._engine import throttling
-from poolsave._runs import querysets
 from poolsave.executors.processes import start_methods
 from tests.support import dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
@@ -127,7 +127,7 @@ def private_server():
 @pytest.fixture
 def pages_of(monkeypatch):
     """Has the keys of a queryset read in pages of so many, so that a few rows fill several."""
-    return lambda size: monkeypatch.setattr(querysets, "PAGE_SIZE", size)
+    return lambda size: monkeypatch.setattr(inspection, "PAGE_SIZE", size)
 
 
 @pytest.fixture

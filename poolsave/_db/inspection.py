@@ -1,4 +1,4 @@
-"""Asks databases about themselves: what workers will find there, and how many rows a queryset has, for display.
+"""Asks databases about themselves: what workers will find there, which rows a queryset has, and how many, for display.
 
 Each question of the checks before a run uses a connection of its own and closes it, but for SQLite's.
 """
@@ -17,6 +17,8 @@ from django.db.utils import load_backend
 
 from .error_codes import is_starting_or_full
 
+PAGE_SIZE = 5000
+"""Keys that the caller reads with one query: enough to make its cost small, few enough to hold in memory."""
 POSTGRESQL = """
     SELECT pg_backend_pid(), LEAST(
         current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -147,6 +149,34 @@ FREE_CONNECTIONS: Mapping[str, Callable[[Any], int]] = {
     "postgresql": lambda connection: int(_row(connection, POSTGRESQL)[1]),
     "mysql": lambda connection: _ask_mysql(connection).free or 0,
 }
+
+
+class PrimaryKeys:
+    """The primary keys of a queryset's rows in ascending order, read page by page.
+
+    It is a walk along the index (`pk > last ORDER BY pk LIMIT n`), so that it never skips rows when the work itself
+    changes what the filter finds, and holds no cursor open between commits.
+    """
+
+    def __init__(self, queryset: QuerySet[Any]) -> None:
+        self._model, self.alias = queryset.model, queryset.db
+        self._keys: Any = queryset.order_by("pk").values_list("pk", flat=True)
+        self._keys.query.standard_ordering = True  # whatever reverse() was called on
+        self._keys.query.select_for_update = False  # the workers lock, in their own transactions
+
+    def largest(self) -> Any:
+        """Give the largest key of the whole table, not of the queryset: one look at the index. None: it is empty."""
+        newest: Any = QuerySet(self._model, using=self.alias).order_by("-pk")  # a manager might leave rows out
+        return newest.values_list("pk", flat=True).first()
+
+    def page(self, *, above: Any, upto: Any) -> tuple[list[Any], bool]:
+        """Give the next keys above one (None: from the first), up to another one, and whether these are the last."""
+        keys = self._keys.filter(pk__lte=upto)
+        if above is not None:
+            keys = keys.filter(pk__gt=above)
+        rows = list(keys[:PAGE_SIZE])
+        # A filter across a to-many relation gives a row several times.
+        return list(dict.fromkeys(rows)), len(rows) < PAGE_SIZE
 
 
 def count_or_estimate(queryset: QuerySet[Any]) -> int | None:

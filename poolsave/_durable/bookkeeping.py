@@ -22,11 +22,12 @@ from .._runtime.foreign_exceptions import is_a
 from ..errors import RowGone, ValueLost
 from ..outcomes import Outcome, Status
 from .chunks import ChunkTable, Ended, Entry, sums
-from .failures import failure_of, in_ascii, storable, update_failure
+from .failures import failure_of, in_ascii, update_failure
 from .keys import digest_of
 from .ranges import FIRST, Range, gaps_between
 from .session import Session
 from .sources import Place
+from .values import storable
 
 T = TypeVar("T")
 INTERVAL = 1.0

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import IntegrityError, transaction
 
+from .._db import inspection
 from ..ledger.causes import failures_of
 from .failures import insert_failures
 from .ranges import Range, merged, renumbered
 from .session import Session
-from .sources import PAGE_SIZE, Place
+from .sources import Place
 
 if TYPE_CHECKING:
     from ..ledger.models import Failure
@@ -199,7 +200,7 @@ def _offsets(ended: Range, place: Place) -> range:
 
 def _by_page(rows: Any) -> Iterator[tuple[int, str]]:
     last = 0
-    while page := list(rows.filter(pk__gt=last)[:PAGE_SIZE]):
+    while page := list(rows.filter(pk__gt=last)[: inspection.PAGE_SIZE]):
         yield from page
         last = page[-1][0]
 

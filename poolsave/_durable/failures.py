@@ -14,9 +14,9 @@ from django.db import Error, models, transaction
 
 from .._db.error_codes import connection_lost, is_transient
 from .._pickling.exceptions import format_traceback
-from .._reports.causes import printable
 from .._runtime.foreign_exceptions import text_of
 from ..ledger.causes import cause_of
+from .values import storable
 
 if TYPE_CHECKING:
     from ..ledger.models import Failure
@@ -102,11 +102,6 @@ def _described(error: BaseException | None, traceback: str | None) -> dict[str, 
         "traceback": text,
     }
     return _cut({column: storable(value) for column, value in texts.items()})
-
-
-def storable(text: str) -> str:
-    """Escape what no database stores: halves of surrogate pairs, and NUL."""
-    return printable(text).replace("\x00", "\\x00")
 
 
 def in_ascii(text: str) -> str:

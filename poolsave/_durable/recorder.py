@@ -169,9 +169,8 @@ class LedgerRecorder:
         spec, connection = self._spec, connections[self._spec.alias]
         begin, rest = self._query = self._query or insert_query(connection.vendor, spec)
         keys = ended.low, ended.high
-        plain = all(
-            key.isascii() and key.isdigit() for key in keys
-        )  # then no driver has to look for places in the text
+        # Keys that are numbers stand in the text, so that no driver has to look for places of parameters.
+        plain = all(key.isascii() and key.isdigit() for key in keys)
         low, high = (f"'{key}'" for key in keys) if plain else ("%s", "%s")
         digest = "NULL" if ended.digest is None else ended.digest
         counts = f"{ended.done}, {ended.failed}, {ended.skipped}"

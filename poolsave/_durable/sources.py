@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from django.db.models import QuerySet
 
-from .._db.inspection import count_or_estimate
+from .._db import inspection
+from .._db.inspection import PrimaryKeys, count_or_estimate
 from .._db.reachability import reconnecting
 from .._engine.sources import IterableSource
 from ..errors import InputChanged, InvalidOption
@@ -20,12 +21,13 @@ from .keys import decode, digest_of, encode, joined_digest
 from .ranges import FIRST, GAP_BITS, Gap, Range, gaps_between
 from .session import Bounds
 
-PAGE_SIZE = 5000
-"""Keys that the caller reads with one query."""
 MAX_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
 TICK = 1000
 """Objects that are passed over between two heartbeats of a session that begins."""
+
+
+NO_MORE: Any = object()
 
 
 class Place(NamedTuple):
@@ -71,16 +73,14 @@ def _do_nothing() -> None:
 
 
 class QuerySetGaps(IterableSource):
-    """The primary keys of a queryset in the gaps: walked along the index, page by page, as `KeysetPages` does."""
+    """The primary keys of a queryset in the gaps: walked along the index, page by page."""
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
         super().__init__(iter(()), instant=True)
         self._ended = False
         self._queryset = queryset
         self.label = queryset.model._meta.label
-        self._rows: Any = queryset.order_by("pk").values_list("pk", flat=True)
-        self._rows.query.standard_ordering = True  # whatever reverse() was called on
-        self._rows.query.select_for_update = False  # the workers lock, in their own transactions
+        self._keys = PrimaryKeys(queryset)
         self._gaps: deque[Gap] = deque()
         self._gap = Gap(0, FIRST, FIRST)
         self._page: list[Any] = []
@@ -97,14 +97,13 @@ class QuerySetGaps(IterableSource):
         self.tick: Callable[[], None] = _do_nothing
 
     def bounds(self) -> Bounds:
-        # The largest key of the whole table, not of the filtered rows: one look at the index, whatever the filter.
-        newest: QuerySet[Any] = QuerySet(self._queryset.model, using=self._queryset.db).order_by("-pk")
-        for high in newest.values_list("pk", flat=True)[:1]:
-            text = encode(high)
-            if decode(text, self._queryset) != high:
-                raise InvalidOption("run", high, "a key of this type cannot be stored; map rows with Run(key=...)")
-            return Bounds(text, count_or_estimate(self._queryset))
-        return Bounds(FIRST, 0)
+        high = self._keys.largest()
+        if high is None:
+            return Bounds(FIRST, 0)
+        text = encode(high)
+        if decode(text, self._queryset) != high:
+            raise InvalidOption("run", high, "a key of this type cannot be stored; map rows with Run(key=...)")
+        return Bounds(text, count_or_estimate(self._queryset))
 
     def open(self, ranges: Sequence[Range], bounds: Bounds) -> None:
         if bounds.high != FIRST:
@@ -147,7 +146,7 @@ class QuerySetGaps(IterableSource):
 
     def _advance(self) -> None:
         if self._failures is not None:
-            waiting = [*islice(self._failures, PAGE_SIZE)]
+            waiting = [*islice(self._failures, inspection.PAGE_SIZE)]
             self._ids = [failure for failure, _ in waiting]
             self._page = [decode(key, self._queryset) for _, key in waiting]
             self._ended = not waiting
@@ -172,12 +171,10 @@ class QuerySetGaps(IterableSource):
         return True
 
     def _read(self) -> None:
-        keys = self._rows.filter(pk__lte=decode(self._gap.high, self._queryset))
-        if self._last is not None:
-            keys = keys.filter(pk__gt=self._last)
-        rows = reconnecting(keys.db, lambda: list(keys[:PAGE_SIZE]))
-        self._page = list(dict.fromkeys(rows))  # a filter across a to-many relation gives a row several times
-        self._all_read = len(rows) < PAGE_SIZE
+        upto = decode(self._gap.high, self._queryset)
+        self._page, self._all_read = reconnecting(
+            self._keys.alias, lambda: self._keys.page(above=self._last, upto=upto)
+        )
         self._last = self._page[-1] if self._page else None
 
     def count_later(self, high: str) -> int | None:
@@ -231,13 +228,12 @@ class KeyedInput(IterableSource):
             while self._ranges and self._ranges[0].low == low:
                 low = self._pass_over(objects, self._ranges.popleft())
                 number, index = number + 1, 0
-            for item in objects:
-                key = self._key_of(item)
-                yield item, key, low, (number << GAP_BITS) + index
-                low, index = key, index + 1
+            item = next(objects, NO_MORE)
+            if item is NO_MORE:
                 break
-            else:
-                break
+            key = self._key_of(item)
+            yield item, key, low, (number << GAP_BITS) + index
+            low, index = key, index + 1
         if self._ranges:
             raise InputChanged(self._name, f"behind the key {low}", f"the key {self._ranges[0].low}", "the end")
 

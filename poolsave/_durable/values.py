@@ -29,15 +29,21 @@ ROUNDS = 100_000
 
 def text_of_constants(constants: Mapping[str, Any]) -> str:
     """Give them by name, in the order of the names."""
-    return f"{{{', '.join(f'{name!r}: {_named(name, constants[name])}' for name in sorted(constants))}}}"
+    texts = {name: _secret(name, value) or shortened(text_of_value(value)) for name, value in constants.items()}
+    return f"{{{', '.join(f'{name!r}: {texts[name]}' for name in sorted(texts))}}}"
 
 
 def text_of_value(value: object) -> str:
     """Give the repr of a value, with the members of sets and dictionaries in one order, at any depth."""
     try:
-        return printable(_text_of(value)).replace("\x00", "\\x00")
+        return storable(_text_of(value))
     except Exception:  # it contains itself, or its class is broken
-        return ADDRESS.sub("", printable(repr_of(value))).replace("\x00", "\\x00")
+        return ADDRESS.sub("", storable(repr_of(value)))
+
+
+def storable(text: str) -> str:
+    """Escape what no database stores: halves of surrogate pairs, and NUL."""
+    return printable(text).replace("\x00", "\\x00")
 
 
 def shortened(text: str) -> str:
@@ -48,11 +54,12 @@ def shortened(text: str) -> str:
     return f"{text[:START]}... ({len(text)} characters, digest {digest})"
 
 
-def _named(name: object, value: object) -> str:
-    if isinstance(name, str) and SECRET.search(name):
-        digest = pbkdf2_hmac("sha256", text_of_value(value).encode(), f"poolsave {name}".encode(), ROUNDS, 16)
-        return f"<not stored, digest {digest.hex()}>"
-    return shortened(text_of_value(value))
+def _secret(name: object, value: object) -> str | None:
+    """Give a digest in place of a value whose name says that it is a secret; None for any other."""
+    if not isinstance(name, str) or not SECRET.search(name):
+        return None
+    digest = pbkdf2_hmac("sha256", text_of_value(value).encode(), f"poolsave {name}".encode(), ROUNDS, 16)
+    return f"<not stored, digest {digest.hex()}>"
 
 
 def _text_of(value: Any) -> str:
@@ -73,7 +80,7 @@ def _text_of(value: Any) -> str:
 
 
 def _member(name: object, value: object) -> str:
-    return _named(name, value) if isinstance(name, str) and SECRET.search(name) else _text_of(value)
+    return _secret(name, value) or _text_of(value)
 
 
 def _of_type(value: object, plain: type, text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .._pickling.values import pickle_chunk
 from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._reports.durable import DurableRun
 from .._reports.statistics import Statistics
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of, set_cause
@@ -115,6 +116,11 @@ class Engine:
     def total(self) -> int | None:
         """How many outcomes there will be, if that is known. It may cost a query."""
         return self._source.total
+
+    @property
+    def run(self) -> DurableRun | None:
+        """What the report says of a durable run; None: it is none."""
+        return None
 
     def trials(self) -> tuple[Trial, ...]:
         """The executors that the run has tried: none, since it has one."""

@@ -82,45 +82,34 @@ def run_of(
     Raises:
         PoolsaveError: what `prepare_run` refuses.
     """
+    if limit is not None and spec.options.run is not None:
+        raise InvalidOption("run", spec.options.run, "a stream cannot be durable; use map()")
     check_total(total, objects)
     spec = spec.over(objects)
     executor, job, decided = prepare_run(spec)
     job.capture_context()
-    if spec.options.run is not None:
-        return _durable_run_of(spec, executor, job, objects, total=total, limit=limit, decided=decided)
-    source = source_of(objects, spec.queryset)
-    if isinstance(executor, SamplingSerialExecutor):
-        engine: Engine = AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source)
-    elif spec.options.key is not None:
-        engine = KeyedEngine(executor, job, spec.options, source, spec.options.key)
-    else:
-        engine = Engine(executor, job, spec.options, source)
+    engine, source = _engine_of(spec, executor, job, objects)
     report: Report[Any] = Report(
         keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics, limit=limit
     )
-    name = getattr(spec.function, "__name__", "")
-    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
-
-
-def _durable_run_of(  # noqa: PLR0913  what `run_of` has made of its arguments
-    spec: OperationSpec,
-    executor: Executor,
-    job: WorkerJob,
-    objects: Iterable[Any],
-    *,
-    total: int | None,
-    limit: int | None,
-    decided: Trial | None,
-) -> Run[Report[Any]]:
-    from .durable import durable_engine  # few runs need it
-
-    if limit is not None:
-        raise InvalidOption("run", spec.options.run, "a stream cannot be durable; use map()")
-    engine, source = durable_engine(spec, executor, job, objects)
-    report: Report[Any] = Report(keep=spec.options.keep, queryset=spec.queryset, statistics=engine.statistics)
     report.run = engine.run
     name = getattr(spec.function, "__name__", "")
     return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
+
+
+def _engine_of(
+    spec: OperationSpec, executor: Executor, job: WorkerJob, objects: Iterable[Any]
+) -> tuple[Engine, IterableSource]:
+    if spec.options.run is not None:
+        from .durable import durable_engine  # few runs need it
+
+        return durable_engine(spec, executor, job, objects)
+    source = source_of(objects, spec.queryset)
+    if isinstance(executor, SamplingSerialExecutor):
+        return AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source), source
+    if spec.options.key is not None:
+        return KeyedEngine(executor, job, spec.options, source, spec.options.key), source
+    return Engine(executor, job, spec.options, source), source
 
 
 def complete_run(

@@ -106,6 +106,8 @@ class WorkerJob:
     """Of a durable run: what each worker writes into its ledger."""
     sparse: bool = False
     """Whether the keys of a chunk are not all that the queryset has between the first and the last of them."""
+    counts_cpu: bool = False
+    """Whether workers say how long they have needed a CPU: the engine asks for it if their number may change."""
     code: CodeVersion | None = None
     """The version of the function's code in the caller. Other processes import their own."""
     decimal_context: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())

@@ -73,7 +73,7 @@ class WorkerTime(NamedTuple):
     """The alias of a database that the worker has waited for in vain, so that it begins no more; and the driver's
     message."""
     computed: float = 0.0
-    """Seconds of `worked` in which the worker used a CPU, or stood in line for one."""
+    """Seconds of `worked` in which the worker used a CPU, or stood in line for one; 0.0 unless the job counts them."""
     overloaded: bool = False
     """The server ended a statement or a wait for a lock that took too long, or had no connection to give."""
 
@@ -126,7 +126,7 @@ class ReplyBuilder:
     """Gathers the results of a chunk's objects until a reply is due."""
 
     def __init__(
-        self, worker: int | str, waited: float, *, crosses: bool, cpu_clock: Callable[[], float] = time.thread_time
+        self, worker: int | str, waited: float, *, crosses: bool, cpu_clock: Callable[[], float] = float
     ) -> None:
         """`waited`: the worker's idle seconds before this chunk."""
         self._worker = worker

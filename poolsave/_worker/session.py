@@ -102,8 +102,8 @@ class WorkerSession:
         self._stack = stack
         self._maintenance = _connections.ConnectionMaintenance() if job.owns_connections else None
         self._own_process = own_process
-        # In the caller's thread nothing asks for it: `float` is a clock that stands still.
-        self._cpu_clock = float if job.inline else self._open_clock(own_process=own_process)
+        # `float` is a clock that stands still.
+        self._cpu_clock = self._open_clock(own_process=own_process) if job.counts_cpu else float
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if own_process else threading.current_thread().name
 

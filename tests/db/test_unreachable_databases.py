@@ -19,9 +19,8 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteWrapper
 from django.db.migrations.state import ProjectState
 
 from poolsave import DatabaseUnreachable, Status, concurrent_saves, pooled_operation
-from poolsave._db import reachability
+from poolsave._db import inspection, reachability
 from poolsave._db.commit_status import TransactionNote, commit_status
-from poolsave._runs import querysets
 from poolsave.migrations import RunPooled
 from tests.conftest import needs_mariadb
 from tests.models import Tag
@@ -167,7 +166,7 @@ def test_run_goes_on_when_its_server_is_back(server, transaction):
 @pytest.fixture
 def tags(server, monkeypatch):
     """500 rows, of which the caller reads 50 keys at a time."""
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 50)
+    monkeypatch.setattr(inspection, "PAGE_SIZE", 50)
     with connections["gone"].schema_editor() as editor:
         editor.create_model(Tag)
     Tag.objects.using("gone").bulk_create(Tag(name=f"tag {number}") for number in range(500))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolsave._durable import sources
+from poolsave._db import inspection
 from poolsave._durable.keys import decode, digest_of, encode, joined_digest
 from poolsave._durable.places import part_of
 from poolsave._durable.ranges import FIRST, GAP_BITS, Gap, Range, gaps_between, merged, renumbered
@@ -80,7 +80,7 @@ def test_any_interleaving_partitions_the_keys(alias, kind):
     @given(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=True))
     def check(page, sessions, chance):
         ledger = Ledger()
-        with mock.patch.object(sources, "PAGE_SIZE", page):
+        with mock.patch.object(inspection, "PAGE_SIZE", page):
             bounds = QuerySetGaps(queryset).bounds()
             for left in reversed(range(sessions)):
                 session(chance, ledger, QuerySetGaps(queryset), bounds, last=not left)

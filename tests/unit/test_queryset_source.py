@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolsave import RowGone
+from poolsave._db import inspection
 from poolsave._runs import querysets
 from poolsave._worker.rows import RowLoader
 from tests.models import Thing
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def test_rest_of_a_table_is_exact_whatever_was_estimated(monkeypatch):
     """Else chunks would shrink to single rows where the estimate was too low."""
-    monkeypatch.setattr(querysets, "PAGE_SIZE", 10)
+    monkeypatch.setattr(inspection, "PAGE_SIZE", 10)
     monkeypatch.setattr(querysets, "count_or_estimate", lambda _rows: 5)
     Thing.objects.bulk_create(Thing(pk=3 * number + 1) for number in range(25))
     source = querysets.QuerySetSource(Thing.objects.all())
@@ -41,7 +42,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
     Thing.objects.all().delete()
     Thing.objects.bulk_create([Thing(pk=key) for key in keys])
     order, due = sorted(keys), dict(deletions)
-    before, querysets.PAGE_SIZE = querysets.PAGE_SIZE, page
+    before, inspection.PAGE_SIZE = inspection.PAGE_SIZE, page
     try:
         source = querysets.QuerySetSource(Thing.objects.all())
         seen = []
@@ -56,7 +57,7 @@ def test_ranges_cover_each_surviving_row_exactly_once(keys, size, page, deletion
             rows.load(chunk)
             seen += _taken(rows, chunk)
     finally:
-        querysets.PAGE_SIZE = before
+        inspection.PAGE_SIZE = before
     survivors = set(Thing.objects.values_list("pk", flat=True))
     assert len(seen) == len(set(seen))
     assert survivors <= set(seen) <= keys
