@@ -19,6 +19,7 @@ from poolsave.ledger import control
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
 from tests.models import Thing
 from tests.support import admin_site
+from tests.support.holder import working_process
 
 pytestmark = pytest.mark.django_db(transaction=True)
 RUNS = "/admin/poolsave_ledger/run/"
@@ -312,6 +313,19 @@ def test_buttons_are_those_that_are_allowed(status, client):
             ask(run.name)
             allowed.add(name)
     assert shown == allowed
+
+
+def test_a_run_can_be_resumed_as_soon_as_its_process_was_killed(client):
+    with working_process() as (process, holder):
+        run = make(status="running", heartbeat_at=timezone.now(), holder=holder)
+        url = f"{RUNS}{run.pk}/change/"
+        assert "/resume/" not in client.get(url).content.decode()
+        process.kill()
+        process.wait()
+        assert "/resume/" in client.get(url).content.decode()
+        client.post(f"{RUNS}{run.pk}/resume/")
+    run.refresh_from_db()
+    assert run.status == "due"
 
 
 @pytest.mark.parametrize(

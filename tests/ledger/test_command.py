@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from poolsave.ledger.models import Failure, Lease, Run
 from poolsave.ledger.registry import backfills
+from tests.support.holder import working_process
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 Status = Run.Status
@@ -95,16 +96,12 @@ def test_status_ends_with_3_if_a_run_needs_someone(values, expected):
 
 
 def test_status_ends_with_3_if_the_process_of_a_run_was_killed():
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from tests.support.holder import told; told()"], stdout=-1, text=True
-    )
-    holder = process.stdout.readline().strip()
-    make(status=Status.RUNNING, holder=holder, heartbeat_at=timezone.now(), rate=60.0, total=100, done=10)
-    assert "60 a second" in command("status", "count-visits")
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    told = command("status", "count-visits", status=3)
+    with working_process() as (process, holder):
+        make(status=Status.RUNNING, holder=holder, heartbeat_at=timezone.now(), rate=60.0, total=100, done=10)
+        assert "60 a second" in command("status", "count-visits")
+        process.kill()
+        process.wait()
+        told = command("status", "count-visits", status=3)
     assert "60 a second" not in told
     assert f"process {process.pid}, has ended in the middle of it" in told
 
