@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
@@ -68,19 +69,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-        def action(name: str, help_text: str, *, named: bool = True) -> CommandParser:
-            added: CommandParser = actions.add_parser(name, help=help_text, description=help_text)
-            if named:
-                added.add_argument("name", help="of the run")
-            added.add_argument("--database", help="the alias of the ledger's database")
-            shape = added.add_mutually_exclusive_group()
-            shape.add_argument("--plain", action="store_true", help="lines with tabs between the values")
-            shape.add_argument("--json", action="store_true", help="JSON")
-            for words, kind in DJANGOS:  # else these would have to stand before the action
-                added.add_argument(*words, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
-            return added
-
+        action = partial(_add_action, actions)
         action("list", "All runs, and the backfills that have none.", named=False)
         status = action("status", "How far a run is, and the causes of its failures.")
         status.add_argument("--watch", action="store_true", help="until it ends or is paused")
@@ -276,6 +265,20 @@ def _one_line(alias: str) -> Iterator[None]:
             f"the database {alias!r} has no ledger: run `manage.py migrate poolsave_ledger --database={alias}`, or "
             "give --database"
         ) from error
+
+
+def _add_action(actions: Any, name: str, help_text: str, *, named: bool = True) -> CommandParser:
+    """Add one action, with what all of them take. `named`: it is about one run."""
+    added: CommandParser = actions.add_parser(name, help=help_text, description=help_text)
+    if named:
+        added.add_argument("name", help="of the run")
+    added.add_argument("--database", help="the alias of the ledger's database")
+    shape = added.add_mutually_exclusive_group()
+    shape.add_argument("--plain", action="store_true", help="lines with tabs between the values")
+    shape.add_argument("--json", action="store_true", help="JSON")
+    for words, kind in DJANGOS:  # else these would have to stand before the action
+        added.add_argument(*words, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
+    return added
 
 
 def _user() -> str:
