@@ -13,9 +13,8 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from ._engine.worker_policy import MOST, WorkerRange
 from ._environment.project_settings import from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
@@ -31,6 +30,11 @@ AUTO = "auto"
 INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None, "throttle": ()}
 """Options that run everything in the caller's own thread, where no timeout can be enforced, and at once."""
 
+MOST_WORKERS = 32
+"""Upper bound for `workers="auto"`, unless there are more CPUs."""
+MIN_ENDED_FOR_SHARE = 50
+"""Objects that must have ended before a `max_failures` that is a fraction applies."""
+
 SEQUENCES = ("databases", "throttle", "carry", "before_fork", "after_fork")
 """Options that are stored as tuples."""
 
@@ -42,13 +46,34 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
+class WorkerRange(NamedTuple):
+    """The least and the most workers of a run."""
+
+    least: int
+    most: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a choice."""
+        return self.least < self.most
+
+
 def worker_range(workers: int | tuple[int, int] | Literal["auto"]) -> WorkerRange:
     """What the option `workers` means: the number to start with, and the largest that there may be."""
     if isinstance(workers, int):
         return WorkerRange(workers, workers)
     if workers == AUTO:
-        return WorkerRange(available_cpus(), max(available_cpus(), MOST))
+        return WorkerRange(available_cpus(), max(available_cpus(), MOST_WORKERS))
     return WorkerRange(*workers)
+
+
+def max_failures_reached(limit: float | None, failed: int, ended: int) -> bool:
+    """What the option `max_failures` means: whether more objects have failed than it allows."""
+    if limit is None or not failed:
+        return False
+    if isinstance(limit, int):
+        return failed >= limit
+    return ended >= MIN_ENDED_FOR_SHARE and failed >= limit * ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
-from .._engine.crashes import Chunk
+from .._engine.chunking import Chunk
 from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._reports.batches import OutcomeBatch
@@ -98,9 +98,9 @@ class AutoEngine(Engine):
         if self.stopped is None and (self._draining or not self._source.exhausted):
             # Before the step, not after it: a start may raise, and the batches of the last step have left by now.
             self._maybe_switch()
-        started = time.perf_counter() - self._idled
+        started = time.perf_counter() - self._idled()
         batches = super().step(undelivered=undelivered, max_lead=max_lead)
-        seconds = time.perf_counter() - self._idled - started
+        seconds = time.perf_counter() - self._idled() - started
         ended = sum(len(batch.values) for batch in batches)
         self._objects += ended
         self._seconds += seconds
@@ -109,6 +109,9 @@ class AutoEngine(Engine):
         elif ended and self._baseline is None:
             self._note_answers(batches)
         return batches
+
+    def _idled(self) -> float:
+        return 0.0 if self._gate is None else self._gate.idled
 
     def _maybe_switch(self) -> None:
         if self._draining:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._engine.crashes import Chunk
 from .._runtime.foreign_exceptions import is_a
 from .._worker.replies import ObjectDetail
 from ..errors import ValueLost
@@ -47,14 +46,3 @@ def blamed_object(event: Died, left: Sequence[int]) -> int | None:
     """Give the offset of the object that the worker was at: the last one that had begun."""
     begun = [offset for offset in left if event.marks[offset] in (RUNNING, COMMITTING)]
     return begun[-1] if begun else None
-
-
-def parts_of(chunk: Chunk, left: Sequence[int], *, alone: int | None) -> list[Chunk]:
-    """Give the parts of a chunk at these offsets. Neighbours stay together, except for the one that is to be alone."""
-    spans: list[list[int]] = []
-    for offset in left:
-        if spans and spans[-1][1] == offset and alone not in (offset, offset - 1):
-            spans[-1][1] = offset + 1
-        else:
-            spans.append([offset, offset + 1])
-    return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]

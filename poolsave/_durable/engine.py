@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._engine.crashes import MAX_CRASHES_BEFORE_START, Chunk
+from .._engine.chunking import Chunk
+from .._engine.crashes import MAX_CRASHES_BEFORE_START, error_of_finished, error_of_running
 from .._engine.engine import Engine
 from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch, unanswered_batch
@@ -21,13 +22,13 @@ from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a, repr_of
 from .._worker.job import WorkerJob
 from .._worker.replies import Reply
-from ..errors import InvalidOperation, LeaseLost, RowGone, TimedOut, ValueLost, WorkerDied
+from ..errors import InvalidOperation, LeaseLost, RowGone, ValueLost
 from ..executors import Broken, Died, Event, Executor
 from ..options import Options
 from ..outcomes import Outcome, Status
 from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
-from .deaths import as_gone, as_saved, blamed_object, callbacks_lost, is_unsettled, parts_of
+from .deaths import as_gone, as_saved, blamed_object, callbacks_lost, is_unsettled
 from .places import Places, part_of
 from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, LedgerUnwritable, PlacedPayload, schema_of
 from .session import Session
@@ -221,7 +222,7 @@ class DurableEngine(Engine):
                 self._add_saved(chunk, offset, event)
             elif offset in ended.failed:
                 self._recorded.add(chunk.index + offset)
-                self._add_failed(chunk, offset, self._error_of(event, None))
+                self._add_failed(chunk, offset, error_of_finished(event))
             elif offset in ended.gone:
                 self._add_gone(chunk, offset)
             else:
@@ -232,7 +233,7 @@ class DurableEngine(Engine):
         index = chunk.index + offset
         sequence = (event.note & SEQUENCES) - FIRST_NOTE
         error = ValueLost(index)
-        error.__cause__ = self._error_of(event, None)
+        error.__cause__ = error_of_finished(event)
         last = self._places.at(index)
         if event.note & HAS_CALLBACKS and last[0].sequence + last[1] >= sequence:
             error = callbacks_lost(index, error.__cause__)
@@ -256,11 +257,11 @@ class DurableEngine(Engine):
         blamed = blamed_object(event, left) if self._executor.blames_exactly else None
         crashes = chunk.crashes + 1
         if blamed is not None and (event.overdue or (crashes >= MAX_CRASHES_BEFORE_START and len(chunk.objects) == 1)):
-            self._add_failed(chunk, blamed, self._error_of(event, chunk.objects[blamed]))
+            self._add_failed(chunk, blamed, error_of_running(event, chunk.objects[blamed], self._options.timeout))
             left.remove(blamed)
-            self._requeued += parts_of(chunk, left, alone=None)
+            self._requeued += chunk.parts(left)
             return
-        for part in parts_of(chunk, left, alone=blamed):
+        for part in chunk.parts(left, alone=blamed):
             is_suspect = blamed is None or part.index == chunk.index + blamed
             part.crashes = crashes if is_suspect else 0
             self._requeue_suspect(part, event) if blamed is None else self._requeued.append(part)
@@ -275,16 +276,7 @@ class DurableEngine(Engine):
             self._requeued.append(Chunk(part.index + middle, part.objects[middle:]))
         else:
             for offset, item in enumerate(part.objects):
-                self._add_failed(part, offset, self._error_of(event, item))
-
-    def _error_of(self, event: Died, item: Any) -> BaseException:
-        died = event.error
-        error = WorkerDied(died.exitcode, died.signal, item, died.details, afterwards=item is None)
-        if not event.overdue or self._options.timeout is None or item is None:
-            return error
-        timed_out = TimedOut(self._options.timeout, item)
-        timed_out.__cause__ = error
-        return timed_out
+                self._add_failed(part, offset, error_of_running(event, item, self._options.timeout))
 
     def _broken(self, event: Broken) -> None:
         if not event.begun or not self._records:

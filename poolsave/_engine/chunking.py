@@ -1,10 +1,14 @@
-"""The size of the next chunk, and the number of chunks that a worker is sent in advance. Pure: numbers in and out."""
+"""Chunks: what is in flight, the size of the next one, and how many a worker is sent in advance.
+
+Pure: numbers in and out.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
@@ -30,6 +34,32 @@ behind a busy worker while another idles, and the 0.1 ms of a dispatch do not ma
 MOST_CHUNKS_PER_WORKER = 16
 """Upper bound on the chunks that a worker has where the executor measures its latency. So many are sent as take as long
 as the latency, but not if that is more than `SHORT_CHUNK`: what such a worker has is lost with it."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive objects of the input, in flight. The first `answered` of them have ended."""
+
+    index: int
+    objects: Sequence[Any]
+    answered: int = 0
+    crashes: int = 0
+    seconds: float = 0.0
+    timed_out: bool = False
+
+    def rest(self) -> Sequence[Any]:
+        """Give the objects that have not ended."""
+        return self.objects[self.answered :]
+
+    def parts(self, offsets: Sequence[int], *, alone: int | None = None) -> list[Chunk]:
+        """Give chunks of the objects at these offsets. Neighbours stay together, except for the one at `alone`."""
+        spans: list[list[int]] = []
+        for offset in offsets:
+            if spans and spans[-1][1] == offset and alone not in (offset, offset - 1):
+                spans[-1][1] = offset + 1
+            else:
+                spans.append([offset, offset + 1])
+        return [Chunk(self.index + begin, self.objects[begin:end]) for begin, end in spans]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,42 +1,19 @@
-"""What a reply, or the death of a worker, means for the objects of its chunk. Pure: events in, batches out."""
+"""What the death of a worker means for the objects of its chunk. Pure: events in, batches out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from .._reports.batches import OutcomeBatch, unanswered_batch
-from .._worker.replies import ObjectDetail, Reply
-from ..errors import TimedOut, ValueLost, WorkerDied
+from .._reports.batches import OutcomeBatch, Settle, unanswered_batch, value_lost_error
+from ..errors import TimedOut, WorkerDied
 from ..executors import Died
 from ..executors.marks import COMMITTED, COMMITTING, HAD_FAILED, MARKS_PER_STAGE, NEW, PENDING, RUNNING
-from ..outcomes import DROP, Outcome, Status
+from ..outcomes import Status
+from .chunking import Chunk
 
-MIN_ENDED_FOR_SHARE = 50
-"""Objects that must have ended before a `max_failures` that is a fraction applies."""
 MAX_CRASHES_BEFORE_START = 3
 """Workers that may die with a chunk of which no object has started. Then the chunk is given up."""
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Consecutive objects of the input, in flight. The first `answered` of them have ended."""
-
-    index: int
-    objects: Sequence[Any]
-    answered: int = 0
-    crashes: int = 0
-    seconds: float = 0.0
-    timed_out: bool = False
-
-    def rest(self) -> Sequence[Any]:
-        """The objects that have not ended."""
-        return self.objects[self.answered :]
-
-
-Settle: TypeAlias = Callable[[int], Status]
-"""Asks the database what became of a transaction, by the number that its worker noted."""
 
 
 class StageMode(NamedTuple):
@@ -79,12 +56,11 @@ class CrashAnalysis:
                 requeued.append(offset)
             else:
                 known.append(self._batch_of(chunk.index + offset, chunk.objects[offset], stage, mark))
-        parts = subchunks(chunk, requeued)
-        return (
-            (known, parts)
-            if known
-            else retry_or_give_up(chunk, parts, self._crash_error(None), at_once=self._event.overdue)
-        )
+        parts = chunk.parts(requeued)
+        if known:
+            return known, parts
+        error = error_of_running(self._event, None, self._timeout)
+        return retry_or_give_up(chunk, parts, error, at_once=self._event.overdue)
 
     def _can_run_again(self, mark: int) -> bool:
         return mark in (NEW, PENDING) or (mark == HAD_FAILED and self._stages[0].transaction == "chunk")
@@ -113,9 +89,8 @@ class CrashAnalysis:
 
     def _error(self, item: Any, stage: int, mark: int, status: Status) -> BaseException:
         if mark in (RUNNING, COMMITTING):
-            return self._crash_error(item)
-        died = self._event.error
-        error = WorkerDied(died.exitcode, died.signal, None, died.details, afterwards=True)
+            return error_of_running(self._event, item, self._timeout)
+        error = error_of_finished(self._event)
         if mark == PENDING and (self._running_stage is None or self._running_stage <= stage):
             error.add_note("poolsave: it was rolled back with the transaction that it shared with others of its chunk")
         elif mark != COMMITTED:  # its stage is done with its transaction
@@ -124,14 +99,21 @@ class CrashAnalysis:
             )
         return error
 
-    def _crash_error(self, item: Any) -> BaseException:
-        cause = self._event.error
-        died = WorkerDied(cause.exitcode, cause.signal, item, cause.details)
-        if not self._event.overdue or self._timeout is None:
-            return died
-        error = TimedOut(self._timeout, item)
-        error.__cause__ = died
-        return error
+
+def error_of_finished(event: Died) -> WorkerDied:
+    """Give the error of an object that the worker had finished, but not reported, when it died."""
+    died = event.error
+    return WorkerDied(died.exitcode, died.signal, None, died.details, afterwards=True)
+
+
+def error_of_running(event: Died, item: Any, timeout: float | None) -> WorkerDied | TimedOut:
+    """Give the error of the object that the worker was at."""
+    died = WorkerDied(event.error.exitcode, event.error.signal, item, event.error.details)
+    if not event.overdue or timeout is None:
+        return died
+    error = TimedOut(timeout, item)
+    error.__cause__ = died
+    return error
 
 
 def _status_of_mark(mark: int, transaction: str | None) -> Status:
@@ -140,15 +122,6 @@ def _status_of_mark(mark: int, transaction: str | None) -> Status:
     if mark in (PENDING, HAD_FAILED) or (mark == RUNNING and transaction is not None):
         return Status.FAILED
     return Status.LOST
-
-
-def subchunks(chunk: Chunk, offsets: Sequence[int]) -> list[Chunk]:
-    """The parts of a chunk at these offsets. Neighbours stay together."""
-    spans: list[tuple[int, int]] = []
-    for offset in offsets:
-        begin = spans.pop()[0] if spans and spans[-1][1] == offset else offset
-        spans.append((begin, offset + 1))
-    return [Chunk(chunk.index + begin, chunk.objects[begin:end]) for begin, end in spans]
 
 
 def retry_or_give_up(
@@ -162,81 +135,3 @@ def retry_or_give_up(
     if chunk.crashes + 1 < MAX_CRASHES_BEFORE_START and not at_once:
         return [], requeued
     return [unanswered_batch(part.index, part.objects, Status.FAILED, error, attempts=1) for part in requeued], []
-
-
-def value_lost_error(index: int, cause: BaseException | None) -> ValueLost:
-    error = ValueLost(index)
-    error.__cause__ = cause
-    return error
-
-
-def split_around(chunk: Chunk, errors: dict[int, BaseException]) -> list[Chunk]:
-    """The parts of a chunk between the objects that cannot be sent, the last one first."""
-    parts = []
-    begin = 0
-    for offset in (*sorted(errors), len(chunk.objects)):
-        if begin < offset:
-            parts.append(Chunk(chunk.index + begin, chunk.objects[begin:offset]))
-        begin = offset + 1
-    return parts[::-1]
-
-
-def batch_from_reply(chunk: Chunk, reply: Reply, settle: Settle) -> OutcomeBatch:
-    """Turn a reply into the outcomes of the objects of its chunk."""
-    begin = reply.offset
-    index = chunk.index + begin
-    count = len(reply.values)
-    objects = chunk.objects if count == len(chunk.objects) else chunk.objects[begin : begin + count]
-    notable = {
-        place: _outcome(index + place, objects[place], _settled_detail(detail, settle), reply, place)
-        for place, detail in reply.details.items()
-    }
-    batch = OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
-    return _with_stages(batch, reply) if reply.stage_seconds else batch
-
-
-def _with_stages(batch: OutcomeBatch, reply: Reply) -> OutcomeBatch:
-    """Add what the reply says of stages. A success before the last stage ends in the next one, unless it was dropped:
-    its worker did not know the success, so the next stage has not started."""
-    ended_in_stage, notable = {**reply.ended_in_stage}, batch.notable
-    for place, stage in reply.ended_in_stage.items():
-        outcome = notable.get(place)
-        if outcome is None or outcome.status is not Status.SUCCEEDED or batch.values[place] is DROP:
-            continue
-        if stage < len(reply.stage_seconds) - 1:
-            ended_in_stage[place] = stage + 1
-            lost = value_lost_error(outcome.index, outcome.error)
-            notable[place] = replace(outcome, status=Status.FAILED, error=lost)
-    return batch._replace(stage_seconds=reply.stage_seconds, ended_in_stage=ended_in_stage)
-
-
-def _settled_detail(detail: ObjectDetail, settle: Settle) -> ObjectDetail:
-    if detail.status is not Status.LOST or not detail.note:
-        return detail
-    return detail._replace(status=settle(detail.note))
-
-
-def _outcome(index: int, item: Any, detail: ObjectDetail, reply: Reply, place: int) -> Outcome[Any]:
-    error = detail.error if isinstance(detail.error, BaseException) else None
-    if error is not None and detail.unreadable:
-        error = value_lost_error(index, error)
-    return Outcome(
-        index=index,
-        status=detail.status,
-        value=reply.values[place],
-        error=error,
-        traceback=detail.traceback,
-        item=item,
-        attempts=detail.attempts,
-        seconds=reply.seconds[place],
-        worker=reply.worker,
-    )
-
-
-def max_failures_reached(limit: float | None, failed: int, ended: int) -> bool:
-    """Whether more objects have failed than `max_failures` allows."""
-    if limit is None or not failed:
-        return False
-    if isinstance(limit, int):
-        return failed >= limit
-    return ended >= MIN_ENDED_FOR_SHARE and failed >= limit * ended

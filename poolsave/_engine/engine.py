@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from .._pickling.values import pickle_chunk
-from .._reports.batches import OutcomeBatch, unanswered_batch
+from .._reports.batches import OutcomeBatch, batch_from_reply, unanswered_batch
 from .._reports.durable import DurableRun
 from .._reports.statistics import Statistics
 from .._reports.trials import Trial
@@ -34,23 +34,23 @@ from ..executors import (
     Task,
     is_resizable,
 )
-from ..options import AUTO, Options, available_cpus, worker_range
+from ..options import AUTO, Options, WorkerRange, available_cpus, max_failures_reached, worker_range
 from ..outcomes import Status
-from .chunking import TARGET, FlowControl
-from .crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply, max_failures_reached, split_around
+from ..throttles._reading import RunView
+from .chunking import TARGET, Chunk, FlowControl
+from .crashes import CrashAnalysis, StageMode
 from .sizing import WorkerSizing
 from .sources import Source
-from .throttling import ThrottleMeter, build_meter
-from .worker_policy import WorkerRange
+from .throttling import ThrottleGate, ThrottleMeter
 
 
 class Engine:
     """Runs all objects of a source. Call `start`, then `step` until `finished`, then `close`."""
 
     def __init__(
-        self, executor: Executor, job: Job, options: Options, source: Source, meter: ThrottleMeter | None = None
+        self, executor: Executor, job: Job, options: Options, source: Source, gate: ThrottleGate | None = None
     ) -> None:
-        """`meter`: one that is shared with other engines, in place of one for the throttles of the options."""
+        """`gate`: one that shares its throttles with other engines, in place of one for those of the options."""
         self._executor = executor
         self._job = job
         self._options = options
@@ -67,11 +67,11 @@ class Engine:
         self._last_task_id = 0
         self._entered = False
         self._sizing: WorkerSizing | None = None
-        self.meter = meter or build_meter(options.throttle, options.databases, lambda: self.busy)
-        """By which its throttles hold it back; None: there are none."""
-        self._pacer = None if self.meter is None else self.meter.pacer
-        self._idled = 0.0
-        """Seconds for which throttles let nothing at all run."""
+        if options.throttle:
+            run = RunView(databases=options.databases, busy=lambda: self.busy)
+            gate = ThrottleGate(ThrottleMeter(options.throttle, run))
+        self._gate = gate
+        """What its throttles hold back; None: it has none."""
         self.statistics = Statistics()
         self._undelivered = 0
         self._max_lead: int | None = None
@@ -84,18 +84,13 @@ class Engine:
         """Start the workers: none for an empty source, and never more than chunks if the source knows its length."""
         if self._source.exhausted and not self._requeued:
             return
-        limits = worker_range(self._options.workers)
-        workers = self._first_workers(limits)
-        length = self._source.remaining()
-        if length is not None:
-            size = 1 if self._options.chunksize == "auto" else self._options.chunksize
-            workers = max(1, min(workers, -(-length // size)))
         if getattr(self._executor, "running", False):
             raise RuntimeError("this executor is running already: use an instance for one run at a time")
+        limits = worker_range(self._options.workers)
         if not self._executor.shares_memory:
             self._job.before_start()
         self._entered = True
-        self._executor.start(self._job, workers=workers, longest=self._flow.longest)
+        self._executor.start(self._job, workers=self._first_workers(limits), longest=self._flow.longest)
         self._sizing = None
         if limits.is_open and is_resizable(self._executor):
             self.statistics.first_workers = self._executor.workers
@@ -103,9 +98,15 @@ class Engine:
             self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics, cpus=cpus)
 
     def _first_workers(self, limits: WorkerRange) -> int:
-        if not getattr(self._executor, "follows_cluster", False):
-            return limits.least
-        return sys.maxsize if self._options.workers == AUTO else limits.most
+        workers, length = limits.least, self._source.remaining()
+        if getattr(self._executor, "follows_cluster", False):
+            workers = sys.maxsize if self._options.workers == AUTO else limits.most
+        return workers if length is None else max(1, min(workers, -(-length // self._flow.shortest)))
+
+    @property
+    def meter(self) -> ThrottleMeter | None:
+        """What its throttles say; None: it has none."""
+        return None if self._gate is None else self._gate.meter
 
     @property
     def inline(self) -> bool:
@@ -157,32 +158,26 @@ class Engine:
             self._lose_running("an exception from elsewhere came before its outcome")
         if self.fatal is not None and not self._executor.workers:
             self._skip_unstarted()
-        if self._sizing is not None and self.stopped is None and not self._is_throttled:
+        if self._sizing is not None and self.stopped is None and not (self._gate and self._gate.is_narrow):
             left = self._source.remaining()
             self._sizing.maybe_resize(ended=self._ended, left=left, chunksize=self._flow.shortest)
         return self._take_ready()
 
     def _wait_time(self) -> float | None:
         """Seconds until there may be something to do besides events. None: there will be nothing."""
-        if self.meter is None or not self._has_more:
-            return 0 if self._source.ready and self._has_room() else None
+        gate = self._active_gate()
         # Before the question for room: it may be time for the next objects a moment later.
-        paced = None if self._pacer is None else self._pacer.delay()
+        paced = None if gate is None else gate.pace_delay()
         if self._source.ready and self._has_room():
             return 0
-        return min((seconds for seconds in (paced, self.meter.wait_time()) if seconds is not None), default=None)
+        # After it: the throttles may have been asked for the answer.
+        next_look = None if gate is None else gate.meter.wait_time()
+        return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
-        if self.meter is None or self._tasks or not timeout or not self._is_throttled:
+        if self._gate is None or self._tasks or not timeout:
             return self._executor.wait(timeout)
-        started = time.perf_counter()
-        try:
-            if not self._executor.inline:
-                return self._executor.wait(timeout)
-            self.meter.nap(timeout)  # an inline executor without a task does not wait
-            return ()
-        finally:
-            self._idled += time.perf_counter() - started
+        return self._gate.wait(self._executor, timeout)
 
     def _take_ready(self) -> list[OutcomeBatch]:
         batches, self._ready = self._ready, []
@@ -206,8 +201,8 @@ class Engine:
     def wake(self) -> None:
         """End a wait, now or the next one. Callable from any thread, and in a signal handler."""
         self._executor.wake()
-        if self.meter is not None:
-            self.meter.wake()
+        if self._gate is not None:
+            self._gate.meter.wake()
 
     def abandon(self) -> None:
         """At the interpreter's exit: have the workers end, without waiting for them."""
@@ -233,34 +228,22 @@ class Engine:
         return self._has_slot() and (bool(self._requeued) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        slots = self._executor.workers * self._flow.prefetch
-        if self.meter is not None and self._has_more:
-            slots = self._throttled(slots, self.meter)
+        slots, gate = self._executor.workers * self._flow.prefetch, self._active_gate()
+        if gate is not None:
+            slots = gate.slots(slots, self._executor.workers)
         return len(self._tasks) < slots
 
-    @property
-    def _has_more(self) -> bool:
-        """Whether there is something left that throttles could hold back."""
-        return self.stopped is None and not (self._source.exhausted and not self._requeued)
-
-    @property
-    def _is_throttled(self) -> bool:
-        if self.meter is None:
-            return False
-        return self.meter.share < 1.0 or (self._pacer is not None and self._pacer.delay() is not None)
-
-    def _throttled(self, slots: int, meter: ThrottleMeter) -> int:
-        if self._pacer is not None and self._pacer.delay() is not None:
-            return 0
-        return meter.slots(slots, self._executor.workers)
+    def _active_gate(self) -> ThrottleGate | None:
+        """Give the gate, if there is anything left that it could hold back."""
+        is_over = self.stopped is not None or (self._source.exhausted and not self._requeued)
+        return None if is_over else self._gate
 
     def _next_size(self) -> int:
         in_flight = self._fed - self._ended + self._undelivered
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
         size = self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self._max_lead)
-        if self._pacer is not None and self._options.chunksize == "auto":
-            return min(size, self._pacer.most_at_once)
-        return size
+        is_automatic = self._options.chunksize == "auto"
+        return self._gate.size(size) if self._gate is not None and is_automatic else size
 
     def _feed(self) -> None:
         while self._has_slot():
@@ -285,8 +268,8 @@ class Engine:
             return None
         chunk = Chunk(self._fed, objects)
         self._fed += len(objects)
-        if self._pacer is not None:
-            self._pacer.started(len(objects))
+        if self._gate is not None:
+            self._gate.sent(len(objects))
         return chunk
 
     def _dispatch(self, chunk: Chunk) -> None:
@@ -304,8 +287,8 @@ class Engine:
             self._submit(chunk, payload)
 
     def _cannot_send(self, chunk: Chunk, errors: dict[int, BaseException]) -> None:
-        for part in split_around(chunk, errors):
-            self._requeued.appendleft(part)
+        sendable = [offset for offset in range(len(chunk.objects)) if offset not in errors]
+        self._requeued.extendleft(reversed(chunk.parts(sendable)))
         for offset, error in errors.items():
             self._add(unanswered_batch(chunk.index + offset, [chunk.objects[offset]], Status.FAILED, error))
 
@@ -328,18 +311,15 @@ class Engine:
             case Broken():
                 self._broken(event)
             case SetupFailed():
-                self.fatal = event.error if self.fatal is None else self.fatal
-                self.halt(f"a worker could not be set up: {repr_of(event.error)}")
+                self._end_with(event.error, f"a worker could not be set up: {repr_of(event.error)}")
 
     def _note_worker(self, event: Ready | NotAdded | Retired) -> None:
-        if isinstance(event, Retired):
-            self.statistics.retired(event.worker)
-        elif isinstance(event, Ready):
+        if isinstance(event, Ready):
             self.statistics.started(event.worker, event.seconds)
-            if self._sizing is not None:
-                self._sizing.started(event.seconds)
-        elif self._sizing is not None:
-            self._sizing.refused()
+        elif isinstance(event, Retired):
+            self.statistics.retired(event.worker)
+        if self._sizing is not None:
+            self._sizing.note(event)
 
     def _replied(self, event: Replied) -> None:
         chunk = self._tasks.get(event.task)
@@ -368,16 +348,19 @@ class Engine:
                 self._end_without(reply.worker_time.unreachable, batch)
 
     def _batch_of(self, chunk: Chunk, reply: Reply) -> OutcomeBatch:
-        return batch_from_reply(chunk, reply, self._settle)
+        return batch_from_reply(reply, chunk.index, chunk.objects, self._settle)
 
     def _end_without(self, unreachable: tuple[str, str], batch: OutcomeBatch) -> None:
-        alias, reason = unreachable
-        if self.fatal is None:
-            self.fatal = DatabaseUnreachable(alias, reason)
-            for outcome in batch.notable.values():
-                if outcome.error is not None:  # the last one is of the object that had no connection
-                    set_cause(self.fatal, outcome.error)
-        self.halt(f"there was no connection to the database {alias!r}")
+        error = DatabaseUnreachable(*unreachable)
+        causes = [outcome.error for outcome in batch.notable.values() if outcome.error is not None]
+        if causes:
+            set_cause(error, causes[-1])  # of the object that had no connection
+        self._end_with(error, f"there was no connection to the database {error.alias!r}")
+
+    def _end_with(self, error: BaseException, reason: str) -> None:
+        """Feed no more, and have the run raise an error at its end: the first one, if there are several."""
+        self.fatal = error if self.fatal is None else self.fatal
+        self.halt(reason)
 
     def _died(self, event: Died) -> None:
         if event.worker is not None:

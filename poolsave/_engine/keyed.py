@@ -22,7 +22,7 @@ from ..errors import ValueLost
 from ..executors import Executor, Job
 from ..options import Options
 from ..outcomes import Status
-from .crashes import Chunk
+from .chunking import Chunk
 from .engine import Engine
 from .sources import IterableSource
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from .._reports.statistics import Statistics
 from .._worker.replies import WorkerTime
-from ..executors import Executor, Job, Resizable
-from .worker_policy import Window, WorkerPolicy, WorkerRange
+from ..executors import Executor, Job, NotAdded, Ready, Resizable, Retired
+from ..options import WorkerRange
+from .worker_policy import Window, WorkerPolicy
 
 WARM_UP = 0.05
 """Seconds of work of each new worker that do not count: it connects, and copies memory after a fork."""
@@ -48,9 +49,12 @@ class WorkerSizing:
         self._objects = 0
         self._waited = self._worked = self._computed = 0.0
 
-    def started(self, seconds: float) -> None:
-        """Note how long a worker took to start."""
-        self._start = seconds if not self._start else (self._start + seconds) / 2
+    def note(self, event: Ready | NotAdded | Retired) -> None:
+        """Take note that a worker has started, or could not be added."""
+        if isinstance(event, Ready):
+            self._start = event.seconds if not self._start else (self._start + event.seconds) / 2
+        elif isinstance(event, NotAdded):
+            self.refused()
 
     def answered(self, worker: object, spent: WorkerTime, objects: int) -> None:
         """Add a worker's answer for some objects."""

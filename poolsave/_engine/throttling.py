@@ -1,9 +1,10 @@
 """How much of a run may be in flight at present, by what its throttles say. Knows no database.
 
-    throttles --once a second--> Gauge, Gauge, ...  --the least share--> ThrottleMeter.slots --> Engine
-    Pace  -----------------------------------------> Pacer.delay, Pacer.started ------------------^
+    throttles --once a second--> Gauge, Gauge, ... --the least share--> ThrottleMeter --> ThrottleGate --> Engine
+    Pace -------------------------------------------------------------> Pacer ----------------^
 
-An engine asks before it sends a chunk, in the caller's thread. A durable run reads `share`, `reason` and `held`.
+An engine with throttles asks its gate before it sends a chunk, in the caller's thread. A durable run reads `share`,
+`reason` and `held` of the meter.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .._environment.warnings import warn
 from .._reports.throttling import Throttled
 from .._runtime.foreign_exceptions import text_of
 from ..errors import InvalidOption
+from ..executors import Event, Executor
 from ..throttles._reading import UNREADABLE, Heartbeats, RunView
 from ..throttles.pace import Pace
 
@@ -181,16 +183,6 @@ class ThrottleMeter:
         return tuple(rows)
 
 
-def build_meter(throttles: Sequence[Any], databases: tuple[str, ...], busy: Callable[[], int]) -> ThrottleMeter | None:
-    """Make the meter of a run that writes to these databases; None if it has no throttles."""
-    return ThrottleMeter(throttles, RunView(databases=databases, busy=busy)) if throttles else None
-
-
-def throttled_by(meter: ThrottleMeter | None) -> tuple[Throttled, ...]:
-    """Give the rows of the report, if there are throttles."""
-    return () if meter is None else meter.summary()
-
-
 class Pacer:
     """Keeps a pace: the next objects go out when the time of those before has passed."""
 
@@ -225,6 +217,52 @@ class Pacer:
         """Give the row of the report."""
         reason = f"at most {self._pace.objects:g} objects per second"
         return Throttled(throttle=repr(self._pace), seconds=self.waited, held=0.0, reason=reason)
+
+
+class ThrottleGate:
+    """What the throttles let one engine send now. The segments of a pipeline have a gate each, and share the meter."""
+
+    def __init__(self, meter: ThrottleMeter, *, counts_pace: bool = True) -> None:
+        """`counts_pace`: whether what the engine sends comes from the input, and so counts for a pace."""
+        self.meter = meter
+        self._pacer = meter.pacer if counts_pace else None
+        self.idled = 0.0
+        """Seconds for which nothing at all could run."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether less can be sent now than without throttles."""
+        return self.meter.share < 1.0 or self.pace_delay() is not None
+
+    def slots(self, slots: int, workers: int) -> int:
+        """Give how many chunks may be in flight now, of so many."""
+        return 0 if self.pace_delay() is not None else self.meter.slots(slots, workers)
+
+    def size(self, size: int) -> int:
+        """Give the size of an automatic chunk that would have so many objects."""
+        return size if self._pacer is None else min(size, self._pacer.most_at_once)
+
+    def sent(self, objects: int) -> None:
+        """Take note of objects that go out now."""
+        if self._pacer is not None:
+            self._pacer.started(objects)
+
+    def pace_delay(self) -> float | None:
+        """Seconds until a pace lets the next objects out; None: it does."""
+        return None if self._pacer is None else self._pacer.delay()
+
+    def wait(self, executor: Executor, timeout: float) -> Sequence[Event]:
+        """Wait for an executor that has no task, unless throttles are the reason for that."""
+        if not self.is_narrow:
+            return executor.wait(timeout)
+        started = time.perf_counter()
+        try:
+            if not executor.inline:
+                return executor.wait(timeout)
+            self.meter.nap(timeout)  # an inline executor without a task does not wait
+            return ()
+        finally:
+            self.idled += time.perf_counter() - started
 
 
 def _checked(answer: Any, throttle: Any) -> tuple[float, str]:

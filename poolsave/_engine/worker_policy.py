@@ -7,10 +7,7 @@ that is a network away. Each change is a trial: the next window says whether it 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-MOST = 32
-"""Upper bound for `workers="auto"`, unless there are more CPUs."""
 GAIN = 0.05
 """Share by which a growth must raise the rate for another one to follow."""
 LOSS = 0.1
@@ -36,18 +33,6 @@ GRACE = 1.0
 SLOWER = "since they became slower"
 OVERLOADED = "since the server ended what waited too long, or refused connections"
 FULL = "since the server has no more connections to give"
-
-
-class WorkerRange(NamedTuple):
-    """The least and the most workers of a run."""
-
-    least: int
-    most: int
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a choice."""
-        return self.least < self.most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

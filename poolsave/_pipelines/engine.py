@@ -17,16 +17,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from .._engine.crashes import max_failures_reached
 from .._engine.sources import Source
-from .._engine.throttling import build_meter
+from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._reports.causes import exception_chain
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import add_note, is_a, repr_of
 from ..errors import TimedOut, ValueLost, WorkerDied
-from ..options import Options
+from ..options import Options, max_failures_reached
 from ..outcomes import Outcome, Status
+from ..throttles._reading import RunView
 from .report import StageCounter
 from .segment import Record, Segment, SegmentBuffer, SegmentPlan, SegmentResult
 from .selector import ExecutorSelector
@@ -49,7 +49,11 @@ class PipelineEngine:
         self._buffers: list[SegmentBuffer] = []
         self._counters: list[list[StageCounter]] = []
         remaining = iter(counters)
-        self.meter = build_meter(options.throttle, _databases_of(plans), lambda: sum(s.busy for s in self._segments))
+        self.meter: ThrottleMeter | None = None
+        if options.throttle:
+            databases = dict.fromkeys(alias for plan in plans for stage in plan.stages for alias in stage.covered)
+            run = RunView(databases=(*databases,), busy=lambda: sum(segment.busy for segment in self._segments))
+            self.meter = ThrottleMeter(options.throttle, run)
         for plan in plans:
             if self._segments:
                 source = SegmentBuffer(self._segments[-1].expected)
@@ -268,10 +272,6 @@ class PipelineEngine:
         if origin.failed and origin.saved and not origin.unfinished:
             self._note_unsafe(origin.index)
         self._output.add(record, value, worker, outcome)
-
-
-def _databases_of(plans: Sequence[SegmentPlan]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(alias for plan in plans for stage in plan.stages for alias in stage.covered))
 
 
 def _may_be_saved(outcome: Outcome[Any] | None) -> bool:

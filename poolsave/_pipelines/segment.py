@@ -13,7 +13,7 @@ from .._engine.chunking import max_lead
 from .._engine.crashes import StageMode
 from .._engine.engine import Engine
 from .._engine.sources import Source
-from .._engine.throttling import ThrottleMeter
+from .._engine.throttling import ThrottleGate, ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._runs.operation_spec import OperationSpec
 from .._worker.job import WorkerJob
@@ -140,9 +140,9 @@ class Segment(Engine):
         """`saves[n]`: whether one of the first n stages has a transaction."""
         # The pipeline counts failures and asks throttles, over all segments.
         options = plan.stages[0].options.using(max_failures=None, throttle=())
-        super().__init__(plan.executor, plan.job, options, source, meter)
-        if isinstance(source, SegmentBuffer):
-            self._pacer = None  # objects are counted once, where they come in
+        # Objects count for a pace where they come in, and only there.
+        gate = None if meter is None else ThrottleGate(meter, counts_pace=not isinstance(source, SegmentBuffer))
+        super().__init__(plan.executor, plan.job, options, source, gate)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""

@@ -6,40 +6,17 @@ batches, and a Report keeps them.
 
 from __future__ import annotations
 
-import operator
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from ..outcomes import Outcome, Status
+from .._worker.replies import NO_STAGES, EndTimes, ObjectDetail, Reply
+from ..errors import ValueLost
+from ..outcomes import DROP, Outcome, Status
 
-
-class EndTimes:
-    """Seconds of objects that ran one after the other, held as the times at which each of them ended.
-
-    A subtraction per object would cost more than a short object itself. It is made when a duration is read.
-    """
-
-    __slots__ = ("ends", "started")
-
-    def __init__(self, started: float, ends: array[float]) -> None:
-        self.started = started
-        self.ends = ends
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, offset: int) -> float:
-        return self.ends[offset] - (self.ends[offset - 1] if offset else self.started)
-
-    def __iter__(self) -> Iterator[float]:
-        return map(operator.sub, self.ends, chain((self.started,), self.ends))
-
-
-NO_STAGES: Mapping[int, int] = {}
-"""Of objects that passed all stages of their worker, or none is known for."""
+Settle: TypeAlias = Callable[[int], Status]
+"""Asks the database what became of a transaction, by the number that its worker noted."""
 
 
 class OutcomeBatch(NamedTuple):
@@ -107,3 +84,60 @@ def unanswered_batch(
         for offset, item in enumerate(objects)
     }
     return OutcomeBatch(index, [None] * len(objects), array("d", bytes(8 * len(objects))), objects, None, notable)
+
+
+def batch_from_reply(reply: Reply, first: int, objects: Sequence[Any], settle: Settle) -> OutcomeBatch:
+    """Turn a reply into outcomes. `first` is the index of the first object of its chunk, `objects` are all of them."""
+    index, count = first + reply.offset, len(reply.values)
+    if count < len(objects):
+        objects = objects[reply.offset : reply.offset + count]
+    notable = {
+        place: _outcome(index + place, objects[place], _settled_detail(detail, settle), reply, place)
+        for place, detail in reply.details.items()
+    }
+    batch = OutcomeBatch(index, reply.values, reply.seconds, objects, reply.worker, notable)
+    return _with_stages(batch, reply) if reply.stage_seconds else batch
+
+
+def _with_stages(batch: OutcomeBatch, reply: Reply) -> OutcomeBatch:
+    """Add what the reply says of stages. A success before the last stage ends in the next one, unless it was dropped:
+    its worker did not know the success, so the next stage has not started."""
+    ended_in_stage, notable = {**reply.ended_in_stage}, batch.notable
+    for place, stage in reply.ended_in_stage.items():
+        outcome = notable.get(place)
+        if outcome is None or outcome.status is not Status.SUCCEEDED or batch.values[place] is DROP:
+            continue
+        if stage < len(reply.stage_seconds) - 1:
+            ended_in_stage[place] = stage + 1
+            lost = value_lost_error(outcome.index, outcome.error)
+            notable[place] = replace(outcome, status=Status.FAILED, error=lost)
+    return batch._replace(stage_seconds=reply.stage_seconds, ended_in_stage=ended_in_stage)
+
+
+def _settled_detail(detail: ObjectDetail, settle: Settle) -> ObjectDetail:
+    if detail.status is not Status.LOST or not detail.note:
+        return detail
+    return detail._replace(status=settle(detail.note))
+
+
+def _outcome(index: int, item: Any, detail: ObjectDetail, reply: Reply, place: int) -> Outcome[Any]:
+    error = detail.error if isinstance(detail.error, BaseException) else None
+    if error is not None and detail.unreadable:
+        error = value_lost_error(index, error)
+    return Outcome(
+        index=index,
+        status=detail.status,
+        value=reply.values[place],
+        error=error,
+        traceback=detail.traceback,
+        item=item,
+        attempts=detail.attempts,
+        seconds=reply.seconds[place],
+        worker=reply.worker,
+    )
+
+
+def value_lost_error(index: int, cause: BaseException | None) -> ValueLost:
+    error = ValueLost(index)
+    error.__cause__ = cause
+    return error

@@ -17,7 +17,6 @@ from django.db import connections
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
-from .._engine.throttling import throttled_by
 from .._environment.django_setup import DjangoEnvironment
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
@@ -242,7 +241,7 @@ class BlockDriver:
             unfinished, self._unfinished = self._unfinished, set()
         for call in unfinished:  # only if the engine itself broke down
             self._deliver(unanswered_batch(-1, [call], Status.LOST, self.fatal))
-        throttled = throttled_by(self._engine.meter)
+        throttled = () if self._engine.meter is None else self._engine.meter.summary()
         self.report._finish(self._engine.stopped, decided=self._decided, throttled=throttled)
         with self._halting():
             self._progress.close()

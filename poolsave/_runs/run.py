@@ -17,7 +17,7 @@ from .._auto.sampling import SamplingSerialExecutor
 from .._engine.engine import Engine
 from .._engine.keyed import KeyedEngine
 from .._engine.sources import IterableSource
-from .._engine.throttling import ThrottleMeter, throttled_by
+from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import attach_report, is_a
@@ -320,11 +320,12 @@ class Run(Generic[AnyReport]):
         finally:
             for batch in self._engine.lose_rest():
                 self.report._add(batch)
+            meter = self._engine.meter
             self.report._finish(
                 self._engine.stopped,
                 tried=self._engine.trials(),
                 decided=self._decided,
-                throttled=throttled_by(self._engine.meter),
+                throttled=() if meter is None else meter.summary(),
             )
 
     def _raise_final_error(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from operator import add
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import add, sub
 from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
@@ -14,12 +15,37 @@ from .._db.write_behind.pacing import Batching
 from .._pickling.exceptions import ExceptionRecord, format_traceback, record_exception, restore_exception
 from .._pickling.plain import IMMUTABLE_TYPES
 from .._pickling.values import split_pickled
-from .._reports.batches import NO_STAGES, EndTimes
 from ..outcomes import Status
 
 MAX_REPLY_DELAY = 0.02
 """Seconds that results may wait in the worker for others. A message costs about 0.01 ms on either side. If the
 worker is killed, waiting values are lost. The status of their objects is not, since the marks are in shared memory."""
+
+
+class EndTimes:
+    """Seconds of objects that ran one after the other, held as the times at which each of them ended.
+
+    A subtraction per object would cost more than a short object itself. It is made when a duration is read.
+    """
+
+    __slots__ = ("ends", "started")
+
+    def __init__(self, started: float, ends: array[float]) -> None:
+        self.started = started
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, offset: int) -> float:
+        return self.ends[offset] - (self.ends[offset - 1] if offset else self.started)
+
+    def __iter__(self) -> Iterator[float]:
+        return map(sub, self.ends, chain((self.started,), self.ends))
+
+
+NO_STAGES: Mapping[int, int] = {}
+"""Of objects that passed all stages of their worker, or none is known for."""
 
 
 class ObjectDetail(NamedTuple):

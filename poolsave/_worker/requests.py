@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from operator import methodcaller
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from django.db.models import FileField, Model
 
@@ -16,11 +16,13 @@ from .._environment.localization import Localization
 from .._pickling.code import CodeVersion
 from .._pickling.files import is_unsaved
 from .._pickling.values import dumps
-from .._reports.batches import OutcomeBatch
 from ..errors import InvalidOperation
 from .context import CapturedContext, States, with_states
 from .rows import RowLoader
 from .session import is_working_for
+
+if TYPE_CHECKING:
+    from .._reports.batches import OutcomeBatch
 
 R = TypeVar("R")
 

@@ -9,7 +9,9 @@ import pytest
 
 from poolsave import DROP, Status
 from poolsave._db.transactions import AttemptResult
-from poolsave._engine.crashes import Chunk, CrashAnalysis, StageMode, batch_from_reply
+from poolsave._engine.chunking import Chunk
+from poolsave._engine.crashes import CrashAnalysis, StageMode
+from poolsave._reports.batches import batch_from_reply
 from poolsave._worker.replies import ObjectResult, ReplyBuilder
 from poolsave.errors import TimedOut, ValueLost, WorkerDied
 from poolsave.executors import Died
@@ -185,7 +187,7 @@ def test_settled_commit_ends_its_object_in_the_right_stage(ended, value, settled
     builder = ReplyBuilder("w", 0.0, crosses=False)
     attempt = AttemptResult(LOST, value, OSError("no answer"), note=7)
     builder.add(ObjectResult(attempt, 0.75, stage_seconds=[0.5, 0.25], ended_in_stage=ended))
-    batch = batch_from_reply(Chunk(10, ["item"]), builder.take(), {7: settled}.__getitem__)
+    batch = batch_from_reply(builder.take(), 10, ["item"], {7: settled}.__getitem__)
     status, stage, error = expected
     (outcome,) = batch.outcomes(with_items=True)
     assert (outcome.status, stages_of([batch]), outcome.seconds) == (status, [stage], 0.75)

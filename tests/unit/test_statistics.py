@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._reports.batches import EndTimes, OutcomeBatch
+from poolsave._reports.batches import OutcomeBatch
 from poolsave._reports.statistics import MIN_BUSY_SHARE, SLOW_SECONDS, SLOWEST_SHOWN, Statistics
-from poolsave._worker.replies import WorkerTime
+from poolsave._worker.replies import EndTimes, WorkerTime
 
 times = st.floats(0, 10, allow_nan=False)
 
