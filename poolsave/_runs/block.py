@@ -24,7 +24,8 @@ from .._runtime.foreign_exceptions import attach_report, is_a, set_cause
 from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
-from ..errors import TimedOut, ValueLost, WorkerDied, stand_in_for
+from ..errors import TimedOut, ValueLost, WorkerDied
+from ..errors._of_objects import stand_in_for
 from ..options import Options, worker_range
 from ..outcomes import Outcome, Status
 from ..reports import Report
