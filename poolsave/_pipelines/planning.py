@@ -12,9 +12,8 @@ from typing import Any
 
 from .._db.connections import worker_settings
 from .._runs.operation_spec import OperationSpec, source_of
-from .._runs.preflight import check_job_picklable
+from .._runs.preflight import check_job_picklable, check_total
 from .._runs.preparation import executor_without_processes, marks_sessions, prepare, prepare_early
-from .._runs.progress import check_total
 from .._runs.run import Run
 from .._worker.modes.staged import StagedJob
 from ..errors import InvalidOption

@@ -29,9 +29,8 @@ from ..errors._of_objects import stand_in_for
 from ..options import Options, worker_range
 from ..outcomes import Outcome, Status
 from ..reports import Report
-from .logs import RunLog
 from .preparation import Prepared
-from .progress import Progress, advance_progress, log_causes, show_throttle
+from .progress import Progress, RunDisplay, RunLog
 from .signals import InterruptGuard
 
 ASSUMED_CHUNK = 64
@@ -48,8 +47,7 @@ class BlockDriver:
         self._engine = Engine(prepared.executor, prepared.job, options, self._source)
         self._engine.statistics.item_of = lambda call: call.request.item
         self.report: Report[Any] = Report(keep=options.keep, statistics=self._engine.statistics)
-        self._progress = progress
-        self._log = RunLog("concurrent_saves", self.report)
+        self._display = RunDisplay(progress, RunLog("concurrent_saves", self.report))
         self._options = options
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._lock = threading.RLock()
@@ -69,8 +67,7 @@ class BlockDriver:
         """Start the workers, and then the thread, so that workers can be forked while there is no thread."""
         try:
             self._engine.start()
-            self._progress.clear()
-            self._log.start(self._options)
+            self._display.start(self._options)
             if not self._engine.inline:
                 self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
                 self._thread.start()
@@ -84,7 +81,7 @@ class BlockDriver:
         else:
             self._closing = True
             self._engine.close()
-            self._progress.close()
+            self._display.close()
 
     def submit(self, call: PendingCall) -> None:
         """Take a call, when there is room for it.
@@ -198,7 +195,7 @@ class BlockDriver:
             self._deliver(batch)
         if self._engine.meter is not None:
             with self._halting():
-                show_throttle(self._log, self._progress, self._engine.meter)
+                self._display.show_throttle(self._engine.meter)
         self.fatal = self._engine.fatal if self.fatal is None else self.fatal
 
     def _deliver(self, batch: OutcomeBatch) -> None:
@@ -215,8 +212,7 @@ class BlockDriver:
                 if not call.cancelled:
                     resolve_future(call.future, results[offset], batch.notable.get(offset))
         with self._halting():
-            advance_progress(self._progress, [batch])
-            log_causes(self._log, self._progress)
+            self._display.add([batch])
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -245,8 +241,7 @@ class BlockDriver:
         throttled = () if self._engine.meter is None else self._engine.meter.summary()
         self.report._finish(self._engine.stopped, decided=self._decided, throttled=throttled)
         with self._halting():
-            self._progress.close()
-        self._log.close()
+            self._display.close()
 
 
 def _default_window(options: Options) -> int:

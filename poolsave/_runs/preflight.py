@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedM
 from ..executors import DaskExecutor, Executor, ProcessExecutor
 from ..executors.processes.start_methods import check_script_can_be_imported
 from ..options import Options
-from .operation_spec import OperationSpec
+from .operation_spec import OperationSpec, as_queryset
 
 
 def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callable[[], None]]:
@@ -310,6 +311,26 @@ def any_in_memory(aliases: Iterable[str]) -> bool:
 def _in_memory(alias: str) -> bool:
     connection: Any = connections[alias]
     return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())
+
+
+def check_total(total: object, objects: Any) -> None:
+    """Refuse a number of objects that is none, or not that of a list.
+
+    The number of a queryset is not asked for: to know it costs a query, which a given one spares.
+
+    Raises:
+        InvalidOption: naming the number, and the right one.
+    """
+    if total is None:
+        return
+    if not isinstance(total, int) or isinstance(total, bool) or total < 0:
+        raise InvalidOption("total", total, "give a whole number from 0, or None")
+    length = total
+    if isinstance(objects, Sized) and as_queryset(objects) is None:
+        with suppress(OverflowError):  # a range longer than any list can be
+            length = len(objects)
+    if length != total:
+        raise InvalidOption("total", total, f"there are {length} objects; leave it out, or give it for a generator")
 
 
 def check_queryset(queryset: QuerySet[Any], options: Options) -> None:

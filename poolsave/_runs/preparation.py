@@ -142,7 +142,7 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         callers=_connections.wrappers_of_thread() if environment is not None and executor.shares_memory else (),
         serial_lock=threading.Lock() if in_turn else None,
         context=CapturedContext(options.carry) if options.carry else None,
-        hooks=Hooks(options.before_fork, options.after_fork),
+        hooks=Hooks(options.before_fork, options.after_fork) if options.before_fork or options.after_fork else None,
         counts_cpu=worker_range(options.workers).is_open and not executor.inline,
     )
 

@@ -1,25 +1,37 @@
-"""The progress of a run: a tqdm bar, a callable, or nothing. Runs and blocks open it; nothing else imports tqdm."""
+"""What is shown of a run while it goes on: a bar, a callable's calls, and lines for the logger `poolsave`.
+
+    Run, BlockDriver -> RunDisplay -> Progress: BarProgress | CallbackProgress | LogProgress | NullProgress
+                                   -> RunLog: a run's start, each new cause of failures once, its end; for cron
+
+Nothing else imports tqdm. Every record of the log has the fields of `extra` that docs/outcomes.md lists.
+"""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sized
-from contextlib import suppress
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
 from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
-from ..errors import InvalidOption
+from .._reports.causes import format_cause, printable
+from ..options import Options, worker_range
 from ..outcomes import Status
-from .logs import LogProgress, RunLog
-from .operation_spec import as_queryset
+from ..reports import Report
 
-INTERVAL = 0.1
+logger = logging.getLogger("poolsave")
+logger.addHandler(logging.NullHandler())  # without a configuration a library writes nothing
+BAR_INTERVAL = 0.1
 """Seconds between two updates of a bar: short enough to look smooth, long enough to cost nothing."""
+LOG_INTERVAL = 30.0
+"""Seconds between two lines of a run whose progress is shown where there is no terminal."""
+MIN_SECONDS = 1e-6
+"""Seconds that a run takes at least: its rate is a number."""
 
 
 class Progress(Protocol):
@@ -94,7 +106,7 @@ class BarProgress:
     def advance(self, done: int, failed: int) -> None:
         self._pending += done
         self._failed += failed
-        if failed or time.monotonic() - self._updated_at >= INTERVAL:
+        if failed or time.monotonic() - self._updated_at >= BAR_INTERVAL:
             self._show(failed)
 
     def _show(self, failed: int) -> None:
@@ -121,6 +133,45 @@ class BarProgress:
     def close(self) -> None:
         self._bar.update(self._pending)
         self._bar.close()
+
+
+class LogProgress:
+    """Progress where there is no terminal: lines in the log, or on stderr where the log leaves them out."""
+
+    def __init__(self, total: int | None, name: str) -> None:
+        self._total = total
+        self._name = name
+        self._done = self._failed = 0
+        self._started_at = self._written_at = time.monotonic()
+
+    def advance(self, done: int, failed: int) -> None:
+        self._done += done
+        self._failed += failed
+        if time.monotonic() - self._written_at >= LOG_INTERVAL:
+            self._add_line()
+
+    def _add_line(self) -> None:
+        self._written_at = time.monotonic()
+        rate = self._done / max(self._written_at - self._started_at, MIN_SECONDS)
+        of_total = "" if self._total is None else f" of {self._total}"
+        text = f"{self._done}{of_total} objects done, {self._failed} failed ({rate:.0f} per second)"
+        if logger.isEnabledFor(logging.INFO):
+            extra = {"done": self._done, "expected": self._total, "failed": self._failed, "rate": rate}
+            _write(logging.INFO, self._name, "progress", text, extra)
+        elif sys.stderr is not None:
+            sys.stderr.write(f"{self._name}: {text}\n")
+            sys.stderr.flush()
+
+    def throttled(self, reason: str) -> None:
+        """Do nothing: the log has lines of its own for it."""
+
+    def clear(self) -> None:
+        """Do nothing: each line stays."""
+
+    def close(self) -> None:
+        """Write the last line, unless the log has one of the end."""
+        if not logger.isEnabledFor(logging.INFO):
+            self._add_line()
 
 
 @cache
@@ -172,45 +223,99 @@ def end_line_before_bar(option: Any) -> None:
         sys.stderr.flush()
 
 
-def check_total(total: object, objects: Any) -> None:
-    """Refuse a number of objects that is none, or not that of a list.
+class RunLog:
+    """Logs one run. Call `start`, then `add_causes` after failures, then `close`."""
 
-    The number of a queryset is not asked for: to know it costs a query, which a given one spares.
+    def __init__(self, name: str, report: Report[Any]) -> None:
+        self._name = name
+        self._report = report
+        self._throttled_at = -LOG_INTERVAL
 
-    Raises:
-        InvalidOption: naming the number, and the right one.
-    """
-    if total is None:
-        return
-    if not isinstance(total, int) or isinstance(total, bool) or total < 0:
-        raise InvalidOption("total", total, "give a whole number from 0, or None")
-    length = total
-    if isinstance(objects, Sized) and as_queryset(objects) is None:
-        with suppress(OverflowError):  # a range longer than any list can be
-            length = len(objects)
-    if length != total:
-        raise InvalidOption("total", total, f"there are {length} objects; leave it out, or give it for a generator")
+    def start(self, options: Options) -> None:
+        """Log that workers have been started."""
+        executor = options.executor if isinstance(options.executor, str) else type(options.executor).__name__
+        most = worker_range(options.workers).most
+        extra = {"executor": executor, "workers": most}
+        self._log(logging.INFO, "started", f"started (executor {executor}, up to {most} workers)", extra)
+
+    @property
+    def has_new_causes(self) -> bool:
+        """Whether there are failures for a cause that has not been logged."""
+        return bool(self._report._causes.unseen)
+
+    def add_causes(self) -> None:
+        """Log each cause that is new, with its first failure."""
+        causes = self._report._causes
+        while causes.unseen:
+            cause = causes.unseen.pop(0)
+            first = causes.first(cause)
+            line = next(format_cause(cause, 1, first, of_rows=False)).strip().removeprefix("1 x ")
+            extra = {"cause": cause[0], "sqlstate": cause[1], "index": first.index}
+            self._log(logging.WARNING, "cause", printable(line), extra)
+
+    def wants_throttle(self, reason: str) -> bool:
+        """Whether a line is due about throttles: at most one every `LOG_INTERVAL` seconds."""
+        return bool(reason) and time.monotonic() - self._throttled_at >= LOG_INTERVAL
+
+    def add_throttle(self, reason: str, share: float) -> None:
+        """Log why the run is slower than it could be, or waits."""
+        self._throttled_at = time.monotonic()
+        text = f"slowed down to {share:.0%}: {reason}" if share else f"held: {reason}"
+        self._log(logging.WARNING, "throttled", printable(text), {"share": share, "reason": reason})
+
+    def close(self) -> None:
+        """Log the end with all counts, if the run has ended in this process."""
+        if self._report.finished:
+            self.add_causes()
+            failed = self._report.failed + self._report.lost
+            stopped = f"; stopped: {self._report.stopped}" if self._report.stopped else ""
+            text = f"ended: {self._report._counts_text()} in {self._report.elapsed:.2f} s{stopped}"
+            extra = {"elapsed": self._report.elapsed, "rate": self._report.rate, "stopped": self._report.stopped}
+            self._log(logging.WARNING if failed else logging.INFO, "ended", text, extra)
+
+    def _log(self, level: int, event: str, text: str, extra: dict[str, Any]) -> None:
+        if logger.isEnabledFor(level):
+            counts = {str(status): count for status, count in self._report._counts.items()}
+            _write(level, self._name, event, text, {**extra, **counts, "total": self._report.total})
 
 
-def log_causes(log: RunLog, progress: Progress) -> None:
-    """Log new causes of failures, on lines of their own."""
-    if log.has_new_causes:
-        progress.clear()
-        log.add_causes()
+def _write(level: int, name: str, event: str, text: str, extra: dict[str, Any]) -> None:
+    """Log one line. The fields have a prefix, since a record has an attribute `name`, and others have theirs."""
+    fields = {"operation": name, "event": event, **extra}
+    logger.log(level, "%s %s", name, text, extra={f"poolsave_{key}": value for key, value in fields.items()})
 
 
-def show_throttle(log: RunLog, progress: Progress, meter: ThrottleMeter | None) -> None:
-    """Show why the run is slower than it could be now, if it has throttles."""
-    if meter is None:
-        return
-    progress.throttled(meter.reason)
-    if log.wants_throttle(meter.reason):
-        progress.clear()
-        log.add_throttle(meter.reason, meter.share)
+class RunDisplay:
+    """What people see of one run. Call `start`, then `add` and `show_throttle`, then `close`."""
 
+    def __init__(self, progress: Progress, log: RunLog) -> None:
+        self._progress = progress
+        self._log = log
 
-def advance_progress(progress: Progress, batches: list[OutcomeBatch]) -> None:
-    """Add the ended objects of some batches to the progress."""
-    for batch in batches:
-        failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
-        progress.advance(len(batch.values), failed)
+    def start(self, options: Options) -> None:
+        """Show that workers have been started."""
+        self._progress.clear()
+        self._log.start(options)
+
+    def add(self, batches: list[OutcomeBatch]) -> None:
+        """Show what has ended, and log new causes of failures on lines of their own."""
+        for batch in batches:
+            failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+            self._progress.advance(len(batch.values), failed)
+        if self._log.has_new_causes:
+            self._progress.clear()
+            self._log.add_causes()
+
+    def show_throttle(self, meter: ThrottleMeter) -> None:
+        """Show why the run is slower than it could be now."""
+        self._progress.throttled(meter.reason)
+        if self._log.wants_throttle(meter.reason):
+            self._progress.clear()
+            self._log.add_throttle(meter.reason, meter.share)
+
+    def close(self) -> None:
+        """Show the end."""
+        try:
+            self._progress.close()
+        finally:
+            self._log.close()

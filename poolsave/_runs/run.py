@@ -28,11 +28,10 @@ from ..executors import Executor
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
-from .logs import RunLog
 from .operation_spec import OperationSpec, source_of
-from .preflight import HELD_BY_INPUT, check_in_no_block, is_in_block
+from .preflight import HELD_BY_INPUT, check_in_no_block, check_total, is_in_block
 from .preparation import ProcessPools, prepare_run
-from .progress import Progress, advance_progress, check_total, log_causes, open_progress, show_throttle
+from .progress import RunDisplay, RunLog, open_progress
 from .signals import InterruptGuard, report_interrupt
 
 CLOSED = "the stream was closed"
@@ -159,7 +158,6 @@ class Run(Generic[AnyReport]):
         self._aliases = aliases
         self._decided = decided
         self._total = total
-        self._log = RunLog(name, report)
         self._reorderer = Reorderer()
         self._interrupts = InterruptGuard(engine.wake, at_once=self._must_raise_at_once)
         self._in_callable = False
@@ -241,15 +239,14 @@ class Run(Generic[AnyReport]):
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._expected_total, self._name)
-        with closing(self._log), closing(progress):
+        with closing(RunDisplay(progress, RunLog(self._name, self.report))) as display:
             try:
                 _open_runs.add(self)
                 self._engine.start()
-                progress.clear()
-                self._log.start(self._options)
+                display.start(self._options)
                 while not self._engine.finished:
                     batches = self._step()
-                    self._call_callables(progress, batches)
+                    self._call_callables(display, batches)
                     yield from batches
             except BaseException as error:
                 self._wind_up(_reason_of(error))
@@ -261,12 +258,12 @@ class Run(Generic[AnyReport]):
     def _expected_total(self) -> int | None:
         return self._engine.total if self._total is None else self._total
 
-    def _call_callables(self, progress: Progress, batches: list[OutcomeBatch]) -> None:
+    def _call_callables(self, display: RunDisplay, batches: list[OutcomeBatch]) -> None:
         self._in_callable = True
         try:
-            advance_progress(progress, batches)
-            log_causes(self._log, progress)
-            show_throttle(self._log, progress, self._engine.meter)
+            display.add(batches)
+            if self._engine.meter is not None:
+                display.show_throttle(self._engine.meter)
             if self._on_outcome is not None:
                 for batch in batches:
                     for outcome in batch.outcomes(with_items=True):

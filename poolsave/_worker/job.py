@@ -101,7 +101,7 @@ class WorkerJob:
     """Generators of random numbers that a forked worker has to seed. None: the caller has frozen its objects
     (`gc.freeze`), so each worker has to look for them."""
     context: CapturedContext | PickledContext | None = None
-    hooks: Hooks = field(default_factory=Hooks)
+    hooks: Hooks | None = None
     recorder: RecorderSpec | None = None
     """Of a durable run: what each worker writes into its ledger."""
     sparse: bool = False
@@ -152,7 +152,8 @@ class WorkerJob:
 
     def before_start(self) -> None:
         """Call the caller's hooks."""
-        self.hooks.run_before()
+        if self.hooks is not None:
+            self.hooks.run_before()
 
     def before_fork(self) -> None:
         """Close SQLite files, pin the connection wrappers of all threads, and find the generators to seed.
@@ -189,9 +190,10 @@ class WorkerJob:
                 self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
             must_seed = (forked or (fresh and alone)) and not is_seeded()
             if must_seed:
-                self.hooks.load()
+                if self.hooks is not None:
+                    self.hooks.load()
                 reseed_generators(self.generators)
-            if fresh or forked:
+            if self.hooks is not None and (fresh or forked):
                 self.hooks.run_after()  # after the seeding, since hooks may set seeds
             if added and self.owns_connections:
                 check_has_slots(alias for alias in self.databases if alias in self.settings)

@@ -13,8 +13,7 @@ from typing import Any
 from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
 from .._runtime.redacted import dumps
 from .event_queue import EventQueueExecutor
-from .green_threads import check_start_method
-from .processes.start_methods import check_script_can_be_imported, choose_start_method
+from .processes.start_methods import check_script_can_be_imported, check_start_method, choose_start_method
 from .protocol import Broken, Event, Job, Replied, SetupFailed, Task
 from .serial import LocalMarks
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from poolsave._runs import logs
+from poolsave._runs import progress as _progress
 from tests.support import operations
 from tests.support.operations import pure
 
@@ -24,7 +24,7 @@ def fails_on_even(number):
 @pytest.fixture
 def elsewhere(monkeypatch, capsys):
     """Time that passes quickly, and what is written to a stderr that is no terminal."""
-    monkeypatch.setattr(logs, "INTERVAL", 0)
+    monkeypatch.setattr(_progress, "LOG_INTERVAL", 0)
     return lambda: capsys.readouterr().err
 
 
@@ -48,8 +48,8 @@ def test_lines_go_to_stderr_where_the_log_leaves_them_out(caplog, elsewhere):
 
 def test_there_are_thirty_seconds_between_two_lines(caplog, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=0)
-    monkeypatch.setattr(logs, "time", clock)
-    progress = logs.LogProgress(None, "slow")
+    monkeypatch.setattr(_progress, "time", clock)
+    progress = _progress.LogProgress(None, "slow")
     for clock.now in range(10, 100, 10):
         progress.advance(1, 0)
     assert [record.poolsave_done for record in caplog.records] == [3, 6, 9]

@@ -20,11 +20,11 @@ from ..._environment.warnings import warn
 from ..._pickling.exceptions import restore_exception
 from ..._runtime.redacted import dumps
 from ...errors import InvalidOperation, InvalidOption
-from ..green_threads import check_start_method
 from ..protocol import Died, Event, Job, NotAdded, Ready, Replied, Retired, SetupFailed, Task
 from .pipes import Waker
 from .start_methods import (
     check_script_can_be_imported,
+    check_start_method,
     choose_start_method,
     ensure_forkserver,
     is_alone,

@@ -20,19 +20,50 @@ from typing import Any, Self
 
 from ..._runtime.redacted import dumps
 from ..._runtime.script import is_started_again_by_import, missing_script
-from ...errors import InvalidOperation
-from ..green_threads import check_start_method, patched_by
+from ...errors import InvalidOperation, InvalidOption
 
 PRELOAD_MODULE = "poolsave._environment.preload"
 PRELOAD_ADDRESS = "POOLSAVE_PRELOAD"
 """The environment variable that names the socket from which the preloaded module gets what to set up."""
 POLL_INTERVAL = 0.05
 """Polling interval in seconds for the life of a fork server that is being started."""
+PATCHED = ("threading", "thread", "select", "socket", "os")
+"""Modules of the standard library. A process counts as patched if one of them is."""
 _start_lock = threading.Lock()
 """Held while a thread starts the fork server. A second thread would wait for the answer that the first one gets."""
 _preload_failures: dict[int | None, str] = {}
 """Why Django is not set up in a fork server, by the process id of the server."""
 SERVER_DIED = "it ended while it was being set up"
+
+
+def patched_by() -> str | None:
+    """The name of the library that has patched this process, or None. It imports neither library."""
+    gevent: Any = sys.modules.get("gevent.monkey")
+    if gevent is not None and any(map(gevent.is_module_patched, PATCHED)):
+        return "gevent"
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and any(map(eventlet.is_monkey_patched, PATCHED)):
+        return "eventlet"
+    return None
+
+
+def check_start_method(start_method: str | None) -> None:
+    """Refuse to fork beside greenlets, which gevent and eventlet put in the place of threads.
+
+    A fork copies all greenlets and the loop with its descriptors. The copied greenlets go on running in each worker,
+    and the loop of either side aborts when the other one closes a descriptor. A spawned process has neither.
+
+    Raises:
+        InvalidOption: naming the library and the alternatives.
+    """
+    library = patched_by() if start_method in ("fork", "forkserver") else None
+    if library is not None:
+        raise InvalidOption(
+            "start_method",
+            start_method,
+            f"{library} has patched this process, and its greenlets would go on in every fork: "
+            'use start_method="spawn" (the default here), or executor="thread"',
+        )
 
 
 def choose_start_method(option: str | None, *, fork_is_possible: bool = True) -> str:
