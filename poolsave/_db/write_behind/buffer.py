@@ -12,7 +12,7 @@ and runs the chunk in the ordinary way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from ..error_codes import sqlstate_of
@@ -20,10 +20,10 @@ from ..transaction_guard import TransactionGuard
 from .catalog import Catalog
 from .channel import Channel
 from .fields import Row
-from .inserts import InsertPlan, InsertPlans
+from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
-from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans, key_of
+from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
 
 Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row]
 """A row, and how it is sent."""
@@ -48,7 +48,7 @@ class Source:
         self.raw = channel.connection.connection
         self.catalog = Catalog(channel, settings)
         self.inserts = InsertPlans(self.catalog, channel.connection)
-        self.updates = UpdatePlans(self.catalog, refused)
+        self.updates = UpdatePlans(self.catalog, refused, channel.connection)
         self.keys = KeyBlocks(channel)
         self._statements: dict[str, Statement] = {}
         self.is_valid = True
@@ -97,16 +97,16 @@ class WriteBuffer:
     def __len__(self) -> int:
         return len(self._log)
 
-    def hold_insert(self, query: Any, returning: list[Any], pre_saved: list[Any]) -> list[tuple[Any]] | None:
+    def hold_insert(self, kind: InsertKind, instances: Sequence[Any], pre_saved: list[Any]) -> list[tuple[Any]] | None:
         """Buffer the rows of an INSERT, and give what it would return; None if it cannot wait.
 
         `pre_saved` takes what the fields' `pre_save` has given until then, by instance and field.
         """
         self._check_not_undone()
-        if not self._holds or self._guard.is_doomed():
+        if not self._holds or self._guard.is_doomed() or len(instances) > MAX_OBJECTS:
             return None
-        plan = self._source.inserts.find(query, returning)
-        rows = None if plan is None else plan.rows(query.objs, self._source.keys.next_key, pre_saved)
+        plan = self._source.inserts.find(kind)
+        rows = None if plan is None else plan.rows(instances, self._source.keys.next_key, pre_saved)
         if plan is None or rows is None:
             return None
         last = self._tables.get(plan.table)
@@ -114,17 +114,21 @@ class WriteBuffer:
             self.flush()  # which of two rows conflicts with the other depends on their order
         self._tables[plan.table] = plan
         self._append(plan, rows)
-        return plan.keys(rows) if returning else []
+        return plan.keys(rows) if kind.returning else []
 
-    def hold_update(self, compiler: Any) -> bool:
-        """Buffer the row of an UPDATE, which is taken to be there; says whether it can wait."""
+    def hold_update(self, model: Any, key: Any, values: Sequence[tuple[Any, Any, Any]], *, as_is: bool = False) -> bool:
+        """Buffer the row of an UPDATE, which is taken to be there; says whether it can wait.
+
+        `values` are as Django has them, by field. `as_is`: no look-up has prepared the key.
+        """
         self._check_not_undone()
         if not self._holds or self._guard.is_doomed():
             return False
-        query = compiler.query
-        plan = self._source.updates.find(compiler)
-        row = None if plan is None else plan.row(key_of(query), [value for _field, _model, value in query.values])
-        if plan is None or row is None:
+        plan = self._source.updates.find(model, values)
+        if plan is None or (as_is and not plan.takes_key(key)):
+            return False
+        row = plan.row(key, [value for _field, _model, value in values])
+        if row is None:
             return False
         if self._keys.setdefault(plan.table, plan.key) != plan.key:
             self.flush()  # a row that has two keys cannot be told from two rows

@@ -1,7 +1,12 @@
-"""Django's compilers of one connection, made to ask the buffer before they send an INSERT or UPDATE."""
+"""Django's compilers of one connection, and `Model.save()`, made to ask the buffer before an INSERT or UPDATE is sent.
+
+`save()` reaches its compiler by a manager, a queryset and a query, made anew for each row. That takes more time than to
+buffer the row. So two methods of `Model` through which it goes ask the buffer first, if all of these are Django's own.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from functools import cache
@@ -9,10 +14,14 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
+from django.db import connections, models
+from django.db.models.sql import InsertQuery
 from django.db.models.sql import compiler as django_compilers
 from django.db.models.sql.constants import ROW_COUNT
 
 from .buffer import WriteBuffer
+from .inserts import InsertKind, kind_of
+from .updates import key_of, sets_values_by_key
 
 NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
 """The compilers that buffering goes by."""
@@ -25,6 +34,9 @@ class Compilers:
         self._ops, self._buffer = connection.ops, buffer
         self._ordinary = connection.ops.compiler
         self._ops.compiler = self._compiler
+        _buffers[id(self._ops)] = buffer
+        if _saves_are_djangos_own():
+            _replace(ORDINARY, SHORT)
 
     def _compiler(self, name: str) -> Any:
         ordinary = self._ordinary(name)
@@ -42,6 +54,9 @@ class Compilers:
     def close(self) -> None:
         """Put Django's back."""
         del self._ops.compiler
+        del _buffers[id(self._ops)]
+        if not _buffers:
+            _replace(SHORT, ORDINARY)
 
 
 def are_djangos_own(connection: Any) -> bool:
@@ -66,10 +81,12 @@ def _buffering_insert(ordinary: Any) -> Any:
         _pre_saved: Mapping[Any, deque[Any]] = MappingProxyType({})
 
         def execute_sql(self, returning_fields: Any = None) -> Any:
-            pre_saved: list[Any] = []
-            rows = self.buffer.hold_insert(self.query, list(returning_fields or ()), pre_saved)
-            if rows is not None:
-                return rows
+            query, pre_saved = self.query, list[Any]()
+            kind = kind_of(query, list(returning_fields or ()))
+            rows = None if query.raw else self.buffer.hold_insert(kind, query.objs, pre_saved)
+            return self.send(returning_fields, pre_saved) if rows is None else rows
+
+        def send(self, returning_fields: Any, pre_saved: list[Any]) -> Any:
             self._pre_saved = values = defaultdict[Any, deque[Any]](deque)
             for (instance, field), value in zip(product(self.query.objs, self.query.fields), pre_saved, strict=False):
                 values[id(instance), field].append(value)
@@ -89,7 +106,9 @@ def _buffering_update(ordinary: Any) -> Any:
         buffer: WriteBuffer
 
         def execute_sql(self, result_type: Any) -> Any:
-            if result_type == ROW_COUNT and self.buffer.hold_update(self):
+            query = self.query
+            can_wait = result_type == ROW_COUNT and sets_values_by_key(query)
+            if can_wait and self.buffer.hold_update(query.model, key_of(query), query.values):
                 return 1
             return super().execute_sql(result_type)
 
@@ -98,3 +117,62 @@ def _buffering_update(ordinary: Any) -> Any:
 
 BUFFERING = {"SQLInsertCompiler": _buffering_insert, "SQLUpdateCompiler": _buffering_update}
 """How a compiler of Django's is made one that asks the buffer first."""
+
+
+_buffers: dict[int, WriteBuffer] = {}
+"""Those in use, by the id of their connection's `ops`."""
+
+
+def _do_insert(instance: Any, manager: Any, using: str, *arguments: Any) -> Any:
+    fields, returning_fields, raw = arguments
+    buffer = _buffers.get(id(connections[using].ops))
+    if buffer is None or raw or type(manager) is not models.Manager:
+        return ORDINARY["_do_insert"](instance, manager, using, *arguments)
+    pre_saved: list[Any] = []
+    rows = buffer.hold_insert(InsertKind(manager.model, fields, [*returning_fields]), [instance], pre_saved)
+    if rows is not None:
+        return rows
+    query = InsertQuery(manager.model)
+    query.insert_values(fields, [instance])
+    return query.get_compiler(using).send(returning_fields, pre_saved)
+
+
+def _do_update(instance: Any, base_qs: Any, using: str, *arguments: Any) -> Any:
+    key, values, _update_fields, _forced_update, *returning = arguments  # Django 6 has `returning_fields`
+    if values and not any(returning) and _is_of_all_rows(base_qs):
+        buffer = _buffers.get(id(connections[using].ops))
+        if buffer is not None and buffer.hold_update(base_qs.model, key, values, as_is=True):
+            return [()] if returning else True
+    return ORDINARY["_do_update"](instance, base_qs, using, *arguments)
+
+
+def _is_of_all_rows(queryset: Any) -> bool:
+    return type(queryset) is models.QuerySet and type(queryset.model._base_manager) is models.Manager
+
+
+SHORT = {"_do_insert": _do_insert, "_do_update": _do_update}
+"""What stands in for methods of `Model` while there is a buffer."""
+ORDINARY = {name: getattr(models.Model, name) for name in SHORT}
+DJANGOS_WAY = {
+    models.Model: ("save_base", "_save_table", *SHORT),
+    models.QuerySet: ("_insert", "_update", "filter"),
+    models.Manager: ("get_queryset",),
+}
+"""The methods between `save()` and a compiler."""
+
+
+def _saves_are_djangos_own() -> bool:
+    """Whether no third party has patched what the replacements leave out, and they are not there yet."""
+    return all(_is_djangos_own(owner, name) for owner, names in DJANGOS_WAY.items() for name in names)
+
+
+def _is_djangos_own(owner: Any, name: str) -> bool:
+    code = getattr(getattr(owner, name), "__code__", None)
+    return code is not None and code.co_filename == sys.modules[owner.__module__].__file__
+
+
+def _replace(there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    # Other threads may come in between: then a chunk goes the longer way.
+    if all(getattr(models.Model, name) is method for name, method in there.items()):
+        for name, method in wanted.items():
+            setattr(models.Model, name, method)

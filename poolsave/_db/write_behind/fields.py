@@ -21,11 +21,11 @@ CANNOT_WAIT: Any = object()
 class FieldReader:
     """Reads a field's value as Django's compilers do."""
 
-    __slots__ = ("_connection", "_placed", "_prepare", "_unchanged", "pre_save")
+    __slots__ = ("_connection", "_placed", "_prepare", "pre_save", "unchanged")
 
     def __init__(self, field: Any, connection: Any, compiler: Any) -> None:
         self.pre_save, self._prepare, self._connection = field.pre_save, field.get_db_prep_save, connection
-        self._unchanged = unchanged_types(field)
+        self.unchanged = unchanged_types(field)
         self._placed: Callable[[Any], tuple[str, Any]] | None = None
         """Gives the SQL and the parameters of a value, for fields with a placeholder of their own."""
         if hasattr(field, "get_placeholder_sql"):
@@ -34,9 +34,7 @@ class FieldReader:
             self._placed = lambda value: (field.get_placeholder(value, compiler, connection), [value])
 
     def prepared(self, value: Any) -> Any:
-        """Give what is sent for a value."""
-        if type(value) in self._unchanged and not (type(value) is str and len(value) > MAX_CHARACTERS):
-            return value
+        """Give what is sent for a value, which is another one."""
         if hasattr(value, "resolve_expression") or hasattr(value, "prepare_database_save"):
             return CANNOT_WAIT
         value = self._prepare(value, connection=self._connection)
@@ -47,6 +45,12 @@ class FieldReader:
         else:
             value = composed(*self._placed(value), self._connection)
         return CANNOT_WAIT if isinstance(value, str) and len(value) > MAX_CHARACTERS else value
+
+
+def is_sent_unchanged(value: Any, unchanged: frozenset[type]) -> bool:
+    """Whether a value is sent as it is, and is short enough to wait. `unchanged` are its field's types."""
+    kind = type(value)
+    return kind in unchanged and (kind is not str or len(value) <= MAX_CHARACTERS)
 
 
 def unchanged_types(field: Any) -> frozenset[type]:

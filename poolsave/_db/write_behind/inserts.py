@@ -7,35 +7,65 @@ cannot wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from django.db import models
 from django.db.models.constants import OnConflict
+from django.db.models.sql import InsertQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row
+from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged
 from .literals import row_as_sql
 
 MAX_OBJECTS = 100
 """Objects of one INSERT that is buffered; larger ones gain nothing from it."""
 
 
+class InsertKind(NamedTuple):
+    """What the INSERTs that become one statement have in common."""
+
+    model: Any
+    fields: Sequence[Any]
+    returning: Sequence[Any]
+    on_conflict: OnConflict | None = None
+    update_fields: Sequence[Any] | None = None
+    unique_fields: Sequence[Any] | None = None
+
+    def can_wait(self) -> bool:
+        """Whether such an INSERT asks the server for no more than a key that can be had beforehand."""
+        key = self.model._meta.pk
+        return (
+            self.on_conflict in (None, OnConflict.IGNORE)
+            and not self.unique_fields
+            and self.returning in ([], [key])
+            and not (self.returning and self.on_conflict)
+            and not isinstance(key, models.CompositePrimaryKey)
+            and bool(self.fields)
+        )
+
+
+def kind_of(query: Any, returning: list[Any]) -> InsertKind:
+    """Give the kind of Django's query."""
+    return InsertKind(query.model, query.fields, returning, query.on_conflict, query.update_fields, query.unique_fields)
+
+
 class InsertPlan:
     """The INSERTs into one table with the same columns, which become one statement."""
 
-    def __init__(self, query: Any, returning: list[Any], catalog: Catalog, connection: Any) -> None:
-        meta = query.get_meta()
-        self._query_key = _key_of(query, returning)
+    def __init__(self, kind: InsertKind, catalog: Catalog, connection: Any) -> None:
+        meta, fields = kind.model._meta, [*kind.fields]
+        self.kind = kind._replace(fields=fields)
         self._connection = connection
-        compiler = query.get_compiler(connection=connection)
-        self._fields = [FieldReader(field, connection, compiler) for field in query.fields]
+        compiler = InsertQuery(kind.model).get_compiler(connection=connection)
+        readers = [FieldReader(field, connection, compiler) for field in fields]
+        self._readers = [(reader.pre_save, reader.unchanged, reader.prepared) for reader in readers]
         self.table: str = meta.db_table
-        self.ignores_conflicts = query.on_conflict is not None
+        self.ignores_conflicts = kind.on_conflict is not None
         self.sequence: str | None = None
-        self.columns = [field.column for field in query.fields]
-        self.key_index = self.columns.index(meta.pk.column) if meta.pk in query.fields else None
-        self.is_possible = _can_wait(query, returning) and catalog.is_plain(self.table)
+        self.columns = [field.column for field in fields]
+        self.key_index = self.columns.index(meta.pk.column) if meta.pk in fields else None
+        self.is_possible = kind.can_wait() and catalog.is_plain(self.table)
         if self.is_possible and self.key_index is None and not self.ignores_conflicts:
             self._draw_keys(meta.pk, catalog)
 
@@ -46,10 +76,6 @@ class InsertPlan:
         self.columns.insert(0, key.column)
         self.key_index = 0
 
-    def fits(self, query: Any, returning: list[Any]) -> bool:
-        """Whether the plan is that of this query."""
-        return bool(self._query_key == _key_of(query, returning))
-
     def rows(self, instances: Iterable[Any], next_key: Callable[[str], int], pre_saved: list[Any]) -> list[Row] | None:
         """Make the rows as they are now, or give None if one has a value that cannot wait.
 
@@ -58,11 +84,13 @@ class InsertPlan:
         rows = []
         for instance in instances:
             row: Row = []
-            for reader in self._fields:
-                pre_saved.append(value := reader.pre_save(instance, True))
-                row.append(value := reader.prepared(value))
-                if value is CANNOT_WAIT:
-                    return None
+            for pre_save, unchanged, prepared in self._readers:
+                pre_saved.append(value := pre_save(instance, True))
+                if not is_sent_unchanged(value, unchanged):
+                    value = prepared(value)
+                    if value is CANNOT_WAIT:
+                        return None
+                row.append(value)
             rows.append(row)
         if self.sequence is not None:
             for row in rows:
@@ -94,29 +122,11 @@ class InsertPlans:
         self._catalog, self._connection = catalog, connection
         self._plans: dict[Any, list[InsertPlan]] = {}
 
-    def find(self, query: Any, returning: list[Any]) -> InsertPlan | None:
-        """Give the plan of a query, or None if its rows cannot wait."""
-        if query.raw or len(query.objs) > MAX_OBJECTS:
-            return None
-        plans = self._plans.setdefault(query.model, [])
+    def find(self, kind: InsertKind) -> InsertPlan | None:
+        """Give the plan of a kind, or None if its rows cannot wait."""
+        plans = self._plans.setdefault(kind.model, [])
         for plan in plans:
-            if plan.fits(query, returning):
+            if plan.kind == kind:
                 return plan if plan.is_possible else None
-        plans.append(InsertPlan(query, returning, self._catalog, self._connection))
+        plans.append(InsertPlan(kind, self._catalog, self._connection))
         return plans[-1] if plans[-1].is_possible else None
-
-
-def _key_of(query: Any, returning: list[Any]) -> tuple[Any, ...]:
-    return list(query.fields), query.on_conflict, returning, query.update_fields, query.unique_fields
-
-
-def _can_wait(query: Any, returning: list[Any]) -> bool:
-    meta = query.get_meta()
-    return (
-        query.on_conflict in (None, OnConflict.IGNORE)
-        and not query.unique_fields
-        and returning in ([], [meta.pk])
-        and not (returning and query.on_conflict)
-        and not isinstance(meta.pk, models.CompositePrimaryKey)
-        and bool(query.fields)
-    )

@@ -18,7 +18,7 @@ from django.db.models.lookups import Exact
 from django.db.models.sql import UpdateQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row
+from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged
 from .literals import row_as_sql
 
 COUNT_IS_WRONG = "22012"
@@ -30,8 +30,9 @@ TYPES_DIFFER = "42804"
 class UpdatePlan:
     """The UPDATEs of one table that set the same columns, which become one statement."""
 
-    def __init__(self, table: str, key: Any, fields: Sequence[Any], compiler: Any, catalog: Catalog) -> None:
-        connection = compiler.connection
+    def __init__(self, model: Any, fields: Sequence[Any], catalog: Catalog, connection: Any) -> None:
+        table, key = model._meta.db_table, model._meta.pk
+        compiler = UpdateQuery(model).get_compiler(connection=connection)
         self._connection = connection
         self.table, self.fields = table, list(fields)
         self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
@@ -48,9 +49,18 @@ class UpdatePlan:
 
     def row(self, key: Any, values: Sequence[Any]) -> Row | None:
         """Make the row, or give None if one of the values cannot wait."""
-        row = [reader.prepared(value) for reader, value in zip(self._readers, (key, *values), strict=True)]
+        row: Row = []
+        for reader, value in zip(self._readers, (key, *values), strict=True):
+            sent = value if is_sent_unchanged(value, reader.unchanged) else reader.prepared(value)
+            if sent is CANNOT_WAIT:
+                return None
+            row.append(sent)
         # Changes of one row are told by its key, whose equality has to be the server's.
-        return None if type(row[0]) is not self._key_type or any(value is CANNOT_WAIT for value in row) else row
+        return row if type(row[0]) is self._key_type else None
+
+    def takes_key(self, key: Any) -> bool:
+        """Whether Django, asked for the row with this key, asks the server for just this value."""
+        return type(key) is self._key_type and is_sent_unchanged(key, self._readers[0].unchanged)
 
     def identity(self, row: Row) -> tuple[str, str | None, Any]:
         """Give the table, column and value by which the row is found."""
@@ -73,23 +83,21 @@ class UpdatePlan:
 class UpdatePlans:
     """The plans of one connection, as long as its catalog holds."""
 
-    def __init__(self, catalog: Catalog, refused: Collection[str]) -> None:
+    def __init__(self, catalog: Catalog, refused: Collection[str], connection: Any) -> None:
         """Refuse the tables in `refused`, which may grow."""
-        self._catalog, self._refused = catalog, refused
+        self._catalog, self._refused, self._connection = catalog, refused, connection
         self._plans: dict[Any, list[UpdatePlan]] = {}
 
-    def find(self, compiler: Any) -> UpdatePlan | None:
-        """Give the plan of a query, or None if it cannot wait."""
-        query = compiler.query
-        if not _sets_values_by_key(query) or query.get_meta().db_table in self._refused:
+    def find(self, model: Any, values: Sequence[tuple[Any, Any, Any]]) -> UpdatePlan | None:
+        """Give the plan by which rows get these values, which Django has by field; None if they cannot wait."""
+        if model._meta.db_table in self._refused:
             return None
-        fields = [field for field, _model, _value in query.values]
-        plans = self._plans.setdefault(query.model, [])
+        fields = [field for field, _model, _value in values]
+        plans = self._plans.setdefault(model, [])
         for plan in plans:
             if plan.fields == fields:
                 return plan if plan.is_possible else None
-        meta = query.get_meta()
-        plans.append(UpdatePlan(meta.db_table, meta.pk, fields, compiler, self._catalog))
+        plans.append(UpdatePlan(model, fields, self._catalog, self._connection))
         return plans[-1] if plans[-1].is_possible else None
 
 
@@ -98,7 +106,8 @@ def key_of(query: Any) -> Any:
     return query.where.children[0].rhs
 
 
-def _sets_values_by_key(query: Any) -> bool:
+def sets_values_by_key(query: Any) -> bool:
+    """Whether a query sets values in the row with one key, and does nothing else."""
     where, kind = query.where, type(query)
     if kind is not UpdateQuery or query.related_updates or not query.values or query.is_sliced:
         return False
