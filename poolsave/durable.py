@@ -50,7 +50,10 @@ class Run:
     started_by: str = ""
     """Who has started it, for people."""
     slice: float | None = None
-    """Seconds after which the session makes room for others: the run is paused then, with "slice". None: never."""
+    """Seconds after which the session makes room for others: the run is paused then, with "slice". None: never.
+
+    At least one chunk is done, however short the slice.
+    """
     only_due: bool = False
     """Refuse a run that is not due: for a process that begins what others have asked for."""
     retry: Mapping[str, Any] | None = None

@@ -27,14 +27,14 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
     Example:
         >>> from poolsave import pooled_operation
         >>> @pooled_operation(executor="serial", transaction=None)
-        ... def halve(number):
-        ...     return 10 // number
-        >>> with halve.stream([5, 0, 2]) as outcomes:
+        ... def invert(number):
+        ...     return 1 / number
+        >>> with invert.stream([1, 0, 2]) as outcomes:
         ...     for outcome in outcomes:
         ...         print(outcome)
-        <Outcome 0 succeeded value=2>
-        <Outcome 1 failed error=ZeroDivisionError('integer division or modulo by zero')>
-        <Outcome 2 succeeded value=5>
+        <Outcome 0 succeeded value=1.0>
+        <Outcome 1 failed error=ZeroDivisionError('division by zero')>
+        <Outcome 2 succeeded value=0.5>
         >>> outcomes.report.causes
         {('ZeroDivisionError', None): 1}
     """

@@ -22,6 +22,7 @@ from poolsave.executors.processes import start_methods
 from tests.support import dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
 from tests.support.pools import EXECUTORS, START_METHODS
+from tests.support.processes import descendants
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
@@ -178,6 +179,7 @@ def django_db_setup(django_db_setup):
     TransactionTestCase._fixture_teardown = empty_filled_tables
     assert post_migrate.disconnect(create_contenttypes)
     assert post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    pytest_collection_finish()  # migrations have left models behind, too
 
 
 @pytest.fixture(autouse=True)
@@ -192,9 +194,8 @@ def _nothing_is_left_behind(request):
 
 def _belongings():
     sessions = _sessions()  # first, since the first look opens a connection of its own
-    me = psutil.Process()
     clusters, _files = dask_cluster.belongings()
-    children = {child.pid: _told(child) for child in me.children(recursive=True) if child.pid not in clusters}
+    children = {pid: _told(pid) for pid in descendants() if pid not in clusters}
     return {
         "processes": {pid: told for pid, told in children.items() if not any(name in told for name in HELPERS)},
         "threads": {thread.ident: thread.name for thread in threading.enumerate()},
@@ -226,9 +227,9 @@ def _files_of_helpers():
     }
 
 
-def _told(process):
+def _told(pid):
     try:
-        return " ".join(process.cmdline())
+        return " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
         return ""
 

@@ -76,6 +76,7 @@ class Bookkeeping:
         self._began = time.monotonic()
         self._beat_at = time.monotonic()
         self._ended_at_beat = 0
+        self._any_ended = False
         self._rate: float | None = None
         self._seconds = 0.0
         self.closed = True
@@ -120,12 +121,14 @@ class Bookkeeping:
 
     def count(self, done: int, rows: int) -> None:
         """Take note of objects whose rows workers have written."""
+        self._any_ended = True
         if self._session.retry is None:
             self.state.done += done
             self._rows += rows
 
     def add(self, place: Place, outcome: Outcome[Any], *, recorded: bool) -> None:
         """Take note of an outcome. `recorded`: that it has ended is recorded by a worker, and so is its failure."""
+        self._any_ended = True
         gone = outcome.status is Status.SKIPPED
         if place.failures is not None:
             if not (outcome.ok and recorded):
@@ -222,7 +225,8 @@ class Bookkeeping:
         if status == Run.Status.PAUSING:
             return Stop(code or "operator", reason or "paused by an operator")
         seconds = self._session.spec.slice
-        if seconds is not None and time.monotonic() - self._began >= seconds:
+        # Without an object that has ended, slices shorter than the start of workers would go on for ever.
+        if seconds is not None and self._any_ended and time.monotonic() - self._began >= seconds:
             return Stop("slice", f"its slice of {seconds:g} seconds was over")
         return None
 

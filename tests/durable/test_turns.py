@@ -54,6 +54,17 @@ def check_rest(operation, rows, name):
     assert ledger(ON, name)[1] == [("", "80", 80, 0, 0)]
 
 
+def test_shortest_slice_does_something(rows, monkeypatch):
+    monkeypatch.setattr("poolsave._durable.bookkeeping.INTERVAL", 0.0)
+    operation = counts.using(executor="serial", databases=(ON,), workers=1, start_method=None, chunksize=20)
+    sessions = 0
+    while operation.map(rows, run=Run("short", slice=1e-6)).run.status != "finished":
+        sessions += 1
+        assert sessions <= len(rows)
+    assert sessions > 2
+    assert visited(ON) == dict.fromkeys(range(1, 81), 1)
+
+
 def test_second_caller_is_told_of_the_first(rows, operation):
     refused = []
 

@@ -77,7 +77,8 @@ def test_a_task_that_is_delivered_again_does_nothing(registered, queue):
     assert sum(visits("default")) > sum(done)
 
 
-def test_while_a_task_works_another_delivery_does_nothing(registered, queue):
+def test_while_a_task_works_another_delivery_does_nothing(registered, queue, settings):
+    settings.POOLSAVE = {**settings.POOLSAVE, "slice": 60}
     things("default", 2)
     name = registered("nested", delivers_again, "default")
     control.start(name)
