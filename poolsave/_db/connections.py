@@ -287,6 +287,8 @@ class ConnectionMaintenance:
         `CHECK_INTERVAL` seconds."""
         for connection in self._known:
             connection.queries_log.clear()
+            # As Django does after a request: with CONN_HEALTH_CHECKS the connection is checked again when it is next
+            # used.
             connection.health_check_done = False
             had_errors = had_errors or connection.errors_occurred or _autocommit_was_changed(connection)
         now = time.perf_counter()

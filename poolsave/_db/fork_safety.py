@@ -117,6 +117,7 @@ def discard_inherited_connections(held: Iterable[object] = ()) -> None:
         return
     _clean_pids.add(os.getpid())
     _kept_alive.extend(held)
+    # First of all: nothing that is finalised from here on can reach a server by them.
     cut_database_sockets()
     sqlite = [*open_sqlite_descriptors()]
     for wrapper in (*wrappers_of_thread(), *held):

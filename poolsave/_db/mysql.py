@@ -19,7 +19,15 @@ from functools import cache, partial
 from typing import Any
 
 from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
-from .transaction_guard import COMMITS_BEFORE, TransactionGuard, check_end, ends_transaction, guard_of, statement_text
+from .transaction_guard import (
+    COMMITS_BEFORE,
+    TransactionGuard,
+    armed_guard_of,
+    check_end,
+    ends_transaction,
+    guard_of,
+    statement_text,
+)
 
 SAVEPOINT = "poolsave_transaction"
 MULTI_STATEMENTS = 1 << 16
@@ -60,6 +68,7 @@ class MysqlGuard(TransactionGuard):
         """End the transaction if the savepoint is there; gives False if none was set, or not by this transaction."""
         if not self._is_set or self.rolled_back:
             return False
+        # Before it is sent: if it fails, Django rolls back next, and that has to be the driver's own ROLLBACK.
         self._is_set = False
         try:
             self._send(f"RELEASE SAVEPOINT {SAVEPOINT}", how, "SET autocommit=1")
@@ -130,8 +139,8 @@ def _guarded_connection(base: Any) -> Any:
         is_guarded = True
 
         def query(self, query: Any, *args: Any, **options: Any) -> Any:
-            guard: Any = guard_of(self)
-            if guard is not None and guard.is_armed:
+            guard = armed_guard_of(self)
+            if guard is not None:
                 guard.check_statement(query)
             return send(self, query, *args, **options)
 
@@ -167,8 +176,8 @@ def _noting_errors(method: Callable[..., Any]) -> Any:
         try:
             return method(raw, *args, **options)
         except Exception as error:
-            guard: Any = guard_of(raw)
-            if guard is not None and guard.is_armed:
+            guard: Any = armed_guard_of(raw)
+            if guard is not None:
                 guard.note_error(error)
             raise
 

@@ -21,7 +21,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_UNKNOWN
 
-from .transaction_guard import TransactionGuard, guard_of, guarded_cursor, refusing
+from .transaction_guard import TransactionGuard, armed_guard_of, guard_of, guarded_cursor, refusing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -188,18 +188,17 @@ class _GuardedCursor:
     connection: Any
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name for it
-        guard: Any = guard_of(self.connection)
-        if guard is None or not guard.is_armed:
-            self._execute(query, vars)
-        else:
-            guard.execute(self._execute, query, vars)
+        self._guarded(self._execute, query, vars)
 
     def executemany(self, query: Any, rows: Any) -> None:
-        guard: Any = guard_of(self.connection)
-        if guard is None or not guard.is_armed:
-            super().executemany(query, rows)  # type: ignore[misc]
+        self._guarded(super().executemany, query, rows)  # type: ignore[misc]
+
+    def _guarded(self, execute: Callable[..., None], query: Any, values: Any) -> None:
+        guard: Any = armed_guard_of(self.connection)
+        if guard is None:
+            execute(query, values)
         else:
-            guard.execute(super().executemany, query, rows)  # type: ignore[misc]
+            guard.execute(execute, query, values)
 
     def _execute(self, query: Any, values: Any) -> None:
         super().execute(query, values)  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any
 
 from psycopg import ClientCursor, Error
 
-from .transaction_guard import TransactionGuard, guard_of, guarded_cursor, refusing
+from .transaction_guard import TransactionGuard, armed_guard_of, guard_of, guarded_cursor, refusing
 
 NO_PIPELINE = 0
 """libpq's PQ_PIPELINE_OFF."""
@@ -33,6 +33,7 @@ class Psycopg3Guard(TransactionGuard):
 
     def arm(self) -> None:
         super().arm()
+        # An outermost atomic() has only turned autocommit off by now: psycopg sends BEGIN with the first statement.
         self._was_open = self.raw.pgconn.transaction_status != IDLE
         self.raw.__class__ = _guarded_connection(self._class)  # type: ignore[arg-type]  # mypy calls types unhashable
 
@@ -134,9 +135,9 @@ class _GuardedCursor:
         return self._after_check(self._execute, query, *args, **kwargs)
 
     def _execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        guard: Any = guard_of(self.connection)
+        guard: Any = armed_guard_of(self.connection)
         execute = super().execute  # type: ignore[misc]
-        if guard is None or not guard.is_armed or kwargs or not guard.can_bring_begin(self, query):
+        if guard is None or kwargs or not guard.can_bring_begin(self, query):
             return execute(query, *args, **kwargs)
         begin = self.connection._get_tx_start_command() + b";\n"  # on a line of its own: messages do not quote it
         guard.brings_begin = True
@@ -175,8 +176,8 @@ class _GuardedCursor:
         return super().stream(*args, **kwargs)  # type: ignore[misc]
 
     def _after_check(self, method: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
-        guard = guard_of(self.connection)
-        if guard is None or not guard.is_armed:
+        guard = armed_guard_of(self.connection)
+        if guard is None:
             return method(query, *args, **kwargs)
         guard.check_statement(query)
         return _seen(guard, method, query, *args, **kwargs)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from .connections import wrappers_of_thread
-from .transaction_guard import TransactionGuard, check_end, guard_of, guarded_cursor, refusing
+from .transaction_guard import TransactionGuard, armed_guard_of, check_end, guard_of, guarded_cursor, refusing
 
 ENDS = ("_commit", "_rollback")
 """Methods by which Django ends a transaction."""
@@ -57,6 +57,7 @@ class SqliteGuard(TransactionGuard):
         if not self._is_workers:
             self.connection.execute_wrappers.remove(self._around_statement)
         else:
+            # If the function has sent nothing, a BEGIN would take the write lock for an empty COMMIT.
             self.raw.pending_begin = None
         if self._is_set and not self.was_replaced() and not self.connection.closed_in_transaction:
             self._release()
@@ -154,8 +155,8 @@ class _GuardedCursor:
         return super().executescript(script)  # type: ignore[misc]
 
     def _guarded(self, execute: Callable[..., Any], statement: Any, *args: Any) -> Any:
-        guard: Any = guard_of(self.connection)
-        if guard is None or not guard.is_armed:
+        guard: Any = armed_guard_of(self.connection)
+        if guard is None:
             self.connection.begin_if_pending()
             return execute(statement, *args)
         guard.check_statement(statement)

@@ -88,14 +88,20 @@ def guard_of(raw: Any) -> TransactionGuard | None:
     return _guards.get(id(raw))
 
 
+def armed_guard_of(raw: Any) -> TransactionGuard | None:
+    """Give the guard of a driver's connection while a function runs inside the guarded transaction, or None."""
+    guard = _guards.get(id(raw))
+    return guard if guard is not None and guard.is_armed else None
+
+
 def check_end(raw: Any, name: str) -> None:
     """Refuse a method of the driver that would end the transaction in which a function runs.
 
     Raises:
         TransactionManagementError: naming the statement or method.
     """
-    guard = guard_of(raw)
-    if guard is not None and guard.is_armed:
+    guard = armed_guard_of(raw)
+    if guard is not None:
         guard.refuse(name)
 
 
@@ -147,6 +153,7 @@ class TransactionGuard:
         """Watch the connection, right before BEGIN."""
         self._outer = _guards.get(id(self.raw))
         if self._outer is not None:
+            # What a run inside an object sends may see rows that the object has not sent yet.
             self.buffer = self._outer.buffer
         _guards[id(self.raw)] = self
         self._errors_before = self.connection.wrap_database_errors
@@ -161,8 +168,10 @@ class TransactionGuard:
     def disarm(self) -> None:
         """Stop refusing, after the function has ended."""
         self.has_ended()
+        # With another wrapper in its place, what followed ran on another connection.
         self.ended = self.ended or connections[self.connection.alias] is not self.connection
         self.is_armed = False
+        # From here on it is for what COMMIT raises, and not for what the function has caught.
         self._errors.first = None
         if self._connect is None:
             vars(self.connection).pop("connect", None)

@@ -68,6 +68,7 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     With `noted`, the transaction's id is noted before COMMIT. `limit` ends `on_commit` callbacks that take too long.
     `record` writes the last row of the transaction and gives its note, told whether there are callbacks.
     """
+    # Before BEGIN: a crash of the driver as it connects is blamed on the object, too.
     marks.put(offset, RUNNING)
     opened = begin_on(aliases, noted=noted)
     note, value, error = 0, None, opened.error
@@ -85,6 +86,8 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
         return roll_back(opened, error)
     if error is not None:
         return roll_back(opened, error)
+    # Worker dies before COMMITTING: no COMMIT was sent, and the server rolls back. After it: the note, which was
+    # written before, names the transaction to ask about.
     callbacks = detach_on_commit(opened.owned)
     marks.put(offset, COMMITTING)
     started = time.perf_counter()
@@ -94,6 +97,7 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
         return failed._replace(
             value=value, note=unanswered_note(note, committing), retry=failed.retry and opened.outermost
         )
+    # Before the callbacks: if the worker dies in one of them, the object is saved all the same.
     marks.put(offset, COMMITTED)
     return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, limit), committing=committing)
 
@@ -314,6 +318,7 @@ def commit(opened: OpenTransactions) -> AttemptResult | None:
             _commit_block(block, guard.connection)
             committed.append(block.using)
     except BaseException as error:
+        # The block that failed has been left. Those after it have not been reached, and nothing of them is committed.
         exit_blocks(opened.blocks[: -len(committed) - 1], error)
         opened.uninstall()
         if opened.ended:

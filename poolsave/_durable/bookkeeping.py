@@ -328,6 +328,7 @@ class Bookkeeping:
         """
         if self.closed:
             return
+        # First what is left: the ranges say whether the run is complete, and the failures how it has ended.
         self._patiently(self._flush)
         ranges = self._patiently(self._table.merge_all)
         state, counts = self.state, sums(ranges)

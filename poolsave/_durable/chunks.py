@@ -118,6 +118,8 @@ class ChunkTable:
         """
         if place.failures is not None:
             return self._resolved(place.failures)
+        # In a transaction of its own: on MariaDB one that has read before it waits does not see what was committed
+        # meanwhile.
         self._wait_for(place)
         with self._session.transaction():
             end = place.sequence + len(place.keys)

@@ -87,6 +87,7 @@ class DurableEngine(Engine):
             self._durable_source.open(ranges, self._session.bounds)
         if self.meter is not None:
             self.meter.follow(self._session.followed())
+        # Before the workers: a fork inherits the job as it is then, and others get it pickled.
         self._durable_job.recorder = LedgerRecorderSpec(
             alias=self._session.alias,
             name=self._session.spec.name,

@@ -106,6 +106,7 @@ class LedgerRecorder:
 
     def begin(self, payload: Any) -> Any:
         self._chunk = payload if isinstance(payload, PlacedPayload) else PlacedPayload(*pickle.loads(payload))
+        # That was about the chunk before. A lost lease stays lost.
         if isinstance(self.lost, ChunkTaken):
             self.lost = None
         return self._chunk.payload

@@ -149,6 +149,8 @@ class Session:
     def _take(self, run: Run, first: Bounds | None) -> None:
         from ..ledger.models import Lease
 
+        # Waits for transactions in flight of the session before, which hold it shared. Once the generation has grown,
+        # what else that session sends finds no lease, and rolls back.
         lease = Lease.objects.using(self.alias).select_for_update().get(run_id=run.pk)
         lease.generation += 1
         lease.save(using=self.alias)
@@ -277,6 +279,9 @@ class Session:
             mine = _runs(self.alias).filter(pk=self.run_id, holder=self._holder)
             if not mine.update(holder="", **columns):
                 raise self.lost()
+            # The run before its lease, as in `open`: in another order two sessions could wait for each other. And FOR
+            # UPDATE before the UPDATE, which on PostgreSQL would not wait for the workers' FOR KEY SHARE: it changes no
+            # key.
             list(Lease.objects.using(self.alias).select_for_update().filter(run_id=self.run_id))
             Lease.objects.using(self.alias).filter(run_id=self.run_id).update(generation=F("generation") + 1)
         self.release()

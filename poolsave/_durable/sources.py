@@ -270,6 +270,7 @@ class KeyedInput(IterableSource):
         chunk = super().gather(size, idle=idle)
         if not chunk:
             return None
+        # Only what lies in one gap goes out together, since a chunk has one place. The rest goes back.
         first = chunk[0][3]
         together = next((at for at, each in enumerate(chunk) if each[3] != first + at), len(chunk))
         if together < len(chunk):

@@ -34,7 +34,7 @@ from ..executors import (
     Task,
     is_resizable,
 )
-from ..options import AUTO, Options, WorkerRange, available_cpus, max_failures_reached, worker_range
+from ..options import AUTO, Options, WorkerRange, max_failures_reached, worker_range
 from ..outcomes import Status
 from ..throttles._reading import RunView
 from .chunking import TARGET, Chunk, FlowControl
@@ -93,9 +93,7 @@ class Engine:
         self._executor.start(self._job, workers=self._first_workers(limits), longest=self._flow.longest)
         self._sizing = None
         if limits.is_open and is_resizable(self._executor):
-            self.statistics.first_workers = self._executor.workers
-            cpus = available_cpus()
-            self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics, cpus=cpus)
+            self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics)
 
     def _first_workers(self, limits: WorkerRange) -> int:
         workers, length = limits.least, self._source.remaining()
@@ -145,6 +143,7 @@ class Engine:
         """
         self._undelivered, self._max_lead = undelivered, max_lead
         if self.stopped is not None:
+            # In each step: to the queue of a block calls are added until the block is left.
             self._skip(self._source.give_up())
         self._feed()
         if self._ready:
@@ -159,8 +158,7 @@ class Engine:
         if self.fatal is not None and not self._executor.workers:
             self._skip_unstarted()
         if self._sizing is not None and self.stopped is None and not (self._gate and self._gate.is_narrow):
-            left = self._source.remaining()
-            self._sizing.maybe_resize(ended=self._ended, left=left, chunksize=self._flow.shortest)
+            self._sizing.maybe_resize(ended=self._ended, left=self._source.remaining(), chunksize=self._flow.shortest)
         return self._take_ready()
 
     def _wait_time(self) -> float | None:
@@ -370,6 +368,7 @@ class Engine:
         if event.running is not None:
             self._resolve_crash(self._tasks.pop(event.running), event)
         if self.stopped is not None:
+            # What was requeued just now has to be skipped, too.
             self.halt(self.stopped)
 
     def _resolve_crash(self, chunk: Chunk, event: Died) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from .._reports.statistics import Statistics
 from .._worker.replies import WorkerTime
 from ..executors import Executor, Job, NotAdded, Ready, Resizable, Retired
-from ..options import WorkerRange
+from ..options import WorkerRange, available_cpus
 from .worker_policy import Window, WorkerPolicy
 
 WARM_UP = 0.05
@@ -27,16 +27,17 @@ MIN_OBJECTS = 2
 class WorkerSizing:
     """Measures the workers of a run, window by window, and changes their number."""
 
-    def __init__(
-        self, executor: Resizable, job: Job, limits: WorkerRange, statistics: Statistics, *, cpus: int
-    ) -> None:
+    def __init__(self, executor: Resizable, job: Job, limits: WorkerRange, statistics: Statistics) -> None:
         self._executor = executor
         self._job = job
         self._statistics = statistics
-        self._reported = workers = executor.workers
+        self._reported = statistics.first_workers = workers = executor.workers
         self._changed_at = 0
         self._policy = WorkerPolicy(
-            workers=workers, least=min(limits.least, workers), most=limits.most, cpus=cpus_for(executor, cpus)
+            workers=workers,
+            least=min(limits.least, workers),
+            most=limits.most,
+            cpus=_cpus_for(executor),
         )
         self._warmed_up: dict[object, float] = {}
         """By worker, the seconds of its work that did not count."""
@@ -140,7 +141,7 @@ class WorkerSizing:
             self._statistics.resized(self._reported, self._changed_at, self._policy.reason)
 
 
-def cpus_for(executor: Executor, cpus: int) -> int:
+def _cpus_for(executor: Executor) -> int:
     """How many of its workers can compute at once."""
     has_one_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return 1 if executor.shares_memory and has_one_lock else cpus
+    return 1 if executor.shares_memory and has_one_lock else available_cpus()

@@ -194,6 +194,7 @@ class QueueSource:
 
     @property
     def exhausted(self) -> bool:
+        # In this order: another thread may put something in and close the queue between the two questions.
         return self._closed and self._queue.empty()
 
     def put(self, item: Any) -> None:

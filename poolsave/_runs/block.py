@@ -103,6 +103,7 @@ class BlockDriver:
                     raise RuntimeError("the concurrent_saves() block has been left: submit inside it")
                 attach_report(self.fatal, self.report)
                 raise self.fatal
+            # Before the driver can see it: it takes the call out of here as soon as that has ended.
             self._unfinished.add(call)
             self._source.put(call)
         self._wake()
@@ -233,6 +234,7 @@ class BlockDriver:
 
     def _finish(self) -> None:
         self._engine.close()
+        # Under the lock: a call that is being submitted is refused, or among these.
         with self._lock:
             self._closing = True
             unfinished, self._unfinished = self._unfinished, set()

@@ -190,6 +190,7 @@ class WorkerJob:
                 self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
             must_seed = (forked or (fresh and alone)) and not is_seeded()
             if must_seed:
+                # Before the seeding: the modules of the hooks may have generators of their own.
                 if self.hooks is not None:
                     self.hooks.load()
                 reseed_generators(self.generators)

@@ -117,6 +117,7 @@ class RefusedSave(ModelSave):
         )
 
     def __reduce__(self) -> Any:
+        # It raises: pickled for another process, the call fails before it is sent.
         return self.perform()
 
 
@@ -252,6 +253,7 @@ class PendingCall:
         """The call leaves the queue. From now on its future cannot be cancelled."""
         self.cancelled = not self.future.set_running_or_notify_cancel()
         if self.cancelled:
+            # It keeps its place in the chunk, whose objects have been counted, and does nothing there.
             self.request = FunctionCall(_do_nothing, (self.request.item,), {})
             self.states = self._pickled_states = None
             self.pickle_now()

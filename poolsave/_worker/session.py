@@ -130,6 +130,7 @@ class WorkerSession:
         else:
             call = partial(_call_with_pickled, self._fast_call) if pickled else self._fast_call
             self._run_fast(call, objects, marks, reply, builder)
+        # The last reply has left, so that the caller does not wait for what follows.
         if self._recorder is not None:
             self._recorder.leave()
         if self._maintenance is not None:

@@ -87,6 +87,7 @@ class FastLoop:
                 if crosses and type(value) not in plain:
                     value = self._to_wire(value)  # at once: the function may change it later
                 append(value)
+                # After the value: with its time an object counts as returned, in the parent's eyes, too.
                 ends[index] = now = clock()
                 index += 1
                 if now > next_check:

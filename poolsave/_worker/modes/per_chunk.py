@@ -138,6 +138,8 @@ def _commit(  # noqa: PLR0913  as above
     recorder: Recorder | None,
 ) -> ChunkResult:
     saved = [index for index, (result, _) in enumerate(ran) if result.attempt.status is Status.SUCCEEDED]
+    # Worker dies among these marks: no COMMIT was sent. Objects that are still PENDING run again; of the others the
+    # note tells, and without one they are LOST.
     for index in saved:
         marks.put(first + index, COMMITTING)
     started = time.perf_counter()
@@ -170,6 +172,7 @@ def _run_object(
     started = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)
+    # What it did before that may be in the database.
     if transactions.has_ended():
         marks.put(offset, COMMITTING)
         if attempt.error is not None:

@@ -87,6 +87,8 @@ class WithoutTransaction:
         call, last = partial(self._call, item), tries + self._job.retries
         self._deadline.start(marks)
         while True:
+            # Threads take turns on a database in memory, but not through the pause before a retry: the others would
+            # wait for it.
             with self._serial_lock:
                 attempt = self._attempt(call, marks, offset)
             if attempt.status is not Status.SUCCEEDED:

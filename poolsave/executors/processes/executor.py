@@ -111,6 +111,7 @@ class ProcessExecutor:
         except BaseException:  # no descriptor is left
             self._waker.close()
             raise
+        # Before the first worker: if one cannot be started, `stop` has to find and end the others.
         _started.add(self)
         self._selector.register(self._waker.reader, selectors.EVENT_READ, None)
         self._wanted = workers
@@ -187,6 +188,7 @@ class ProcessExecutor:
         worker = min(workers, key=lambda worker: (not worker.joining, len(worker.tasks)))
         self._wanted -= not worker.joining
         worker.joining, worker.retiring = False, True
+        # A pipe keeps the order: the worker reads this behind its tasks.
         self._post(worker, STOP)
 
     def let_go(self) -> None:
@@ -201,6 +203,7 @@ class ProcessExecutor:
         self._waker.close()
 
     def submit(self, task: Task) -> None:
+        # Not to one that is being set up: if that fails, the run goes on without it, and so it must have no task.
         workers = (worker for worker in self._workers if not (worker.joining or worker.retiring))
         worker = min(workers, key=lambda worker: len(worker.tasks))
         worker.tasks.append(task)
@@ -218,6 +221,7 @@ class ProcessExecutor:
         if self._job.timeout is not None:
             for worker in self._workers:
                 worker.check_time(self._job.timeout)
+        # Looked for only while nothing else comes: it is for workers whose exit no descriptor reports (`HEARTBEAT`).
         dead = [] if ready else [worker for worker in self._workers if not worker.is_alive()]
         for key, mask in ready:
             if key.data is None:
@@ -228,6 +232,7 @@ class ProcessExecutor:
                 self._read(key.data, events)
             else:
                 dead.append(key.data)
+        # After all messages of this round, since a worker's own may have come just before its end.
         for worker in dead:
             self._on_exit(worker, events)
         return events
@@ -261,6 +266,7 @@ class ProcessExecutor:
             if not worker.retiring:
                 events.append(SetupFailed(error))
         elif kind in (PARTIAL, FINAL):
+            # A worker runs its tasks in the order in which they were sent.
             task = worker.tasks[0].id
             if kind == FINAL:
                 worker.tasks.popleft()
@@ -268,8 +274,12 @@ class ProcessExecutor:
 
     def _on_exit(self, worker: WorkerHandle, events: list[Event]) -> None:
         worker.end()
+        # What it had sent by then is still in the pipe. It is read before the marks: an answered task is no longer at
+        # risk.
         if not worker.inbox.ended:
             self._read(worker, events)
+        # Before they are closed: the next worker may get descriptors of the same numbers, which the selector must not
+        # know.
         self._unregister(worker)
         failed_setup = any(isinstance(event, SetupFailed) for event in events)
         event = worker.exit_event()

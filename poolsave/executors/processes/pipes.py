@@ -126,6 +126,7 @@ class Inbox:
                 break
             self.ended = not data
             self._partial += data
+            # A short read has emptied the pipe. Another one would be a system call for nothing.
             if len(data) < READ_SIZE:
                 break
         return self._complete()

@@ -70,6 +70,7 @@ class SharedMarks:
         if self._stamps is None:
             self._stamps = memoryview(self._memory)[self._stamps_at :].cast("d")
         self._memory[self._stamps_at : self._stamps_at + 8 * size] = bytes(8 * size)
+        # Last: from here on each time that is not zero says that its object has ended.
         self._memory[STAMPED : STAMPED + 2] = bytes((begun, ended))
         return self._stamps
 

@@ -175,6 +175,7 @@ def _ensure_forkserver(preload: bytes) -> str | None:
         reason = channel.exchange(request, server._forkserver_pid)
     if reason:
         _kill_server(server._forkserver_pid)
+        # The next one finds no address in its environment, and so preloads nothing.
         forkserver.ensure_running()
         _preload_failures[server._forkserver_pid] = reason
     return reason or None

@@ -85,6 +85,8 @@ class WorkerHandle:
         self.pid: int = self._process.pid
         self._descriptor = process_descriptor(self.pid)
         self.sentinel: int = self._process.sentinel if self._descriptor is None else self._descriptor
+        # With the parent's copies open, the worker's exit would neither end its replies nor break the pipe of its
+        # tasks.
         for end in self._worker_ends:
             end.close()
 
@@ -139,6 +141,7 @@ class WorkerHandle:
         """Say what the worker was running. Its replies have been read before."""
         exitcode = self._process.exitcode
         error = WorkerDied(exitcode, _signal_name(exitcode), details=self._crash_traceback())
+        # Otherwise it had not begun the first one of its tasks, as the order in `SharedMarks.begin` makes sure.
         if self.tasks and self.marks.task == self.tasks[0].id:
             running = self.tasks.popleft()
             queued = tuple(task.id for task in self.tasks)

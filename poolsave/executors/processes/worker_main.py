@@ -53,11 +53,14 @@ def _main(
     _reset_signals()
     os.setpgid(0, 0)  # a group of its own, so that processes that an object starts are ended together with it
     forked = close_parent_ends is not None
-    if close_parent_ends is not None:  # of the parent's own ends
+    # Only this worker's. A worker that is forked later has copies of those of earlier ones: when the parent ends, the
+    # last worker notices it first, and with its end the one before it can.
+    if close_parent_ends is not None:
         close_parent_ends()
     if forked:
         gc.freeze()  # a collection would write to inherited pages, and so copy them
     marks = SharedMarks.attach(pipes.marks.fd)
+    # Before the set-up, which imports the project: C code may crash there, and the parent may end meanwhile.
     faulthandler.enable(pipes.crash_log.fd)
     _exit_with_parent(pipes.tasks.fileno())
     replies = pipes.replies.fileno()
@@ -74,6 +77,8 @@ def _main(
         tasks = Reader(pipes.tasks.fileno())
         while message := tasks.receive():
             task, size = TASK_HEADER.unpack_from(message)
+            # Worker dies before this: the parent finds the task in its queue, and sends it to another one. After it:
+            # the marks say which objects had begun.
             marks.begin(task, size)
             session.run(
                 memoryview(message)[TASK_HEADER.size :],
@@ -88,7 +93,9 @@ def _reset_signals() -> None:
     # Ctrl-C goes to the whole group. The parent decides what it means; workers finish the present object.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A fork inherits the descriptor by which an event loop of the parent's learns of signals, and would wake that loop.
     signal.set_wakeup_fd(-1)
+    # The parent has blocked them around a fork, and a child inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
