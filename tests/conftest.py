@@ -194,8 +194,9 @@ def _nothing_is_left_behind(request):
 
 def _belongings():
     sessions = _sessions()  # first, since the first look opens a connection of its own
-    clusters, _files = dask_cluster.belongings()
-    children = {pid: _told(pid) for pid in descendants() if pid not in clusters}
+    kept, _files = dask_cluster.belongings()
+    kept = kept.union(*(server.belongings()[0] for server in mariadb.StoppableServer.started))
+    children = {pid: _told(pid) for pid in descendants() if pid not in kept}
     return {
         "processes": {pid: told for pid, told in children.items() if not any(name in told for name in HELPERS)},
         "threads": {thread.ident: thread.name for thread in threading.enumerate()},
@@ -223,6 +224,7 @@ def _files_of_helpers():
         resource_tracker._resource_tracker._fd,
         loky_tracker._resource_tracker._fd,
         *dask_cluster.belongings()[1],
+        *(server.belongings()[1] for server in mariadb.StoppableServer.started),
         *(watcher.fileno() for watcher in _watchers.values()),  # a server may have been started by the test
     }
 

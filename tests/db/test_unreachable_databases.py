@@ -3,10 +3,12 @@
 What is right is what the server has in its table when it is there again.
 """
 
+import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import closing
 from contextvars import ContextVar
 from types import ModuleType
 
@@ -24,6 +26,7 @@ from poolsave._db.commit_status import TransactionNote, commit_status
 from poolsave.migrations import RunPooled
 from tests.conftest import needs_mariadb
 from tests.models import Tag
+from tests.support import mariadb
 from tests.support.pools import EXECUTORS
 from tests.support.postgres import settings_from_url
 
@@ -46,10 +49,23 @@ def passes(number):
 
 
 class Server:
-    """A private PostgreSQL with a database of its own under the alias "gone", which has a table for numbers."""
+    """A server with a database of its own under the alias "gone", with a table for numbers."""
 
-    def __init__(self, private_server):
-        self._server = private_server
+    def numbers(self):
+        self.let_in()
+        connections["gone"].close()
+        with connections["gone"].cursor() as cursor:
+            cursor.execute("SELECT number FROM numbers ORDER BY number")
+            return [number for (number,) in cursor.fetchall()]
+
+
+class Postgres(Server):
+    """A private PostgreSQL, which can lock that database."""
+
+    alias = "postgres"
+
+    def __init__(self, request):
+        self._server = private_server = request.getfixturevalue("private_server")
         with private_server.connected() as cursor:
             cursor.execute("DROP DATABASE IF EXISTS gone WITH (FORCE)")
             cursor.execute("CREATE DATABASE gone")
@@ -69,18 +85,51 @@ class Server:
         with self._server.connected() as cursor:
             cursor.execute("ALTER DATABASE gone ALLOW_CONNECTIONS true")
 
-    def numbers(self):
-        self.let_in()
-        connections["gone"].close()
-        with connections["gone"].cursor() as cursor:
-            cursor.execute("SELECT number FROM numbers ORDER BY number")
-            return [number for (number,) in cursor.fetchall()]
+
+class MariaDB(Server):
+    """A private MariaDB, which is stopped by its administrator, or crashes."""
+
+    alias = "mariadb"
+
+    def __init__(self, request):
+        self._server = request.getfixturevalue("stoppable_mariadb")
+        with closing(self._server.connect()) as connection:
+            connection.cursor().execute("DROP DATABASE IF EXISTS gone")
+            connection.cursor().execute("CREATE DATABASE gone")
+        self.settings = {**mariadb.settings_from_url(self._server.url), "NAME": "gone"}
+
+    def lock_out(self, *, crash=False):
+        self._server.stop(signal.SIGKILL if crash else signal.SIGTERM)
+
+    def let_in(self):
+        self._server.start()
+
+
+@pytest.fixture(scope="session")
+def stoppable_mariadb():
+    found = mariadb.StoppableServer()
+    yield found
+    found.delete()
 
 
 @pytest.fixture
-def server(private_server, django_db_blocker, monkeypatch):
-    one = Server(private_server)
-    monkeypatch.setitem(connections.settings, "gone", {**connections.settings["postgres"], **one.settings})
+def kind():
+    return Postgres
+
+
+def on_each_server(*marks):
+    return pytest.mark.parametrize(
+        "kind", [Postgres, pytest.param(MariaDB, marks=[needs_mariadb, *marks])], ids=["postgres", "mariadb"]
+    )
+
+
+on_both_servers, on_both_at_length = on_each_server(), on_each_server(pytest.mark.exhaustive)
+
+
+@pytest.fixture
+def server(kind, request, django_db_blocker, monkeypatch):
+    one = kind(request)
+    monkeypatch.setitem(connections.settings, "gone", {**connections.settings[one.alias], **one.settings})
     with django_db_blocker.unblock():  # no test case of Django's, which would forbid this alias
         with connections["gone"].cursor() as cursor:
             cursor.execute("CREATE TABLE numbers (number int)")
@@ -109,12 +158,13 @@ class LockOut:
         return time.monotonic() - self.at
 
 
-def check_report(report, server, *, at_work, outcomes=None):
+def check_report(report, server, *, at_work, outcomes=None, transaction="object"):
     """It has all objects, says the truth of each, and lets most of them be skipped. `at_work`: one per worker in its
-    COMMIT, and one that waits for a connection."""
+    COMMIT, and one that waits for a connection. Without a transaction, a failed object may have left its row."""
     found = server.numbers()
     saved = {outcome.value for outcome in outcomes or report if outcome.ok}
-    lost = {outcome.item for outcome in outcomes or report if outcome.status == "lost"}
+    unknown = ["lost"] if transaction else ["lost", "failed"]
+    lost = {outcome.item for outcome in outcomes or report if outcome.status in unknown}
     assert saved <= {*found} <= saved | lost
     assert len(found) == len({*found})
     assert report.total == report.succeeded + report.failed + report.lost + report.skipped
@@ -129,6 +179,7 @@ WAYS = [
 ]  # fmt: skip
 
 
+@on_both_servers
 @pytest.mark.parametrize(("executor", "transaction", "crash"), WAYS)
 def test_run_ends_within_seconds_when_its_server_is_gone(server, executor, transaction, crash):
     lock_out = LockOut(server, crash=crash)
@@ -141,9 +192,11 @@ def test_run_ends_within_seconds_when_its_server_is_gone(server, executor, trans
                 lock_out()
     assert lock_out.seconds() < SECONDS
     assert any(outcome.error is caught.value.__cause__ for outcome in outcomes if not outcome.ok)
-    check_report(caught.value.report, server, at_work=4 + 2 * 10 * (transaction == "chunk"), outcomes=outcomes)
+    at_work = 4 + 2 * 10 * (transaction == "chunk")
+    check_report(caught.value.report, server, at_work=at_work, outcomes=outcomes, transaction=transaction)
 
 
+@on_both_servers
 @pytest.mark.parametrize("transaction", ["object", "chunk", None])
 def test_run_goes_on_when_its_server_is_back(server, transaction):
     done = []
@@ -155,7 +208,8 @@ def test_run_goes_on_when_its_server_is_back(server, transaction):
             timer.start()
     timer.join()
     saved = {outcome.value for outcome in done if outcome.ok}
-    lost = {outcome.item for outcome in done if outcome.status is Status.LOST}
+    unknown = [Status.LOST] if transaction else [Status.LOST, Status.FAILED]
+    lost = {outcome.item for outcome in done if outcome.status in unknown}
     found = server.numbers()
     assert len(done) == 500
     assert saved <= {*found} <= saved | lost
@@ -187,6 +241,7 @@ def check_tags(report):
     assert report.total < 500 or report.skipped
 
 
+@on_both_at_length
 def test_run_over_rows_ends_within_seconds(server, tags):
     lock_out = LockOut(server, after=5)
     with pytest.raises(DatabaseUnreachable) as caught:
@@ -196,6 +251,7 @@ def test_run_over_rows_ends_within_seconds(server, tags):
     check_tags(caught.value.report)
 
 
+@on_both_at_length
 def test_caller_reads_keys_on_when_its_server_is_back(server, tags):
     def blinks(done, _total):
         if done >= 100 and threads[0].ident is None:
@@ -211,6 +267,7 @@ def test_caller_reads_keys_on_when_its_server_is_back(server, tags):
     assert report.succeeded <= renamed <= report.succeeded + report.lost
 
 
+@on_both_at_length
 def test_migration_ends_within_seconds(server, tags):
     lock_out = LockOut(server, after=5)
     state = ProjectState.from_apps(apps)
@@ -223,6 +280,7 @@ def test_migration_ends_within_seconds(server, tags):
     check_tags(caught.value.report)
 
 
+@on_both_servers
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_pipeline_ends_within_seconds(server, executor):
     lock_out = LockOut(server, after=10)
@@ -233,6 +291,7 @@ def test_pipeline_ends_within_seconds(server, executor):
     check_report(caught.value.report, server, at_work=4)
 
 
+@on_both_servers
 def test_block_ends_within_seconds(server):
     lock_out = LockOut(server, after=10)
     options = {"databases": ("gone",), "workers": 2, "chunksize": 10, "progress": lock_out}

@@ -6,12 +6,15 @@ import getpass
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+import psutil
 
 from tests.support import private
 
@@ -90,8 +93,12 @@ def start(socket: Path, *options: str) -> "subprocess.Popen[bytes]":
 
 KEEPER = """
 import shutil, subprocess, sys
-server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-sys.stdin.read()  # until the tests have ended, also by a signal
+def start():
+    return subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+server = start()
+for _line in sys.stdin:  # until the tests have ended, also by a signal; a line says that it is to run again
+    server.wait()
+    server = start()
 server.terminate()
 try:
     server.wait(20)
@@ -180,3 +187,44 @@ def _wait_for(keeper, socket):
 def end(keeper):
     keeper.stdin.close()
     keeper.wait(30)
+
+
+class StoppableServer:
+    """A server that a test may stop or kill, apart from the one that all tests share."""
+
+    started = []
+    """Those that outlive the test that has started them."""
+
+    def __init__(self):
+        self._socket = Path(private.new_folder(), "socket")
+        # What has been committed is there after the process was killed; the system's cache outlives it.
+        self._keeper = start(self._socket, "--innodb-flush-log-at-trx-commit=2")
+        self.url = f"mysql:///?unix_socket={self._socket}"
+        self.started.append(self)
+
+    def belongings(self):
+        """Its processes, and the descriptor by which they know that this process is there."""
+        keeper = psutil.Process(self._keeper.pid)
+        return {keeper.pid, *(child.pid for child in keeper.children())}, self._keeper.stdin.fileno()
+
+    def stop(self, signum=signal.SIGTERM):
+        """End it: with SIGKILL as a crash does, else as an administrator does."""
+        (process,) = psutil.Process(self._keeper.pid).children()
+        process.send_signal(signum)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        self._socket.unlink(missing_ok=True)
+
+    def start(self):
+        """Start it again, unless it runs."""
+        if not self._socket.exists():
+            self._keeper.stdin.write(b"\n")
+            self._keeper.stdin.flush()
+            _wait_for(self._keeper, self._socket)
+
+    def connect(self):
+        return connect(unix_socket=str(self._socket))
+
+    def delete(self):
+        self.started.remove(self)
+        end(self._keeper)
