@@ -41,6 +41,8 @@ class Recorder:
         self._before: dict[tuple[Any, Key], Row | None] = {}
         self._at_savepoints: dict[Any, tuple[int, Counter[str]]] = {}
         """What was recorded when a savepoint was set: how many rows, and the other writes."""
+        self._returning: tuple[str, int] | None = None
+        """SQLite: a table to which a statement with RETURNING has written, and the changes of the connection before."""
         self._in_orm = 0
         self._depth = len(connection.savepoint_ids)
         self._callbacks = len(connection.run_on_commit)
@@ -171,6 +173,7 @@ class Recorder:
     # Hooks.
 
     def _around_statement(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
+        self._count_returning()
         if self._in_orm:
             return execute(sql, params, many, context)
         text = sql.as_string(self.connection.connection) if hasattr(sql, "as_string") else statement_text(sql)
@@ -184,9 +187,22 @@ class Recorder:
         for values in params if many else [params]:
             result = execute(sql, [values] if many else values, many, context)
             self.other_writes.update(tables[:-1])  # of several statements the driver tells the rows of the last
-            rows = context["cursor"].rowcount
-            self.other_writes[tables[-1]] += rows if rows >= 0 else 1
+            self._count_rows(context["cursor"], tables[-1])
         return result
+
+    def _count_rows(self, cursor: Any, table: str) -> None:
+        if self.connection.vendor == "sqlite" and cursor.description is not None:
+            self._returning = table, self.connection.connection.total_changes
+            return
+        self.other_writes[table] += cursor.rowcount if cursor.rowcount >= 0 else 1
+
+    def _count_returning(self) -> None:
+        # SQLite counts the rows when the first of them are fetched, or their cursor is closed. The end of a sample
+        # is a statement, too.
+        if self._returning is not None:
+            table, before = self._returning
+            self._returning = None
+            self.written_unseen(table, self.connection.connection.total_changes - before)
 
     def _is_at_sample(self) -> bool:
         return len(self.connection.savepoint_ids) == self._depth

@@ -121,6 +121,16 @@ def test_writes_past_the_orm_are_counted_by_table(preview_of, alias):
     assert preview.changes == []
 
 
+@pytest.mark.parametrize("fetch", ["fetchone", "fetchall", "close"])
+def test_rows_of_returning_are_counted(preview_of, alias, fetch):
+    def write(number):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("INSERT INTO tests_tag (name) VALUES (%s), (%s) RETURNING id", [f"a{number}", f"b{number}"])
+            getattr(cursor, fetch)()
+
+    assert preview_of(write, range(2)).other_writes == {"tests_tag": 4}
+
+
 def test_what_a_failed_sample_wrote_past_the_orm_is_forgotten(preview_of, alias):
     thing = Thing.objects.using(alias).create(visits=1)
 
