@@ -94,6 +94,18 @@ class TestDesk:
         assert _dask_worker._runs == {}
 
 
+class NoJob:
+    """Opened by no worker, since nothing is submitted."""
+
+
+def test_client_that_has_closed_itself_leaves_no_thread():
+    """As Dask's does where its scheduler is lost. That no thread is left is looked at after every test."""
+    executor = executors.DaskExecutor(address_of(2, 1))
+    executor.start(NoJob(), workers=1, longest=1)
+    executor._in_loop(executor._client._close()).result(10)
+    executor.stop()
+
+
 def test_worker_refuses_a_task_that_the_scheduler_runs_again(tmp_path, monkeypatch):
     """The guard alone: without a pin to the worker that a task is meant for, Dask does run it again."""
     submit = Client.map

@@ -245,7 +245,9 @@ class Cluster:
         await self._run_on_all(halt)
 
     async def close(self) -> None:
-        """Remove the run from all workers."""
+        """Remove the run from all workers, unless the scheduler is lost."""
+        if self._client.status == "closed":
+            return
         with suppress(OSError, ValueError):
             self._client.unsubscribe_topic("all")
         await self._run_on_all(forget_run)

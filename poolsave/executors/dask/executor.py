@@ -205,6 +205,7 @@ class DaskExecutor(EventQueueExecutor):
         finally:
             self._client = None
             client.close()
+            client._loop_runner.stop()  # a client that has closed itself, as its scheduler was lost, keeps its thread
 
 
 class SentBundle(NamedTuple):
