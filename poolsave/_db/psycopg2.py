@@ -52,6 +52,10 @@ class Psycopg2Guard(TransactionGuard):
     def _is_idle(self) -> bool:
         return not self.raw.closed and bool(self.raw.get_transaction_status() == TRANSACTION_STATUS_IDLE)
 
+    def has_transaction(self) -> bool:
+        status = self.connection.connection.get_transaction_status()
+        return status not in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN)
+
     def has_aborted(self) -> bool:
         # Unknown for a closed connection, on which no COMMIT would be sent.
         return self.raw.get_transaction_status() in (TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_UNKNOWN)

@@ -44,6 +44,9 @@ class Psycopg3Guard(TransactionGuard):
     def is_over(self) -> bool:
         return self._was_open and bool(self.raw.pgconn.transaction_status == IDLE)
 
+    def has_transaction(self) -> bool:
+        return self.connection.connection.pgconn.transaction_status not in (IDLE, UNKNOWN)
+
     def has_aborted(self) -> bool:
         return self.raw.pgconn.transaction_status in (INERROR, UNKNOWN)
 

@@ -51,8 +51,10 @@ class Savepoints:
             for each in self._each:
                 blocks.append(each.begin())  # noqa: PERF401  if the next one cannot begin, the blocks so far are rolled back
             value = call()
-            self._transactions.check_can_commit()
+            self._transactions.put_back()
+            self._transactions.check_can_commit(blocks)
         except BaseException as error:
+            self._transactions.put_back()
             self._transactions.add_transient_cause(error)
             exit_blocks(blocks, error)
             raise

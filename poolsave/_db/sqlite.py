@@ -85,6 +85,9 @@ class SqliteGuard(TransactionGuard):
             return False
         return not self.raw.in_transaction
 
+    def has_transaction(self) -> bool:
+        return bool(self.connection.connection.in_transaction)
+
     def has_aborted(self) -> bool:  # OR ROLLBACK, RAISE(ROLLBACK) and a full disk end the transaction
         has_begun = self.connection.commit_on_exit and not getattr(self.raw, "pending_begin", None)
         return has_begun and not self.raw.in_transaction

@@ -168,8 +168,7 @@ class TransactionGuard:
     def disarm(self) -> None:
         """Stop refusing, after the function has ended."""
         self.has_ended()
-        # With another wrapper in its place, what followed ran on another connection.
-        self.ended = self.ended or connections[self.connection.alias] is not self.connection
+        self.put_back()
         self.is_armed = False
         # From here on it is for what COMMIT raises, and not for what the function has caught.
         self._errors.first = None
@@ -177,6 +176,19 @@ class TransactionGuard:
             vars(self.connection).pop("connect", None)
         else:
             self.connection.connect = self._connect
+
+    def put_back(self) -> None:
+        """Give Django back what the function has replaced.
+
+        Blocks of `atomic()` end on the connection that `connections` has at that time. With `autocommit` set, Django
+        sends no savepoint, and rolls back to none.
+        """
+        current = connections[self.connection.alias]
+        if current is not self.connection:
+            self.ended = True
+            current.close()
+            connections[self.connection.alias] = self.connection
+        self.connection.autocommit = False
 
     def uninstall(self) -> None:
         """Leave the connection as it was, after COMMIT or ROLLBACK."""
@@ -214,6 +226,10 @@ class TransactionGuard:
     def is_doomed(self) -> bool:
         """Whether the transaction can only be rolled back, as far as is known without a query."""
         return self.connection.needs_rollback or (self.connection.connection is not None and self.has_aborted())
+
+    def has_transaction(self) -> bool:
+        """Whether the driver can tell that a transaction is open on the connection that Django has now."""
+        return False
 
     def has_aborted(self) -> bool:
         """Whether the driver can tell that the server would not commit."""
@@ -263,13 +279,10 @@ class TransactionGuard:
         )
 
     def abandon(self) -> None:
-        """Close this connection and its replacement, after its transaction was ended past Django.
+        """Close a driver's connection that was replaced, after its transaction was ended past Django.
 
         An open connection would keep its locks, and another try would wait for them for ever.
         """
-        if connections[self.connection.alias] is not self.connection:
-            connections[self.connection.alias].close()
-            connections[self.connection.alias] = self.connection
         if self.was_replaced():
             with suppress(Exception):  # each driver has its own for a connection that is closed already
                 self.raw.close()

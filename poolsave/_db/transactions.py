@@ -7,7 +7,7 @@ from the same parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.transaction import TransactionManagementError
 
 from .._runtime.foreign_exceptions import add_note, is_a, text_of, traceback_of
-from .._runtime.forks import end_child, fork_flag
 from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
 from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
+from .on_commit import detach_on_commit, run_on_commit
 from .transaction_guard import TransactionGuard, guard_of
 
 
@@ -75,7 +75,7 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
     if error is None:
         try:
             value = call()
-            opened.check_can_commit()
+            opened.check_can_commit(opened.blocks)
             if (noted or record is not None) and not opened.has_ended():
                 note = record_xid(aliases, marks) if record is None else record(callbacks=opened.has_callbacks())
         except BaseException as caught:  # whatever a user's function raises is that object's failure
@@ -99,7 +99,7 @@ def run_in_transaction(  # noqa: PLR0913  the last two have defaults
         )
     # Before the callbacks: if the worker dies in one of them, the object is saved all the same.
     marks.put(offset, COMMITTED)
-    return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, limit), committing=committing)
+    return AttemptResult(Status.SUCCEEDED, value, run_on_commit(callbacks, opened, limit), committing=committing)
 
 
 class FunctionBlock(transaction.Atomic):
@@ -148,10 +148,17 @@ class OpenTransactions(NamedTuple):
         """What `has_ended` has said at last."""
         return True in [guard.ended for guard in self.guards]
 
-    def check_can_commit(self) -> None:
-        """Refuse a success that the end of its block would silently roll back. What has ended is not looked at."""
-        if any(guard.is_doomed() for guard in self.guards) and not self.has_ended():
-            check_can_commit(self.guards)
+    def check_can_commit(self, blocks: Sequence[FunctionBlock]) -> None:
+        """Refuse a success that the end of its `blocks`, one per alias, would not commit. What has ended is not looked
+        at."""
+        for guard, block in zip(self.guards, blocks, strict=True):
+            if (guard.is_doomed() or guard.connection.atomic_blocks[-1:] != [block]) and not self.has_ended():
+                check_can_commit(guard, block)
+
+    def put_back(self) -> None:
+        """Give Django back what the function has replaced of the connections."""
+        for guard in self.guards:
+            guard.put_back()
 
     def has_callbacks(self) -> bool:
         """Whether the function has registered `on_commit` callbacks."""
@@ -237,20 +244,25 @@ def _find_guard_class(connection: Any) -> type[TransactionGuard]:
     return GuardClass
 
 
-def check_can_commit(guards: Iterable[TransactionGuard]) -> None:
-    """Refuse a success that the end of its block would silently roll back.
+def check_can_commit(guard: TransactionGuard, block: FunctionBlock) -> None:
+    """Refuse a success that the end of its block would silently roll back, or leave open.
 
     Raises:
         TransactionManagementError: saying what to do.
     """
     # atomic() rolls back when needs_rollback is set, and PostgreSQL may answer COMMIT with ROLLBACK.
-    for guard in guards:
-        if guard.is_doomed():
-            raise TransactionManagementError(
-                f"the function returned, but its transaction on {guard.connection.alias!r} can only be rolled back: a "
-                "database error was caught inside it, set_rollback(True) was called, or its connection is closed; put "
-                "atomic() around what may fail"
-            )
+    if guard.is_doomed():
+        raise TransactionManagementError(
+            f"the function returned, but its transaction on {guard.connection.alias!r} can only be rolled back: a "
+            "database error was caught inside it, set_rollback(True) was called, or its connection is closed; put "
+            "atomic() around what may fail"
+        )
+    if block in guard.connection.atomic_blocks:
+        raise TransactionManagementError(
+            f"the function returned inside of an atomic() on {guard.connection.alias!r} that it has entered, so that "
+            "its end would not commit: leave atomic() by `with`, and close what holds one, such as a generator or an "
+            "ExitStack"
+        )
 
 
 def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptResult:
@@ -270,11 +282,21 @@ def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptR
 def exit_blocks(blocks: Sequence[FunctionBlock], error: BaseException) -> None:
     """Roll back by leaving the blocks with an error."""
     for block in reversed(blocks):
+        connection = connections[block.using or DEFAULT_DB_ALIAS]
+        _forget_blocks_inside(block, connection)
         try:
             block.__exit__(type(error), error, traceback_of(error))
-        except Error as secondary:  # the connection is gone, and with it the transaction
-            connections[block.using or "default"].close()
+        except Exception as secondary:  # whatever the driver raises: without its connection the transaction is gone
+            connection.close()
             add_note(error, f"rolling back on {block.using!r} failed, too: {text_of(secondary)}")
+
+
+def _forget_blocks_inside(block: FunctionBlock, connection: Any) -> None:
+    # Django ends the innermost block, whichever is left. What the function has not left would keep ours open.
+    if block in connection.atomic_blocks:
+        while connection.atomic_blocks[-1] is not block:
+            connection.atomic_blocks.pop()
+            connection.savepoint_ids.pop()
 
 
 def _lost(opened: OpenTransactions, error: BaseException) -> AttemptResult:
@@ -360,46 +382,3 @@ def _failed_commit(error: BaseException, guard: TransactionGuard, committed: lis
         add_note(error, "the answer to COMMIT did not arrive, so the object may have been saved or not")
         return AttemptResult(Status.LOST, error=error)
     return AttemptResult(Status.FAILED, error=error, retry=is_transient(first))
-
-
-def detach_on_commit(owned: Iterable[tuple[Any, int]]) -> list[Callable[[], object]]:
-    """Remove the function's `on_commit` callbacks from Django, and give them.
-
-    Django would run them inside the block's exit, where their errors look like errors of COMMIT.
-    """
-    callbacks: list[Callable[[], object]] = []
-    for connection, before in owned:
-        if len(connection.run_on_commit) > before:
-            callbacks += [entry[1] for entry in connection.run_on_commit[before:]]
-            del connection.run_on_commit[before:]
-    return callbacks
-
-
-def _error_of(
-    callback: Callable[[], object], limit: Callable[[], AbstractContextManager[None]]
-) -> BaseException | None:
-    try:
-        with limit():
-            callback()
-    except BaseException as error:
-        return error
-    return None
-
-
-def run_on_commit(
-    callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> BaseException | None:
-    """Run all `on_commit` callbacks; gives what they raised. The object is saved in any case."""
-    if not callbacks:
-        return None
-    errors: list[BaseException] = []
-    forked = fork_flag()
-    for callback in callbacks:
-        error = _error_of(callback, limit)
-        if forked:
-            end_child(error)
-        if error is not None:  # reported in the outcome of the object
-            errors.append(error)
-    if len(errors) > 1:
-        return BaseExceptionGroup("several on_commit callbacks raised", errors)
-    return errors[0] if errors else None

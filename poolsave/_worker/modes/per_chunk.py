@@ -9,16 +9,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..._db.commit_status import unanswered_note
 from ..._db.error_codes import hit_time_limit, is_transient
+from ..._db.on_commit import detach_on_commit, run_on_commit
 from ..._db.savepoints import Savepoints
 from ..._db.transactions import (
     AttemptResult,
     OpenTransactions,
     begin_on,
     commit,
-    detach_on_commit,
     record_xid,
     roll_back,
-    run_on_commit,
 )
 from ..._runtime.foreign_exceptions import add_note, text_of
 from ...executors.marks import COMMITTED, COMMITTING, PENDING, RUNNING
@@ -84,7 +83,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
                         recorder.enter(first + index)
                     ran.append(_run_object(call, marks, first + index, savepoints, transactions))
                     _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
-                transactions.check_can_commit()
+                transactions.check_can_commit(transactions.blocks)
                 savepoints.release()
                 note = _note_of(ran, aliases, marks, first, recorder) if noted or recorder is not None else 0
         except BaseException as caught:
@@ -157,7 +156,9 @@ def _commit(  # noqa: PLR0913  as above
         if recorder is not None and ran[index][1]:
             recorder.enter(first + index)
         results[index] = (
-            _run_callbacks(*ran[index], limit) if failed is None else _as_lost(results[index], failed, note)
+            _run_callbacks(*ran[index], transactions, limit)
+            if failed is None
+            else _as_lost(results[index], failed, note)
         )
     if results:  # the first object gets the seconds of the one COMMIT
         results[0] = results[0]._replace(attempt=results[0].attempt._replace(committing=committing))
@@ -205,11 +206,14 @@ def _check_can_go_on(attempt: AttemptResult, transactions: OpenTransactions, sav
 
 
 def _run_callbacks(
-    result: ObjectResult, callbacks: list[Callable[[], object]], limit: Callable[[], AbstractContextManager[None]]
+    result: ObjectResult,
+    callbacks: list[Callable[[], object]],
+    transactions: OpenTransactions,
+    limit: Callable[[], AbstractContextManager[None]],
 ) -> ObjectResult:
     if not callbacks:
         return result
-    return result._replace(attempt=result.attempt._replace(error=run_on_commit(callbacks, limit)))
+    return result._replace(attempt=result.attempt._replace(error=run_on_commit(callbacks, transactions, limit)))
 
 
 def _as_recorded(result: ObjectResult) -> ObjectResult:
