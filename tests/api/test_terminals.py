@@ -111,6 +111,7 @@ def test_lines_of_the_log_stand_beside_the_bar(tmp_path, columns):
     assert rest == [""]
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("columns", [40, 120])
 def test_bar_of_a_migration_leaves_djangos_line_whole(tmp_path, columns):
     command = [sys.executable, str(ROOT / "examples" / "project" / "manage.py"), "migrate", "catalogue"]

@@ -145,6 +145,7 @@ def database(request, tmp_path, postgres_url):
     )
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_project_s_test_suite(tmp_path, database, runner):

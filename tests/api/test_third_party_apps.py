@@ -282,6 +282,7 @@ def test_guardian(pool):
     assert len(tables["guardian.GroupObjectPermission"]) == 17
 
 
+@pytest.mark.programs
 def test_third_party_apps_work_in_fresh_processes(fresh_pool):
     """Which have the settings that the test overrides, with its router."""
     for operation, prepare, objects in (

@@ -199,7 +199,7 @@ def test_a_block_of_psycopg_is_part_of_the_object(mode, executor):
 
 @needs_mariadb
 @pytest.mark.parametrize("executor", ["serial", "thread"])
-def test_a_procedure_that_commits_loses_what_it_was_called_in(mode, executor):
+def test_mariadb_procedure_that_commits_loses_what_called_it(mode, executor):
     execute("mariadb", "DROP PROCEDURE IF EXISTS commits", "CREATE PROCEDURE commits() COMMIT")
 
     def calls(name):
@@ -335,7 +335,7 @@ def test_unseen_end_on_mariadb_is_lost(mode, executor, fails):
 
 
 @needs_mariadb
-def test_object_after_an_unseen_end_is_saved_again():
+def test_object_after_an_unseen_end_on_mariadb_is_saved_again():
     def ends(name):
         Person(name=name).save(using="mariadb")
         if name == "bad":

@@ -111,7 +111,7 @@ def test_the_transaction_of_another_thread_lives_on(server, start_method):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @needs_mariadb
-def test_a_connection_past_django_in_another_thread_lives_on():
+def test_a_connection_to_mariadb_in_another_thread_lives_on():
     """mysqlclient ends the session on the server when a forked child drops its copy, as CPython has it do there."""
     kept = threading.local()
 

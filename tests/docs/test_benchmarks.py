@@ -49,6 +49,7 @@ def run(folder, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(120)
 def test_quick_run_measures_every_contender_and_writes_files(tmp_path):
     done = run(tmp_path, "--only", "users_sqlite,memory,recovery")

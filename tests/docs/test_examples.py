@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.support import postgres
 
+pytestmark = pytest.mark.programs
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGEST = 60
 """Lines of an example. A longer one shows more than one idea."""

@@ -50,6 +50,7 @@ def run_code(page, module, only=""):
             exec(compile(block, str(page), "exec"), module.__dict__)
 
 
+@pytest.mark.programs
 @pytest.mark.django_db(transaction=True, databases=["default", "second", "postgres"])
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_runs_as_it_stands_there(page, page_module):

@@ -4,6 +4,7 @@ A promise is proved once by the default run, and once with each value of each of
 combination of databases, start methods, executors and modes: those are marked `exhaustive`. Executors that start fresh
 interpreters are left to CI wherever others are tried too, and outside of the contract suite also those of other
 libraries. Spawn is tried by those tests of the contract suite for which it differs from the fork server.
+Whole programs (examples, the code of pages, suites of projects, benchmarks) are marked `programs`.
 Audits under random kills and crashes, and inputs of a million objects, are in `slow`, and are CI's as well.
 """
 
