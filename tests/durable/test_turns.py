@@ -218,7 +218,7 @@ def test_start_that_fails_leaves_no_run_behind(rows, operation):
 
 
 @needs_mariadb
-def test_mariadb_collation_that_takes_two_names_for_one_is_refused():
+def test_mariadb_collation_that_merges_names_is_refused():
     tables.Run.objects.using("mariadb").create(name="Fill")
     operation = counts.using(databases=("mariadb",))
     with pytest.raises(RunConflict, match="the run 'Fill' began with another name: 'Fill', and now it is 'fill'"):
