@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from asgiref.sync import AsyncToSync
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseErrorWrapper, load_backend
@@ -58,6 +59,19 @@ def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def installed_aliases() -> tuple[str, ...]:
+    """Give the configured aliases whose driver is installed. A project can do without one that it does not use."""
+    return tuple(alias for alias in configured_aliases(connections) if _is_installed(connections.settings[alias]))
+
+
+def _is_installed(settings: Mapping[str, Any]) -> bool:
+    try:
+        load_backend(settings["ENGINE"])
+    except ImproperlyConfigured:
+        return False
+    return True
+
+
 def worker_settings(*, own_transactions: Collection[str], marked: bool = False) -> SettingsByAlias:
     """Give the caller's real database settings, adapted for workers.
 
@@ -65,7 +79,7 @@ def worker_settings(*, own_transactions: Collection[str], marked: bool = False) 
     """
     settings = {
         alias: _for_worker(connections[alias], own_transactions=alias in own_transactions)
-        for alias in configured_aliases(connections)
+        for alias in installed_aliases()
     }
     for alias, values in settings.items() if marked else ():
         if connections[alias].vendor == "postgresql":
@@ -136,8 +150,7 @@ def wrappers_of_waiting_thread() -> list[Any]:
 
 def load_backends() -> None:
     """Import the backends and drivers of all databases in a fork server, without connecting to any."""
-    for alias in configured_aliases(connections):
-        load_backend(connections.settings[alias]["ENGINE"])
+    installed_aliases()
 
 
 @contextmanager

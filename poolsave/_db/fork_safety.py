@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from asgiref.local import Local
 from django.core.cache import caches
@@ -27,8 +26,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from ..errors import InsideTransaction, InvalidOperation
-from .connections import UseRefused, outside_event_loop, wrappers_of_thread
-from .sqlite import open_sqlite_files
+from .connections import UseRefused, installed_aliases, outside_event_loop, wrappers_of_thread
+from .sqlite import open_sqlite_files, path_of
 
 FOLDER = "/proc/self/fd"
 DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}
@@ -170,12 +169,11 @@ def open_sqlite_descriptors() -> Counter[str]:
 
 
 def _sqlite_files() -> Iterator[tuple[tuple[int, int], str]]:
-    for alias, settings in connections.settings.items():
+    for alias in installed_aliases():
+        settings = connections.settings[alias]
         if _vendor(settings) == "sqlite":
-            name = str(settings["NAME"])
-            path = unquote(urlsplit(name).path) if name.startswith("file:") else name
             with suppress(OSError):  # in memory, or not made yet
-                status = os.stat(path)
+                status = os.stat(path_of(settings))
                 if stat.S_ISREG(status.st_mode):
                     yield _identity(status), alias
 
@@ -249,7 +247,8 @@ def _database_addresses() -> Iterator[tuple[Any, str]]:
 
     The name of a host is not resolved, since that may take long: its port is enough.
     """
-    for settings in connections.settings.values():
+    for alias in installed_aliases():
+        settings = connections.settings[alias]
         vendor, options = _vendor(settings), settings.get("OPTIONS", {})
         port = settings.get("PORT") or options.get("port") or DEFAULT_PORTS.get(vendor, "")
         for part in str(port).split(","):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 
@@ -51,10 +50,9 @@ class OperationSpec:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The aliases of servers without which nothing can be done: those of the transactions, and of the queryset."""
+        """The databases without which nothing can be done: those of the transactions, and of the queryset."""
         read: Iterable[str] = () if self.queryset is None else (self.queryset.db,)
-        aliases = configured_aliases(dict.fromkeys((*self.covered, *read)))
-        return tuple(alias for alias in aliases if connections[alias].vendor != "sqlite")
+        return configured_aliases(dict.fromkeys((*self.covered, *read)))
 
     @property
     def aliases(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from django.db.models.base import ModelState
 
 from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings, wrappers_of_waiting_thread
 from .._db.reachability import check_can_connect
+from .._db.sqlite import check_folder_exists
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
 from .._worker.job import WorkerJob
@@ -66,13 +67,15 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
 
 
 def check_databases_answer(aliases: Iterable[str]) -> None:
-    """Connect to each database once, unless the caller has a connection, and leave none open.
+    """Connect to each server once, unless the caller has a connection, and leave none open.
 
     Raises:
         DatabaseUnreachable: naming the alias.
     """
     for alias in aliases:
-        if not any(connection.connection for connection in _connections_of_caller(alias)):
+        if connections[alias].vendor == "sqlite":
+            check_folder_exists(alias, connections[alias].settings_dict)
+        elif not any(connection.connection for connection in _connections_of_caller(alias)):
             check_can_connect(alias, worker_settings(own_transactions=())[alias])
 
 

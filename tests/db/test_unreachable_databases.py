@@ -334,6 +334,18 @@ def test_database_that_cannot_be_had_is_refused_in_the_caller(server, monkeypatc
     assert passes.using(executor=executor).map([1]).values == [1]  # it needs no database
 
 
+@pytest.mark.django_db(transaction=True, databases=["default", "second"])
+@pytest.mark.parametrize("executor", ["process", "serial"])
+def test_sqlite_without_its_folder_is_refused_in_the_caller(monkeypatch, tmp_path, executor):
+    connections["second"].close()
+    monkeypatch.setitem(connections["second"].settings_dict, "NAME", str(tmp_path / "missing" / "db"))
+    began = time.monotonic()
+    operation = passes.using(executor=executor, databases=("second",), transaction="object", before_fork=pytest.fail)
+    with pytest.raises(DatabaseUnreachable, match=r"'second' \(there is no folder '.*missing'"):
+        operation.map([1, 2])
+    assert time.monotonic() - began < reachability.PATIENCE
+
+
 @needs_mariadb
 @pytest.mark.django_db(transaction=True, databases=["default", "mariadb"])
 @pytest.mark.parametrize(("key", "value"), [("PASSWORD", "wrong"), ("NAME", "nowhere"), ("USER", "nobody")])
