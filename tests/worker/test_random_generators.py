@@ -9,10 +9,16 @@ import textwrap
 import pytest
 
 from poolsave._environment import random_generators
-from poolsave._environment.random_generators import find_generators
+from tests.conftest import find_generators
 from tests.support.operations import pure
 
 numpy = pytest.importorskip("numpy")
+
+
+@pytest.fixture(autouse=True)
+def _each_worker_searches(monkeypatch):
+    """As it does outside of these tests: tests/conftest.py has them searched for once."""
+    monkeypatch.setattr(random_generators, "find_generators", find_generators)
 
 
 class Dice(random.Random):
