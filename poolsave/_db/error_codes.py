@@ -36,6 +36,9 @@ TIME_LIMITS_MYSQL = frozenset({1205, 1969, 3024})
 # Invalid savepoint specification, no active transaction.
 SAVEPOINT_MISSING = frozenset({"3B001", "25P01"})
 DOES_NOT_EXIST_MYSQL = 1305
+# NULL in a column that must not have it; invalid SQL statement name.
+NULL_REFUSED, NULL_REFUSED_MYSQL, NULL_REFUSED_SQLITE = "23502", 1048, "SQLITE_CONSTRAINT_NOTNULL"
+UNPREPARED = "26000"
 SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -98,6 +101,18 @@ def is_savepoint_missing(error: BaseException) -> bool:
     if _mysql_code(error) == DOES_NOT_EXIST_MYSQL:  # a procedure or a savepoint
         return "SAVEPOINT" in str(error)
     return sqlstate_of(error) in SAVEPOINT_MISSING or "no such savepoint" in str(error)  # SQLite has no code for it
+
+
+def refuses_null(error: BaseException) -> bool:
+    """Whether the statement has put NULL where the table must not have it."""
+    if _mysql_code(error) is not None:
+        return _mysql_code(error) == NULL_REFUSED_MYSQL
+    return sqlstate_of(error) == NULL_REFUSED or _sqlite_name(error) == NULL_REFUSED_SQLITE
+
+
+def is_unprepared(error: BaseException) -> bool:
+    """Whether a prepared statement of PostgreSQL does not exist (any more) in the session."""
+    return sqlstate_of(error) == UNPREPARED
 
 
 def connection_lost(error: BaseException) -> bool:

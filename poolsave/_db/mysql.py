@@ -8,6 +8,8 @@ it is set with BEGIN and released with COMMIT or ROLLBACK. Django's own way take
     autocommit(False) -> SET autocommit=0; SAVEPOINT ...
     commit()          -> RELEASE SAVEPOINT ...; COMMIT; SET autocommit=1
 
+A statement that poolsave itself adds goes in front of the latter.
+
 Sources: MariaDB's "InnoDB Lock Modes", "SAVEPOINT" and "SQL statements that cause an implicit commit".
 """
 
@@ -18,7 +20,7 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
-from .error_codes import is_lock_timeout, is_savepoint_missing, rolls_back_transaction
+from .error_codes import connection_lost, is_lock_timeout, is_savepoint_missing, rolls_back_transaction
 from .transaction_guard import (
     COMMITS_BEFORE,
     TransactionGuard,
@@ -70,10 +72,13 @@ class MysqlGuard(TransactionGuard):
             return False
         # Before it is sent: if it fails, Django rolls back next, and that has to be the driver's own ROLLBACK.
         self._is_set = False
+        first = [] if self.last is None or how != "COMMIT" else [self.last.text]
         try:
-            self._send(f"RELEASE SAVEPOINT {SAVEPOINT}", how, "SET autocommit=1")
+            self._send(*first, f"RELEASE SAVEPOINT {SAVEPOINT}", how, "SET autocommit=1")
         except self.connection.Database.Error as error:
-            return self._answered > 1 or self._has_failed(error, how)  # Django sends the last one again
+            if self.last is not None and self._answered < len(first):
+                self.last.has_failed = not connection_lost(error)
+            return self._answered > len(first) + 1 or self._has_failed(error, how)  # Django sends the last one again
         except BaseException:  # of a signal's handler: answers may be left, for which the driver refuses what follows
             self._close()
             raise
@@ -102,6 +107,9 @@ class MysqlGuard(TransactionGuard):
     def _close(self) -> None:
         with suppress(Exception):  # such as that it is closed already
             self.connection.close()
+
+    def takes_last(self) -> bool:
+        return self.buffer is None and self._is_set and not self.rolled_back
 
     def has_aborted(self) -> bool:
         return not getattr(self.raw, "open", True)

@@ -1,8 +1,9 @@
-"""psycopg 3: refuses what ends an object's transaction, notices that it has ended, and saves a round trip at its begin.
+"""psycopg 3: refuses what ends an object's transaction, notices that it has ended, and saves round trips at both ends.
 
 Every answer of the server passes through `Connection.wait`, after which the driver knows whether a transaction is open.
 The driver itself sends BEGIN, and waits, before the first statement of a transaction. Here that statement brings its
-BEGIN along, if it is text that the client has composed: the server takes several of these at once.
+BEGIN along, if it is text that the client has composed: the server takes several of these at once. The last statement,
+where poolsave adds one, brings COMMIT along.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from psycopg import ClientCursor, Error
+from psycopg import ClientCursor, Error, generators
+from psycopg.errors import error_from_result
 
+from .error_codes import connection_lost
 from .transaction_guard import TransactionGuard, armed_guard_of, guard_of, guarded_cursor, refusing
 
 NO_PIPELINE = 0
 """libpq's PQ_PIPELINE_OFF."""
-IDLE, INERROR, UNKNOWN = 0, 3, 4
-"""libpq's PQTRANS_IDLE: no transaction is open; PQTRANS_INERROR: it can only be rolled back; PQTRANS_UNKNOWN: the
-connection is closed."""
+IDLE, OPEN, INERROR, UNKNOWN = 0, 2, 3, 4
+"""libpq's PQTRANS_IDLE: no transaction is open; PQTRANS_INTRANS: one is; PQTRANS_INERROR: it can only be rolled back;
+PQTRANS_UNKNOWN: the connection is closed."""
+FAILED = 7
+"""libpq's PGRES_FATAL_ERROR."""
 
 
 class Psycopg3Guard(TransactionGuard):
@@ -40,6 +45,30 @@ class Psycopg3Guard(TransactionGuard):
     def disarm(self) -> None:
         self.raw.__class__ = self._class
         super().disarm()
+        if self.last is not None:
+            self.raw.commit = self._commit
+
+    def uninstall(self) -> None:
+        vars(self.raw).pop("commit", None)
+        super().uninstall()
+
+    def takes_last(self) -> bool:
+        raw = self.raw
+        is_plain = self.buffer is None and raw.info.pipeline_status == NO_PIPELINE
+        return is_plain and bool(raw.pgconn.transaction_status == OPEN)
+
+    def _commit(self) -> None:
+        """Send the last statement and COMMIT."""
+        raw, last = self.raw, self.last
+        del raw.commit
+        assert last is not None
+        with raw.lock:
+            results = raw.wait(_sent(raw.pgconn, f"{last.text};\nCOMMIT".encode(raw.info.encoding)))
+        if results[-1].status == FAILED:
+            error = error_from_result(results[-1], encoding=raw.info.encoding)
+            # The server holds answers back to the end: one that has crashed may have committed, and answered nothing.
+            last.has_failed = len(results) == 1 and not connection_lost(error)
+            raise error
 
     def is_over(self) -> bool:
         return self._was_open and bool(self.raw.pgconn.transaction_status == IDLE)
@@ -77,6 +106,11 @@ class Psycopg3Guard(TransactionGuard):
 
     def watch_cursor(self, cursor: Any) -> None:
         cursor.__class__ = _guarded(type(cursor))
+
+
+def _sent(pgconn: Any, text: bytes) -> Any:
+    pgconn.send_query(text)
+    return (yield from generators.execute(pgconn))
 
 
 @cache

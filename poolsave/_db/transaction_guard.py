@@ -116,6 +116,21 @@ def refusing(method: Callable[..., Any], name: str | None = None) -> Any:
     return end
 
 
+class LastStatement:
+    """The last statement of a transaction, which is sent with its COMMIT, in one round trip.
+
+    If it fails, the server does not come to the COMMIT.
+    """
+
+    has_failed = False
+    """Whether the server has refused this statement, and not the COMMIT."""
+
+    def __init__(self, text: str, explain: Callable[[BaseException], BaseException]) -> None:
+        """`explain` gives the error that stands for the database's, if the statement has failed."""
+        self.text = text
+        self.explain = explain
+
+
 @cache
 def guarded_cursor(base: Any, mixin: type) -> Any:
     """Give the driver's cursor class with the methods of `mixin` in front of its own."""
@@ -142,6 +157,8 @@ class TransactionGuard:
         """The last statement or method that was refused. The function may have caught the error."""
         self.buffer: Any = None
         """The `WriteBuffer` whose rows may have to go before a statement, or None."""
+        self.last: LastStatement | None = None
+        """What goes with COMMIT. Only where `takes_last` is true, and as the last thing before `disarm`."""
         self.is_seen = False
         """Whether what is sent now has been shown to the guard, for drivers by which statements can pass it."""
         self._outer: TransactionGuard | None = None
@@ -233,6 +250,10 @@ class TransactionGuard:
 
     def has_aborted(self) -> bool:
         """Whether the driver can tell that the server would not commit."""
+        return False
+
+    def takes_last(self) -> bool:
+        """Whether `last` would be sent with COMMIT, and not later than what is sent before it."""
         return False
 
     def watch_cursor(self, cursor: Any) -> None:

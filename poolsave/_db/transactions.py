@@ -19,7 +19,7 @@ from ..executors.marks import COMMITTED, COMMITTING, RUNNING
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .commit_status import NO_XID, TransactionNote, identity_of, remember_server, unanswered_note
-from .error_codes import connection_lost, is_savepoint_missing, is_transient, was_not_sent
+from .error_codes import connection_lost, is_savepoint_missing, is_transient, is_unprepared, was_not_sent
 from .on_commit import detach_on_commit, run_on_commit
 from .transaction_guard import TransactionGuard, guard_of
 
@@ -276,7 +276,12 @@ def roll_back(opened: OpenTransactions, error: BaseException | None) -> AttemptR
         opened.uninstall()
     if opened.ended:
         return _lost(opened, error)
-    return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and is_transient(error))
+    return AttemptResult(Status.FAILED, error=error, retry=opened.outermost and _may_pass(error))
+
+
+def _may_pass(error: BaseException) -> bool:
+    # A statement that is not prepared is not used again.
+    return is_transient(error) or is_unprepared(error)
 
 
 def exit_blocks(blocks: Sequence[FunctionBlock], error: BaseException) -> None:
@@ -364,6 +369,8 @@ def _commit_block(block: FunctionBlock, connection: Any) -> None:
 
 def _failed_commit(error: BaseException, guard: TransactionGuard, committed: list[str | None]) -> AttemptResult:
     alias, first = guard.connection.alias, guard.end_error or error
+    if guard.last is not None and guard.last.has_failed:
+        return AttemptResult(Status.FAILED, error=guard.last.explain(error), retry=_may_pass(first))
     is_database_error = is_a(first, Error) or is_a(first, guard.connection.Database.Error)
     if not is_database_error:
         error = first  # after it Django's next statement may have failed, with an error that says nothing of COMMIT

@@ -95,6 +95,7 @@ class DurableEngine(Engine):
             generation=self._session.generation,
             records=self._records,
             digests=self._session.spec.key is not None,
+            prepares=not self._durable_job.inline,
             schema=schema_of(self._session.alias),
         )
         super().start()

@@ -1,7 +1,8 @@
 """What a worker writes into the ledger: the last row of each transaction of the work, fenced by the lease.
 
-The row commits with the work or not at all. It is inserted from the row of the lease, of this session's generation: if
-another session has taken the run over, there is none, nothing is inserted, and the work is rolled back.
+The row commits with the work or not at all. It takes the run from the lease's row of this session's generation. If
+another session has taken the run over, there is none. Then the database refuses the NULL that is in its place, also
+where it gets the statement together with COMMIT, and the work is rolled back.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, NamedTuple
 
-from django.db import DataError, IntegrityError, ProgrammingError, connections
+from django.db import DataError, Error, IntegrityError, ProgrammingError, connections
 from django.utils import timezone
 
-from .._runtime.foreign_exceptions import text_of
+from .._db.error_codes import is_unprepared, refuses_null
+from .._db.transaction_guard import LastStatement, guard_of
+from .._runtime.foreign_exceptions import is_a, text_of
 from .._worker.current import current
 from .._worker.replies import NOT_STARTED, ObjectResult
 from ..errors import LeaseLost, RowGone
@@ -36,6 +39,12 @@ SHARED_LOCKS = {"postgresql": " FOR KEY SHARE", "mysql": " LOCK IN SHARE MODE"}
 SCHEMA_QUERY = (
     "SELECT nspname FROM pg_namespace n JOIN pg_class c ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)"
 )
+
+PREPARE_AFTER = 3
+"""Rows of a connection after which PostgreSQL is to keep the plan of their statement: to make it takes longer than to
+insert the row."""
+_numbers = count()
+"""Of prepared statements, so that each name occurs once in a process."""
 
 
 class ChunkTaken(LeaseLost):
@@ -86,6 +95,8 @@ class LedgerRecorderSpec:
     records: bool
     digests: bool
     """Whether ranges have a digest of their keys."""
+    prepares: bool = False
+    """Whether PostgreSQL may keep a statement for as long as the connection is open."""
     schema: str = ""
     """PostgreSQL's, of the ledger's tables: the function may set another `search_path`. Empty: as it is found."""
 
@@ -102,7 +113,7 @@ class LedgerRecorder:
         self.lost: BaseException | None = None
         self._chunk = PlacedPayload("", 0, (), None, None)
         self._current = current()
-        self._query: tuple[str, str] | None = None
+        self._row = RowStatement(spec)
 
     def begin(self, payload: Any) -> Any:
         self._chunk = payload if isinstance(payload, PlacedPayload) else PlacedPayload(*pickle.loads(payload))
@@ -123,7 +134,7 @@ class LedgerRecorder:
             with self._as_session():
                 self._resolve([self._chunk.failures[offset]])
         else:
-            self._insert_range(self._range(offset, offset + 1, done=1))
+            self._insert(self._range(offset, offset + 1, done=1), is_last=True)
         return note
 
     def record_chunk(self, first: int, results: Sequence[ObjectResult], marks: Marks, *, callbacks: bool) -> int:
@@ -144,7 +155,8 @@ class LedgerRecorder:
             offsets = [*part]
             lost = sum(failed[index] for index in offsets)
             counts = {"skipped": len(offsets)} if is_gone else {"done": len(offsets) - lost, "failed": lost}
-            self._insert_range(self._range(first + offsets[0], first + offsets[-1] + 1, **counts))
+            ended = self._range(first + offsets[0], first + offsets[-1] + 1, **counts)
+            self._insert(ended, is_last=offsets[-1] + 1 == len(ran))
         return note
 
     def _note(self, first: int, marks: Marks, *, callbacks: bool) -> int:
@@ -166,26 +178,33 @@ class LedgerRecorder:
         ]
         insert_failures(failures, self._spec.alias)
 
-    def _insert_range(self, ended: Range) -> None:
-        spec, connection = self._spec, connections[self._spec.alias]
-        begin, rest = self._query = self._query or insert_query(connection.vendor, spec)
-        keys = ended.low, ended.high
-        # Keys that are numbers stand in the text, so that no driver has to look for places of parameters.
-        plain = all(key.isascii() and key.isdigit() for key in keys)
-        low, high = (f"'{key}'" for key in keys) if plain else ("%s", "%s")
-        digest = "NULL" if ended.digest is None else ended.digest
-        counts = f"{ended.done}, {ended.failed}, {ended.skipped}"
-        query = f"{begin}{ended.sequence}, {low}, {high}, {counts}, {digest}{rest}"
-        with connection.cursor() as cursor:
-            try:
-                cursor.execute(query, None if plain else keys)
-            except IntegrityError:
-                self.lost = ChunkTaken(spec.name)
-                raise self.lost from None
-            except (ProgrammingError, DataError) as error:
-                raise self._unwritable(error) from error
-            if cursor.rowcount != 1:
-                self._lose_lease()
+    def _insert(self, ended: Range, *, is_last: bool) -> None:
+        """Insert a row now, or with COMMIT if it is the last one and the driver can do so."""
+        connection = connections[self._spec.alias]
+        try:
+            text = self._row.text(connection, ended)
+            guard = guard_of(connection.connection)
+            is_outermost = is_last and not connection.savepoint_ids
+            if is_outermost and text.isascii() and guard is not None and guard.takes_last():
+                guard.last = LastStatement(text, self._explained)
+                return
+            with connection.cursor() as cursor:
+                cursor.execute(text)
+        except Error as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Give what an error of the row's statement means."""
+        if refuses_null(error):
+            self.lost = LeaseLost(self._spec.name)
+        elif is_a(error, IntegrityError):
+            self.lost = ChunkTaken(self._spec.name)
+        elif is_unprepared(error):  # the function has had all such statements forgotten
+            self._row.stop_preparing()
+            return error
+        elif is_a(error, ProgrammingError) or is_a(error, DataError):
+            self._unwritable(error)
+        return self.lost or error
 
     def _resolve(self, failures: Sequence[int]) -> None:
         spec, connection = self._spec, connections[self._spec.alias]
@@ -214,7 +233,7 @@ class LedgerRecorder:
         except (ProgrammingError, DataError) as error:
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: Exception) -> LeaseLost:
+    def _unwritable(self, error: BaseException) -> LeaseLost:
         self.lost = LedgerUnwritable(self._spec.name, text_of(error).partition("\n")[0])
         return self.lost
 
@@ -227,12 +246,63 @@ def _is_gone(result: ObjectResult) -> bool:
     return isinstance(result.attempt.error, RowGone)
 
 
-def insert_query(vendor: str, spec: LedgerRecorderSpec) -> tuple[str, str]:
-    """Give what stands before and behind the values of a row, which is inserted if the lease is this session's."""
-    chunk, lease = (qualified(table, spec.schema) for table in (CHUNK, LEASE))
-    begin = f"INSERT INTO {chunk} (run_id, sequence, low, high, done, failed, skipped, digest) SELECT {spec.run_id}, "
-    condition = f" FROM {lease} WHERE run_id = {spec.run_id} AND generation = {spec.generation}"
-    return begin, condition + SHARED_LOCKS.get(vendor, "")
+class RowStatement:
+    """The statement that inserts a row, if the lease is this session's."""
+
+    def __init__(self, spec: LedgerRecorderSpec) -> None:
+        self._spec = spec
+        self._can_prepare = spec.prepares
+        self._raw: Any = None
+        """The driver's connection for which the text is made."""
+        self._begin = ""
+        """What stands before the values."""
+        self._rows = 0
+        """How many rows that connection has had."""
+
+    def text(self, connection: Any, ended: Range) -> str:
+        """Give the whole statement.
+
+        Raises:
+            Error: of PostgreSQL, as it is asked to prepare the statement.
+        """
+        if connection.connection is not self._raw:
+            self._raw, self._rows, self._begin = connection.connection, 0, self._unprepared(connection.vendor)
+        self._rows += 1
+        if self._rows == PREPARE_AFTER and self._can_prepare and connection.vendor == "postgresql":
+            self._prepare(connection)
+        low, high = (f"'{key}'" if key.isalnum() else quoted(key, connection.vendor) for key in (ended.low, ended.high))
+        digest = "NULL" if ended.digest is None else ended.digest
+        counts = f"{ended.done}, {ended.failed}, {ended.skipped}"
+        return f"{self._begin}{ended.sequence}, {low}, {high}, {counts}, {digest})"
+
+    def stop_preparing(self) -> None:
+        """Give the statement itself from now on."""
+        self._can_prepare, self._raw = False, None
+
+    def _unprepared(self, vendor: str) -> str:
+        chunk, lease = (qualified(table, self._spec.schema) for table in (CHUNK, LEASE))
+        mine = f"run_id = {self._spec.run_id} AND generation = {self._spec.generation}"
+        fence = f"(SELECT run_id FROM {lease} WHERE {mine}{SHARED_LOCKS.get(vendor, '')})"  # noqa: S608
+        return f"INSERT INTO {chunk} (run_id, sequence, low, high, done, failed, skipped, digest) VALUES ({fence}, "  # noqa: S608
+
+    def _prepare(self, connection: Any) -> None:
+        """Have the server keep the statement, unless a pooler gives each transaction another session of it."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            # A pooler tells its clients of no session of the server's, but has numbers of its own for them.
+            if cursor.fetchone()[0] != self._raw.info.backend_pid:
+                return
+            name, types = f"poolsave_row_{next(_numbers)}", "bigint, text, text, integer, integer, integer, bigint"
+            cursor.execute(f"PREPARE {name} ({types}) AS {self._begin}$1, $2, $3, $4, $5, $6, $7)")
+            self._begin = f"EXECUTE {name}("
+
+
+def quoted(key: str, vendor: str) -> str:
+    """Give a key as a literal of SQL, which means the same however the server takes backslashes."""
+    if vendor == "mysql":
+        return f"_utf8mb4 x'{key.encode().hex()}'"
+    text = key.replace("'", "''")
+    return "E'{}'".format(text.replace("\\", "\\\\")) if vendor == "postgresql" else f"'{text}'"
 
 
 def lease_query(vendor: str, schema: str = "") -> str:
