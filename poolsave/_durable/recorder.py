@@ -191,7 +191,10 @@ class LedgerRecorder:
             with connection.cursor() as cursor:
                 cursor.execute(text)
         except Error as error:
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _explained(self, error: BaseException) -> BaseException:
         """Give what an error of the row's statement means."""
