@@ -17,7 +17,7 @@ from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
 from ._engine.sources import end_generator
-from ._environment.localization import Localization
+from ._environment.django_setup import Localization
 from ._pickling.values import check_in_script, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver

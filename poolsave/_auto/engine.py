@@ -158,8 +158,7 @@ class AutoEngine(Engine):
             except PoolsaveError as error:  # for example, the function cannot be pickled
                 reason = str(error)
             except Exception as error:  # a hook raised it; the run raises it with its report
-                self.fatal = error
-                self.halt(f"a pool could not be started: {repr_of(error)}")
+                self._end_with(error, f"a pool could not be started: {repr_of(error)}")
         if reason is not None:
             self._final_reason = self._verdict = reason
 

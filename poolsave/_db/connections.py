@@ -160,7 +160,7 @@ def worker_connections(settings: SettingsByAlias, *, whole_process: bool) -> Ite
     With `whole_process`, threads that are started here get the same settings. That is not undone, so it is only for a
     process that does nothing else.
     """
-    before = {alias: connections[alias] for alias in _initialised()}
+    before = {connection.alias: connection for connection in connections.all(initialized_only=True)}
     if whole_process:
         connections.close_all()  # of queries that the project makes as it is imported
         _apply_to_process(settings)
@@ -281,10 +281,6 @@ def _apply_to_process(settings: SettingsByAlias) -> None:
     # This reaches threads that the user's code starts, and code that reads settings.DATABASES.
     for alias, values in settings.items():
         connections.settings[alias] = values
-
-
-def _initialised() -> list[str]:
-    return [connection.alias for connection in connections.all(initialized_only=True)]
 
 
 class ConnectionMaintenance:

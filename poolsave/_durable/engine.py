@@ -29,10 +29,9 @@ from ..outcomes import Outcome, Status
 from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
 from .deaths import as_gone, as_saved, blamed_object, callbacks_lost, is_unsettled
-from .places import Places, part_of
+from .places import Places
 from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, LedgerUnwritable, PlacedPayload, schema_of
 from .session import Session
-from .sources import Place
 
 SEQUENCES = (1 << 64) - 1
 """The part of a note that is a sequence."""
@@ -135,8 +134,7 @@ class DurableEngine(Engine):
 
     def _fail(self, error: BaseException) -> None:
         self._book.give_up()  # `_end` pauses the run, unless another session has it
-        self.fatal = error if self.fatal is None else self.fatal
-        self.halt(f"the ledger cannot be written: {error}")
+        self._end_with(error, f"the ledger cannot be written: {error}")
 
     def _horizon(self) -> int | None:
         """The least sequence that a transaction in flight can have; None: there is none."""
@@ -172,9 +170,7 @@ class DurableEngine(Engine):
             self._book.add_range(self._durable_source.tails.pop())
 
     def _submit(self, chunk: Chunk, payload: Any) -> None:
-        place, offset = self._places.at(chunk.index)
-        part = part_of(place, offset, offset + len(chunk.objects))
-        placed = PlacedPayload(*part, payload)
+        placed = PlacedPayload(*self._places.part(chunk.index, len(chunk.objects)), payload)
         super()._submit(chunk, placed if self._executor.shares_memory else placed.to_bytes())
 
     # What an answer means.
@@ -206,9 +202,8 @@ class DurableEngine(Engine):
                 self._requeued.append(Chunk(index, [chunk.objects[at]]))
 
     def _ask(self, chunk: Chunk) -> Ended | None:
-        place, offset = self._places.at(chunk.index)
         try:
-            return self._book.ended(Place(*part_of(place, offset, offset + len(chunk.objects))))
+            return self._book.ended(self._places.part(chunk.index, len(chunk.objects)))
         except Exception as error:  # of the database, or LeaseLost
             self._fail(error)
             return None
@@ -236,8 +231,7 @@ class DurableEngine(Engine):
         sequence = (event.note & SEQUENCES) - FIRST_NOTE
         error = ValueLost(index)
         error.__cause__ = error_of_finished(event)
-        last = self._places.at(index)
-        if event.note & HAS_CALLBACKS and last[0].sequence + last[1] >= sequence:
+        if event.note & HAS_CALLBACKS and self._places.part(index, 1).sequence >= sequence:
             error = callbacks_lost(index, error.__cause__)
         self._add(unanswered_batch(index, [chunk.objects[offset]], Status.SUCCEEDED, error, attempts=1))
 
@@ -251,8 +245,7 @@ class DurableEngine(Engine):
         self._add(unanswered_batch(index, [chunk.objects[offset]], Status.SKIPPED, self._row_gone(index), attempts=0))
 
     def _row_gone(self, index: int) -> RowGone:
-        place, offset = self._places.at(index)
-        return RowGone(self._durable_source.label, place.keys[offset])
+        return RowGone(self._durable_source.label, self._places.part(index, 1).keys[0])
 
     def _run_again(self, chunk: Chunk, left: list[int], event: Died) -> None:
         """Have the rest run again. An object with which worker after worker dies fails."""
@@ -353,8 +346,7 @@ class DurableEngine(Engine):
 
     def _note(self, outcome: Outcome[Any], *, recorded: bool) -> None:
         if not (outcome.status is Status.SKIPPED and not is_a(outcome.error, RowGone)):
-            place, offset = self._places.at(outcome.index)
-            self._book.add(Place(*part_of(place, offset, offset + 1)), outcome, recorded=recorded)
+            self._book.add(self._places.part(outcome.index, 1), outcome, recorded=recorded)
 
     def _note_all(self, batch: OutcomeBatch) -> None:
         for outcome in batch.outcomes(with_items=False):

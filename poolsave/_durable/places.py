@@ -39,12 +39,13 @@ class Places:
         found = bisect_right(self._begins, index) - 1
         return self._places[found], index - self._begins[found]
 
-
-def part_of(place: Place, first: int, end: int) -> Place:
-    """Give a part of a place."""
-    return Place(
-        place.keys[first - 1] if first else place.low,
-        place.sequence + first,
-        place.keys[first:end],
-        None if place.failures is None else place.failures[first:end],
-    )
+    def part(self, index: int, count: int) -> Place:
+        """Give the place of some objects of a chunk, from that of this index on."""
+        place, first = self.at(index)
+        end = first + count
+        return Place(
+            place.keys[first - 1] if first else place.low,
+            place.sequence + first,
+            place.keys[first:end],
+            None if place.failures is None else place.failures[first:end],
+        )

@@ -22,11 +22,6 @@ def is_historical(model: type[Model]) -> bool:
     return model._meta.apps is not current
 
 
-def apps_of(data: bytes) -> Any:
-    """Give the apps of a pickle made by `dumps`: the migration's, or the current ones."""
-    return _restored(pickle.loads(data)[0])
-
-
 def dumps(value: Any, model: type[Model]) -> bytes:
     """Pickle a value that contains the model, or other models of the same apps."""
     if not is_historical(model):

@@ -135,7 +135,7 @@ class BarProgress:
         self._bar.close()
 
 
-class LogProgress:
+class LogProgress(NullProgress):
     """Progress where there is no terminal: lines in the log, or on stderr where the log leaves them out."""
 
     def __init__(self, total: int | None, name: str) -> None:
@@ -161,12 +161,6 @@ class LogProgress:
         elif sys.stderr is not None:
             sys.stderr.write(f"{self._name}: {text}\n")
             sys.stderr.flush()
-
-    def throttled(self, reason: str) -> None:
-        """Do nothing: the log has lines of its own for it."""
-
-    def clear(self) -> None:
-        """Do nothing: each line stays."""
 
     def close(self) -> None:
         """Write the last line, unless the log has one of the end."""

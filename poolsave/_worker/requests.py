@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from django.db.models import FileField, Model
 
-from .._environment.localization import Localization
+from .._environment.django_setup import Localization
 from .._pickling.code import CodeVersion
 from .._pickling.files import is_unsaved
 from .._pickling.values import dumps

@@ -318,8 +318,7 @@ def test_worker_configured_by_another_run_is_refused():
         import pickle
         from dataclasses import replace
         from poolsave import InvalidOperation
-        from poolsave._environment.django_setup import DjangoEnvironment
-        from poolsave._environment.localization import Localization
+        from poolsave._environment.django_setup import DjangoEnvironment, Localization
         def packed(**settings):
             return pickle.dumps({"SECRET_KEY": "x", **settings})
         first = DjangoEnvironment(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
