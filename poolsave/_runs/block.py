@@ -52,6 +52,8 @@ class BlockDriver:
         self._window = threading.Semaphore(options.window or _default_window(options))
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._taken_over = threading.Lock()
+        """Held by the thread that runs the engine, or by a start that was broken off before there was one."""
         self._unfinished: set[PendingCall] = set()
         self._closing = False
         self._woken = False
@@ -69,19 +71,20 @@ class BlockDriver:
             self._engine.start()
             self._display.start(self._options)
             if not self._engine.inline:
-                self._thread = threading.Thread(target=self._run, name="poolsave-driver", daemon=True)
+                self._thread = threading.Thread(target=self._run_in_thread, name="poolsave-driver", daemon=True)
                 self._thread.start()
         except BaseException:
             self._undo_start()
             raise
 
     def _undo_start(self) -> None:
-        if self._thread is not None and self._thread.ident is not None:  # a second Ctrl-C came when it ran already
-            self.close("the start was broken off")
-        else:
+        # A second Ctrl-C may come when the thread exists already. It runs now, or never does anything.
+        if self._taken_over.acquire(blocking=False):
             self._closing = True
             self._engine.close()
             self._display.close()
+        else:
+            self.close("the start was broken off")
 
     def submit(self, call: PendingCall) -> None:
         """Take a call, when there is room for it.
@@ -155,6 +158,10 @@ class BlockDriver:
         left, since it has not ended itself.
         """
         return is_working_for(self._job)
+
+    def _run_in_thread(self) -> None:
+        if self._taken_over.acquire(blocking=False):
+            self._run()
 
     def _run(self) -> None:
         with JobEntry(self._job):

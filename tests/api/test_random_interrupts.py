@@ -155,7 +155,9 @@ class Interrupts:
 
     def wait(self):
         """Until the last one has been sent."""
-        self._process.wait(60)
+        # The process is not reaped before: an interrupt inside of `Popen.wait()` can leave its lock held.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._process.wait()
         self._process.stdin.close()
 
 

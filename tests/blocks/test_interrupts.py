@@ -5,8 +5,10 @@ process, thread or descriptor is left is what a fixture looks for after each tes
 """
 
 import gc
+import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,25 @@ def leaves_a_stream(executor, counter):
         next(outcomes)
         counter.__enter__()
     counter.__exit__()
+
+
+def test_thread_that_begins_after_an_interrupt_does_nothing(monkeypatch, caplog):
+    """The interrupt comes when the system has made the driver's thread, and has not yet let it run."""
+
+    class BeginsLate(threading.Thread):
+        def start(self):
+            late.append(self)
+            raise KeyboardInterrupt
+
+    late = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading, "Thread", BeginsLate)
+        with concurrent_saves(executor="process", **OPTIONS):
+            pass
+    caplog.set_level(logging.INFO, "poolsave")
+    caplog.clear()
+    late[0].run()
+    assert caplog.records == []  # it would close the block a second time, and say so
 
 
 ACTS = [enters, leaves, maps, maps_stages, streams, leaves_a_stream]
