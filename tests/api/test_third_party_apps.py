@@ -282,6 +282,23 @@ def test_guardian(pool):
     assert len(tables["guardian.GroupObjectPermission"]) == 17
 
 
+WORKS = {
+    "history": (publish, people_and_a_taken_title, numbers),
+    "history of a queryset": (write_text, fifteen_articles, lambda: Article.objects.order_by("pk")),
+    "parents": (draw, people_and_a_taken_title, numbers),
+    "parents of a queryset": (grow, shapes, lambda: Shape.objects.order_by("pk")),
+    "permissions": (share, people_and_a_taken_title, numbers),
+}
+
+
+@pytest.mark.parametrize("alias", ["postgres"])
+@pytest.mark.parametrize("work", WORKS)
+def test_batch_writes_leave_what_a_loop_leaves(alias, work):
+    pool = {"start_method": "fork", "transaction": "chunk", "databases": (alias,), "workers": 2, "chunksize": 7}
+    report, _tables = compare(WORKS[work][0], {**pool, "batch_writes": True}, *WORKS[work][1:])
+    assert report.statistics.batching.batched + report.statistics.batching.undone > 0
+
+
 @pytest.mark.programs
 def test_third_party_apps_work_in_fresh_processes(fresh_pool):
     """Which have the settings that the test overrides, with its router."""

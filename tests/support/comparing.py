@@ -73,7 +73,10 @@ def run(function, objects, *, setup=None, receivers=None, **options):
     operation = pooled_operation(function).using(**{**OPTIONS, "keep": "all", "progress": False, **options})
     with recorded_signals(receivers or SAVES):
         report = operation.map(objects() if callable(objects) else objects)
-    outcomes = [(out.status, out.value, type(out.error).__name__, out.attempts) for out in report]
+    outcomes = [
+        (out.status, out.value, type(out.error).__name__, out.attempts, str(out.error).partition("\n")[0])
+        for out in report
+    ]
     return Ran(outcomes, rows(), [*signals], [*called], report.statistics.batching)
 
 
@@ -131,17 +134,29 @@ def _after(sender, instance, created, **_rest):
     signals.append(("post_save", sender.__name__, created, instance.pk is not None, _described(instance)))
 
 
+def _look(sender, instance, created, **rest):
+    """Note also whether the row is there, and how many are."""
+    _after(sender, instance, created, **rest)
+    rows = sender._base_manager.using(ALIAS)
+    signals.append((rows.filter(pk=instance.pk).exists(), rows.filter(pk=None).exists(), rows.count()))
+
+
 def _changed(sender, instance, action, pk_set, **_rest):
     signals.append((action, sender.__name__, _described(instance), pk_set and len(pk_set)))
 
 
 def _described(instance):
-    name = getattr(instance, "name", getattr(instance, "username", getattr(instance, "text", "")))
-    return name, instance._state.adding, instance._state.db
+    """What a receiver sees of an instance, and of the tables: keys differ between runs."""
+    fields = [field for field in instance._meta.concrete_fields if not field.is_relation and not field.primary_key]
+    values = [(field.name, repr(field.value_from_object(instance))) for field in fields if field.name not in TIMES]
+    return instance._meta.label, values, instance._state.adding, instance._state.db
 
 
+TIMES = ("date_joined", "created", "token")
+"""Fields whose values differ between runs."""
 SAVES = {pre_save: _before, post_save: _after}
 ALL = {**SAVES, m2m_changed: _changed}
+LOOKING = {**SAVES, post_save: _look}
 
 
 def user(name):

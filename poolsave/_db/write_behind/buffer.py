@@ -21,6 +21,7 @@ from .catalog import Catalog
 from .channel import Channel
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
+from .matching import WaitingValues, conditions_of, reads_once
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
 from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
@@ -80,6 +81,9 @@ class WriteBuffer:
         self._guard = guard
         self._note_early = note_early
         self._log: list[Entry] = []
+        self._values = WaitingValues(self._log, source.catalog)
+        self._passing: tuple[str, str] | None = None
+        """The text of a SELECT that finds none of the rows that wait for this table."""
         self._tables: dict[str, InsertPlan | None] = {}
         """The tables of the log, and perhaps some whose rows were taken back, with the last plan of new rows."""
         self._keys: dict[str, str] = {}
@@ -142,6 +146,20 @@ class WriteBuffer:
         if len(self._log) >= MAX_ROWS:
             self.flush()
 
+    def cannot_match(self, query: Any) -> str | None:
+        """Give the table of which a query finds no row that waits, if it names one and that is certain."""
+        if not self._log or self._guard.is_doomed() or self.undone is not None:
+            return None
+        if self._values.log is not self._log:
+            self._values = WaitingValues(self._log, self._source.catalog)
+        conditions = conditions_of(query, self._tables)
+        return next((each.table for each in conditions if self._values.exclude(each)), None)
+
+    def let_pass(self, text: str, table: str) -> None:
+        """Have a statement not send the rows of this table."""
+        if reads_once(text, self._channel.connection.ops.quote_name(table)):
+            self._passing = text, table
+
     @property
     def is_sending(self) -> bool:
         """Whether what is sent now is no statement of the function's."""
@@ -154,6 +172,9 @@ class WriteBuffer:
         """
         self._check_not_undone()
         effect, relations = self._source.understand(text)
+        passing, self._passing = self._passing, None
+        if passing is not None and passing[0] == text and effect is Effect.READS:
+            relations -= {passing[1]}
         if not is_whole:
             effect = max(effect, Effect.ANYTHING)
         if effect is Effect.UNBUFFERED:

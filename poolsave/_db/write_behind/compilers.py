@@ -17,7 +17,7 @@ from typing import Any
 from django.db import connections, models
 from django.db.models.sql import InsertQuery
 from django.db.models.sql import compiler as django_compilers
-from django.db.models.sql.constants import ROW_COUNT
+from django.db.models.sql.constants import MULTI, ROW_COUNT
 
 from .buffer import WriteBuffer
 from .inserts import InsertKind, kind_of
@@ -115,7 +115,30 @@ def _buffering_update(ordinary: Any) -> Any:
     return SQLUpdateCompiler
 
 
-BUFFERING = {"SQLInsertCompiler": _buffering_insert, "SQLUpdateCompiler": _buffering_update}
+@cache
+def _buffering_select(ordinary: Any) -> Any:
+    class SQLCompiler(ordinary):  # type: ignore[misc]
+        buffer: WriteBuffer
+        _passes: str | None = None
+
+        def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
+            self._passes = None if chunked_fetch else self.buffer.cannot_match(self.query)
+            return super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
+
+        def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+            sql, params = super().as_sql(*args, **kwargs)
+            if self._passes is not None:
+                self.buffer.let_pass(sql, self._passes)
+            return sql, params
+
+    return SQLCompiler
+
+
+BUFFERING = {
+    "SQLInsertCompiler": _buffering_insert,
+    "SQLUpdateCompiler": _buffering_update,
+    "SQLCompiler": _buffering_select,
+}
 """How a compiler of Django's is made one that asks the buffer first."""
 
 

@@ -68,6 +68,8 @@ class InsertPlan:
         self.is_possible = kind.can_wait() and catalog.is_plain(self.table)
         if self.is_possible and self.key_index is None and not self.ignores_conflicts:
             self._draw_keys(meta.pk, catalog)
+        self.known_columns = {name: index for index, name in enumerate(self.columns)}
+        """Where in a row the values are that its columns will have."""
 
     def _draw_keys(self, key: Any, catalog: Catalog) -> None:
         column = catalog.columns(self.table).get(key.column)

@@ -38,6 +38,8 @@ class UpdatePlan:
         self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
         self._names = [field.column for field in (key, *fields)]
         self.key: str = key.column
+        self.known_columns = {self.key: 0}
+        """Where in a row the values are by which it can be told from others, before and after the change."""
         is_plain = catalog.is_plain(table) and not catalog.has_odd_unique_index(table) and key not in fields
         columns = catalog.columns(table) if is_plain else {}
         self.is_possible = columns.keys() >= {*self._names}
