@@ -29,9 +29,9 @@ from ..outcomes import Outcome, Status
 from .bookkeeping import Bookkeeping, Stop
 from .chunks import Ended
 from .deaths import as_gone, as_saved, blamed_object, callbacks_lost, is_unsettled
-from .places import Places
 from .recorder import FIRST_NOTE, HAS_CALLBACKS, LedgerRecorderSpec, LedgerUnwritable, PlacedPayload, schema_of
 from .session import Session
+from .sources import Places
 
 SEQUENCES = (1 << 64) - 1
 """The part of a note that is a sequence."""

@@ -1,10 +1,12 @@
 """What is left of a durable run's input: the objects in the gaps between the ranges that have ended.
 
-A chunk lies in one gap. `place` tells where the chunk lies that was handed out last.
+A chunk lies in one gap. `place` tells where the chunk lies that was handed out last, and `Places` keeps that of all
+chunks in flight.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -25,8 +27,8 @@ MAX_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
 TICK = 1000
 """Objects that are passed over between two heartbeats of a session that begins."""
-
-
+MIN_PLACES = 100
+"""Chunks whose places may be known, before those that have ended are forgotten."""
 NO_MORE: Any = object()
 
 
@@ -40,6 +42,50 @@ class Place(NamedTuple):
     keys: Sequence[str]
     failures: Sequence[int] | None = None
     """In a session that tries failures again: their rows."""
+
+    def part(self, first: int, end: int) -> Place:
+        """Give the place of some of its objects, by their offsets."""
+        return Place(
+            self.keys[first - 1] if first else self.low,
+            self.sequence + first,
+            self.keys[first:end],
+            None if self.failures is None else self.failures[first:end],
+        )
+
+
+class Places:
+    """Where each index lies, of the objects that have not ended."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._places: list[Place] = []
+        self._limit = MIN_PLACES
+
+    def add(self, index: int, place: Place) -> None:
+        """Note the place of a chunk, which begins behind all others."""
+        self._begins.append(index)
+        self._places.append(place)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether it is time to forget some."""
+        return len(self._begins) >= self._limit
+
+    def forget_before(self, index: int) -> None:
+        """Forget the places of chunks that end before an index."""
+        ended = bisect_right(self._begins, index) - 1
+        del self._begins[:ended], self._places[:ended]
+        self._limit = max(MIN_PLACES, 2 * len(self._begins))
+
+    def at(self, index: int) -> tuple[Place, int]:
+        """Give the place of the chunk that an object was first handed out in, and its offset there."""
+        found = bisect_right(self._begins, index) - 1
+        return self._places[found], index - self._begins[found]
+
+    def part(self, index: int, count: int) -> Place:
+        """Give the place of some objects of a chunk, from that of this index on."""
+        place, first = self.at(index)
+        return place.part(first, first + count)
 
 
 class DurableSource(Protocol):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from poolsave._db import inspection
 from poolsave._durable.keys import decode, digest_of, encode, joined_digest
-from poolsave._durable.places import part_of
 from poolsave._durable.ranges import FIRST, GAP_BITS, Gap, Range, gaps_between, merged, renumbered
 from poolsave._durable.sources import KeyedInput, Place, QuerySetGaps
 from poolsave.errors import InputChanged
@@ -61,7 +60,7 @@ def session(chance, ledger, source, bounds, *, last):
         elif action == "split" and flying:
             place = flying.pop(chance.randrange(len(flying)))
             middle = chance.randint(0, len(place.keys))
-            parts = [part_of(place, 0, middle), part_of(place, middle, len(place.keys))]
+            parts = [place.part(0, middle), place.part(middle, len(place.keys))]
             flying += [part for part in parts if part.keys]
         elif flying:
             ledger.commit(flying.pop(chance.randrange(len(flying))))
@@ -141,4 +140,4 @@ def test_keys_come_back_as_they_were(kind):
 
 def test_part_of_a_place_begins_behind_the_key_before_it():
     place = Place("3", 100, ["4", "5", "6"], [7, 8, 9])
-    assert part_of(place, 1, 3) == Place("4", 101, ["5", "6"], [8, 9])
+    assert place.part(1, 3) == Place("4", 101, ["5", "6"], [8, 9])
