@@ -27,7 +27,7 @@ from ._runs.preparation import prepare_early
 from ._runs.progress import open_progress
 from ._runs.querysets import KeysetPages
 from ._runs.signals import InterruptGuard, report_interrupt
-from ._runtime.foreign_exceptions import attach_report, is_a
+from ._runtime.foreign_exceptions import attach_report, class_name_of, is_a
 from ._worker.context import CapturedContext
 from ._worker.requests import (
     FunctionCall,
@@ -271,7 +271,7 @@ class Saves:
             return
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             if not self.report.finished:
-                self._driver.close(None if error is None else f"the block raised {type(error).__name__}")
+                self._driver.close(None if error is None else f"the block raised {class_name_of(error)}")
             self._safeguard.detach()  # inside a finalizer Ctrl-C would be ignored
         if error is not None and is_a(error, KeyboardInterrupt):
             report_interrupt(error, self.report)

@@ -196,6 +196,17 @@ def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions
 
 
 def _begin(alias: str, opened: OpenTransactions, *, noted: bool) -> None:
+    try:
+        _open_block(alias, opened, noted=noted)
+    except Error as error:
+        connection = connections[alias]
+        if connection.in_atomic_block or connection.connection is None or is_transient(error):
+            raise
+        connection.close()  # an earlier object may have left it in a state of its own, such as a pipeline of psycopg
+        _open_block(alias, opened, noted=noted)
+
+
+def _open_block(alias: str, opened: OpenTransactions, *, noted: bool) -> None:
     connection = connections[alias]
     connection.close_if_health_check_failed()  # as BEGIN does, which must find the connection that is guarded
     if connection.connection is None:

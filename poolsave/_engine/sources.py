@@ -11,7 +11,10 @@ from itertools import islice
 from types import GeneratorType
 from typing import Any, Protocol
 
+from .._pickling.plain import IMMUTABLE_TYPES
+from .._runtime.foreign_exceptions import attribute_of, class_name_of
 from .._runtime.forks import fork_flag
+from ..errors import InvalidOperation
 
 MAX_PULL_TIME = 0.005
 """Seconds of pulling after which control returns to the engine, which then polls its workers."""
@@ -71,6 +74,11 @@ class IterableSource:
         self._chunk_started = 0.0
         self._pull: float | None = None
         """Smoothed seconds that one pull takes."""
+        self._last: Any = None
+        self._last_content: Any = None
+        """What the last object had in it when it was pulled, as far as that is told quickly."""
+        self.is_shared = False
+        """Whether objects that were handed out may still wait, and be changed."""
         self.error: BaseException | None = None
         """The exception that the iterable has raised."""
         self._forked = fork_flag()
@@ -144,12 +152,31 @@ class IterableSource:
         if not self._gathered:
             self._chunk_started = started
         while len(self._gathered) < size:
-            self._gathered.append(next(self._iterator))
+            self._gathered.append(self._pull_next())
             now = time.perf_counter()
             self._pull = now - before if self._pull is None else 0.8 * self._pull + 0.2 * (now - before)
             if now - started > MAX_PULL_TIME or self._waits_for_worker() or (idle and self._next_is_slow()):
                 return
             before = now
+
+    def _pull_next(self) -> Any:
+        item = next(self._iterator)
+        if type(item) not in IMMUTABLE_TYPES:
+            if item is self._last and (self._gathered or self.is_shared):
+                self._check_unchanged(item)
+            self._last, self._last_content = item, _content_of(item)
+        return item
+
+    def _check_unchanged(self, item: Any) -> None:
+        """Refuse an object that the input has changed to give it again, while the first one may not have run."""
+        if _is_same(_content_of(item), self._last_content):
+            return
+        index = self._handed_out + len(self._gathered) - 1
+        del self._gathered[-1:]  # it is no longer what it was
+        raise InvalidOperation(
+            f"the input has changed its object at index {index}, {class_name_of(item)}, to give it once more, and an "
+            "object may wait for its turn: make a new one for each, such as dict(row)"
+        )
 
     def _next_is_slow(self) -> bool:
         """Whether the chunk should go out without waiting for the next pull."""
@@ -224,6 +251,22 @@ class QueueSource:
 
     def give_up(self) -> list[Any]:
         return self._take(self._queue.qsize())
+
+
+def _content_of(item: Any) -> Any:
+    """Give a copy of a dictionary or a list, or the attributes of an object: of the first level only."""
+    kind = type(item)
+    if kind is dict or kind is list:
+        return item.copy()
+    attributes = attribute_of(item, "__dict__")
+    return attributes.copy() if type(attributes) is dict else None
+
+
+def _is_same(content: Any, before: Any) -> bool:
+    try:
+        return bool(content == before)
+    except Exception:  # arrays have no truth, and other values what their class makes of it
+        return True
 
 
 def _length(objects: Iterable[Any]) -> int | None:

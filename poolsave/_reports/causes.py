@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._db.error_codes import sqlstate_of
-from .._runtime.foreign_exceptions import add_note, attribute_of, cause_of, is_a, repr_of, text_of
+from .._runtime.foreign_exceptions import add_note, attribute_of, cause_of, class_name_of, is_a, repr_of, text_of
 from ..errors import RemoteError
 from ..outcomes import Outcome
 
@@ -46,7 +46,7 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
 def error_key(error: BaseException | None) -> Cause:
     if is_a(error, RemoteError):
         return error.class_path.rpartition(".")[2], error.sqlstate
-    return type(error).__name__, None if error is None else sqlstate_of(error)
+    return class_name_of(error), None if error is None else sqlstate_of(error)
 
 
 class CauseCounts:

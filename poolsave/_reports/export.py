@@ -20,7 +20,7 @@ from os import PathLike
 from typing import IO, Any
 
 from .._db.error_codes import sqlstate_of
-from .._runtime.foreign_exceptions import attribute_of, repr_of, text_of
+from .._runtime.foreign_exceptions import attribute_of, class_name_of, repr_of, text_of
 from ..outcomes import Outcome
 from .causes import printable
 from .items import EXACT, exact_item
@@ -146,7 +146,7 @@ def _row(outcome: Outcome[Any]) -> dict[str, Any]:
         "index": outcome.index,
         "status": str(outcome.status),
         "value": outcome.value,
-        "error_type": None if error is None else type(error).__name__,
+        "error_type": None if error is None else class_name_of(error),
         "error": None if error is None else text_of(error),
         "sqlstate": None if error is None else sqlstate_of(error),
         "item": outcome.item,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from .._runtime.foreign_exceptions import class_path_of, repr_of, text_of
+from .._runtime.foreign_exceptions import class_name_of, class_path_of, repr_of, text_of
 from ..errors import InvalidOperation
 from ..outcomes import Outcome
 from .causes import printable
@@ -207,7 +207,7 @@ def _item(encoded: str, index: Any, path: object) -> Any:
     try:
         return json.loads(encoded, object_hook=_decode)
     except Exception as error:
-        why = text_of(error) or type(error).__name__
+        why = text_of(error) or class_name_of(error)
         raise InvalidOperation(f"the item at index {index} of {str(path)!r} cannot be given back: {why}") from error
 
 

@@ -20,7 +20,7 @@ from .._engine.sources import QueueSource
 from .._environment.django_setup import DjangoEnvironment
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
-from .._runtime.foreign_exceptions import attach_report, is_a, set_cause
+from .._runtime.foreign_exceptions import attach_report, class_name_of, is_a, set_cause
 from .._runtime.forks import end_child, fork_flag
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
@@ -231,7 +231,7 @@ class BlockDriver:
             if self.forked:
                 end_child(error)
             self.fatal = error if self.fatal is None else self.fatal
-            self._halt = self._halt or f"{type(error).__name__} in a callback"
+            self._halt = self._halt or f"{class_name_of(error)} in a callback"
         if self.forked:
             end_child()
 

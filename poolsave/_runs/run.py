@@ -20,7 +20,7 @@ from .._engine.sources import IterableSource
 from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
-from .._runtime.foreign_exceptions import attach_report, is_a
+from .._runtime.foreign_exceptions import attach_report, class_name_of, is_a
 from .._runtime.forks import fork_flag
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOption
@@ -104,6 +104,7 @@ def _engine_of(
 
         return durable_engine(spec, executor, job, objects)
     source = source_of(objects, spec.queryset)
+    source.is_shared = not executor.inline and (executor.shares_memory or spec.options.key is not None)
     if isinstance(executor, SamplingSerialExecutor):
         return AutoEngine(ProcessPools(spec, job.context), executor, job, spec.options, source), source
     if spec.options.key is not None:
@@ -367,4 +368,4 @@ class Reorderer:
 def _reason_of(error: BaseException) -> str:
     if is_a(error, GeneratorExit):
         return CLOSED
-    return "interrupted" if is_a(error, KeyboardInterrupt) else f"{type(error).__name__} in the caller"
+    return "interrupted" if is_a(error, KeyboardInterrupt) else f"{class_name_of(error)} in the caller"

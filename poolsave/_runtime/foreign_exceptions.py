@@ -18,6 +18,9 @@ _attributes: Any = vars(BaseException)["__dict__"]
 _cause: Any = vars(BaseException)["__cause__"]
 _context: Any = vars(BaseException)["__context__"]
 _traceback: Any = vars(BaseException)["__traceback__"]
+# Those of `type` itself: a metaclass can refuse them.
+_name: Any = vars(type)["__name__"]
+_qualname: Any = vars(type)["__qualname__"]
 
 
 def text_of(error: object) -> str:
@@ -27,7 +30,7 @@ def text_of(error: object) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as secondary:  # it must not hide the error that is being reported
-        return f"<{type(secondary).__name__} in its __str__>"
+        return f"<{class_name_of(secondary)} in its __str__>"
 
 
 def repr_of(value: object) -> str:
@@ -37,7 +40,7 @@ def repr_of(value: object) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as secondary:  # as above
-        return f"<{type(value).__name__} whose repr raised {type(secondary).__name__}>"
+        return f"<{class_name_of(value)} whose repr raised {class_name_of(secondary)}>"
 
 
 def attribute_of(value: object, name: str) -> Any:
@@ -61,10 +64,16 @@ def module_of(error: BaseException) -> str:
     return module if isinstance(module, str) else ""
 
 
+def class_name_of(value: object) -> str:
+    """Give the name of its class."""
+    name: str = _name.__get__(type(value))
+    return name
+
+
 def class_path_of(error: BaseException) -> str:
     """Give the dotted path of its class."""
-    module = module_of(error)
-    return f"{module}.{type(error).__qualname__}" if module else type(error).__qualname__
+    module, name = module_of(error), _qualname.__get__(type(error))
+    return f"{module}.{name}" if module else str(name)
 
 
 def args_of(error: BaseException) -> tuple[Any, ...]:

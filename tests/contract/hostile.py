@@ -43,6 +43,17 @@ class ExitsOnLookup(Exception):
         raise SystemExit(name)
 
 
+class RefusesItsName(type(Exception)):
+    def __getattribute__(cls, name):
+        if name in ("__module__", "__name__", "__qualname__"):
+            raise ValueError(f"{name} is not told")
+        return super().__getattribute__(name)
+
+
+class HasNoName(Exception, metaclass=RefusesItsName):
+    pass
+
+
 class NoModule(Exception):
     pass
 
@@ -135,6 +146,7 @@ CLASSES = {
         TellsSurrogates,
     )
 }
+CLASSES["HasNoName"] = HasNoName
 
 
 def make(name):

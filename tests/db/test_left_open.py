@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from poolsave import Status, pooled_operation
 from tests.models import Person
@@ -117,6 +118,25 @@ def test_transaction_that_a_callback_leaves_open_is_rolled_back(run, alias, begi
     assert told.item == "bad"
     assert "on_commit callback has left a transaction open" in str(told.error)
     assert names(alias) == set(OBJECTS)
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg 3 has pipelines")
+def test_pipeline_that_is_not_left_fails_no_other_object(mode):
+    """No transaction can begin in it, nor be rolled back."""
+
+    def saves(name):
+        save("postgres", name)
+        if name == "bad":
+            kept.append(connections["postgres"].connection.pipeline())
+            kept[-1].__enter__()
+            save("postgres", "in the pipeline")
+            raise ValueError(name)
+
+    operation = pooled_operation(saves).using(executor="thread", workers=1, databases=("postgres",), transaction=mode)
+    report = operation.using(keep="all", progress=False, chunksize=5).map(OBJECTS)
+    kept.clear()
+    assert [(failure.item, failure.status) for failure in report.failures] == [("bad", Status.FAILED)]
+    assert names("postgres") == set(OBJECTS) - {"bad"}
 
 
 def delete_connection(alias):
