@@ -8,7 +8,7 @@ import sys
 import tempfile
 import textwrap
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -72,6 +72,17 @@ class CrashingServer:
         postmaster.send_signal(signal.SIGQUIT)
         psutil.wait_procs([postmaster], timeout=30)
         assert not postmaster.is_running()
+
+    def kill(self):
+        """SIGKILL for all server processes: none of them says a word to its client."""
+        postmaster = psutil.Process(self._server.get_pid())
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        # The server does not start again while one of them has its shared memory.
+        _gone, alive = psutil.wait_procs(processes, timeout=30)
+        assert not alive
 
     def start(self):
         """Start it again; it recovers from its log and then takes connections."""
