@@ -3,7 +3,7 @@
 import pytest
 
 from poolsave import InputChanged, Run, pooled_operation
-from poolsave._durable import engine, places, sources
+from poolsave._durable import engine, sources
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -29,7 +29,7 @@ def test_places_of_what_has_ended_are_forgotten(monkeypatch):
     monkeypatch.setattr(engine, "Places", Places)
     assert refuses_last.map(range(1999), run=Run("long", key=by_number)).ok
     assert len(known) > 350
-    assert max(known) <= 2 * places.MIN_PLACES
+    assert max(known) <= 2 * sources.MIN_PLACES
 
 
 @pytest.mark.parametrize("changed", [0, 5, 1500, 1998])
