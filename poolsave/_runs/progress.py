@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import cache
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ BAR_INTERVAL = 0.1
 """Seconds between two updates of a bar: short enough to look smooth, long enough to cost nothing."""
 LOG_INTERVAL = 30.0
 """Seconds between two lines of a run whose progress is shown where there is no terminal."""
+MIN_NAME = 10
+"""Characters that the name and the number of failures have in a bar, however narrow the terminal is."""
 MIN_SECONDS = 1e-6
 """Seconds that a run takes at least: its rate is a number."""
 
@@ -183,6 +185,16 @@ def _quiet_tqdm() -> Callable[..., Any]:
             self.title = self.desc if self.title is None else self.title
             words = [*(f"{name}={value}" for name, value in shown.items()), str(self.title)]
             self.set_description(" ".join(words), refresh=refresh)
+
+        @property
+        def format_dict(self) -> MutableMapping[str, Any]:
+            """Cut the name, so that the counts have room behind it."""
+            values = super().format_dict
+            prefix = (values["prefix"] or "").removesuffix(": ")  # tqdm adds one, and without a total a second one
+            total, n = values["total"], values["n"]
+            room = len(f": 100%|#| {n}/{total}" if total else f": {n}obj")
+            most = max(MIN_NAME, (values["ncols"] or sys.maxsize) - room)
+            return {**values, "prefix": prefix[:most]}
 
     # tqdm's own lock holds a multiprocessing semaphore; the bar here is never written to by another process.
     ThreadlessTqdm.set_lock(threading.RLock())
