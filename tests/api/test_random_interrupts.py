@@ -100,7 +100,7 @@ class Trial:
             report = self._act()
             interrupts.wait()
         except KeyboardInterrupt as error:
-            interrupts.wait()
+            interrupts.outlast()
             if report is not None:
                 return None
             assert "report" in vars(error) or not is_of_poolsave(error)
@@ -154,11 +154,18 @@ class Interrupts:
         os.write(self._process.stdin.fileno(), b"go\n")
 
     def wait(self):
-        """Until the last one has been sent."""
-        # The process is not reaped before: an interrupt inside of `Popen.wait()` can leave its lock held.
+        """Until the last one is sent, and not reaped: an interrupt in `Popen.wait()` can leave its lock held."""
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        self._process.wait()
-        self._process.stdin.close()
+
+    def outlast(self):
+        """Wait, whatever comes; then it is gone."""
+        if self._process.returncode is None:
+            try:
+                self.wait()
+            except KeyboardInterrupt:
+                self.wait()
+            self._process.wait()
+            self._process.stdin.close()
 
 
 def interrupt(count, signed, *, signals):
@@ -193,7 +200,8 @@ def interrupted_once(act, options, signed, pauses):
         report = trial.interrupted(interrupts)
     except KeyboardInterrupt:  # the second one, in the test itself
         report = None
-        interrupts.wait()
+    finally:
+        interrupts.outlast()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     connections.close_all()
