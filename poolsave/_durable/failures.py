@@ -63,6 +63,7 @@ def _write(write: Callable[[Callable[[dict[str, str]], dict[str, str]]], object]
     *attempts, last = _unchanged, _in_ascii, _without_text
     for changed in attempts:
         try:
+            # A refused text must not end the transaction around this, which may be that of the work.
             with transaction.atomic(using=alias):
                 write(changed)
             return
@@ -71,6 +72,7 @@ def _write(write: Callable[[Callable[[dict[str, str]], dict[str, str]]], object]
                 raise
         except UnicodeError:  # of a driver
             pass
+    # No database refuses this one, which has nothing of the user's text.
     write(last)
 
 

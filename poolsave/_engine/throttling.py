@@ -118,6 +118,7 @@ class ThrottleMeter:
         self._counted_at = time.monotonic()
         self._held_since: float | None = None
         self._lowest: Gauge | None = None
+        # Its put() may be called by a signal handler of the thread that is in get().
         self._naps: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def follow(self, heartbeats: Heartbeats) -> None:

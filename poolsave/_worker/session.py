@@ -163,6 +163,7 @@ class WorkerSession:
     ) -> None:
         for index, result in enumerate(self._mode.results(objects, marks), 1):
             builder.add(result if result.attempt.error is None else self._with_error(result, result.attempt.error))
+            # The last object goes with the final reply.
             if index < len(objects) and builder.due(time.perf_counter()):
                 builder.unreachable = self._mode.unreachable
                 reply(builder.take(), False)

@@ -19,6 +19,7 @@ class EventQueueExecutor:
     on_event: Callable[[], None] | None = None
 
     def _clear_events(self) -> None:
+        # Its put() may be called by a signal handler of the thread that is in get().
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def _emit(self, event: Any) -> None:

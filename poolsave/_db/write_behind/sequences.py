@@ -35,6 +35,7 @@ class KeyBlocks:
 
     def _refill(self, sequence: str) -> None:
         self._blocks.setdefault(sequence, deque())
+        # With it those that are nearly empty, in the same round trip.
         sizes = {name: self._size(name) for name, block in self._blocks.items() if name == sequence or _is_low(block)}
         query = " UNION ALL ".join(map(DRAW.format, range(len(sizes))))
         names = [*sizes]

@@ -84,6 +84,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
                     ran.append(_run_object(call, marks, first + index, savepoints, transactions))
                     _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
                 transactions.check_can_commit(transactions.blocks)
+                # Proof that the transaction is the one that was begun here: in any other the savepoint is missing.
                 savepoints.release()
                 note = _note_of(ran, aliases, marks, first, recorder) if noted or recorder is not None else 0
         except BaseException as caught:

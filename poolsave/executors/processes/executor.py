@@ -98,6 +98,7 @@ class ProcessExecutor:
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._method = self.method_for(job)
+        # A fork inherits the job itself. Bytes for other methods are made once, by the first worker that needs them.
         self._jobs_by_method: dict[str, Any] = {"fork": job}
         self._job = job
         self._longest = longest
@@ -167,6 +168,7 @@ class ProcessExecutor:
         more = workers - self._wanted - self.joining
         if more > 0:
             self._add_workers(more)
+        # One stays in any case: tasks that are at work elsewhere may come back.
         for _ in range(min(-more, self._wanted + self.joining - 1)):
             self._retire_worker()
 
