@@ -13,6 +13,7 @@ from ._of_durable_runs import (
     RunUnfinished,
     StatusConflict,
     UnknownBackfill,
+    UnknownCause,
     UnknownRun,
 )
 from ._of_objects import (
@@ -53,6 +54,7 @@ __all__ = [
     "StatusConflict",
     "TimedOut",
     "UnknownBackfill",
+    "UnknownCause",
     "UnknownRun",
     "ValueLost",
     "WorkerDied",

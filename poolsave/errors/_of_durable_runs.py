@@ -124,6 +124,20 @@ class UnknownRun(PoolsaveError, LookupError):
         return f"there is no run {self.name!r} in the database {self.alias!r}: {_known(self.known, 'there is none')}"
 
 
+class UnknownCause(PoolsaveError, LookupError):
+    """No failure of a run has that cause. `known` are causes that it has."""
+
+    def __init__(self, name: str, cause: str, known: Sequence[str] = ()) -> None:
+        super().__init__(name, cause, known)
+        self.name = name
+        self.cause = cause
+        self.known = known
+
+    def __str__(self) -> str:
+        none = "the run has no failures"
+        return f"no failure of the run {self.name!r} has the cause {self.cause!r}: {_known(self.known, none)}"
+
+
 class UnknownBackfill(PoolsaveError, LookupError):
     """No app registers a backfill of that name. `known` are those that are registered."""
 

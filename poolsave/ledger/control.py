@@ -19,8 +19,8 @@ from django.db.models.fields.json import JSONField
 from django.utils import timezone
 
 from .._environment.project_settings import operating_settings
-from ..errors import StatusConflict, UnknownRun
-from .causes import failures_of
+from ..errors import StatusConflict, UnknownCause, UnknownRun
+from .causes import failures_of, matching
 from .holders import STALE_AFTER, counts_as_dead
 from .models import Failure, Lease, Run
 from .registry import find_backfill
@@ -50,7 +50,7 @@ def find_run(name: str, *, using: str | None = None) -> Run:
     """
     runs = _runs(using)
     run = runs.filter(name=name).first()
-    if run is None:
+    if run is None or run.name != name:  # some collations tell no case apart, nor spaces at the end
         raise UnknownRun(name, runs.db, tuple(runs.values_list("name", flat=True)[:KNOWN]))
     return run
 
@@ -155,9 +155,11 @@ def retry(  # noqa: PLR0913  all but the first may be left out
 
     Raises:
         UnknownRun, StatusConflict
+        UnknownCause: if none of the run's failures has it, nor one that is resolved.
     """
     operating_settings()
     run = find_run(name, using=using)
+    _check_cause(run, cause)
     chosen = _chosen(cause, since, keys)
     found = failures_of(run, chosen)
     pks = list(found.values_list("pk", flat=True)[:limit]) if limit is not None else []
@@ -198,6 +200,7 @@ def forget_failures(
 
     Raises:
         UnknownRun
+        UnknownCause: as `retry`.
     """
     run = find_run(name, using=using)
     count = unresolved(run, cause=cause, since=since).update(resolved_at=timezone.now(), resolution="forgotten")
@@ -206,8 +209,20 @@ def forget_failures(
 
 
 def unresolved(run: Run, *, cause: str = "", since: datetime | timedelta | None = None) -> QuerySet[Failure]:
-    """Give a run's failures that are not resolved, in the order in which they came. Arguments as those of `retry`."""
+    """Give a run's failures that are not resolved, in the order in which they came. Arguments as those of `retry`.
+
+    Raises:
+        UnknownCause: as `retry`.
+    """
+    _check_cause(run, cause)
     return failures_of(run, _chosen(cause, since, None), kinds=tuple(Failure.Kind))
+
+
+def _check_cause(run: Run, cause: str) -> None:
+    failures = Failure.objects.using(run._state.db).filter(run_id=run.pk)
+    if cause and not failures.filter(matching(cause)).exists():
+        known = failures.order_by("cause").values_list("cause", flat=True).distinct()[:KNOWN]
+        raise UnknownCause(run.name, cause, tuple(known))
 
 
 def settle(run: Run) -> None:
@@ -277,9 +292,9 @@ def _after_death() -> dict[str, Any]:
 
 
 def _change(name: str, action: str, allowed: Q, using: str | None, **values: Any) -> Run:
-    runs = _runs(using)
-    changed = runs.filter(allowed, name=name).update(**values)
-    run = find_run(name, using=runs.db)
+    run = find_run(name, using=using)
+    changed = _runs(run._state.db).filter(allowed, pk=run.pk).update(**values)
+    run = find_run(name, using=run._state.db)
     if not changed:
         raise _conflict(run, action)
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -30,7 +30,7 @@ class _Echo:
         return line
 
 
-def csv_lines(failures: QuerySet[Failure]) -> Iterator[str]:
+def csv_lines(failures: QuerySet[Failure]) -> Generator[str]:
     """Give a line with the names of the columns, and one for each failure, with their line ends.
 
     What a spreadsheet would take for a formula has an apostrophe before it.
@@ -41,7 +41,7 @@ def csv_lines(failures: QuerySet[Failure]) -> Iterator[str]:
         yield writer.writerow([csv_cell(value) for value in row])
 
 
-def json_lines(failures: QuerySet[Failure]) -> Iterator[str]:
+def json_lines(failures: QuerySet[Failure]) -> Generator[str]:
     """Give an object for each failure, with its whole cause and its traceback, without line ends."""
     for row in failures.values(*COLUMNS, *DETAILS).iterator():
         yield json.dumps(row, cls=DjangoJSONEncoder)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.forms.widgets import MultiWidget
 from django.utils.datastructures import MultiValueDict
 from django.utils.module_loading import autodiscover_modules
 
@@ -20,6 +21,7 @@ from ..errors import InvalidOperation, InvalidParameters, UnknownBackfill
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet
     from django.forms import BaseForm
+    from django.forms.boundfield import BoundField
 
     from .models import Run
 
@@ -76,6 +78,15 @@ class Backfill:
         if errors:
             raise InvalidParameters(self.name, errors)
         return form.cleaned_data
+
+    def defaults(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the form's initial values, as a browser would send them, of the fields that are not given."""
+        if self.form is None:
+            return {}
+        form = self.form()
+        missing = [name for name in form.fields if not any(belongs_to(key, name) for key in parameters)]
+        values = {name: _as_sent(form[name]) for name in missing}
+        return {name: value for name, value in values.items() if value not in (None, "", [])}
 
     def rows(self, parameters: Mapping[str, Any] | None = None) -> QuerySet[Any]:
         """Give the rows of a run with these parameters.
@@ -195,4 +206,22 @@ def _form_data(parameters: Mapping[str, Any]) -> MultiValueDict[str, Any]:
 
 def belongs(key: str, form: BaseForm) -> bool:
     """Whether a key is a field's, or a part of a field whose widget has several, such as "since_0"."""
-    return any(key == field or key.startswith(f"{field}_") for field in form.fields)
+    return any(belongs_to(key, field) for field in form.fields)
+
+
+def belongs_to(key: str, field: str) -> bool:
+    """Whether a key is that field's, or of a part of it."""
+    return key == field or key.startswith(f"{field}_")
+
+
+def _as_sent(field: BoundField) -> str | list[str] | None:
+    value, widget = field.value(), field.field.widget
+    if isinstance(widget, MultiWidget):  # its parts have names of their own, and a person fills them in
+        return None
+    if isinstance(value, bool):
+        return "on" if value else None
+    shown = widget.format_value(value)
+    if isinstance(shown, list | tuple):
+        texts = [str(each) for each in shown if each not in (None, "")]
+        return texts if getattr(widget, "allow_multiple_selected", False) else "".join(texts[:1])
+    return None if shown is None else str(shown)

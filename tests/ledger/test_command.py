@@ -5,16 +5,18 @@ What is right are the rows that the tests have written, and what JSON and a spli
 
 import io
 import json
+import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
+from django import forms
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from poolsave.ledger.models import Failure, Lease, Run
-from poolsave.ledger.registry import backfills
+from poolsave.ledger.registry import Backfill, backfills
 from tests.support.holder import working_process
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -133,7 +135,7 @@ def test_what_is_asked_stands_in_the_ledger(alias, words, before, after):
 
 def test_start_hands_parameters_to_the_form():
     command("start", "count-group", "--set", "group=2", "--set", "names=a", "--set", "names=b")
-    assert Run.objects.get().parameters == {"group": "2", "names": ["a", "b"]}
+    assert Run.objects.get().parameters == {"group": "2", "by": "1", "names": ["a", "b"]}
     assert Run.objects.get().started_by
     assert "group: This field is required" in command("start", "count-group", status=1)
     assert "no backfill 'x'" in command("start", "x", status=1)
@@ -145,11 +147,14 @@ def test_retry_chooses_by_cause_age_and_number():
     for key in "123":
         fail(run, key)
     Failure.objects.filter(key="1").update(created_at=timezone.now() - timedelta(days=8))
+    Failure.objects.exclude(key="1").update(created_at=timezone.now() - timedelta(hours=1))
     fail(run, "4", sqlstate="40001")
     said = command("retry", "count-visits", "--cause", "23505", "--since", "7d", "--limit", "100", "--plain")
     assert said == "2\n"
     assert Run.objects.get().retry.keys() == {"cause", "since", "upto"}
-    assert json.loads(command("retry", "count-visits", "--cause", "99999", "--json")) == {"failures": 0}
+    assert json.loads(command("retry", "count-visits", "--cause", "23505", "--since", "1s", "--json")) == {
+        "failures": 0
+    }
 
 
 @pytest.mark.parametrize("when", ["7", "7x", "yesterday", "2026-02-30", "-1d", ""])
@@ -229,3 +234,108 @@ def test_watch_prints_each_change_until_the_run_stops(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _seconds: Run.objects.filter(pk=run.pk).update(**next(steps), rate=None))
     found = [json.loads(line) for line in command("status", "count-visits", "--watch", "--json").splitlines()]
     assert [(one["done"], one["status"]) for one in found] == [(1, "running"), (2, "running"), (3, "finished")]
+
+
+@pytest.mark.parametrize("words", [["retry"], ["failures"], ["forget", "--failures", "--yes"]])
+def test_cause_that_no_failure_has_is_refused(words):
+    run = make(status=Status.FINISHED_WITH_FAILURES)
+    action, *more = words
+    assert "'TYPO': the run has no failures" in command(action, "count-visits", *more, "--cause", "TYPO", status=1)
+    fail(run, "1")
+    fail(run, "2", "F at b.py:2 in g", resolved_at=timezone.now(), sqlstate="40001")
+    said = command(action, "count-visits", *more, "--cause", "TYPO", status=1)
+    assert "give one of 'E [23505] at a.py:1 in f', 'F at b.py:2 in g'" in said
+    command(action, "count-visits", *more, "--cause", "40001")  # those that have it are resolved
+
+
+def test_status_tells_of_a_backfill_that_was_not_started():
+    assert "not started; `manage.py poolsave start count-visits`" in command("status", "count-visits", "--watch")
+    assert json.loads(command("status", "count-visits", "--json"))["status"] == "not started"
+    assert "status\tnot started" in command("status", "count-visits", "--plain").splitlines()
+
+
+def test_start_takes_the_initial_values_of_the_form(alias):
+    said = command("start", "count-group", "--set", "group=2", "--database", alias)
+    assert "by='1' by default" in said
+    assert Run.objects.using(alias).get().parameters == {"group": "2", "by": "1"}
+
+
+def test_initial_values_are_sent_as_a_browser_sends_them():
+    class Form(forms.Form):
+        day = forms.DateField(initial=lambda: date(2026, 11, 28))
+        twice = forms.BooleanField(initial=True, required=False)
+        never = forms.BooleanField(initial=False, required=False)
+        one = forms.ChoiceField(choices=[("a", "A"), ("b", "B")], initial="b")
+        several = forms.MultipleChoiceField(choices=[("a", "A"), ("b", "B")], initial=["a", "b"])
+        at = forms.SplitDateTimeField(initial=timezone.now, required=False)
+        given = forms.IntegerField(initial=5)
+
+    backfill = Backfill(name="x", operation=None, queryset=None, form=Form)
+    defaults = backfill.defaults({"given": "7"})
+    assert defaults == {"day": "2026-11-28", "twice": "on", "one": "b", "several": ["a", "b"]}
+    cleaned = backfill.cleaned({**defaults, "given": "7"})
+    assert (cleaned["day"], cleaned["twice"], cleaned["never"], cleaned["given"]) == (
+        date(2026, 11, 28),
+        True,
+        False,
+        7,
+    )
+
+
+def test_reader_that_has_gone_ends_the_command_without_a_word(tmp_path):
+    settings = f"""
+SECRET_KEY = "x"
+INSTALLED_APPS = ["django.contrib.contenttypes", "poolsave.ledger"]
+DATABASES = {{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": "{tmp_path}/db.sqlite3"}}}}
+"""
+    (tmp_path / "piped_settings.py").write_text(settings)
+    (tmp_path / "go.py").write_text(
+        """
+import sys
+import django
+django.setup()
+from django.core.management import call_command, execute_from_command_line
+from poolsave.ledger.models import Failure, Lease, Run
+call_command("migrate", verbosity=0)
+run = Run.objects.create(name="piped", status="finished with failures")
+Failure.objects.bulk_create(Failure(run=run, key=str(key), cause="E", error_class="E") for key in range(5000))
+sys.stdout.close()
+sys.stdout = open(1, "w", closefd=False)
+execute_from_command_line(["manage.py", "poolsave", "failures", "piped"])
+"""
+    )
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "piped_settings"}
+    words = [sys.executable, "go.py"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=-1, stderr=-1, text=True, env=environment) as process:
+        assert process.stdout.readline().startswith("key,")
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 141)
+
+
+@pytest.mark.parametrize("action", ["status", "resume", "pause", "cancel", "retry", "forget", "failures", "work"])
+def test_each_action_ends_with_1_for_an_unknown_run(action):
+    more = ["--yes"] if action == "forget" else []
+    assert "there is no run 'nobody'" in command(action, "nobody", *more, status=1)
+
+
+def test_wrong_arguments_end_with_2():
+    words = [sys.executable, "-m", "django", "poolsave", "retry", "a", "--limit", "0", "--settings", "tests.settings"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "'0' is not at least 1" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [("start", "paused"), ("resume", "finished"), ("pause", "finished"), ("cancel", "finished"), ("retry", "due"),
+     ("forget", "running"), ("work", "finished")],
+)  # fmt: skip
+def test_each_action_ends_with_1_if_the_status_forbids_it(action, status):
+    fail(make(status=status, heartbeat_at=timezone.now()), "1")
+    more = ["--yes"] if action == "forget" else []
+    assert f"is {status}" in command(action, "count-visits", *more, status=1)
+    assert Run.objects.get().status == status
+
+
+@pytest.mark.parametrize("words", [["list"], ["recover"], ["work", "--once"]])
+def test_actions_about_all_runs_end_with_0_if_there_is_none(words):
+    command(*words)

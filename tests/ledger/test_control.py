@@ -12,7 +12,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from poolsave.apps import check_settings
-from poolsave.errors import InvalidOption, InvalidParameters, StatusConflict, UnknownBackfill, UnknownRun
+from poolsave.errors import InvalidOption, InvalidParameters, StatusConflict, UnknownBackfill, UnknownCause, UnknownRun
 from poolsave.ledger import control
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
 from tests.conftest import wait_until
@@ -159,7 +159,8 @@ def test_retry_chooses_by_cause_age_and_number(alias):
     assert matching() == 5
     assert matching(cause="23505") == matching(cause="E [23505] at a.py:1 in f") == matching(cause="shop.E") == 4
     assert matching(cause="F") == matching(cause="shop.deep.F") == matching(cause="name_once") == 1
-    assert matching(cause="deep") == 0
+    with pytest.raises(UnknownCause):
+        matching(cause="deep")
     assert matching(since=timedelta(days=7)) == 4
     assert matching(since=timezone.now() + timedelta(days=1)) == 0
     assert matching(keys=["1", "2", "resolved"]) == 2
@@ -275,3 +276,12 @@ def test_recover_locks_a_run_before_its_lease_as_sessions_do():
     thread.join()
     run.refresh_from_db()
     assert (run.status, Lease.objects.using("postgres").get().generation) == ("due", 4)
+
+
+@pytest.mark.parametrize("change", [control.pause, control.cancel, control.forget, control.resume, control.retry])
+def test_a_name_in_another_case_is_another_run(change):
+    Run.objects.using("mariadb").create(name="articles", status="paused", stop_code="slice")
+    with pytest.raises(UnknownRun, match="no run 'Articles'"):
+        change("Articles", using="mariadb")
+    assert Run.objects.using("mariadb").get().status == "paused"
+    assert control.pause("articles", using="mariadb", by="ada").stop_reason == "paused by ada"

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -24,17 +25,19 @@ from django.db import DatabaseError, connections, router
 from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 
-from poolsave.errors import PoolsaveError
+from poolsave.errors import PoolsaveError, UnknownRun
 from poolsave.ledger import _texts as texts
 from poolsave.ledger import causes, control, exports
 from poolsave.ledger.holders import STALE_AFTER
 from poolsave.ledger.models import Run
-from poolsave.ledger.registry import backfills
+from poolsave.ledger.registry import backfills, find_backfill
 from poolsave.ledger.work import work, work_on
 
 ATTENTION = 3
 """The exit status if a run needs someone: it has failures that wait, or stopped without anyone asking for it."""
 INTERRUPTED = 130
+READER_GONE = 141
+"""What a shell has for a program that SIGPIPE has ended."""
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 CLEAR = "\x1b[{lines}F\x1b[J"
 """Go to the begin of so many lines before, and clear what is below."""
@@ -51,6 +54,7 @@ EXIT_STATUSES = """exit status:
   2    wrong arguments
   3    status, work: a run needs someone; it has unresolved failures, or has stopped without being asked to
   130  work, status --watch: ended by Ctrl-C
+  141  the reader of its output has gone, as in `failures NAME | head`
 """
 
 
@@ -75,7 +79,14 @@ class Command(BaseCommand):
         status.add_argument("--watch", action="store_true", help="until it ends or is paused")
         status.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS", help="with --watch")
         start = action("start", "Make the run of a registered backfill, which is due then.")
-        start.add_argument("--set", action="append", default=[], type=_pair, metavar="NAME=VALUE", help="a parameter")
+        start.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            type=_pair,
+            metavar="NAME=VALUE",
+            help="a parameter, in place of its default",
+        )
         action("resume", "Have a paused run go on, or one whose process has died: it is due.")
         action("pause", "Stop a run when what it has begun is done.")
         action("cancel", "End a run for good when what it has begun is done.")
@@ -111,7 +122,7 @@ class Command(BaseCommand):
             raise CommandError(f"--database {database!r} is none of {', '.join(sorted(connections))}")
         self.alias = database or router.db_for_write(Run)
         self.as_json, self.plain = options.pop("json"), options.pop("plain")
-        with _one_line(self.alias):
+        with _one_line(self.alias), _until_reader_is_gone(self.stdout):
             getattr(self, f"_{action}")(**options)
 
     def _list(self, **_options: Any) -> None:
@@ -129,7 +140,13 @@ class Command(BaseCommand):
             self._lines(texts.table(("run", "status", "objects", "pace", ""), rows) if rows else ["there is no run"])
 
     def _status(self, *, name: str, watch: bool, every: float, **_options: Any) -> None:
-        run = control.find_run(name, using=self.alias)
+        try:
+            run = control.find_run(name, using=self.alias)
+        except UnknownRun:
+            if name not in backfills():
+                raise
+            self._show_no_run(name)
+            return
         shown = self._show(run, "")
         while watch and run.status in (Run.Status.DUE, *Run.ACTIVE):
             _pause(every)
@@ -137,6 +154,15 @@ class Command(BaseCommand):
             shown = self._show(run, shown)
         if complaint := texts.complaint(run):
             raise CommandError(f"{name} needs someone: {complaint}", returncode=ATTENTION)
+
+    def _show_no_run(self, name: str) -> None:
+        found = texts.no_run(name)
+        if self.as_json:
+            self._lines([texts.as_json({**found, "causes": []}, indent=None)])
+        elif self.plain:
+            self._lines(f"{key}\t{texts.cell(value)}" for key, value in found.items())
+        else:
+            self._lines([f"{name}: {found['status']}; `manage.py poolsave start {name}` makes its run"])
 
     def _show(self, run: Run, before: str) -> str:
         """Print a run if it looks otherwise than before; on a terminal in the place of what was there."""
@@ -158,7 +184,10 @@ class Command(BaseCommand):
         for key, value in set:
             given.setdefault(key, []).append(value)
         parameters = {key: values[0] if len(values) == 1 else values for key, values in given.items()}
-        self._say(control.start(name, parameters, by=_user(), using=self.alias))
+        defaults = find_backfill(name).defaults(parameters)
+        self._say(control.start(name, {**defaults, **parameters}, by=_user(), using=self.alias))
+        if defaults and not (self.as_json or self.plain):
+            self._lines(f"  {key}={value!r} by default" for key, value in defaults.items())
 
     def _resume(self, *, name: str, **_options: Any) -> None:
         self._say(control.resume(name, by=_user(), using=self.alias))
@@ -193,10 +222,9 @@ class Command(BaseCommand):
     def _failures(self, *, name: str, cause: str, since: Any, **_options: Any) -> None:
         run = control.find_run(name, using=self.alias)
         chosen = control.unresolved(run, cause=cause, since=since)
-        if self.as_json:
-            self._lines(exports.json_lines(chosen))
-        else:
-            self._lines(exports.csv_lines(chosen), ending="")
+        lines = exports.json_lines(chosen) if self.as_json else exports.csv_lines(chosen)
+        with closing(lines):  # and its cursor, before the connection
+            self._lines(lines, ending="\n" if self.as_json else "")
 
     def _work(self, *, name: str | None, once: bool, slice: float | None, verbosity: int, **_options: Any) -> None:  # noqa: A002
         options = {} if verbosity else {"progress": False}
@@ -249,6 +277,18 @@ class Command(BaseCommand):
     def _lines(self, lines: Any, ending: str = "\n") -> None:
         for line in lines:
             self.stdout.write(line, ending=ending)
+
+
+@contextmanager
+def _until_reader_is_gone(stdout: Any) -> Iterator[None]:
+    """End without a word if what is printed goes to a pipe that nothing reads any more."""
+    try:
+        yield
+        stdout.flush()
+    except BrokenPipeError:
+        if stdout._out is sys.stdout:  # the interpreter would complain as it flushes it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(READER_GONE)
 
 
 @contextmanager
