@@ -127,7 +127,7 @@ def crash_and_audit(server, folder, mode, *, crashes, rows):
 
 
 @pytest.mark.parametrize("mode", ["chunk", "object"])
-def test_each_row_is_saved_once_though_the_server_crashes(private_server, tmp_path, mode):
+def test_each_row_is_saved_once_whatever_crashes(private_server, tmp_path, mode):
     crash_and_audit(private_server, tmp_path, mode, crashes=2, rows=300)
 
 

@@ -282,7 +282,7 @@ def test_initial_values_are_sent_as_a_browser_sends_them():
     )
 
 
-def test_reader_that_has_gone_ends_the_command_without_a_word(tmp_path):
+def test_reader_that_has_gone_ends_the_command_quietly(tmp_path):
     settings = f"""
 SECRET_KEY = "x"
 INSTALLED_APPS = ["django.contrib.contenttypes", "poolsave.ledger"]
@@ -337,5 +337,5 @@ def test_each_action_ends_with_1_if_the_status_forbids_it(action, status):
 
 
 @pytest.mark.parametrize("words", [["list"], ["recover"], ["work", "--once"]])
-def test_actions_about_all_runs_end_with_0_if_there_is_none(words):
+def test_actions_about_all_runs_end_with_0_without_any(words):
     command(*words)

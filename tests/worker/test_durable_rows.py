@@ -82,7 +82,7 @@ def refers_to_nobody(row, alias):
 
 
 @pytest.mark.parametrize("transaction", ["object", "chunk"])
-def test_constraint_that_commit_checks_fails_its_object_alone(transaction):
+def test_constraint_checked_by_commit_fails_its_object_alone(transaction):
     rows = make_things("postgres", 12)
     operation = pooled_operation(refers_to_nobody, transaction=transaction, databases=("postgres",), chunksize=4)
     operation = operation.using(progress=False, workers=2, start_method="fork").bind(alias="postgres")
