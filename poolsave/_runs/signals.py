@@ -49,6 +49,8 @@ class InterruptGuard:
         self._handled: list[signal.Signals] = []
         self._owner: FrameType | None = None
         """Frame of the `with` block. The handlers are valid only while it is on the stack."""
+        self._leaving = False
+        """While handlers are taken away. An interrupt that were raised then would leave the others in place."""
         self.count = 0
         self._last = signal.SIGINT
 
@@ -59,6 +61,7 @@ class InterruptGuard:
     def enter_for(self, owner: FrameType) -> None:
         """Enter for the code that runs in a frame."""
         self._owner = owner
+        self._leaving = False
         if threading.current_thread() is threading.main_thread():
             for signum in DEFAULTS:
                 if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
@@ -68,9 +71,10 @@ class InterruptGuard:
                     _signal.signal(signum, self._handle)
 
     def __exit__(self, *_exc_info: object) -> None:
+        self._leaving = True
         while self._handled:
-            signum = self._handled.pop()
-            _signal.signal(signum, DEFAULTS[signum])
+            _signal.signal(self._handled[-1], DEFAULTS[self._handled[-1]])
+            self._handled.pop()
         self._owner = None  # the frame would keep its locals alive
 
     def suspended(self) -> SuspendedGuard:
@@ -84,7 +88,7 @@ class InterruptGuard:
             return
         self.count += 1
         self._last = signal.Signals(signum)
-        if self._at_once(self.count):
+        if not self._leaving and self._at_once(self.count):
             raise self.as_exception()
         self._notice()
 

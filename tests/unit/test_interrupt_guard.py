@@ -20,6 +20,19 @@ def test_a_handler_of_the_program_is_left_in_place():
         signal.signal(signal.SIGINT, before)
 
 
+def test_signal_while_handlers_are_taken_away_leaves_none(monkeypatch):
+    def interrupt_first(signum, handler):
+        if (signum, handler) == (signal.SIGTERM, signal.SIG_DFL):
+            signal.raise_signal(signal.SIGINT)
+        signal.signal(signum, handler)
+
+    with InterruptGuard(lambda: None, at_once=lambda _count: True) as interrupts:
+        monkeypatch.setattr(signals, "_signal", SimpleNamespace(getsignal=signal.getsignal, signal=interrupt_first))
+    assert interrupts.count == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 class Alarm(Exception):
     """What a handler of the program's own raises, between any two instructions."""
 
