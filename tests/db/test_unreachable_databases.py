@@ -303,6 +303,39 @@ def test_block_ends_within_seconds(server):
     check_report(caught.value.report, server, at_work=4)
 
 
+def maps_stages(executor, blink):
+    pipeline = passes.using(executor="thread") | inserts.using(executor=executor)
+    return pipeline.using(progress=blink, keep="all").map(range(500))
+
+
+def fills_a_block(executor, blink):
+    options = {"executor": executor, "databases": ("gone",), "workers": 2, "chunksize": 10, "progress": blink}
+    with concurrent_saves(on_failure="collect", keep="all", **options) as saves:
+        for number in range(500):
+            saves.submit(inserts, number)
+    return saves.report
+
+
+@on_both_at_length
+@pytest.mark.parametrize("executor", ["process", "thread"])
+@pytest.mark.parametrize("act", [maps_stages, fills_a_block])
+def test_pipeline_and_block_go_on_when_their_server_is_back(server, act, executor):
+    def blink(*_progress):
+        lock_out()
+        if lock_out.at and timer.ident is None:
+            timer.start()
+
+    lock_out, timer = LockOut(server, after=10), threading.Timer(0.5, server.let_in)
+    report = act(executor, blink)
+    timer.join()
+    found = server.numbers()
+    assert report.total == 500
+    assert report.succeeded >= 498
+    saved = {outcome.value for outcome in report if outcome.ok}
+    assert saved <= {*found} <= saved | {outcome.item for outcome in report if outcome.status is Status.LOST}
+    assert len(found) == len({*found})
+
+
 def test_verdict_on_a_lost_commit_does_not_wait_for_long(server):
     note = TransactionNote(xid=1000, noted_at=1, server=1).to_int()
     began = time.monotonic()
