@@ -34,10 +34,7 @@ class WorkerSizing:
         self._reported = statistics.first_workers = workers = executor.workers
         self._changed_at = 0
         self._policy = WorkerPolicy(
-            workers=workers,
-            least=min(limits.least, workers),
-            most=limits.most,
-            cpus=_cpus_for(executor),
+            workers=workers, least=min(limits.least, workers), most=limits.most, cpus=_cpus_for(executor)
         )
         self._warmed_up: dict[object, float] = {}
         """By worker, the seconds of its work that did not count."""

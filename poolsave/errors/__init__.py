@@ -16,15 +16,7 @@ from ._of_durable_runs import (
     UnknownCause,
     UnknownRun,
 )
-from ._of_objects import (
-    OperationsFailed,
-    RemoteError,
-    RowGone,
-    TimedOut,
-    ValueLost,
-    WorkerDied,
-    WorkerTraceback,
-)
+from ._of_objects import OperationsFailed, RemoteError, RowGone, TimedOut, ValueLost, WorkerDied, WorkerTraceback
 from ._of_runs import (
     ClusterUnusable,
     DatabaseUnreachable,
