@@ -388,7 +388,48 @@ def set_savepoint_by_sql(number):
         cursor.execute("ROLLBACK TO SAVEPOINT mine")
 
 
-REFUSED = [save_twin, swallow_refusal, catch_refusal, save_too_long, save_nul, save_null, visit_nobody]
+THERE = [save_twin, swallow_refusal, catch_refusal]
+
+
+@pytest.mark.parametrize("function", THERE)
+def test_only_objects_whose_rows_are_there_run_in_the_ordinary_way(function):
+    batching = run_both(function, range(20), chunksize=20)
+    assert (batching.batched, batching.undone, batching.repeated) == (1, 0, 1)
+    assert batching.rows == 30  # of the first fifteen
+
+
+def test_what_ran_again_saw_what_a_run_without_it_sees():
+    plain, again = (run(save_twin, range(20), batch_writes=batch) for batch in (False, True))
+    assert again.batching.repeated == 1
+    assert again.signals[-len(plain.signals) :] == plain.signals
+
+
+def rename_or_save(step):
+    """Whether a row is there depends on objects before and after."""
+    name, person = step
+    if person is not None:
+        Person.objects.using(ALIAS).filter(name=person).update(name=name)
+    try:
+        with atomic():
+            save_person(name)
+    except IntegrityError:
+        return "there", Person.objects.using(ALIAS).count()
+    return Tag.objects.using(ALIAS).create(name=name).name
+
+
+def test_objects_that_run_in_the_ordinary_way_keep_their_place():
+    steps = [(f"{number}", None) for number in range(30)]
+    steps[10], steps[20], steps[25] = ("5", None), ("new", "7"), ("7", None)
+    run_both(rename_or_save, steps, chunksize=30)
+
+
+@pytest.mark.parametrize("function", THERE)
+def test_of_many_rows_that_are_there_all_objects_run_in_the_ordinary_way(function):
+    batching = run_both(function, range(24), chunksize=24)
+    assert (batching.batched, batching.undone) == (0, 1)
+
+
+REFUSED = [save_too_long, save_nul, save_null, visit_nobody]
 UNDONE = [*REFUSED, fail_after_reading, ask_for_the_last_key, set_savepoint_by_sql]
 
 

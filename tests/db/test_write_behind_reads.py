@@ -68,15 +68,16 @@ def test_a_look_for_another_key_leaves_changes_waiting():
 
 def found(number):
     """Whatever of these is true for a row that waits."""
-    tag = Tag.objects.using(ALIAS).create(name=f"{number}")
+    tag = Tag.objects.using(ALIAS).create(name=f"tag {number}")
     return [
         tags(pk=tag.pk).exists(),
         tags(name=tag.name).count(),
         tags(name__in=["x", tag.name]).count(),
         tags(name__iexact=tag.name).count(),
-        tags(name__gt="").count(),
+        tags(name__gt="r").count(),
+        tags(name__in=Tag.objects.using(ALIAS).values("name")).count(),
         Tag.objects.using(ALIAS).filter(Q(name="x") | Q(name__contains="")).count(),
-        (tags(name="x") | tags(name=tag.name)).count(),
+        (tags(name=tag.name) | tags(name="y") | tags(name="x")).count(),
         Tag.objects.using(ALIAS).exclude(name="x").count(),
         tags(name=F("name")).count(),
     ]

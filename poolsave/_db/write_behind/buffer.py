@@ -26,9 +26,11 @@ from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
 from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
 
-Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row]
-"""A row, and how it is sent."""
+Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row, int]
+"""A row, how it is sent, and the number of its object in the chunk."""
 
+IS_THERE = "23505"
+"""The SQLSTATE of a row whose unique values another row has."""
 MAX_ROWS = 2000
 """Rows that are buffered before they are sent, so that memory is bounded."""
 MAX_KNOWN_STATEMENTS = 1000
@@ -77,7 +79,7 @@ class WriteBuffer:
     def __init__(self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None]) -> None:
         """`note_early` is told the text of each statement that makes the buffer send its rows early."""
         self._source = source
-        self._channel = source.channel
+        self.channel = source.channel
         self._guard = guard
         self._note_early = note_early
         self._log: list[Entry] = []
@@ -89,6 +91,12 @@ class WriteBuffer:
         self._keys: dict[str, str] = {}
         """The column by which the rows of a table are changed."""
         self._holds = True
+        self.object = -1
+        """The number of the present object in the chunk."""
+        self.is_direct = False
+        """Whether the present object's rows are sent at once."""
+        self.refused: list[Entry] = []
+        """The rows that the server has refused since one of them is there already."""
         self.undone: str | None = None
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
         self.sent = 0
@@ -107,7 +115,7 @@ class WriteBuffer:
         `pre_saved` takes what the fields' `pre_save` has given until then, by instance and field.
         """
         self._check_not_undone()
-        if not self._holds or self._guard.is_doomed() or len(instances) > MAX_OBJECTS:
+        if not self._holds or self.is_direct or self._guard.is_doomed() or len(instances) > MAX_OBJECTS:
             return None
         plan = self._source.inserts.find(kind)
         rows = None if plan is None else plan.rows(instances, self._source.keys.next_key, pre_saved)
@@ -126,7 +134,7 @@ class WriteBuffer:
         `values` are as Django has them, by field. `as_is`: no look-up has prepared the key.
         """
         self._check_not_undone()
-        if not self._holds or self._guard.is_doomed():
+        if not self._holds or self.is_direct or self._guard.is_doomed():
             return False
         plan = self._source.updates.find(model, values)
         if plan is None or (as_is and not plan.takes_key(key)):
@@ -142,7 +150,7 @@ class WriteBuffer:
         return True
 
     def _append(self, plan: InsertPlan | UpdatePlan, rows: list[Row]) -> None:
-        self._log += [(plan, row) for row in rows]
+        self._log += [(plan, row, self.object) for row in rows]
         if len(self._log) >= MAX_ROWS:
             self.flush()
 
@@ -157,13 +165,13 @@ class WriteBuffer:
 
     def let_pass(self, text: str, table: str) -> None:
         """Have a statement not send the rows of this table."""
-        if reads_once(text, self._channel.connection.ops.quote_name(table)):
+        if reads_once(text, self.channel.connection.ops.quote_name(table)):
             self._passing = text, table
 
     @property
     def is_sending(self) -> bool:
         """Whether what is sent now is no statement of the function's."""
-        return self._channel.is_sending
+        return self.channel.is_sending
 
     def before_statement(self, text: str | None, *, is_whole: bool = True) -> None:
         """Send the buffered rows if a statement that is about to be sent may see them.
@@ -205,7 +213,7 @@ class WriteBuffer:
         if not self._log:
             return
         try:
-            self._channel.send(";\n".join(_statements(self._log)))
+            self.channel.send(";\n".join(_statements(self._log)))
         except BaseException as error:
             self._learn_from(error)
             self.undo(f"{type(error).__name__} while buffered rows were sent", error)
@@ -231,7 +239,7 @@ class WriteBuffer:
         trial = ["SAVEPOINT poolsave_trial", *_statements(self._log[ended:])]
         trial += ["ROLLBACK TO SAVEPOINT poolsave_trial", "RELEASE SAVEPOINT poolsave_trial"]
         try:
-            self._channel.send(";\n".join([*_statements(self._log[:ended]), *trial]))
+            self.channel.send(";\n".join([*_statements(self._log[:ended]), *trial]))
         except BaseException as error:
             self._learn_from(error)
             self.undone = f"{type(error).__name__} while the rows of a failed object or block were sent"
@@ -244,8 +252,10 @@ class WriteBuffer:
 
     def _learn_from(self, error: BaseException) -> None:
         self._source.keys.forget()
+        if sqlstate_of(error) == IS_THERE:
+            self.refused = self._log
         if sqlstate_of(error) in (COUNT_IS_WRONG, TYPES_DIFFER):
-            self._source.refused.update(plan.table for plan, _row in self._log if isinstance(plan, UpdatePlan))
+            self._source.refused.update(plan.table for plan, *_rest in self._log if isinstance(plan, UpdatePlan))
 
     def undo(self, reason: str, error: BaseException | None = None) -> None:
         """Give up on the transaction.
@@ -267,7 +277,7 @@ def _statements(log: list[Entry]) -> list[str]:
     groups: dict[tuple[int, int, InsertPlan | UpdatePlan], list[Row]] = {}
     new: set[tuple[str, str | None, Any]] = set()
     changes = Counter[tuple[str, str | None, Any]]()
-    for plan, row in log:
+    for plan, row, _object in log:
         identity = plan.identity(row)
         step, change = 1, 0
         if isinstance(plan, UpdatePlan):

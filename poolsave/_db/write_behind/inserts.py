@@ -116,6 +116,12 @@ class InsertPlan:
         ending = " ON CONFLICT DO NOTHING" if self.ignores_conflicts else ""
         return f"INSERT INTO {quote(self.table)} ({columns}) VALUES ({values}){ending}"  # noqa: S608  quoted above
 
+    def statement_for_new(self, rows: list[Row]) -> str:
+        """Give the INSERT of those of the rows that meet none that is there; it returns their keys."""
+        assert self.key_index is not None
+        key = self._connection.ops.quote_name(self.columns[self.key_index])
+        return f"{self.statement(rows)} ON CONFLICT DO NOTHING RETURNING {key}"
+
 
 class InsertPlans:
     """The plans of one connection, as long as its catalog holds."""

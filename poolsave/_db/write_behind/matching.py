@@ -104,7 +104,7 @@ class _ColumnValues:
         """Rows of the log whose values are here."""
 
     def add(self, log: list[Entry]) -> None:
-        for plan, row in log[self.seen :]:
+        for plan, row, _object in log[self.seen :]:
             if plan.table == self._table:
                 index = plan.known_columns.get(self._name)
                 value = self if index is None else row[index]

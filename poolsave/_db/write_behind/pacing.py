@@ -36,6 +36,9 @@ class Batching:
     """How often buffered rows were sent, at the end of a chunk or earlier."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Statements that made rows be sent early, and why chunks ran again or were not tried, with their numbers."""
+    repeated: int = 0
+    """Chunks of `batched` that were rolled back for rows that were there already, and run again: the objects of these
+    rows in the ordinary way, all others buffered."""
 
     def __add__(self, other: Batching) -> Batching:
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
@@ -43,6 +46,8 @@ class Batching:
 
     def __str__(self) -> str:
         text = f"{self.rows} rows in {self.flushes} flushes of {self.batched} chunks"
+        if self.repeated:
+            text += f"; {self.repeated} of them ran twice, since rows were there already"
         if self.undone or self.rested:
             text += f"; {self.undone} chunks ran again in the ordinary way, and {self.rested} ran in it at once"
         for reason, count in Counter(self.reasons).most_common(1):
@@ -50,7 +55,7 @@ class Batching:
         return text
 
 
-COUNTS = ("batched", "undone", "rested", "rows", "flushes")
+COUNTS = ("batched", "undone", "rested", "rows", "flushes", "repeated")
 
 
 class Pacing:
@@ -80,13 +85,13 @@ class Pacing:
         if reason in self._reasons or len(self._reasons) < MAX_REASONS:
             self._reasons[reason] += 1
 
-    def end(self, *, rows: int, flushes: int, undone: str | None) -> None:
+    def end(self, *, rows: int, flushes: int, undone: str | None, repeated: bool = False) -> None:
         """Count a chunk for which it was tried, and rest if it did not pay."""
         if undone is not None:
             self._counts["undone"] += 1
             self.note(undone)
         else:
-            self._counts.update(batched=1, rows=rows, flushes=flushes)
+            self._counts.update(batched=1, rows=rows, flushes=flushes, repeated=repeated)
         pays = undone is None and rows >= MIN_ROWS_PER_FLUSH * flushes
         self._bad = 0 if pays else self._bad + 1
         self._rest = 0 if pays else min(4 ** (self._bad - 1), LONGEST_REST)

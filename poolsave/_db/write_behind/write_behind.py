@@ -3,12 +3,16 @@
 `WriteBehind.open_savepoints` gives what takes the place of `Savepoints`: objects run one after the other as in an
 ordinary chunk, and no savepoint is sent for them. The rows of an object that fails are taken out of the buffer, after
 the server has been shown them. If the object had sent something before, the chunk is undone.
+
+If the server has refused rows that are there already, `open_savepoints_again` is for a second run. There the objects of
+these rows have savepoints of their own and send their rows at once. What is buffered before them is sent first.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from ..savepoints import ConnectionSavepoints, Savepoints
 from ..transaction_guard import TransactionGuard
@@ -18,6 +22,9 @@ from .catalog import read_settings
 from .channel import Channel
 from .compilers import Compilers, are_djangos_own
 from .pacing import Batching, Pacing
+from .sieve import MAX_SHARE, find_objects
+
+R = TypeVar("R")
 
 WRAPPERS = ("django.db.backends.postgresql.base", "django.contrib.gis.db.backends.postgis.base")
 """Modules of the wrappers that are known to do nothing between a statement and the server. Those of tenants choose a
@@ -32,10 +39,13 @@ class WriteBehind:
         self._refused = defaultdict[str, set[str]](set)
         """By alias: the tables whose UPDATEs do not wait, since rows were not there."""
         self._pacing = Pacing()
+        self._last: BufferedSavepoints | None = None
+        """Those of the last chunk."""
 
     def open_savepoints(self, transactions: OpenTransactions) -> Savepoints:
         """Open the objects' savepoints in transactions that have just begun: buffered ones, or ordinary ones if rows
         cannot be buffered here or if that did not pay before."""
+        self._last = None
         if self._pacing.is_resting():
             self._sources.clear()  # what changes the schema meanwhile is not noticed
             return Savepoints(transactions)
@@ -51,11 +61,35 @@ class WriteBehind:
         try:
             sources = [self._source(guard.connection) for guard in transactions.guards]
         except BaseException as error:
-            self._pacing.end(rows=0, flushes=0, undone=f"{type(error).__name__} while the catalog was read")
-            savepoints = Savepoints(transactions)
-            savepoints.undone = True
-            return savepoints
-        return BufferedSavepoints(transactions, sources, self._pacing)
+            return self._undone(transactions, error, "the catalog was read")
+        self._last = BufferedSavepoints(transactions, sources, self._pacing)
+        return self._last
+
+    def _undone(self, transactions: OpenTransactions, error: BaseException, when: str) -> Savepoints:
+        self._pacing.end(rows=0, flushes=0, undone=f"{type(error).__name__} while {when}")
+        savepoints = Savepoints(transactions)
+        savepoints.undone = True
+        return savepoints
+
+    def can_try_again(self) -> bool:
+        """Whether the last chunk was undone since rows that it inserts are there, and nothing else is known of it."""
+        return self._last is not None and any(buffer.refused for buffer in self._last.buffers)
+
+    def open_savepoints_again(self, transactions: OpenTransactions) -> Savepoints:
+        """Open them for a second run of the chunk, in which the objects whose rows were refused send them at once."""
+        last, self._last = self._last, None
+        assert last is not None
+        try:
+            sources = [self._source(guard.connection) for guard in transactions.guards]
+            objects = set[int]()
+            for source, buffer in zip(sources, last.buffers, strict=True):
+                objects |= find_objects(source.channel, buffer.refused)
+        except BaseException as error:
+            return self._undone(transactions, error, "refused rows were looked for")
+        if not 0 < len(objects) <= MAX_SHARE * last.count:
+            self._pacing.end(rows=0, flushes=0, undone=last.reason)
+            return Savepoints(transactions)
+        return BufferedSavepoints(transactions, sources, self._pacing, objects)
 
     def _source(self, connection: Any) -> Source:
         channel = Channel(connection)
@@ -92,30 +126,54 @@ def _parameter(raw: Any, name: str) -> str | None:
 class BufferedSavepoints(Savepoints):
     """The counterpart of `Savepoints` for buffered chunks."""
 
+    def __init__(
+        self,
+        transactions: OpenTransactions,
+        sources: list[Source],
+        pacing: Pacing,
+        direct: Collection[int] = (),
+    ) -> None:
+        """The objects with numbers in `direct` send their rows at once; they were found in a first run."""
+        pairs = zip(sources, transactions.guards, strict=True)
+        self.buffers = [WriteBuffer(source, guard, pacing.note) for source, guard in pairs]
+        self._pacing, self._direct = pacing, direct
+        self.count = 0
+        """Objects that were begun."""
+        super().__init__(transactions)
+
     @property
     def undone(self) -> bool:  # type: ignore[override]  # read only
         """Whether the transactions have to be rolled back, and the chunk has to be run in the ordinary way."""
-        return any(buffer.undone is not None for buffer in self._buffers)
+        return self.reason is not None
 
-    def __init__(self, transactions: OpenTransactions, sources: list[Source], pacing: Pacing) -> None:
-        pairs = zip(sources, transactions.guards, strict=True)
-        self._buffers = [WriteBuffer(source, guard, pacing.note) for source, guard in pairs]
-        self._pacing = pacing
-        super().__init__(transactions)
+    @property
+    def reason(self) -> str | None:
+        """Why the transactions have to be rolled back, or None."""
+        return next((buffer.undone for buffer in self.buffers if buffer.undone is not None), None)
 
     def _open_each(self, transactions: OpenTransactions) -> list[ConnectionSavepoints]:
-        return [_BufferedConnection(*pair) for pair in zip(transactions.guards, self._buffers, strict=True)]
+        return [_BufferedConnection(*pair) for pair in zip(transactions.guards, self.buffers, strict=True)]
+
+    def around(self, call: Callable[[], R]) -> R:
+        is_direct = self.count in self._direct
+        for buffer in self.buffers:
+            if is_direct:
+                buffer.flush()
+            buffer.object, buffer.is_direct = self.count, is_direct
+        self.count += 1
+        return super().around(call)
 
     def close(self) -> None:
-        """Restore the connections' own methods, and count what was done."""
+        """Restore the connections' own methods, and count what was done, unless the chunk will be tried again."""
         super().close()
-        rows, flushes = sum(each.rows for each in self._buffers), sum(each.flushes for each in self._buffers)
-        undone = next((buffer.undone for buffer in self._buffers if buffer.undone is not None), None)
-        self._pacing.end(rows=rows, flushes=flushes, undone=undone)
+        if not self._direct and any(buffer.refused for buffer in self.buffers):
+            return
+        rows, flushes = sum(each.rows for each in self.buffers), sum(each.flushes for each in self.buffers)
+        self._pacing.end(rows=rows, flushes=flushes, undone=self.reason, repeated=bool(self._direct))
 
 
 class _BufferedConnection(ConnectionSavepoints):
-    """Keeps savepoints in memory: each is the length of the buffer's log."""
+    """Keeps savepoints in memory: each is the length of the buffer's log. Those of a direct object are sent."""
 
     def __init__(self, guard: TransactionGuard, buffer: WriteBuffer) -> None:
         super().__init__(guard)
@@ -133,12 +191,21 @@ class _BufferedConnection(ConnectionSavepoints):
         return cursor
 
     def _on_set(self, name: str) -> None:
-        self._marks.append((name, len(self._buffer), self._buffer.sent))
+        if self._buffer.is_direct:
+            self._buffer.channel.send(self._connection.ops.savepoint_create_sql(name))
+        else:
+            self._marks.append((name, len(self._buffer), self._buffer.sent))
 
     def _on_release(self, name: str) -> None:
-        del self._marks[self._find(name) :]
+        if self._buffer.is_direct:
+            self._buffer.channel.send(self._connection.ops.savepoint_commit_sql(name))
+        else:
+            del self._marks[self._find(name) :]
 
     def _on_rollback(self, name: str) -> None:
+        if self._buffer.is_direct:
+            self._buffer.channel.send(self._connection.ops.savepoint_rollback_sql(name))
+            return
         index = self._find(name)
         for _name, length, sent in self._marks[index : index + 1]:
             self._buffer.take_back(length, sent, is_object=index == 0)

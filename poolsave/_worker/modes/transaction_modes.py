@@ -246,7 +246,8 @@ class TransactionPerChunk(TransactionPerObject):
 
 
 class BatchedTransactionPerChunk(TransactionPerChunk):
-    """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way."""
+    """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way. If a few were
+    refused, only their objects do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         from ..._db.write_behind.write_behind import WriteBehind  # few workers need it
@@ -256,6 +257,8 @@ class BatchedTransactionPerChunk(TransactionPerChunk):
 
     def _run_chunk(self, objects: Sequence[Any], marks: Marks, first: int) -> ChunkResult:
         results = self._run_with_savepoints(objects, marks, first, self._write_behind.open_savepoints)
+        if isinstance(results, ChunkRolledBack) and results.undone and self._write_behind.can_try_again():
+            results = self._run_with_savepoints(objects, marks, first, self._write_behind.open_savepoints_again)
         if isinstance(results, ChunkRolledBack) and results.undone:
             results = self._run_with_savepoints(objects, marks, first, Savepoints)
         return results
