@@ -16,7 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.conf import settings
 from django.db.models import Count, Max, Min, Q
+from django.utils import timezone
 
 from .._db.error_codes import sqlstate_of
 from .._runtime.foreign_exceptions import args_of, attribute_of, class_path_of, is_a, module_of, text_of
@@ -183,12 +185,19 @@ def failures_of(run: Run, retry: Mapping[str, Any], *, kinds: Sequence[str] = RE
     if retry.get("cause"):
         rows = rows.filter(matching(retry["cause"]))
     if retry.get("since"):
-        rows = rows.filter(created_at__gte=datetime.fromisoformat(retry["since"]))
+        rows = rows.filter(created_at__gte=_as_stored(datetime.fromisoformat(retry["since"])))
     if retry.get("upto") is not None:
         rows = rows.filter(pk__lte=retry["upto"])
     if retry.get("keys") is not None:
         rows = rows.filter(key__in=retry["keys"])
     return rows.order_by("pk")
+
+
+def _as_stored(moment: datetime) -> datetime:
+    """Give a time with a time zone, or without one in the default one, as the settings have times."""
+    if timezone.is_aware(moment) == settings.USE_TZ:
+        return moment
+    return timezone.make_aware(moment) if settings.USE_TZ else timezone.make_naive(moment)
 
 
 def matching(cause: str) -> Q:

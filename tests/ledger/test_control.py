@@ -5,7 +5,7 @@ What is right is the table of statuses in docs/howto/operate-durable-runs.md.
 
 import pickle
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connections, transaction
@@ -285,3 +285,13 @@ def test_a_name_in_another_case_is_another_run(change):
         change("Articles", using="mariadb")
     assert Run.objects.using("mariadb").get().status == "paused"
     assert control.pause("articles", using="mariadb", by="ada").stop_reason == "paused by ada"
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_since_takes_times_with_and_without_a_zone(alias, settings, use_tz):
+    settings.USE_TZ = use_tz
+    run = make(using=alias, status=Status.FINISHED_WITH_FAILURES)
+    fail(run, "1")
+    for since in (datetime(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC), timedelta(hours=1)):  # noqa: DTZ001
+        assert control.unresolved(run, since=since).count() == 1
+    assert control.unresolved(run, since=datetime(2999, 1, 1)).count() == 0  # noqa: DTZ001

@@ -22,7 +22,6 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 from django.db import DatabaseError, connections, router
-from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 
 from poolsave.errors import PoolsaveError, UnknownRun
@@ -368,4 +367,4 @@ def _since(text: str) -> datetime | timedelta:
         moment = datetime.combine(day, datetime.min.time())
     if moment is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither an age, such as 7d, 12h or 30m, nor a date or a time")
-    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+    return moment
