@@ -45,9 +45,10 @@ _HARMLESS = frozenset("DdFfIiSsUuVvWw")
 
 COMMITS_BEFORE = re.compile(
     rf"{_COMMENTS}"
-    r"(?:ALTER|ANALYZE(?:\s+(?:LOCAL|NO_WRITE_TO_BINLOG))?\s+TABLE|BEGIN(?!\s+NOT)"
-    r"|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+(?:TEMPORARY|PREPARE)\b)|GRANT|LOCK|OPTIMIZE|RENAME"
-    r"|REPAIR|REVOKE|SET\s+(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|START\s+TRANSACTION|TRUNCATE)\b",
+    r"(?:ALTER|ANALYZE(?:\s+(?:LOCAL|NO_WRITE_TO_BINLOG))?\s+TABLE|BACKUP|BEGIN(?!\s+NOT)|CHECK"
+    r"|CREATE(?!(?:\s+OR\s+REPLACE)?\s+TEMPORARY)|DROP(?!\s+(?:TEMPORARY|PREPARE)\b)|FLUSH|GRANT|LOCK|OPTIMIZE|RENAME"
+    r"|REPAIR|RESET|REVOKE|SET\s+(?:(?:SESSION\s+)?(?:@@(?:SESSION\.)?)?AUTOCOMMIT|PASSWORD|DEFAULT\s+ROLE)"
+    r"|START\s+TRANSACTION|TRUNCATE)\b",
     _FLAGS,
 )
 """Statements before which MySQL and MariaDB commit. Limited to those that occur in per-object functions; what a stored
