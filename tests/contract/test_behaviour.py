@@ -86,15 +86,26 @@ def test_the_caller_s_language_and_time_zone_go_along(pool):
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 def test_objects_are_saved_with_all_that_belongs_to_them(pool, alias):
+    check_saved(operations.save_person.using(**pool), alias)
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_batched_objects_are_saved_with_all_that_belongs_to_them(pool):
+    operation = operations.save_person.using(**pool, transaction="chunk", batch_writes=True, chunksize=5)
+    assert check_saved(operation, "postgres").statistics.batching is not None
+
+
+def check_saved(operation, alias):
     from tests.models import Badge, Person
 
-    people = operations.save_person.using(**pool, databases=(alias,)).bind(alias=alias, fail=("p3",))
+    people = operation.using(databases=(alias,)).bind(alias=alias, fail=("p3",))
     report = people.map([f"p{number}" for number in range(10)])
     saved = Person.objects.using(alias).filter(tags__name="member")
     assert sorted(saved.values_list("pk", flat=True)) == sorted(report.values)
     assert sorted(Badge.objects.using(alias).values_list("person_id", flat=True)) == sorted(report.values)
     assert [failure.item for failure in report.failures] == ["p3"]
     assert not Person.objects.using(alias).filter(name="p3").exists()
+    return report
 
 
 def test_max_failures_stops_the_feeding(pool):

@@ -90,8 +90,19 @@ def told(report, status):
 @with_processes
 def test_killed_while_running_inside_its_transaction(pool, promises, alias):
     """Where the blame is exact, its work is known to be rolled back, so that the object failed and is not lost."""
+    check_killed_while_running(cases.saves_all_and_dies.using(**pool), promises, alias)
+
+
+@with_database
+@with_processes
+def test_killed_while_running_with_rows_that_wait(pool, promises):
+    batched = cases.saves_all_and_dies.using(**pool, transaction="chunk", batch_writes=True)
+    check_killed_while_running(batched, promises, "postgres")
+
+
+def check_killed_while_running(operation, promises, alias):
     Tag.objects.using(alias).create(name="member")
-    operation = cases.saves_all_and_dies.using(**pool, databases=(alias,), chunksize=4, keep="all")
+    operation = operation.using(databases=(alias,), chunksize=4, keep="all")
     names = [f"p{number}" for number in range(12)]
     report = report_of(lambda: operation.bind(alias=alias, deadly="p5").map(names), promises)
     ends = [End(outcome.item, outcome.status) for outcome in report]
