@@ -122,7 +122,7 @@ class IterableSource:
         self.pulling = True
         try:
             if self._instant:
-                self._gathered += islice(self._iterator, size - len(self._gathered))
+                self._gathered += islice(self._iterator, max(0, size - len(self._gathered)))
                 self._ended = len(self._gathered) < size
             else:
                 self._fill_slowly(size, idle=idle)

@@ -91,6 +91,17 @@ def test_any_interleaving_partitions_the_keys(alias, kind):
     check()
 
 
+def test_chunk_of_a_list_may_be_smaller_than_what_was_pulled():
+    """Chunks end where another session has done what follows, and their sizes shrink."""
+    source = KeyedInput("run", [*range(12)], int)
+    source.open([Range((1 << GAP_BITS) - 1, "0", "1", done=1)], source.bounds())
+    sizes, handed_out = iter([4, 1, 1, 2]), []
+    while not source.exhausted:
+        handed_out += source.gather(next(sizes, 1), idle=True) or ()
+    assert source.error is None
+    assert handed_out == [0, *range(2, 12)]
+
+
 @given(st.lists(st.integers(), unique=True, max_size=12), st.integers(1, 5), st.randoms(use_true_random=True))
 def test_any_interleaving_partitions_an_input_with_keys(keys, sessions, chance):
     ledger = Ledger()
