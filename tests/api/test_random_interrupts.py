@@ -93,7 +93,7 @@ class Trial:
         return seconds
 
     def interrupted(self, interrupts):
-        """Give the report of the interrupt; None if the run had ended."""
+        """Give the total of the report, whose tracebacks keep connections alive; None if the run had ended."""
         report = None
         try:
             interrupts.begin()
@@ -109,7 +109,7 @@ class Trial:
                 assert error.__notes__ == [str(report)]
                 assert report.finished
                 self._check(report, may_fail=len(interrupts.pauses) > 1)
-            return report
+            return None if report is None else report.total
         pytest.fail("no KeyboardInterrupt")
 
     def _check(self, report, *, may_fail):
@@ -185,9 +185,9 @@ def interrupt(count, signed, *, signals):
             lasted[what] = Trial(act, options, signed).complete()
         pauses = [numbers.uniform(0, lasted[what]), *(numbers.uniform(0, 0.05) for _ in range(signals - 1))]
         print(*what, pauses, flush=True)
-        report = interrupted_once(act, options, signed, pauses)
-        totals["outside" if report is None else "in the middle" if report.total else "at the start"] += 1
-        if report is None:
+        total = interrupted_once(act, options, signed, pauses)
+        totals["outside" if total is None else "in the middle" if total else "at the start"] += 1
+        if total is None:
             lasted[what] *= 0.8  # the first time it was slower, for it imports modules and starts servers
     print(dict(totals))
 
@@ -197,9 +197,9 @@ def interrupted_once(act, options, signed, pauses):
     before = _belongings()
     interrupts = Interrupts(pauses)
     try:
-        report = trial.interrupted(interrupts)
+        total = trial.interrupted(interrupts)
     except KeyboardInterrupt:  # the second one, in the test itself
-        report = None
+        total = None
     finally:
         interrupts.outlast()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -207,7 +207,7 @@ def interrupted_once(act, options, signed, pauses):
     connections.close_all()
     gc.collect()
     wait_until(lambda: not _left(before), lambda: f"left behind: {_left(before)}")
-    return report
+    return total
 
 
 @pytest.mark.parametrize("signals", [1, 2])
