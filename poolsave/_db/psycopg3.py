@@ -49,12 +49,13 @@ class Psycopg3Guard(TransactionGuard):
             self.raw.commit = self._commit
 
     def uninstall(self) -> None:
-        vars(self.raw).pop("commit", None)
+        if vars(self.raw).get("commit") == self._commit:  # else it is the project's own
+            del self.raw.commit
         super().uninstall()
 
     def takes_last(self) -> bool:
         raw = self.raw
-        is_plain = self.buffer is None and raw.info.pipeline_status == NO_PIPELINE
+        is_plain = self.buffer is None and raw.info.pipeline_status == NO_PIPELINE and "commit" not in vars(raw)
         return is_plain and bool(raw.pgconn.transaction_status == OPEN)
 
     def _commit(self) -> None:
