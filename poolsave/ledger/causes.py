@@ -189,7 +189,9 @@ def failures_of(run: Run, retry: Mapping[str, Any], *, kinds: Sequence[str] = RE
     if retry.get("upto") is not None:
         rows = rows.filter(pk__lte=retry["upto"])
     if retry.get("keys") is not None:
-        rows = rows.filter(key__in=retry["keys"])
+        keys = {str(key) for key in retry["keys"]}
+        named = rows.filter(key__in=keys).values_list("pk", "key")
+        rows = rows.filter(pk__in=[pk for pk, key in named if key in keys])  # some collations tell no case apart
     return rows.order_by("pk")
 
 

@@ -81,3 +81,18 @@ def test_key_is_the_same_in_each_try_and_session():
 
     keys = AuditEntry.objects.using("postgres").values_list("actor", flat=True)
     assert sorted(keys) == [f"keys:{pk}" for pk in range(1, 7)]
+
+
+def test_retry_of_a_key_tries_none_that_differs_in_case(alias):
+    items = [{"pk": 1, "name": "a"}, {"pk": 2, "name": "A"}, {"pk": 3, "name": "a "}]
+    rows = make_things(alias, 3)
+    rows.update(group=5)
+    operation = counts_input.using(databases=(alias,)).bind(alias=alias)
+
+    def run(**options):
+        return Run("cased", using=alias, key=lambda item: item["name"], **options)
+
+    assert operation.map(items, run=run()).run.failed == 3
+    rows.update(group=0)
+    assert operation.map(items, run=run(retry={"keys": ['"A"']})).succeeded == 1
+    assert visited(alias) == {1: 0, 2: 1, 3: 0}
