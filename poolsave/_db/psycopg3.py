@@ -55,7 +55,7 @@ class Psycopg3Guard(TransactionGuard):
 
     def takes_last(self) -> bool:
         raw = self.raw
-        is_plain = self.buffer is None and raw.info.pipeline_status == NO_PIPELINE and "commit" not in vars(raw)
+        is_plain = self.buffer is None and raw.pgconn.pipeline_status == NO_PIPELINE and "commit" not in vars(raw)
         return is_plain and bool(raw.pgconn.transaction_status == OPEN)
 
     def _commit(self) -> None:
@@ -64,7 +64,7 @@ class Psycopg3Guard(TransactionGuard):
         del raw.commit
         assert last is not None
         with raw.lock:
-            results = raw.wait(_sent(raw.pgconn, f"{last.text};\nCOMMIT".encode(raw.info.encoding)))
+            results = raw.wait(_sent(raw.pgconn, f"{last.text};\nCOMMIT".encode("ascii")))
         if results[-1].status == FAILED:
             error = error_from_result(results[-1], encoding=raw.info.encoding)
             # The server holds answers back to the end: one that has crashed may have committed, and answered nothing.

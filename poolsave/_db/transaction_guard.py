@@ -127,7 +127,7 @@ class LastStatement:
     """Whether the server has refused this statement, and not the COMMIT."""
 
     def __init__(self, text: str, explain: Callable[[BaseException], BaseException]) -> None:
-        """`explain` gives the error that stands for the database's, if the statement has failed."""
+        """`text` is ASCII. `explain` gives the error that stands for the database's, if the statement has failed."""
         self.text = text
         self.explain = explain
 
