@@ -75,6 +75,8 @@ class Engine:
         self.statistics = Statistics()
         self._undelivered = 0
         self._max_lead: int | None = None
+        self.inside = False
+        """Whether control is in a function that runs in this thread. Elsewhere an exception would drop outcomes."""
         self.fatal: BaseException | None = None
         """The error that makes it impossible to go on."""
         self.stopped: str | None = None
@@ -150,7 +152,7 @@ class Engine:
             return self._take_ready()
         if self.finished:
             return []
-        events = self._wait(self._wait_time())
+        events = self._wait_inside(self._wait_time())
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
@@ -171,6 +173,13 @@ class Engine:
         # After it: the throttles may have been asked for the answer.
         next_look = None if gate is None else gate.meter.wait_time()
         return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
+
+    def _wait_inside(self, timeout: float | None) -> Sequence[Event]:
+        self.inside = self._executor.inline
+        try:
+            return self._wait(timeout)
+        finally:
+            self.inside = False
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         if self._gate is None or self._tasks or not timeout:

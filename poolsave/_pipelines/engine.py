@@ -80,6 +80,11 @@ class PipelineEngine:
         return any(segment.inside for segment in self._segments)
 
     @property
+    def inside(self) -> bool:
+        """The same, as of one engine."""
+        return self.inline
+
+    @property
     def total(self) -> int | None:
         """How many outcomes there will be, if that is known. It may cost a query."""
         return None if self._expands else self._segments[0].total

@@ -131,8 +131,6 @@ class Segment(Engine):
     """Runs the fused stages of one segment."""
 
     def __init__(self, plan: SegmentPlan, source: Source, meter: ThrottleMeter | None) -> None:
-        self.inside = False
-        """Whether control is in a function that runs in this thread."""
         self.stages = plan.stages
         self.executor = plan.executor
         transactions = [stage.options.transaction is not None for stage in plan.stages]
@@ -146,11 +144,7 @@ class Segment(Engine):
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""
-        self.inside = self.inline
-        try:
-            return self._executor.wait(0)
-        finally:
-            self.inside = False
+        return self._executor.wait(0)
 
     @property
     def activity(self) -> int:

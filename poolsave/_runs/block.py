@@ -58,6 +58,7 @@ class BlockDriver:
         self._closing = False
         self._woken = False
         self._stepping = False
+        self._in_callback = False
         self._halt: str | None = None
         self._kill = False
         self.forked = fork_flag()
@@ -187,11 +188,14 @@ class BlockDriver:
                 self._stepping = False
 
     def _step_while_busy(self) -> None:
-        with InterruptGuard(self._engine.wake, at_once=lambda count: count > 1) as interrupts:
+        with InterruptGuard(self._engine.wake, at_once=self._must_raise_at_once) as interrupts:
             while self._unfinished and not interrupts.count:
                 self._step()
         if interrupts.count:
             raise interrupts.as_exception()
+
+    def _must_raise_at_once(self, count: int) -> bool:
+        return count > 1 and (self._engine.inside or self._in_callback)
 
     def _step(self) -> None:
         self._woken = False
@@ -203,6 +207,7 @@ class BlockDriver:
             self._deliver(batch)
         if self._engine.meter is not None:
             with self._halting():
+                self._in_callback = True
                 self._display.show_throttle(self._engine.meter)
         self.fatal = self._engine.fatal if self.fatal is None else self.fatal
 
@@ -214,12 +219,14 @@ class BlockDriver:
         batch, results = receive_values(batch, calls)
         self.report._add(batch)
         for offset, call in enumerate(calls):
+            if call.listener is not None:
+                call.listener.take(batch.single(offset, call.index))
             with self._halting():
-                if call.listener is not None:
-                    call.listener.take(batch.single(offset, call.index))
+                self._in_callback = True
                 if not call.cancelled:
                     resolve_future(call.future, results[offset], batch.notable.get(offset))
         with self._halting():
+            self._in_callback = True
             self._display.add([batch])
 
     @contextmanager
@@ -227,7 +234,9 @@ class BlockDriver:
         """Run user code in this thread. An exception of it ends the feeding, and the block raises it."""
         try:
             yield
+            self._in_callback = False
         except BaseException as error:
+            self._in_callback = False
             if self.forked:
                 end_child(error)
             self.fatal = error if self.fatal is None else self.fatal

@@ -51,6 +51,8 @@ class RunEngine(Protocol):
     @property
     def inline(self) -> bool: ...
     @property
+    def inside(self) -> bool: ...
+    @property
     def total(self) -> int | None: ...
     @property
     def meter(self) -> ThrottleMeter | None: ...
@@ -171,7 +173,7 @@ class Run(Generic[AnyReport]):
         # The input's own code ends only by an exception. In a function that runs in this thread, and in a callable that
         # gets progress or outcomes, and in a throttle, the first signal lets it finish, and the second one ends it.
         looking = self._engine.meter is not None and self._engine.meter.looking
-        return self._source.pulling or ((self._engine.inline or self._in_callable or looking) and count > 1)
+        return self._source.pulling or ((self._engine.inside or self._in_callable or looking) and count > 1)
 
     def _aliases_now(self) -> tuple[str, ...]:
         return () if self._engine.inline else self._aliases

@@ -25,9 +25,10 @@ SAMPLES = 8
 class LineCounter:
     """Counts lines of poolsave's in this thread while it is entered, and raises SIGINT at one of them."""
 
-    def __init__(self, at=None):
+    def __init__(self, at=None, *, times=1):
         self.lines = 0
         self._at = at
+        self._times = times
 
     def __enter__(self):
         sys.settrace(self._trace)
@@ -43,7 +44,8 @@ class LineCounter:
         if event == "line":
             self.lines += 1
             if self.lines == self._at:
-                signal.raise_signal(signal.SIGINT)
+                for _time in range(self._times):
+                    signal.raise_signal(signal.SIGINT)
         return self._line
 
 
@@ -144,6 +146,38 @@ def test_interrupt_at_any_line_leaves_a_report_and_nothing_else(act, executor):
         del error
         gc.collect()
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def maps_in_series(operation):
+    operation.map([1, 2, 3])
+
+
+def fills_a_block_in_series(operation):
+    with concurrent_saves(executor="serial", **OPTIONS) as saves:
+        for number in range(3):
+            saves.submit(operation, number)
+
+
+def maps_in_a_block(operation):
+    with concurrent_saves(executor="serial", **OPTIONS) as saves:
+        saves.map(operation, range(3))
+
+
+@pytest.mark.parametrize("act", [maps_in_series, fills_a_block_in_series, maps_in_a_block])
+def test_two_interrupts_at_any_line_drop_no_outcome(act):
+    ran = []
+    operation = pooled_operation(ran.append, executor="serial", **OPTIONS)
+    everything = LineCounter()
+    with everything:
+        act(operation)
+    for line in range(1, everything.lines, 3):
+        ran.clear()
+        with pytest.raises(KeyboardInterrupt) as caught, LineCounter(line, times=2):
+            act(operation)
+            raise KeyboardInterrupt  # it took fewer lines
+        report = getattr(caught.value, "report", None)
+        if report is not None:
+            assert report.succeeded + report.failed + report.lost >= len(ran), line
 
 
 def interrupted(act, executor, line):
