@@ -327,6 +327,9 @@ class KeyedInput(IterableSource):
         self.place = Place(chunk[0][2], first, keys, failures)
         return [item for item, _, _, _ in chunk[:together]]
 
+    def _object_of(self, pulled: Any) -> Any:
+        return pulled[0]
+
     def give_up(self) -> list[Any]:
         return [item for item, _, _, _ in super().give_up()]
 

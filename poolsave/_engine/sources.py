@@ -160,12 +160,17 @@ class IterableSource:
             before = now
 
     def _pull_next(self) -> Any:
-        item = next(self._iterator)
+        pulled = next(self._iterator)
+        item = self._object_of(pulled)
         if type(item) not in IMMUTABLE_TYPES:
             if item is self._last and (self._gathered or self.is_shared):
                 self._check_unchanged(item)
             self._last, self._last_content = item, _content_of(item)
-        return item
+        return pulled
+
+    def _object_of(self, pulled: Any) -> Any:
+        """Give the object of the user's in what the iterator gives."""
+        return pulled
 
     def _check_unchanged(self, item: Any) -> None:
         """Refuse an object that the input has changed to give it again, while the first one may not have run."""

@@ -102,6 +102,20 @@ def test_chunk_of_a_list_may_be_smaller_than_what_was_pulled():
     assert handed_out == [0, *range(2, 12)]
 
 
+def test_input_that_changes_its_object_is_refused_with_keys_too():
+    def rows():
+        row = {}
+        for number in range(12):
+            row["number"] = number
+            yield row
+
+    source = KeyedInput("run", rows(), lambda row: row["number"])
+    source.open([], source.bounds())
+    while not source.exhausted:
+        source.gather(4, idle=True)
+    assert "make a new one for each" in str(source.error)
+
+
 @given(st.lists(st.integers(), unique=True, max_size=12), st.integers(1, 5), st.randoms(use_true_random=True))
 def test_any_interleaving_partitions_an_input_with_keys(keys, sessions, chance):
     ledger = Ledger()
