@@ -62,7 +62,7 @@ def test_input_that_changes_its_object_is_refused(executor, rows, key):
         assert [outcome.value for outcome in outcomes] == list(range(len(outcomes)))
 
 
-def test_input_that_changes_what_slow_threads_wait_for_is_refused():
+def test_input_that_changes_what_threads_wait_for_is_refused():
     with pytest.raises(InvalidOperation, match="at index 0, dict"):
         number_of.using(executor="thread", chunksize=1).map(change_a_dict())
 
@@ -87,7 +87,7 @@ def test_object_that_is_given_again_unchanged_runs_again(executor):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_function_may_change_what_the_input_gives_again_in_series():
+def test_function_may_change_what_is_given_again_in_series():
     """As in a loop: there the function, and not the input, has changed it in the meantime."""
     tag = Tag(name="x")
 
