@@ -392,7 +392,7 @@ THERE = [save_twin, swallow_refusal, catch_refusal]
 
 
 @pytest.mark.parametrize("function", THERE)
-def test_only_objects_whose_rows_are_there_run_in_the_ordinary_way(function):
+def test_only_objects_whose_rows_are_there_run_as_without(function):
     batching = run_both(function, range(20), chunksize=20)
     assert (batching.batched, batching.undone, batching.repeated) == (1, 0, 1)
     assert batching.rows == 30  # of the first fifteen
@@ -417,14 +417,14 @@ def rename_or_save(step):
     return Tag.objects.using(ALIAS).create(name=name).name
 
 
-def test_objects_that_run_in_the_ordinary_way_keep_their_place():
+def test_objects_that_run_as_without_keep_their_place():
     steps = [(f"{number}", None) for number in range(30)]
     steps[10], steps[20], steps[25] = ("5", None), ("new", "7"), ("7", None)
     run_both(rename_or_save, steps, chunksize=30)
 
 
 @pytest.mark.parametrize("function", THERE)
-def test_of_many_rows_that_are_there_all_objects_run_in_the_ordinary_way(function):
+def test_of_many_rows_that_are_there_all_objects_run_as_without(function):
     batching = run_both(function, range(24), chunksize=24)
     assert (batching.batched, batching.undone) == (0, 1)
 
