@@ -152,7 +152,7 @@ class Engine:
             return self._take_ready()
         if self.finished:
             return []
-        events = self._wait_inside(self._wait_time())
+        events = self._wait(self._wait_time())
         for event in events:
             self._handle(event)
         if self.stopped is not None and self._executor.inline and not events:
@@ -174,17 +174,13 @@ class Engine:
         next_look = None if gate is None else gate.meter.wait_time()
         return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
 
-    def _wait_inside(self, timeout: float | None) -> Sequence[Event]:
+    def _wait(self, timeout: float | None) -> Sequence[Event]:
+        gate = None if self._tasks else self._gate
         self.inside = self._executor.inline
         try:
-            return self._wait(timeout)
+            return gate.wait(self._executor, timeout) if gate and timeout else self._executor.wait(timeout)
         finally:
             self.inside = False
-
-    def _wait(self, timeout: float | None) -> Sequence[Event]:
-        if self._gate is None or self._tasks or not timeout:
-            return self._executor.wait(timeout)
-        return self._gate.wait(self._executor, timeout)
 
     def _take_ready(self) -> list[OutcomeBatch]:
         batches, self._ready = self._ready, []
@@ -265,8 +261,7 @@ class Engine:
     def _gather(self) -> Chunk | None:
         if self._source.exhausted:
             return None
-        size = self._next_size()
-        if not size:
+        if not (size := self._next_size()):
             return None
         started = time.perf_counter()
         objects = self._source.gather(size, idle=len(self._tasks) < self._executor.workers)
@@ -337,8 +332,7 @@ class Engine:
         except BaseException as error:  # without an outcome, the engine would wait for the task for ever
             self._broken(Broken(event.task, error, begun=True))
             return
-        end = reply.offset + len(reply.values)
-        chunk.answered = end
+        chunk.answered = reply.offset + len(reply.values)
         chunk.seconds += reply.worker_time.worked
         chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
@@ -372,13 +366,11 @@ class Engine:
     def _died(self, event: Died) -> None:
         if event.worker is not None:
             self.statistics.died(event.worker)
-        for task in event.queued:
-            self._requeued.append(self._tasks.pop(task))
+        self._requeued += [self._tasks.pop(task) for task in event.queued]
         if event.running is not None:
             self._resolve_crash(self._tasks.pop(event.running), event)
         if self.stopped is not None:
-            # What was requeued just now has to be skipped, too.
-            self.halt(self.stopped)
+            self.halt(self.stopped)  # what was requeued just now has to be skipped, too
 
     def _resolve_crash(self, chunk: Chunk, event: Died) -> None:
         analysis = CrashAnalysis(

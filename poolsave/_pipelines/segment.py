@@ -144,7 +144,7 @@ class Segment(Engine):
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""
-        return self._executor.wait(0)
+        return super()._wait(0)
 
     @property
     def activity(self) -> int:
