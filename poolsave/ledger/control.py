@@ -292,9 +292,11 @@ def _after_death() -> dict[str, Any]:
 
 
 def _change(name: str, action: str, allowed: Q, using: str | None, **values: Any) -> Run:
-    run = find_run(name, using=using)
-    changed = _runs(run._state.db).filter(allowed, pk=run.pk).update(**values)
-    run = find_run(name, using=run._state.db)
+    # Nothing is read before: in the admin's transaction SQLite would then refuse the UPDATE beside somebody else's.
+    # MariaDB's = may take names for the same that differ in case or in spaces at their end, but not its LIKE BINARY.
+    runs = _runs(using)
+    changed = runs.filter(allowed, name=name, name__endswith=name).update(**values)
+    run = find_run(name, using=runs.db)
     if not changed:
         raise _conflict(run, action)
     return run

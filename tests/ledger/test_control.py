@@ -15,7 +15,7 @@ from poolsave.apps import check_settings
 from poolsave.errors import InvalidOption, InvalidParameters, StatusConflict, UnknownBackfill, UnknownCause, UnknownRun
 from poolsave.ledger import control
 from poolsave.ledger.models import Chunk, Failure, Lease, Run
-from tests.conftest import wait_until
+from tests.conftest import needs_mariadb, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 Status = Run.Status
@@ -278,8 +278,9 @@ def test_recover_locks_a_run_before_its_lease_as_sessions_do():
     assert (run.status, Lease.objects.using("postgres").get().generation) == ("due", 4)
 
 
+@needs_mariadb
 @pytest.mark.parametrize("change", [control.pause, control.cancel, control.forget, control.resume, control.retry])
-def test_a_name_in_another_case_is_another_run(change):
+def test_name_in_another_case_is_another_run_on_mariadb(change):
     Run.objects.using("mariadb").create(name="articles", status="paused", stop_code="slice")
     with pytest.raises(UnknownRun, match="no run 'Articles'"):
         change("Articles", using="mariadb")
