@@ -34,6 +34,7 @@ from tests.support.chaos import End, audit, found_in, lines_of, names_until
 from tests.support.dask_cluster import (
     address_of,
     database_of_others,
+    forget_runs,
     keys_of_tasks,
     pretend,
     run_inside,
@@ -104,6 +105,8 @@ def test_client_that_has_closed_itself_leaves_no_thread():
     executor.start(NoJob(), workers=1, longest=1)
     executor._in_loop(executor._client._close()).result(10)
     executor.stop()
+    with Client(address_of(2, 1), set_as_default=False) as client:
+        client.run(forget_runs)  # nothing else can, where the workers have outlived the client
 
 
 def test_worker_refuses_a_task_that_the_scheduler_runs_again(tmp_path, monkeypatch):

@@ -90,6 +90,12 @@ def run_states():
     return len(_dask_worker._runs)
 
 
+def forget_runs():
+    from poolsave.executors.dask import worker as _dask_worker
+
+    _dask_worker._runs.clear()
+
+
 def transactions_of(begun, go_on):
     """Somebody else's task in a worker: the transaction that it is in, and the one that it is in some time later."""
     import django
