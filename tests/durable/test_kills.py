@@ -5,10 +5,12 @@ the tables. `pytest -m chaos` kills a thousand workers and two hundred callers.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 
 import psutil
@@ -72,20 +74,25 @@ def kill_workers_until(alias, transaction, *, rows, kills):
     return len(killed)
 
 
-def caller(alias, transaction):
-    rows = Thing.objects.using(alias).all()
-    operation_of(alias, transaction).map(rows, run=Run("orphaned", using=alias))
+def caller(alias, transaction, due):
+    """Work on the run, and be killed soon after so many outcomes."""
+    rows, outcomes = Thing.objects.using(alias).all(), itertools.count(1)
+
+    def be_killed(_outcome):
+        if next(outcomes) == due:
+            threading.Timer(random.uniform(0, 0.004), os.kill, [os.getpid(), signal.SIGKILL]).start()
+
+    operation_of(alias, transaction).map(rows, run=Run("orphaned", using=alias), on_outcome=be_killed)
 
 
 def kill_callers_until(alias, transaction, *, rows, kills):
     things = make_things(alias, rows)
-    chance, killed = random.Random(), 0
-    for _ in range(kills):
+    killed = 0
+    for left in range(kills, 0, -1):
+        due = random.randint(1, max(1, things.filter(visits=0).count() // (left + 1)))
         connections.close_all()
-        process = multiprocessing.get_context("fork").Process(target=caller, args=(alias, transaction))
+        process = multiprocessing.get_context("fork").Process(target=caller, args=(alias, transaction, due))
         process.start()
-        process.join(chance.uniform(0.1, 0.5))
-        process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     report = operation_of(alias, transaction).map(things, run=Run("orphaned", using=alias))

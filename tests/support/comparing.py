@@ -148,7 +148,9 @@ def _changed(sender, instance, action, pk_set, **_rest):
 def _described(instance):
     """What a receiver sees of an instance, and of the tables: keys differ between runs."""
     fields = [field for field in instance._meta.concrete_fields if not field.is_relation and not field.primary_key]
-    values = [(field.name, repr(field.value_from_object(instance))) for field in fields if field.name not in TIMES]
+    values = [
+        (field.name, repr(*_plain([field.value_from_object(instance)]))) for field in fields if field.name not in TIMES
+    ]
     return instance._meta.label, values, instance._state.adding, instance._state.db
 
 
