@@ -21,6 +21,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_UNKNOWN
 
+from .error_codes import connection_lost
 from .transaction_guard import TransactionGuard, armed_guard_of, guard_of, guarded_cursor, refusing
 
 P = ParamSpec("P")
@@ -64,10 +65,15 @@ class Psycopg2Guard(TransactionGuard):
         """Check the statement, and note before and after it whether a transaction is open."""
         self.check_statement(query)
         self.has_ended()
+        opened = True
         try:
             execute(query, *values)
+        except psycopg2.Error as error:
+            # The connection may have broken as BEGIN was sent: libpq then calls it open and idle.
+            opened = not connection_lost(error)
+            raise
         finally:
-            self._was_open = True
+            self._was_open |= opened
             self.has_ended()
 
 

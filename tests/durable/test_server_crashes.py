@@ -59,6 +59,8 @@ SCRIPT = """
                 told["lost"] += report.lost
                 if report.run.status in status:
                     return report.run
+                if told["sessions"] > 100:
+                    sys.exit(f"it does not come to an end: {report.run} {ledger('default', 'crashed')}")
 
         run = until(Run("crashed"), ["finished", "finished with failures"])
         row, ranges, failures = ledger("default", "crashed")
