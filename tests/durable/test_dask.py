@@ -11,6 +11,7 @@ import sys
 from contextlib import nullcontext, suppress
 
 import dask
+import distributed  # noqa: F401  its defaults have to be there before one is changed, or they go with the change
 import psutil
 import pytest
 
