@@ -217,7 +217,7 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Open a transaction that holds the lease: nobody takes the run over before it ends.
+        """Open a transaction that holds the lease. Nobody can take the run over before the transaction ends.
 
         Raises:
             LeaseLost: if another session has it.

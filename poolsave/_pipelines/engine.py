@@ -75,14 +75,14 @@ class PipelineEngine:
         return next((segment.fatal for segment in self._segments if segment.fatal is not None), None)
 
     @property
-    def inline(self) -> bool:
+    def inside(self) -> bool:
         """Whether control is in a function that runs in this thread."""
         return any(segment.inside for segment in self._segments)
 
     @property
-    def inside(self) -> bool:
-        """The same, as of one engine."""
-        return self.inline
+    def inline(self) -> bool:
+        """Whether an object runs in the caller's thread now, and so inside the caller's transactions."""
+        return self.inside
 
     @property
     def total(self) -> int | None:

@@ -232,6 +232,7 @@ class BlockDriver:
     @contextmanager
     def _halting(self) -> Iterator[None]:
         """Run user code in this thread. An exception of it ends the feeding, and the block raises it."""
+        # `_in_callback` is set where this is used: a signal that came here before the yield would not be caught below.
         try:
             yield
             self._in_callback = False

@@ -292,8 +292,8 @@ def _after_death() -> dict[str, Any]:
 
 
 def _change(name: str, action: str, allowed: Q, using: str | None, **values: Any) -> Run:
-    # Nothing is read before: in the admin's transaction SQLite would then refuse the UPDATE beside somebody else's.
-    # MariaDB's = may take names for the same that differ in case or in spaces at their end, but not its LIKE BINARY.
+    # The UPDATE comes first. In a transaction that has read before, as the admin's would have, SQLite refuses an UPDATE
+    # while another connection writes. On MariaDB = does not tell case apart, nor spaces at the end; LIKE BINARY does.
     runs = _runs(using)
     changed = runs.filter(allowed, name=name, name__endswith=name).update(**values)
     run = find_run(name, using=runs.db)

@@ -106,10 +106,7 @@ class Command(BaseCommand):
         forget.add_argument("--yes", action="store_true", help="do not ask")
         listed = action("failures", "The unresolved failures of a run, as CSV.")
         for chooser in (retry, forget, listed):
-            chooser.add_argument("--cause", default="", help="a SQLSTATE, a class, a constraint, or the whole cause")
-            chooser.add_argument(
-                "--since", type=_since, metavar="WHEN", help='such as "7d", "12h" or "2026-11-28 09:00"'
-            )
+            _add_choice_of_failures(chooser)
         worker = action("work", "Work on what is due, for ever; or on one run, until it is not due.", named=False)
         worker.add_argument("name", nargs="?", help="of the run")
         worker.add_argument("--once", action="store_true", help="end when nothing is due")
@@ -318,6 +315,11 @@ def _add_action(actions: Any, name: str, help_text: str, *, named: bool = True) 
     for words, kind in DJANGOS:  # else these would have to stand before the action
         added.add_argument(*words, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
     return added
+
+
+def _add_choice_of_failures(parser: CommandParser) -> None:
+    parser.add_argument("--cause", default="", help="a SQLSTATE, a class, a constraint, or the whole cause")
+    parser.add_argument("--since", type=_since, metavar="WHEN", help='such as "7d", "12h" or "2026-11-28 09:00"')
 
 
 def _user() -> str:
