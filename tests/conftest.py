@@ -89,6 +89,8 @@ def pytest_configure(config):
     selection.look_at(config)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has started this in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Hypothesis looks for who refers to its own generator, and what is frozen, see above, is not looked at.
+    config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random` was passed")
     if hasattr(config, "workerinput"):
         counted = start_methods.native_threads
         start_methods.native_threads = lambda: counted() - 1

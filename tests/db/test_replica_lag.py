@@ -29,6 +29,7 @@ TOLERANCE = 2.0
 def servers(private_server):
     """A primary and its standby, both running."""
     with private_server.connected() as cursor:
+        cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")  # tests before have left their tables
         cursor.execute("CREATE TABLE work (id int, at timestamptz DEFAULT clock_timestamp())")
     standby = Standby(private_server)
     yield private_server, standby
