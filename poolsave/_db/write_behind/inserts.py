@@ -15,8 +15,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import InsertQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged
-from .literals import row_as_sql
+from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged, row_as_sql
 
 MAX_OBJECTS = 100
 """Objects of one INSERT that is buffered; larger ones gain nothing from it."""

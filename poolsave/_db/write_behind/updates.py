@@ -18,8 +18,7 @@ from django.db.models.lookups import Exact
 from django.db.models.sql import UpdateQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged
-from .literals import row_as_sql
+from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged, row_as_sql
 
 COUNT_IS_WRONG = "22012"
 """The SQLSTATE of a division by zero, by which a statement fails that has not changed all its rows."""
