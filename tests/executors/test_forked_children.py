@@ -129,8 +129,9 @@ CALLER = """
         for act in children_of(outcomes):
             in_child(act)
             ended += [next(outcomes) for _ in range(10)]
-        print(len(ended + [*outcomes]), {str(one.status) for one in ended})
-        print(sum(pooled_operation(work, chunksize=2, **options).map(numbers()).values))
+        # What is printed is written at once: a child that exits would write it a second time.
+        print(len(ended + [*outcomes]), {str(one.status) for one in ended}, flush=True)
+        print(sum(pooled_operation(work, chunksize=2, **options).map(numbers()).values), flush=True)
         with concurrent_saves(**options) as saves:
             futures = [saves.submit(work, number) for number in range(20)]
             pid = os.fork()
