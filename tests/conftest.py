@@ -35,9 +35,6 @@ STARTED = time.monotonic()
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-collect_ignore = ["typing", "benchmarks", "support/admin_urls.py", "contract/hostile.py"]
-"""Files with settings of their own, and classes that answer no question of the search for doctests."""
-
 
 def pytest_timeout_set_timer(item, settings):
     """End a test that hangs, and end it again every ten seconds if it hangs while it is being ended."""
