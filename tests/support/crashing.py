@@ -86,7 +86,13 @@ class CrashingServer:
 
     def start(self):
         """Start it again; it recovers from its log and then takes connections."""
+        with suppress(subprocess.TimeoutExpired):  # the wheel waits for ten seconds, which a busy machine exceeds
+            self._server.ensure_postgres_running()
+        wait_until(self._takes_connections, lambda: "the server does not start", seconds=60)
         self._server.ensure_postgres_running()
+
+    def _takes_connections(self):
+        return subprocess.run([self._server.bin_path / "pg_isready", "-q", "-d", self.url], check=False).returncode == 0
 
     def delete(self):
         self._server.cleanup()
