@@ -185,8 +185,10 @@ class Report(Generic[R]):
     def ok(self) -> bool:
         """Whether every object that was fed in succeeded (or was dropped), and the input was read to its end.
 
+        Of a durable run: whether all of the run is finished, by this call or before it, and no failure is unresolved.
         While the run goes on it is False."""
-        return self.finished and self.succeeded + self.dropped == self.total and self.stopped is None
+        complete = self.run is None or self.run.status == "finished"
+        return complete and self.finished and self.succeeded + self.dropped == self.total and self.stopped is None
 
     @property
     def finished(self) -> bool:

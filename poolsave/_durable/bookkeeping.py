@@ -88,6 +88,7 @@ class Bookkeeping:
         """Give what has ended, by the row of the run that `Session.open` gave."""
         self._know(row)
         if not self._session.generation:
+            self.state.unresolved = self._patiently(self._table.unresolved)
             return []
         self.closed = False
         ranges = self._patiently(self._table.merge_all)
@@ -338,6 +339,7 @@ class Bookkeeping:
         is_complete = self._is_complete(ranges, input_ended=input_ended)
         if is_complete and self._session.retry is None:
             state.came_later = count_later(self._session.bounds.high)
+        state.unresolved = self._patiently(self._table.unresolved)
         self._decide(code, reason, is_complete=is_complete)
         is_cut = self._session.retry is not None and not input_ended
         left = {"retry": self._session.retry, "ended_at": F("ended_at")} if is_cut else {"retry": None}
@@ -357,7 +359,7 @@ class Bookkeeping:
 
         state, status = self.state, Run.Status
         if is_complete:
-            state.status = status.FINISHED_WITH_FAILURES if self._table.unresolved() else status.FINISHED
+            state.status = status.FINISHED_WITH_FAILURES if state.unresolved else status.FINISHED
             state.stop_code = state.stop_reason = ""
         elif self.cancelling:
             state.status, state.stop_code, state.stop_reason = status.CANCELLED, "operator", reason

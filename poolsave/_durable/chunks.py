@@ -174,9 +174,9 @@ class ChunkTable:
             for key in failures.filter(key__in=keys[at : at + BATCH]).values_list("key", flat=True)
         }
 
-    def unresolved(self) -> bool:
-        """Whether the run has failures."""
-        return bool(self._failures().filter(resolved_at=None).exists())
+    def unresolved(self) -> int:
+        """Count the failures that no retry has mended, and that nobody has given up."""
+        return int(self._failures().filter(resolved_at=None).count())
 
     def _failures(self) -> Any:
         from ..ledger.models import Failure

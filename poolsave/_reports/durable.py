@@ -11,14 +11,16 @@ class DurableRun:
 
     name: str
     status: str = "due"
-    """As `poolsave.ledger.models.Run.Status` has it: "running", "paused", "finished", ..."""
+    """One of "running", "paused", "cancelled", "finished", and "finished with failures" while some are unresolved."""
     stop_code: str = ""
     """Why it is paused: "operator", "signal", "failures", "throttle", "slice" or "error"."""
     stop_reason: str = ""
     done: int = 0
-    """Objects that have succeeded, in all sessions."""
+    """Objects that succeeded when they were first tried, in all sessions."""
     failed: int = 0
-    """Objects that have failed, in all sessions, when they were first tried."""
+    """Objects that failed when they were first tried, in all sessions, also those that a retry has mended since."""
+    unresolved: int | None = None
+    """Failures that no retry has mended and nobody has given up; None while the run goes on."""
     skipped: int = 0
     """Rows that were gone when their turn came."""
     total: int | None = None
@@ -31,7 +33,8 @@ class DurableRun:
     """Whether an earlier session has done a part of it."""
 
     def __str__(self) -> str:
-        counts = f"{self.done} done, {self.failed} failed, {self.skipped} skipped"
+        left = f" ({self.unresolved} unresolved)" if self.unresolved or (self.failed and self.unresolved == 0) else ""
+        counts = f"{self.done} done, {self.failed} failed{left}, {self.skipped} skipped"
         of = "" if self.total is None else f" of {self.total}"
         parts = [f"run {self.name!r}: {self.status}, {counts}{of}"]
         if self.stop_code:

@@ -23,7 +23,8 @@ def counts(run: Run) -> str:
     """Give the figures of a run as one line."""
     ended = f"{ended_objects(run):,}"
     parts = [ended if run.total is None else f"{ended} of {run.total:,}"]
-    parts += [f"{number:,} {name}" for number, name in ((run.failed, "failed"), (run.skipped, "skipped")) if number]
+    failed = "failed, all resolved" if run.status == Run.Status.FINISHED else "failed"
+    parts += [f"{number:,} {name}" for number, name in ((run.failed, failed), (run.skipped, "skipped")) if number]
     return " · ".join(parts)
 
 

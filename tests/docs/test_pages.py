@@ -68,9 +68,27 @@ def test_the_test_case_on_the_page_about_testing_passes(page_module):
 @pytest.mark.django_db(transaction=True)
 def test_the_cron_job_on_its_page_changes_what_is_left(page_module):
     User.objects.bulk_create(User(username=f"user{n}", first_name="Ann" if n < 3 else "") for n in range(10))
-    run_code(DOCS / "howto" / "cron-job.md", page_module)
+    run_code(DOCS / "howto" / "cron-job.md", page_module, only="welcome")
     assert page_module.main() == 0
     assert sorted(User.objects.values_list("first_name", flat=True)) == 3 * ["Ann"] + 7 * ["customer"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_durable_cron_job_on_its_page_goes_on_with_a_night_that_was_cut(page_module):
+    User.objects.bulk_create(User(username=f"user{number}") for number in range(300))
+    run_code(DOCS / "howto" / "cron-job.md", page_module, only="dots-")
+
+    def cut(outcome):
+        raise KeyError(outcome.index)
+
+    with pytest.raises(KeyError):
+        page_module.add_dot.map(User.objects.all(), run="dots-2026-01-01", on_outcome=cut)
+    assert set(User.objects.values_list("last_name", flat=True)) == {"", "."}
+    assert page_module.main() == 0
+    assert set(User.objects.values_list("last_name", flat=True)) == {"."}
+    assert page_module.main() == 0  # the next night
+    assert page_module.main() == 0  # once more in that night
+    assert set(User.objects.values_list("last_name", flat=True)) == {".."}
 
 
 @pytest.mark.django_db(transaction=True)

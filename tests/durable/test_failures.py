@@ -41,6 +41,33 @@ def test_retry_runs_exactly_the_failures_that_wait(alias, transaction):
     assert operation.map(rows, run=Run("tried", using=alias, retry={})).total == 0
 
 
+def told_of(run):
+    """Status and unresolved failures, by SQL."""
+    row, _ranges, failures = ledger("default", run)
+    return row.status, sum(failure.resolved_at is None for failure in failures)
+
+
+def test_ok_is_said_of_the_whole_run_and_not_of_one_call():
+    rows = make_things("default", 12)
+    rows.filter(pk__in=[3, 7]).update(group=5)
+    operation = counts.using(executor="serial", databases=("default",))
+    paused = operation.using(max_failures=1).map(rows, run="night")
+    assert (paused.ok, paused.run.unresolved, told_of("night")) == (False, 1, ("paused", 1))
+    ended = operation.map(rows, run="night")
+    after = operation.map(rows, run="night")
+    for report in (ended, after):
+        assert (report.ok, report.run.status, report.run.unresolved) == (False, *told_of("night"))
+    assert after.total == 0
+    assert "2 failed (2 unresolved)" in str(after)
+    allow(3, 7, alias="default")
+    one = operation.map(rows, run=Run("night", retry={"keys": ["3"]}))
+    assert (one.succeeded, one.ok, told_of("night")) == (1, False, ("finished with failures", 1))
+    mended = operation.map(rows, run=Run("night", retry={}))
+    for report in (mended, operation.map(rows, run="night")):
+        assert (report.ok, report.run.failed, report.run.unresolved, told_of("night")) == (True, 2, 0, ("finished", 0))
+        assert "2 failed (0 unresolved)" in str(report)
+
+
 @pytest.mark.parametrize("transaction", ["chunk", "object"])
 def test_input_with_keys_goes_on_and_is_tried_again(alias, transaction):
     make_things(alias, 30)

@@ -108,6 +108,11 @@ def test_status_ends_with_3_if_the_process_of_a_run_was_killed():
     assert f"process {process.pid}, has ended in the middle of it" in told
 
 
+def test_failures_that_are_mended_are_told_of_as_such():
+    run = make(status=Status.FINISHED, done=7, failed=3, total=10)
+    assert "10 of 10 · 3 failed, all resolved" in command("status", run.name)
+
+
 def test_status_ends_with_3_for_unresolved_failures():
     run = make(status=Status.FINISHED_WITH_FAILURES)
     failure = fail(run, "1")
