@@ -9,6 +9,7 @@ where poolsave adds one, brings COMMIT along.
 from __future__ import annotations
 
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 from psycopg import ClientCursor, Error, generators
@@ -129,7 +130,7 @@ def _guarded_connection(base: Any) -> Any:
         def wait(self, *args: Any, **kwargs: Any) -> Any:
             guard: Any = guard_of(self)
             guard.has_ended()  # by what went past this method
-            if guard.buffer is not None and not guard.is_seen:
+            if guard.buffer is not None and get_ident() not in guard.seen:
                 guard.buffer.before_unseen()
             try:
                 return super().wait(*args, **kwargs)
@@ -227,11 +228,14 @@ class _GuardedCursor:
 
 
 def _seen(guard: TransactionGuard, method: Any, *args: Any, **kwargs: Any) -> Any:
-    was_seen, guard.is_seen = guard.is_seen, True
+    thread = get_ident()
+    if thread in guard.seen:
+        return method(*args, **kwargs)
+    guard.seen.add(thread)
     try:
         return method(*args, **kwargs)
     finally:
-        guard.is_seen = was_seen
+        guard.seen.discard(thread)
 
 
 def _fetch(name: str) -> Any:

@@ -160,8 +160,8 @@ class TransactionGuard:
         """The `WriteBuffer` whose rows may have to go before a statement, or None."""
         self.last: LastStatement | None = None
         """What goes with COMMIT. Only where `takes_last` is true, and as the last thing before `disarm`."""
-        self.is_seen = False
-        """Whether what is sent now has been shown to the guard, for drivers by which statements can pass it."""
+        self.seen = set[int]()
+        """Threads whose present statement has been shown to the guard, for drivers by which statements can pass it."""
         self._outer: TransactionGuard | None = None
         self._connect: Any = None
         self._errors: Any = None

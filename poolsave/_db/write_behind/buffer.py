@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from threading import RLock, get_ident
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
@@ -25,6 +26,9 @@ from .matching import WaitingValues, conditions_of, reads_once
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
 from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row, int]
 """A row, how it is sent, and the number of its object in the chunk."""
@@ -73,19 +77,33 @@ class Source:
         return statement
 
 
+def _in_turn(
+    method: Callable[Concatenate[WriteBuffer, P], R],
+) -> Callable[Concatenate[WriteBuffer, P], R]:
+    """Let one thread at a time in: those of a function may share its connection. No row comes while others are sent,
+    and no statement overtakes them."""
+
+    def call(self: WriteBuffer, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class WriteBuffer:
     """Buffers the INSERTs and UPDATEs of one connection during one transaction."""
 
     def __init__(self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None]) -> None:
         """`note_early` is told the text of each statement that makes the buffer send its rows early."""
+        self.lock = RLock()
         self._source = source
         self.channel = source.channel
         self._guard = guard
         self._note_early = note_early
         self._log: list[Entry] = []
         self._values = WaitingValues(self._log, source.catalog)
-        self._passing: tuple[str, str] | None = None
-        """The text of a SELECT that finds none of the rows that wait for this table."""
+        self._passing: tuple[int, str, str] | None = None
+        """The thread and the text of a SELECT that finds none of the rows that wait for this table."""
         self._tables: dict[str, InsertPlan | None] = {}
         """The tables of the log, and perhaps some whose rows were taken back, with the last plan of new rows."""
         self._keys: dict[str, str] = {}
@@ -109,6 +127,7 @@ class WriteBuffer:
     def __len__(self) -> int:
         return len(self._log)
 
+    @_in_turn
     def hold_insert(self, kind: InsertKind, instances: Sequence[Any], pre_saved: list[Any]) -> list[tuple[Any]] | None:
         """Buffer the rows of an INSERT, and give what it would return; None if it cannot wait.
 
@@ -128,6 +147,7 @@ class WriteBuffer:
         self._append(plan, rows)
         return plan.keys(rows) if kind.returning else []
 
+    @_in_turn
     def hold_update(self, model: Any, key: Any, values: Sequence[tuple[Any, Any, Any]], *, as_is: bool = False) -> bool:
         """Buffer the row of an UPDATE, which is taken to be there; says whether it can wait.
 
@@ -154,6 +174,7 @@ class WriteBuffer:
         if len(self._log) >= MAX_ROWS:
             self.flush()
 
+    @_in_turn
     def cannot_match(self, query: Any) -> str | None:
         """Give the table of which a query finds no row that waits, if it names one and that is certain."""
         if not self._log or self._guard.is_doomed() or self.undone is not None:
@@ -166,13 +187,14 @@ class WriteBuffer:
     def let_pass(self, text: str, table: str) -> None:
         """Have a statement not send the rows of this table."""
         if reads_once(text, self.channel.connection.ops.quote_name(table)):
-            self._passing = text, table
+            self._passing = get_ident(), text, table
 
     @property
     def is_sending(self) -> bool:
         """Whether what is sent now is no statement of the function's."""
         return self.channel.is_sending
 
+    @_in_turn
     def before_statement(self, text: str | None, *, is_whole: bool = True) -> None:
         """Send the buffered rows if a statement that is about to be sent may see them.
 
@@ -181,8 +203,8 @@ class WriteBuffer:
         self._check_not_undone()
         effect, relations = self._source.understand(text)
         passing, self._passing = self._passing, None
-        if passing is not None and passing[0] == text and effect is Effect.READS:
-            relations -= {passing[1]}
+        if passing is not None and passing[:2] == (get_ident(), text) and effect is Effect.READS:
+            relations -= {passing[2]}
         if not is_whole:
             effect = max(effect, Effect.ANYTHING)
         if effect is Effect.UNBUFFERED:
@@ -197,6 +219,7 @@ class WriteBuffer:
 
     def before_unseen(self) -> None:
         """Notice that something is about to be sent that passes by the cursors."""
+        # Not in turn: this thread has the driver's lock, for which the one whose turn it is may wait.
         if self.is_sending:
             return
         self._check_not_undone()
@@ -204,6 +227,7 @@ class WriteBuffer:
             self.undo("something was sent past the cursors of the connection")
         self.sent += 1
 
+    @_in_turn
     def flush(self) -> None:
         """Send the buffered rows.
 
@@ -223,6 +247,7 @@ class WriteBuffer:
         self.flushes += 1
         self.sent += 1
 
+    @_in_turn
     def take_back(self, length: int, sent: int, *, is_object: bool) -> None:
         """Take back the rows that were buffered after there were `length`, if nothing was sent after `sent` times.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 
@@ -10,14 +11,23 @@ class Channel:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.is_sending = False
+        self._senders = set[int]()
+        """The threads that are sending."""
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether what this thread sends now is no statement of the function's."""
+        return get_ident() in self._senders
 
     def send(self, text: str, values: Any = None) -> list[Any]:
         """Send it, and give the rows that come back."""
-        self.is_sending = True
+        self._senders.add(get_ident())
+        # A thread of the function's may send past Django, which lets no other thread than its own use the wrapper.
+        self.connection.inc_thread_sharing()
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(text, values)
                 return cursor.fetchall() if cursor.description else []
         finally:
-            self.is_sending = False
+            self.connection.dec_thread_sharing()
+            self._senders.discard(get_ident())
