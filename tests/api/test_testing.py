@@ -127,22 +127,7 @@ RUNNERS = {
 
 @pytest.fixture
 def database(request, tmp_path, postgres_url):
-    """What Django makes the test database of."""
-    import json
-
-    from django.conf import settings
-
-    if request.param == "postgres":
-        told = {name: settings.DATABASES["postgres"][name] for name in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")}
-        return json.dumps({**told, "NAME": "postgres", "TEST": {"NAME": f"test_of_others_{os.getpid()}"}})
-    return json.dumps(
-        {
-            "ENGINE": "django.db.backends.sqlite3",
-            "NAME": str(tmp_path / "db.sqlite3"),
-            "OPTIONS": {"timeout": 30},
-            "TEST": {"NAME": str(tmp_path / "test.sqlite3")},
-        }
-    )
+    return projects.database(request.param, tmp_path)
 
 
 @pytest.mark.programs

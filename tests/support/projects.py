@@ -1,5 +1,7 @@
 """Small Django projects in a folder of their own, for tests of commands that users type."""
 
+import json
+import os
 import textwrap
 
 MANAGE = {
@@ -19,3 +21,20 @@ def write(folder, files):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())
+
+
+def database(name, folder):
+    """Give what Django makes a test database of, as JSON: on the server of the tests, or in the folder."""
+    from django.conf import settings
+
+    if name == "postgres":
+        told = {name: settings.DATABASES["postgres"][name] for name in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")}
+        return json.dumps({**told, "NAME": "postgres", "TEST": {"NAME": f"test_of_others_{os.getpid()}"}})
+    return json.dumps(
+        {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(folder / "db.sqlite3"),
+            "OPTIONS": {"timeout": 30},
+            "TEST": {"NAME": str(folder / "test.sqlite3")},
+        }
+    )
