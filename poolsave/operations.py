@@ -56,7 +56,8 @@ class PooledOperation(Generic[P, R]):
         self._explicit = dict(check(options or {}))
         self._constants = dict(constants or {})
         self._owner = owner
-        self._resolved: tuple[Any, Options] | None = None
+        self._resolved: tuple[Any, OperationSpec] | None = None
+        """What options depend on besides the explicit ones, and what that gives."""
         functools.update_wrapper(self, func)
 
     @property
@@ -71,10 +72,7 @@ class PooledOperation(Generic[P, R]):
         Raises:
             InvalidOption: if the environment or `settings.POOLSAVE` has a value that cannot work.
         """
-        layers = standing()
-        if self._resolved is None or self._resolved[0] != layers:
-            self._resolved = layers, Options.resolve(self._explicit)
-        return self._resolved[1]
+        return self.__poolsave_spec__().options
 
     @property
     def __poolsave_call__(self) -> Callable[..., R]:
@@ -204,11 +202,17 @@ class PooledOperation(Generic[P, R]):
         return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{self._name}")
 
     def __poolsave_spec__(self) -> OperationSpec:
+        layers = standing()
+        if self._resolved is None or self._resolved[0] != layers:
+            self._resolved = layers, self._resolve()
+        return self._resolved[1]
+
+    def _resolve(self) -> OperationSpec:
         return OperationSpec(
             name=self._name.rpartition("<locals>.")[2],
             function=self._bound_function,
             constants=self._constants,
-            options=self.options,
+            options=Options.resolve(self._explicit),
             explicit=self._explicit,
             expands=self.__poolsave_expands__,
         )

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-from ._environment.project_settings import from_environment, from_settings, imported
+from ._environment.project_settings import all_settings, from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
 from .durable import LONGEST_NAME, Run
@@ -223,7 +223,7 @@ def overrides() -> Mapping[str, Any]:
 
 def standing() -> tuple[Any, ...]:
     """Give everything that options depend on besides explicit ones, to notice a change."""
-    return from_environment(), dict(from_settings()), overrides(), available_cpus()
+    return from_environment(), dict(all_settings()), overrides(), available_cpus()
 
 
 def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ __all__ = ["Report"]
 R = TypeVar("R")
 CAUSES_SHOWN = 5
 """Causes that `str(report)` lists, the most frequent first."""
+NO_COUNTS = dict.fromkeys(Status, 0)
 FIRST_KEPT = 1000
 """Failures, and other outcomes with an error, that the report of a stream keeps: its memory is bounded."""
 
@@ -51,7 +52,7 @@ class Report(Generic[R]):
         self._queryset = queryset
         self._batches: list[OutcomeBatch] = []
         self._sorted = True
-        self._counts = dict.fromkeys(Status, 0)
+        self._counts = NO_COUNTS.copy()
         self._causes = CauseCounts()
         self._flawed = 0
         self._room = None if limit is None else {True: limit, False: limit}
@@ -124,7 +125,8 @@ class Report(Generic[R]):
         """`decided`: the trial of a run whose executor was decided without one."""
         self._ended_at = time.perf_counter()
         self.throttled = throttled
-        self.statistics.throttled = sum(entry.seconds for entry in throttled)
+        if throttled:
+            self.statistics.throttled = sum(entry.seconds for entry in throttled)
         self.statistics.finish()
         self.stopped = stopped
         self.tried = tried if decided is None else (replace(decided, objects=self.total, seconds=self.elapsed),)

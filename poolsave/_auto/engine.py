@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol
 
 from .._engine.chunking import Chunk
@@ -19,7 +18,7 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of
 from ..errors import PoolsaveError
 from ..executors import Died, Executor, Job
-from ..options import Options, available_cpus, worker_range
+from ..options import Options, available_cpus
 from .policy import (
     DEFAULT_START_SECONDS,
     MAX_WATCH_SECONDS,
@@ -59,9 +58,7 @@ class AutoEngine(Engine):
         self._pools = pools
         self._local: tuple[SamplingSerialExecutor, Job] = executor, job
         self._samples = LocalSamples()
-        self._final_reason = (
-            "one worker would be no faster than the caller" if worker_range(options.workers).most == 1 else None
-        )
+        self._final_reason = "one worker would be no faster than the caller" if self._limits.most == 1 else None
         """Why the executor is not changed again in this run. None: it may still change."""
         self._trials: list[Trial] = []
         self._verdict = self._final_reason or "it was over before a pool could have been worth it"
@@ -98,10 +95,10 @@ class AutoEngine(Engine):
         if self.stopped is None and (self._draining or not self._source.exhausted):
             # Before the step, not after it: a start may raise, and the batches of the last step have left by now.
             self._maybe_switch()
-        started = time.perf_counter() - self._idled()
+        started, ended_before = time.perf_counter() - self._idled(), self._ended
         batches = super().step(undelivered=undelivered, max_lead=max_lead)
         seconds = time.perf_counter() - self._idled() - started
-        ended = sum(len(batch.values) for batch in batches)
+        ended = self._ended - ended_before
         self._objects += ended
         self._seconds += seconds
         if self._is_local:
@@ -138,10 +135,9 @@ class AutoEngine(Engine):
     def _pool_estimate(self) -> PoolEstimate:
         if self._start_method is None:
             self._start_method = self._pools.start_method()
-        limits = worker_range(self._options.workers)
         return PoolEstimate(
-            workers=limits.least if self._is_local else self._executor.workers,
-            most=limits.most,
+            workers=self._limits.least if self._is_local else self._executor.workers,
+            most=self._limits.most,
             cpus=available_cpus(),
             start=_expected_start_seconds(self._start_method),
             given_up=self._given_up,
@@ -166,16 +162,16 @@ class AutoEngine(Engine):
         """Take another executor, while nothing is in flight. If it cannot be started, nothing changes."""
         assert not self._tasks
         self._flow.prefetch = 1
-        previous = self._executor, self._job, self._settle
+        previous = self._executor, self._job
         trial = self._trial()
-        self._executor, self._job, self._settle = executor, job, cache(job.settle)
+        self._executor, self._job = executor, job
         self._entered = False
         try:
             self.start()
         except BaseException:
             if self._entered:
                 executor.stop()
-            self._executor, self._job, self._settle = previous
+            self._executor, self._job = previous
             self._entered = True
             raise
         self._trials.append(trial)

@@ -41,6 +41,7 @@ SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 MAX_ANSWER_TIME = 1.0
 """Seconds for the answer of a thread that waits in `async_to_sync()`. If it is busy it may be waiting for this one."""
 DUMMY_ENGINE = "django.db.backends.dummy"
+NO_DATABASE = {"ENGINE": DUMMY_ENGINE}
 MAX_SESSION_NAME = 63
 """Bytes of a name that PostgreSQL keeps."""
 MAX_HOST_NAME = 30
@@ -54,9 +55,7 @@ failure."""
 
 def configured_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     """Give those of the aliases that have a database."""
-    return tuple(
-        alias for alias in aliases if connections.settings.get(alias, {}).get("ENGINE", DUMMY_ENGINE) != DUMMY_ENGINE
-    )
+    return tuple([alias for alias in aliases if connections.settings.get(alias, NO_DATABASE)["ENGINE"] != DUMMY_ENGINE])
 
 
 def installed_aliases() -> tuple[str, ...]:

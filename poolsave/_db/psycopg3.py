@@ -97,7 +97,7 @@ class Psycopg3Guard(TransactionGuard):
             and isinstance(query, str)
             and isinstance(cursor, ClientCursor)
             and query[:80].lstrip()[:1].isalpha()  # not a comment, which may be a hint to the planner
-            and raw.info.pipeline_status == NO_PIPELINE
+            and raw.pgconn.pipeline_status == NO_PIPELINE
         )
 
     def undo_begin(self) -> None:
@@ -171,12 +171,15 @@ class _GuardedCursor:
     connection: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._after_check(self._execute, query, *args, **kwargs)
+        guard = armed_guard_of(self.connection)
+        if guard is None:
+            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        guard.check_statement(query)
+        return _seen(guard, self._execute, guard, query, *args, **kwargs)
 
-    def _execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        guard: Any = armed_guard_of(self.connection)
+    def _execute(self, guard: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         execute = super().execute  # type: ignore[misc]
-        if guard is None or kwargs or not guard.can_bring_begin(self, query):
+        if kwargs or not guard.can_bring_begin(self, query):
             return execute(query, *args, **kwargs)
         begin = self.connection._get_tx_start_command() + b";\n"  # on a line of its own: messages do not quote it
         guard.brings_begin = True

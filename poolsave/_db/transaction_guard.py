@@ -342,8 +342,8 @@ def _remembering_class(base: Any) -> Any:
         first: BaseException | None
 
         def __exit__(self, *raised: object) -> Any:
-            error = raised[1]
-            if not isinstance(error, BaseException):
+            error: Any = raised[1]
+            if error is None:
                 return None
             if self.first is None:
                 self.first = error

@@ -171,9 +171,11 @@ class OpenTransactions(NamedTuple):
 
     def disarm(self) -> bool:
         """Stop refusing ends; says whether one of the transactions was ended past Django."""
+        ended = False
         for guard in reversed(self.guards):
             guard.disarm()
-        return self.ended
+            ended = ended or guard.ended
+        return ended
 
     def uninstall(self) -> None:
         """Leave the connections as they were."""
@@ -189,26 +191,27 @@ def begin_on(aliases: Sequence[str], *, noted: bool = False) -> OpenTransactions
     opened = OpenTransactions([], [], [])
     try:
         for alias in aliases:
-            _begin(alias, opened, noted=noted)
+            try:
+                _open_block(alias, opened, noted=noted)
+            except Error as error:
+                _open_block_anew(alias, opened, error, noted=noted)
     except BaseException as error:  # such as no connection: the failure of the object
         return opened._replace(error=error)
     return opened
 
 
-def _begin(alias: str, opened: OpenTransactions, *, noted: bool) -> None:
-    try:
-        _open_block(alias, opened, noted=noted)
-    except Error as error:
-        connection = connections[alias]
-        if connection.in_atomic_block or connection.connection is None or is_transient(error):
-            raise
-        connection.close()  # an earlier object may have left it in a state of its own, such as a pipeline of psycopg
-        _open_block(alias, opened, noted=noted)
+def _open_block_anew(alias: str, opened: OpenTransactions, error: Error, *, noted: bool) -> None:
+    connection = connections[alias]
+    if connection.in_atomic_block or connection.connection is None or is_transient(error):
+        raise error
+    connection.close()  # an earlier object may have left it in a state of its own, such as a pipeline of psycopg
+    _open_block(alias, opened, noted=noted)
 
 
 def _open_block(alias: str, opened: OpenTransactions, *, noted: bool) -> None:
-    connection = connections[alias]
-    connection.close_if_health_check_failed()  # as BEGIN does, which must find the connection that is guarded
+    connection: Any = connections[alias]
+    if connection.health_check_enabled:
+        connection.close_if_health_check_failed()  # as BEGIN does, which must find the connection that is guarded
     if connection.connection is None:
         connection.ensure_connection()
     if noted and connection.vendor == "postgresql" and not connection.in_atomic_block:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
@@ -62,8 +62,7 @@ class Chunk:
         return [Chunk(self.index + begin, self.objects[begin:end]) for begin, end in spans]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveSize:
+class AdaptiveSize(NamedTuple):
     """The size of automatic chunks, and the smoothed seconds that one object takes in a worker (None: unknown)."""
 
     size: int = 1
@@ -75,15 +74,17 @@ class AdaptiveSize:
     shortest: float = SHORTEST
     """Seconds of work below which the last chunks are not made shorter."""
 
-    def after(self, count: int, seconds: float, *, timed_out: bool = False) -> AdaptiveSize:
+    def after(self, count: int, seconds: float, *, timed_out: bool = False, latency: float = 0.0) -> AdaptiveSize:
         """Learn from a chunk of `count` objects that took `seconds` in the worker.
 
-        `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long."""
+        `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long. `latency`: of
+        the executor, if it measures it."""
         now = seconds / count
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
         wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(self.target / smooth)))
         limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
-        return replace(self, size=min(wanted, limit, 2 * max(self.size, count)), per_object=smooth, limit=limit)
+        size, shortest = min(wanted, limit, 2 * max(self.size, count)), max(SHORTEST, latency)
+        return AdaptiveSize(size, smooth, limit, self.target, shortest)  # not by `replace`: every chunk comes here
 
     @property
     def min_size(self) -> int:
@@ -144,8 +145,7 @@ class FlowControl:
         self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         self.prefetch = 1 if inline else _prefetch(max(seconds, self._seconds) if latency else seconds, latency)
         if self._fixed is None:
-            self._adaptive = replace(self._adaptive, shortest=max(SHORTEST, latency))
-            self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out)
+            self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out, latency=latency)
 
     @property
     def _chunks_per_worker(self) -> int:

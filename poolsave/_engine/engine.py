@@ -9,7 +9,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from .._pickling.values import pickle_chunk
@@ -34,7 +33,7 @@ from ..executors import (
     Task,
     is_resizable,
 )
-from ..options import AUTO, Options, WorkerRange, max_failures_reached, worker_range
+from ..options import AUTO, Options, max_failures_reached, worker_range
 from ..outcomes import Status
 from ..throttles._reading import RunView
 from .chunking import TARGET, Chunk, FlowControl
@@ -55,7 +54,9 @@ class Engine:
         self._job = job
         self._options = options
         self._source = source
-        self._settle = cache(job.settle)
+        self._settled: dict[int, Status] = {}
+        """What became of noted transactions."""
+        self._limits = worker_range(options.workers)
         self._tasks: dict[int, Chunk] = {}
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
@@ -88,19 +89,18 @@ class Engine:
             return
         if getattr(self._executor, "running", False):
             raise RuntimeError("this executor is running already: use an instance for one run at a time")
-        limits = worker_range(self._options.workers)
         if not self._executor.shares_memory:
             self._job.before_start()
         self._entered = True
-        self._executor.start(self._job, workers=self._first_workers(limits), longest=self._flow.longest)
+        self._executor.start(self._job, workers=self._first_workers(), longest=self._flow.longest)
         self._sizing = None
-        if limits.is_open and is_resizable(self._executor):
-            self._sizing = WorkerSizing(self._executor, self._job, limits, self.statistics)
+        if self._limits.is_open and is_resizable(self._executor):
+            self._sizing = WorkerSizing(self._executor, self._job, self._limits, self.statistics)
 
-    def _first_workers(self, limits: WorkerRange) -> int:
-        workers, length = limits.least, self._source.remaining()
+    def _first_workers(self) -> int:
+        workers, length = self._limits.least, self._source.remaining()
         if getattr(self._executor, "follows_cluster", False):
-            workers = sys.maxsize if self._options.workers == AUTO else limits.most
+            workers = sys.maxsize if self._options.workers == AUTO else self._limits.most
         return workers if length is None else max(1, min(workers, -(-length // self._flow.shortest)))
 
     @property
@@ -135,7 +135,7 @@ class Engine:
     @property
     def finished(self) -> bool:
         """Whether every object that was fed has ended and no more will be fed."""
-        return self._source.exhausted and not (self._tasks or self._requeued or self._ready)
+        return not (self._tasks or self._requeued or self._ready) and self._source.exhausted
 
     def step(self, *, undelivered: int = 0, max_lead: int | None = None) -> list[OutcomeBatch]:
         """Send as many chunks as there is room for, and return what has ended. Waits if there is nothing else to do.
@@ -165,14 +165,15 @@ class Engine:
 
     def _wait_time(self) -> float | None:
         """Seconds until there may be something to do besides events. None: there will be nothing."""
-        gate = self._active_gate()
+        gate = self._gate and self._active_gate()
         # Before the question for room: it may be time for the next objects a moment later.
         paced = None if gate is None else gate.pace_delay()
         if self._source.ready and self._has_room():
             return 0
         # After it: the throttles may have been asked for the answer.
-        next_look = None if gate is None else gate.meter.wait_time()
-        return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
+        if gate is None:
+            return None
+        return min((seconds for seconds in (paced, gate.meter.wait_time()) if seconds is not None), default=None)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         gate = None if self._tasks else self._gate
@@ -196,6 +197,10 @@ class Engine:
         while self._requeued:
             chunk = self._requeued.popleft()
             self._add(unanswered_batch(chunk.index, chunk.objects, Status.SKIPPED))
+
+    def end_source(self) -> None:
+        """Feed no more, also if the input has more by now. For an engine that is finished."""
+        self._source.give_up()
 
     def kill(self) -> None:
         """End running objects, at once where that is possible."""
@@ -231,8 +236,8 @@ class Engine:
         return self._has_slot() and (bool(self._requeued) or self._next_size() > 0)
 
     def _has_slot(self) -> bool:
-        slots, gate = self._executor.workers * self._flow.prefetch, self._active_gate()
-        if gate is not None:
+        slots = self._executor.workers * self._flow.prefetch
+        if (gate := self._gate and self._active_gate()) is not None:
             slots = gate.slots(slots, self._executor.workers)
         return len(self._tasks) < slots
 
@@ -347,6 +352,11 @@ class Engine:
             self._add(batch)
             if reply.worker_time.unreachable is not None:
                 self._end_without(reply.worker_time.unreachable, batch)
+
+    def _settle(self, note: int) -> Status:
+        if note not in self._settled:
+            self._settled[note] = self._job.settle(note)
+        return self._settled[note]
 
     def _batch_of(self, chunk: Chunk, reply: Reply) -> OutcomeBatch:
         return batch_from_reply(reply, chunk.index, chunk.objects, self._settle)

@@ -68,6 +68,8 @@ class IterableSource:
         self._total = _length(objects)
         self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
+        self._is_plain = type(objects) in (list, tuple)
+        """Whether pulling runs none of the user's code, and the iterator knows how many objects are left."""
         self._gathered: list[Any] = []
         self._handed_out = 0
         self._ended = self._instant and self._total == 0
@@ -85,7 +87,7 @@ class IterableSource:
         self.pulling = False
         """Whether the iterable's own code is running."""
         self.check: Callable[[], None] | None = None
-        """Called after each pull. It raises if the objects must not be handed out."""
+        """Called after each pull that may run the user's code. It raises if the objects must not be handed out."""
 
     @property
     def total(self) -> int | None:
@@ -93,7 +95,10 @@ class IterableSource:
 
     @property
     def exhausted(self) -> bool:
-        return self._ended and not self._gathered
+        # A list may grow while its last objects run, and as in a loop these follow.
+        return not self._gathered and (
+            self._ended or (self._is_plain and not self._iterator.__length_hint__())  # type: ignore[attr-defined]
+        )
 
     @property
     def ready(self) -> bool:
@@ -135,7 +140,7 @@ class IterableSource:
             self._ended = True
         finally:
             self.pulling = False
-        if self.check is not None and self.error is None:
+        if self.check is not None and not self._is_plain and self.error is None:
             self._run_check(self.check)
 
     def _run_check(self, check: Callable[[], None]) -> None:

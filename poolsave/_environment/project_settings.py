@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from django.conf import ENVIRONMENT_VARIABLE, settings
+from django.utils.functional import empty
 from django.utils.module_loading import import_string
 
 from ..errors import InvalidOption
@@ -22,7 +24,7 @@ OPERATING: dict[str, Any] = {"runner": None, "slice": 120.0}
 
 def from_environment() -> dict[str, Any]:
     """Give the options that environment variables set."""
-    options: dict[str, Any] = {name: os.environ[key] for name, key in ENVIRONMENT.items() if os.environ.get(key)}
+    options: dict[str, Any] = {name: value for name, key in ENVIRONMENT.items() if (value := os.environ.get(key))}
     if "workers" in options and options["workers"].isascii() and options["workers"].isdigit():
         options["workers"] = int(options["workers"])
     return options
@@ -30,7 +32,7 @@ def from_environment() -> dict[str, Any]:
 
 def from_settings() -> Mapping[str, Any]:
     """Give the options in `settings.POOLSAVE`, without what is for one executor or about durable runs."""
-    values = _settings()
+    values = all_settings()
     for name in EXECUTOR_SETTINGS:
         _checked(name, values.get(name, {}))
     return {name: value for name, value in values.items() if name not in EXECUTOR_SETTINGS | OPERATING}
@@ -42,7 +44,7 @@ def operating_settings() -> dict[str, Any]:
     "runner": a callable that is given the name of a run that is due and the alias of its ledger, by its dotted path;
     None without one. "slice": seconds after which a session of a runner makes room for others.
     """
-    values = {name: _settings().get(name, default) for name, default in OPERATING.items()}
+    values = {name: all_settings().get(name, default) for name, default in OPERATING.items()}
     if isinstance(values["runner"], str):
         values["runner"] = _import("runner", values["runner"])
     if values["runner"] is not None and not callable(values["runner"]):
@@ -55,7 +57,7 @@ def operating_settings() -> dict[str, Any]:
 
 def executor_settings(name: str) -> Mapping[str, Any]:
     """Give what `settings.POOLSAVE` says for one executor."""
-    return _checked(name, _settings().get(name, {}))
+    return _checked(name, all_settings().get(name, {}))
 
 
 def _checked(name: str, value: Any) -> Mapping[str, Any]:
@@ -67,12 +69,16 @@ def _checked(name: str, value: Any) -> Mapping[str, Any]:
     )
 
 
-def _settings() -> Mapping[str, Any]:
-    from django.conf import ENVIRONMENT_VARIABLE, settings
-
-    if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+def all_settings() -> Mapping[str, Any]:
+    """Give `settings.POOLSAVE`; nothing, if Django has no settings."""
+    present: Any = settings._wrapped  # type: ignore[misc]  # asking them takes a tenth of asking the lazy object
+    if present is empty:
+        if not os.environ.get(ENVIRONMENT_VARIABLE):
+            return {}
+        present = settings
+    values = getattr(present, "POOLSAVE", None)
+    if values is None:
         return {}
-    values = getattr(settings, "POOLSAVE", {})
     if not isinstance(values, Mapping):
         raise InvalidOption("POOLSAVE", values, "give a dictionary of options", "settings.POOLSAVE")
     return values

@@ -138,6 +138,7 @@ class PipelineEngine:
     def _close_buffers(self) -> None:
         for segment, buffer in zip(self._segments, self._buffers, strict=False):
             if segment.finished:
+                segment.end_source()
                 buffer.close()
                 if self._selector is not None:
                     self._selector.unregister(segment.executor)

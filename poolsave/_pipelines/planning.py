@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -68,7 +69,7 @@ def pipeline_run_of(
     counters = [StageCounter(stage.name, worker_range(stage.options.workers).least) for stage in stages]
     report = PipelineReport[Any](counters, keep=options.keep, queryset=stages[0].queryset, limit=limit)
     engine = PipelineEngine(segments, options, source, counters, report._note_unsafe)
-    return Run(engine, source, report, options, name=name, aliases=_aliases_of_workers(segments), total=total)
+    return Run(engine, source, report, options, name=name, aliases=partial(_aliases_of_workers, segments), total=total)
 
 
 def plan_segments(stages: Sequence[OperationSpec]) -> Iterator[list[OperationSpec]]:

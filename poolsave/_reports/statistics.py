@@ -6,10 +6,11 @@ The engine reports events to `Statistics`, and a Report shows it. Nothing here i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from heapq import nlargest
-from operator import attrgetter, itemgetter
+from itertools import count
+from operator import itemgetter
 from typing import Any
 
 from .._db.write_behind.pacing import Batching
@@ -84,7 +85,8 @@ class Statistics:
         self.index_of: Callable[[int], int] = _unchanged
         """What to show for an object that was fed in."""
         self._times: dict[int | str, WorkerTimes] = {}
-        self._slowest: list[SlowObject] = []
+        self._slowest: list[tuple[float, int, Any]] = []
+        """Seconds, index and item of the objects that took longest, in ascending order."""
         self._started_at = time.perf_counter()
         self._ended_at: float | None = None
         self._tail = 0.0
@@ -107,7 +109,7 @@ class Statistics:
     @property
     def slowest(self) -> list[SlowObject]:
         """The objects that took longest, the slowest first."""
-        return sorted(self._slowest, key=attrgetter("seconds"), reverse=True)
+        return [SlowObject(*slow) for slow in reversed(self._slowest)]
 
     @property
     def busy(self) -> float:
@@ -185,15 +187,17 @@ class Statistics:
         if spent.batching is not None:
             self.batching = spent.batching if self.batching is None else self.batching + spent.batching
         # A look at every object would cost as much as a short object itself.
-        if len(self._slowest) < SLOWEST_SHOWN or spent.longest > max(SLOW_SECONDS, self._slowest[0].seconds):
+        if len(self._slowest) < SLOWEST_SHOWN or spent.longest > max(SLOW_SECONDS, self._slowest[0][0]):
             self._update_slowest(batch)
 
     def _update_slowest(self, batch: OutcomeBatch) -> None:
-        slowest = [
-            SlowObject(seconds, self.index_of(batch.first + offset), self.item_of(batch.objects[offset]))
-            for offset, seconds in nlargest(SLOWEST_SHOWN, enumerate(batch.seconds), key=itemgetter(1))
-        ]
-        self._slowest = sorted([*self._slowest, *slowest], key=attrgetter("seconds"))[-SLOWEST_SHOWN:]
+        times: Iterable[tuple[float, int]] = zip(batch.seconds, count())
+        if len(batch.values) > SLOWEST_SHOWN:
+            times = nlargest(SLOWEST_SHOWN, times)
+        for seconds, offset in times:
+            self._slowest.append((seconds, self.index_of(batch.first + offset), self.item_of(batch.objects[offset])))
+        self._slowest.sort(key=itemgetter(0))
+        del self._slowest[:-SLOWEST_SHOWN]
 
     def _times_of(self, worker: int | str) -> WorkerTimes:
         times = self._times.get(worker)
@@ -203,7 +207,7 @@ class Statistics:
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the objects, which may not be picklable.
-        slowest = [SlowObject(slow.seconds, slow.index, None) for slow in self._slowest]
+        slowest = [(seconds, index, None) for seconds, index, _item in self._slowest]
         return {**self.__dict__, "item_of": _unchanged, "index_of": _unchanged, "_slowest": slowest}
 
     def finish(self) -> None:

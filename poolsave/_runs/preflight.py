@@ -58,28 +58,30 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
         yield partial(check_no_transaction_around_loop, aliases)
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
-    yield partial(check_throttles, spec.options)
-    yield partial(check_timeout, executor, spec.options.timeout)
-    yield partial(check_key, spec)
-    yield partial(check_run, spec)
+    yield from _checks_of_options(spec, executor)
     if not isinstance(executor, DaskExecutor):  # its workers may reach what this machine does not
         yield partial(check_databases_answer, spec.needed)
 
 
 def check_databases_answer(aliases: Iterable[str]) -> None:
-    """Connect to each server once, unless the caller has a connection, and leave none open.
+    """Connect to each server once, and look for the folder of each file, unless the caller has a connection.
+
+    None is left open.
 
     Raises:
         DatabaseUnreachable: naming the alias.
     """
     for alias in aliases:
-        if connections[alias].vendor == "sqlite":
-            check_folder_exists(alias, connections[alias].settings_dict)
-        elif not any(connection.connection for connection in _connections_of_caller(alias)):
+        connection: Any = connections[alias]
+        if connection.connection is not None or any(outer.connection for outer in _connections_of_caller(alias)):
+            continue
+        if connection.vendor == "sqlite":
+            check_folder_exists(alias, connection.settings_dict)
+        else:
             check_can_connect(alias, worker_settings(own_transactions=())[alias])
 
 
-def check_key(spec: OperationSpec) -> None:
+def check_key(spec: OperationSpec, _executor: Executor | None = None) -> None:
     """Refuse the option `key` where nothing could keep the order.
 
     Raises:
@@ -96,45 +98,58 @@ def check_key(spec: OperationSpec) -> None:
     raise InvalidOption("key", spec.options.key, way_out)
 
 
-def check_run(spec: OperationSpec) -> None:
-    """Refuse the option `run` where there is no input that could go on.
+def check_run(spec: OperationSpec, _executor: Executor) -> None:
+    """Refuse a durable run where there is no input that could go on.
 
     Raises:
         InvalidOption: saying what to do.
     """
-    if spec.options.run is None:
-        return
     if spec.function is None:
         raise InvalidOption("run", spec.options.run, "a block cannot be durable; use map() of an operation")
     if spec.options.key is not None:
         raise InvalidOption("key", spec.options.key, "a durable run keeps no order of keys; leave one of both out")
 
 
-def check_throttles(options: Options) -> None:
+def check_throttles(spec: OperationSpec, _executor: Executor) -> None:
     """Refuse throttles that would look at a database that is not there, or has no server.
 
     Raises:
         InvalidOption: naming the alias.
     """
-    for throttle in options.throttle:
+    for throttle in spec.options.throttle:
         check = getattr(throttle, "_check", None)
         if check is not None:
-            check(options.databases)
+            check(spec.options.databases)
 
 
-def check_timeout(executor: Executor, timeout: float | None) -> None:
+def check_timeout(spec: OperationSpec, executor: Executor) -> None:
     """Refuse a timeout that the executor cannot enforce.
 
     Raises:
         InvalidOption: naming executors that can.
     """
-    if timeout is not None and not executor.enforces_timeout:
+    if not executor.enforces_timeout:
         raise InvalidOption(
             "timeout",
-            timeout,
+            spec.options.timeout,
             f"{type(executor).__name__} cannot end an object from outside, "
             'use executor="process", or a time-out of the database or of the client that waits',
         )
+
+
+CHECKS_OF_OPTIONS: tuple[tuple[str, Callable[[OperationSpec, Executor], None]], ...] = (
+    ("throttle", check_throttles),
+    ("timeout", check_timeout),
+    ("key", check_key),
+    ("run", check_run),
+)
+"""What is refused of options that have a value."""
+
+
+def _checks_of_options(spec: OperationSpec, executor: Executor) -> list[Callable[[], None]]:
+    return [
+        partial(check, spec, executor) for name, check in CHECKS_OF_OPTIONS if getattr(spec.options, name) is not None
+    ]
 
 
 def check_job_picklable(executor: Executor, job: WorkerJob) -> None:
@@ -202,8 +217,9 @@ def check_no_event_loop() -> None:
 
 def database_is_out_of_reach_here() -> bool:
     """Whether Django keeps this thread from databases, since an event loop runs in it, as in Jupyter."""
-    allowed = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
-    return not allowed and asyncio._get_running_loop() is not None and DjangoEnvironment.has_settings()
+    if asyncio._get_running_loop() is None:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE") and DjangoEnvironment.has_settings()
 
 
 def check_can_batch(aliases: Iterable[str]) -> None:

@@ -143,7 +143,7 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         serial_lock=threading.Lock() if in_turn else None,
         context=CapturedContext(options.carry) if options.carry else None,
         hooks=Hooks(options.before_fork, options.after_fork) if options.before_fork or options.after_fork else None,
-        counts_cpu=worker_range(options.workers).is_open and not executor.inline,
+        counts_cpu=not executor.inline and worker_range(options.workers).is_open,
     )
 
 

@@ -239,6 +239,8 @@ class RunLog:
 
     def start(self, options: Options) -> None:
         """Log that workers have been started."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
         executor = options.executor if isinstance(options.executor, str) else type(options.executor).__name__
         most = worker_range(options.workers).most
         extra = {"executor": executor, "workers": most}
@@ -271,13 +273,15 @@ class RunLog:
 
     def close(self) -> None:
         """Log the end with all counts, if the run has ended in this process."""
-        if self._report.finished:
-            self.add_causes()
-            failed = self._report.failed + self._report.lost
+        if not self._report.finished:
+            return
+        self.add_causes()
+        level = logging.WARNING if self._report.failed or self._report.lost else logging.INFO
+        if logger.isEnabledFor(level):
             stopped = f"; stopped: {self._report.stopped}" if self._report.stopped else ""
             text = f"ended: {self._report._counts_text()} in {self._report.elapsed:.2f} s{stopped}"
             extra = {"elapsed": self._report.elapsed, "rate": self._report.rate, "stopped": self._report.stopped}
-            self._log(logging.WARNING if failed else logging.INFO, "ended", text, extra)
+            self._log(level, "ended", text, extra)
 
     def _log(self, level: int, event: str, text: str, extra: dict[str, Any]) -> None:
         if logger.isEnabledFor(level):
@@ -306,7 +310,9 @@ class RunDisplay:
     def add(self, batches: list[OutcomeBatch]) -> None:
         """Show what has ended, and log new causes of failures on lines of their own."""
         for batch in batches:
-            failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
+            failed = 0
+            if batch.notable:
+                failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
             self._progress.advance(len(batch.values), failed)
         if self._log.has_new_causes:
             self._progress.clear()

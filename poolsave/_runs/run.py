@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
@@ -95,7 +96,8 @@ def run_of(
     )
     report.run = engine.run
     name = getattr(spec.function, "__name__", "")
-    return Run(engine, source, report, spec.options, name=name, aliases=spec.aliases, total=total, decided=decided)
+    aliases = partial(getattr, spec, "aliases")
+    return Run(engine, source, report, spec.options, name=name, aliases=aliases, total=total, decided=decided)
 
 
 def _engine_of(
@@ -144,13 +146,13 @@ class Run(Generic[AnyReport]):
         options: Options,
         *,
         name: str,
-        aliases: tuple[str, ...],
+        aliases: Callable[[], tuple[str, ...]],
         total: int | None = None,
         decided: Trial | None = None,
     ) -> None:
         """`total`: how many outcomes are expected, where the caller knows it better than the input does.
 
-        `aliases`: the caller must be inside no transaction on them while workers run.
+        `aliases` gives those on which the caller must be inside no transaction while workers run.
 
         `decided`: what `executor="auto"` means and why, if it was decided without a trial."""
         self._engine = engine
@@ -162,21 +164,17 @@ class Run(Generic[AnyReport]):
         self._decided = decided
         self._total = total
         self._reorderer = Reorderer()
-        self._interrupts = InterruptGuard(engine.wake, at_once=self._must_raise_at_once)
-        self._in_callable = False
-        self._on_outcome: Callable[[Outcome[Any]], object] | None = None
+        # Without a reference to the run, which would be a cycle and keep it until garbage is collected.
+        self._callables = Callables()
+        self._interrupts = InterruptGuard(
+            engine.wake, at_once=partial(_must_raise_at_once, engine, source, self._callables)
+        )
         self._abandoned = False
         self._forked = fork_flag()
-        source.check = lambda: check_in_no_block(self._aliases_now(), HELD_BY_INPUT)
-
-    def _must_raise_at_once(self, count: int) -> bool:
-        # The input's own code ends only by an exception. In a function that runs in this thread, and in a callable that
-        # gets progress or outcomes, and in a throttle, the first signal lets it finish, and the second one ends it.
-        looking = self._engine.meter is not None and self._engine.meter.looking
-        return self._source.pulling or ((self._engine.inside or self._in_callable or looking) and count > 1)
+        source.check = partial(_check_input, engine, aliases)
 
     def _aliases_now(self) -> tuple[str, ...]:
-        return () if self._engine.inline else self._aliases
+        return _aliases_of_workers(self._engine, self._aliases)
 
     def check_in_no_block(self) -> None:
         """Refuse to go on while the caller of a stream is inside a transaction.
@@ -197,7 +195,7 @@ class Run(Generic[AnyReport]):
 
         `on_outcome` is called with each outcome. What it raises ends the run, as an exception of a progress callable.
         """
-        self._on_outcome = on_outcome
+        self._callables.on_outcome = on_outcome
         with self._interrupts:
             for _batch in self._batches():
                 pass
@@ -249,7 +247,7 @@ class Run(Generic[AnyReport]):
                 display.start(self._options)
                 while not self._engine.finished:
                     batches = self._step()
-                    self._call_callables(display, batches)
+                    self._callables.call(display, batches, self._engine.meter)
                     yield from batches
             except BaseException as error:
                 self._wind_up(_reason_of(error))
@@ -260,19 +258,6 @@ class Run(Generic[AnyReport]):
 
     def _expected_total(self) -> int | None:
         return self._engine.total if self._total is None else self._total
-
-    def _call_callables(self, display: RunDisplay, batches: list[OutcomeBatch]) -> None:
-        self._in_callable = True
-        try:
-            display.add(batches)
-            if self._engine.meter is not None:
-                display.show_throttle(self._engine.meter)
-            if self._on_outcome is not None:
-                for batch in batches:
-                    for outcome in batch.outcomes(with_items=True):
-                        self._on_outcome(outcome)
-        finally:
-            self._in_callable = False
 
     def _step(self) -> list[OutcomeBatch]:
         if self._forked:
@@ -315,6 +300,7 @@ class Run(Generic[AnyReport]):
         if self._abandoned or self._forked:
             return
         _open_runs.discard(self)
+        self._source.check = None  # it knows the engine, which knows the source
         try:
             self._engine.close()
         finally:
@@ -336,6 +322,42 @@ class Run(Generic[AnyReport]):
             raise error
         if self._options.on_failure == "raise":
             self.report.raise_if_failed()
+
+
+class Callables:
+    """What is called with what has ended: progress, and `on_outcome`."""
+
+    on_outcome: Callable[[Outcome[Any]], object] | None = None
+    running = False
+
+    def call(self, display: RunDisplay, batches: list[OutcomeBatch], meter: ThrottleMeter | None) -> None:
+        """Show the outcomes, and why there are no more of them."""
+        self.running = True
+        try:
+            display.add(batches)
+            if meter is not None:
+                display.show_throttle(meter)
+            if self.on_outcome is not None:
+                for batch in batches:
+                    for outcome in batch.outcomes(with_items=True):
+                        self.on_outcome(outcome)
+        finally:
+            self.running = False
+
+
+def _must_raise_at_once(engine: RunEngine, source: IterableSource, callables: Callables, count: int) -> bool:
+    # The input's own code ends only by an exception. In a function that runs in this thread, and in a callable that
+    # gets progress or outcomes, and in a throttle, the first signal lets it finish, and the second one ends it.
+    looking = engine.meter is not None and engine.meter.looking
+    return source.pulling or ((engine.inside or callables.running or looking) and count > 1)
+
+
+def _aliases_of_workers(engine: RunEngine, aliases: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+    return () if engine.inline else aliases()
+
+
+def _check_input(engine: RunEngine, aliases: Callable[[], tuple[str, ...]]) -> None:
+    check_in_no_block(_aliases_of_workers(engine, aliases), HELD_BY_INPUT)
 
 
 class Reorderer:

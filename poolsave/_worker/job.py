@@ -180,38 +180,43 @@ class WorkerJob:
 
     def open(self, *, alone: bool = True, added: bool = False) -> WorkerSession:
         """Set up a worker in this thread. `added`: also connect, and raise if a server has no connection left."""
+        stack = ExitStack()
+        if self.inline:
+            return self.session(stack, own_process=False)
         fresh = self.caller.token != PROCESS_TOKEN
         forked = not fresh and self.caller.pid != os.getpid()
-        stack = ExitStack()
-        with stack:  # closed again if anything below raises
-            if not self.inline:
-                stack.enter_context(decimal.localcontext(self.decimal_context))
-            if self.owns_connections:
-                self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
-            must_seed = (forked or (fresh and alone)) and not is_seeded()
-            if must_seed:
-                # Before the seeding: the modules of the hooks may have generators of their own.
-                if self.hooks is not None:
-                    self.hooks.load()
-                reseed_generators(self.generators)
-            if self.hooks is not None and (fresh or forked):
-                self.hooks.run_after()  # after the seeding, since hooks may set seeds
+        must_seed = (forked or (fresh and alone)) and not is_seeded()
+        try:
+            self._enter(stack, fresh=fresh, forked=forked, alone=alone, must_seed=must_seed)
             if added and self.owns_connections:
                 check_has_slots(alias for alias in self.databases if alias in self.settings)
             session = self.session(stack, own_process=fresh or forked)
+        except BaseException:
+            stack.close()
+            raise
         if must_seed:  # the generators of modules that were imported just now
             reseed_generators()
         return session
 
+    def _enter(self, stack: ExitStack, *, fresh: bool, forked: bool, alone: bool, must_seed: bool) -> None:
+        stack.enter_context(decimal.localcontext(self.decimal_context))
+        if self.owns_connections:
+            self._use_environment(stack, fresh=fresh, forked=forked, alone=alone)
+        if must_seed:
+            # Before the seeding: the modules of the hooks may have generators of their own.
+            if self.hooks is not None:
+                self.hooks.load()
+            reseed_generators(self.generators)
+        if self.hooks is not None and (fresh or forked):
+            self.hooks.run_after()  # after the seeding, since hooks may set seeds
+
     def session(self, stack: ExitStack, *, own_process: bool) -> WorkerSession:
-        """Unpickle user code; Django is set up by now."""
+        """Unpickle user code; Django is set up by now. `stack` is closed with the session."""
         function = self.bound_function()
         mode = self.build_mode(function, unpickles=self.crosses, pickles=self.crosses)
         fast_call = function if self._is_bare else None
         recorder = mode.recorder = None if self.recorder is None else self.recorder.open()
-        return WorkerSession(
-            self, mode, stack.pop_all(), own_process=own_process, fast_call=fast_call, recorder=recorder
-        )
+        return WorkerSession(self, mode, stack, own_process=own_process, fast_call=fast_call, recorder=recorder)
 
     def build_mode(self, function: Callable[[Any], Any], *, unpickles: bool, pickles: bool) -> WithoutTransaction:
         """Make what runs the objects. `unpickles`: they come from another process; `pickles`: values go to one."""
@@ -223,7 +228,7 @@ class WorkerJob:
     def _is_bare(self) -> bool:
         """Whether nothing is around the function, so that `FastLoop` can run it."""
         around = (self.transaction, self.queryset, self.context, self.serial_lock, self.timeout, self.recorder)
-        return all(part is None for part in around)
+        return around.count(None) == len(around)
 
     @property
     def owns_connections(self) -> bool:

@@ -59,7 +59,7 @@ class StagedJob(WorkerJob):
             )
             for number, job in enumerate(self.stages)
         ]
-        return WorkerSession(self, Stages(self, modes), stack.pop_all(), own_process=own_process)
+        return WorkerSession(self, Stages(self, modes), stack, own_process=own_process)
 
 
 class StagedItem:

@@ -85,12 +85,10 @@ class WithoutTransaction:
     def _run_with_retries(self, item: Any, marks: Marks, offset: int, tries: int) -> ObjectResult:
         started = time.perf_counter()
         call, last = partial(self._call, item), tries + self._job.retries
+        attempt_once = self._attempt if self._job.serial_lock is None else self._attempt_in_turn
         self._deadline.start(marks)
         while True:
-            # Threads take turns on a database in memory, but not through the pause before a retry: the others would
-            # wait for it.
-            with self._serial_lock:
-                attempt = self._attempt(call, marks, offset)
+            attempt = attempt_once(call, marks, offset)
             if attempt.status is not Status.SUCCEEDED:
                 self._release_locks()
                 attempt = self._after_failure(attempt, marks)
@@ -126,6 +124,12 @@ class WithoutTransaction:
         if reason is not None and not marks.halted:
             self.unreachable = alias, reason
         return reason is not None
+
+    def _attempt_in_turn(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
+        # Threads take turns on a database in memory, but not through the pause before a retry: the others would wait
+        # for it.
+        with self._serial_lock:
+            return self._attempt(call, marks, offset)
 
     def _attempt(self, call: Callable[[], Any], marks: Marks, offset: int) -> AttemptResult:
         if self.recorder is not None:
