@@ -19,7 +19,7 @@ from django.db.utils import load_backend
 
 from ..outcomes import Status
 from .error_codes import connection_lost, is_starting_or_full, sqlstate_of
-from .reachability import PATIENCE
+from .inspection import PATIENCE
 
 NO_XID = 1
 """The note of a transaction without an id: PostgreSQL assigns none before the first write, and 3 is its smallest."""

@@ -15,7 +15,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from .._db.error_codes import hit_time_limit, is_transient
-from .._db.reachability import reconnecting
+from .._db.inspection import reconnecting
 from .._engine.throttling import ThrottleMeter
 from .._reports.durable import DurableRun
 from .._runtime.foreign_exceptions import is_a

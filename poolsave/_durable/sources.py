@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from django.db.models import QuerySet
 
 from .._db import inspection
-from .._db.inspection import PrimaryKeys, count_or_estimate
-from .._db.reachability import reconnecting
+from .._db.inspection import PrimaryKeys, count_or_estimate, reconnecting
 from .._engine.sources import IterableSource
 from ..errors import InputChanged, InvalidOption
 from .keys import decode, digest_of, encode, joined_digest

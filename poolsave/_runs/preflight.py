@@ -21,7 +21,7 @@ from django.db.models import QuerySet
 from django.db.models.base import ModelState
 
 from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings, wrappers_of_waiting_thread
-from .._db.reachability import check_can_connect
+from .._db.inspection import check_can_connect
 from .._db.sqlite import check_folder_exists
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn

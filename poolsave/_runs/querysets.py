@@ -7,8 +7,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 
-from .._db.inspection import PrimaryKeys, count_or_estimate
-from .._db.reachability import reconnecting
+from .._db.inspection import PrimaryKeys, count_or_estimate, reconnecting
 from .._engine.sources import IterableSource
 
 MAX_RANGE = 1000

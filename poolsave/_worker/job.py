@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from .._db import connections as _connections
 from .._db import fork_safety as _fork_safety
 from .._db.commit_status import commit_status
-from .._db.inspection import room_for_workers
-from .._db.reachability import check_has_slots
+from .._db.inspection import check_has_slots, room_for_workers
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.random_generators import find_generators, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion

@@ -21,7 +21,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteWrapper
 from django.db.migrations.state import ProjectState
 
 from poolsave import DatabaseUnreachable, Status, concurrent_saves, pooled_operation
-from poolsave._db import inspection, reachability
+from poolsave._db import inspection
 from poolsave._db.commit_status import TransactionNote, commit_status
 from poolsave.migrations import RunPooled
 from tests.conftest import needs_mariadb
@@ -376,7 +376,7 @@ def test_sqlite_without_its_folder_is_refused_in_the_caller(monkeypatch, tmp_pat
     operation = passes.using(executor=executor, databases=("second",), transaction="object", before_fork=pytest.fail)
     with pytest.raises(DatabaseUnreachable, match=r"'second' \(there is no folder '.*missing'"):
         operation.map([1, 2])
-    assert time.monotonic() - began < reachability.PATIENCE
+    assert time.monotonic() - began < inspection.PATIENCE
 
 
 @needs_mariadb
@@ -439,7 +439,7 @@ def clerk(server, monkeypatch):
 @pytest.mark.parametrize("in_use", [0, 1])
 def test_server_with_too_many_connections_is_waited_for(clerk, monkeypatch, in_use):
     """In the caller, before the run, if it has no connection; else in the worker."""
-    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
+    monkeypatch.setattr(inspection, "PATIENCE", 0.1)
     if in_use:
         connections["gone"].ensure_connection()
     clerk(in_use)
@@ -450,8 +450,8 @@ def test_server_with_too_many_connections_is_waited_for(clerk, monkeypatch, in_u
 
 
 def test_server_with_too_many_connections_is_given_up(clerk, monkeypatch):
-    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
-    monkeypatch.setattr(reachability, "MAX_START", 0.3)
+    monkeypatch.setattr(inspection, "PATIENCE", 0.1)
+    monkeypatch.setattr(inspection, "MAX_START", 0.3)
     clerk(0)
     with pytest.raises(DatabaseUnreachable, match="too many connections"):
         inserts.using(executor="thread").map([1])
@@ -460,7 +460,7 @@ def test_server_with_too_many_connections_is_given_up(clerk, monkeypatch):
 @pytest.fixture
 def nowhere(monkeypatch, django_db_blocker):
     """An alias whose server does not run, and which is not waited for for long."""
-    monkeypatch.setattr(reachability, "PATIENCE", 0.1)
+    monkeypatch.setattr(inspection, "PATIENCE", 0.1)
     monkeypatch.setitem(connections.settings, "nowhere", {**connections.settings["postgres"], "HOST": "/nowhere"})
     with django_db_blocker.unblock():
         connections["nowhere"].close()  # which makes it
@@ -540,7 +540,7 @@ def test_backend_that_knows_no_connect_timeout_is_used(nowhere, monkeypatch, tmp
     module.DatabaseWrapper = OtherWrapper
     monkeypatch.setitem(sys.modules, module.__name__, module)
     settings = {**connections["default"].settings_dict, "ENGINE": "other_vendor", "NAME": str(tmp_path / "db")}
-    reachability.check_can_connect("default", settings)
+    inspection.check_can_connect("default", settings)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._db.connections import release_session_locks
 from ..._db.error_codes import is_overload
-from ..._db.reachability import alias_without_connection, await_connection
+from ..._db.inspection import alias_without_connection, await_connection
 from ..._db.savepoints import Savepoints
 from ..._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
 from ..._db.write_behind.pacing import Batching
