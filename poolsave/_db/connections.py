@@ -130,6 +130,15 @@ def wrappers_of_thread() -> list[Any]:
         return list({id(wrapper): wrapper for wrapper in (*of_task, *handler.all(initialized_only=True))}.values())
 
 
+def open_sqlite_files() -> list[Any]:
+    """Give the wrappers of this thread that have a SQLite file open."""
+    return [
+        wrapper
+        for wrapper in wrappers_of_thread()
+        if wrapper.vendor == "sqlite" and wrapper.connection is not None and not wrapper.is_in_memory_db()
+    ]
+
+
 def wrappers_of_waiting_thread() -> list[Any]:
     """Give the connection wrappers of the thread that waits in `async_to_sync()` for the event loop of this one.
 

@@ -26,8 +26,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from ..errors import InsideTransaction, InvalidOperation
-from .connections import UseRefused, installed_aliases, outside_event_loop, wrappers_of_thread
-from .sqlite import open_sqlite_files, path_of
+from .connections import UseRefused, installed_aliases, open_sqlite_files, outside_event_loop, wrappers_of_thread
+from .sqlite import path_of
 
 FOLDER = "/proc/self/fd"
 DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.transaction import TransactionManagementError
 
-from .._runtime.forks import end_child, fork_flag
+from .._runtime import forks
+from .._runtime.forks import end_child
 from .transaction_guard import TransactionGuard
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run_on_commit(
     if not callbacks:
         return None
     errors: list[BaseException] = []
-    forked = fork_flag()
+    forked = forks.flag
     for callback in callbacks:
         error = _error_of(callback, limit)
         if forked:

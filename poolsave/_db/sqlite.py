@@ -15,20 +15,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DatabaseUnreachable
-from .connections import wrappers_of_thread
+from .connections import open_sqlite_files
 from .transaction_guard import TransactionGuard, armed_guard_of, check_end, guard_of, guarded_cursor, refusing
 
 ENDS = ("_commit", "_rollback")
 """Methods by which Django ends a transaction."""
-
-
-def open_sqlite_files() -> list[Any]:
-    """Give the wrappers of this thread that have a SQLite file open."""
-    return [
-        wrapper
-        for wrapper in wrappers_of_thread()
-        if wrapper.vendor == "sqlite" and wrapper.connection is not None and not wrapper.is_in_memory_db()
-    ]
 
 
 def path_of(settings: Mapping[str, Any]) -> str:

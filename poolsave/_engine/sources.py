@@ -12,8 +12,8 @@ from types import GeneratorType
 from typing import Any, Protocol
 
 from .._pickling.plain import IMMUTABLE_TYPES
+from .._runtime import forks
 from .._runtime.foreign_exceptions import attribute_of, class_name_of
-from .._runtime.forks import fork_flag
 from ..errors import InvalidOperation
 
 MAX_PULL_TIME = 0.005
@@ -83,7 +83,7 @@ class IterableSource:
         """Whether objects that were handed out may still wait, and be changed."""
         self.error: BaseException | None = None
         """The exception that the iterable has raised."""
-        self._forked = fork_flag()
+        self._forked = forks.flag
         self.pulling = False
         """Whether the iterable's own code is running."""
         self.check: Callable[[], None] | None = None

@@ -20,8 +20,9 @@ from .._engine.sources import QueueSource
 from .._environment.django_setup import DjangoEnvironment
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
+from .._runtime import forks
 from .._runtime.foreign_exceptions import attach_report, class_name_of, is_a, set_cause
-from .._runtime.forks import end_child, fork_flag
+from .._runtime.forks import end_child
 from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
 from ..errors import TimedOut, ValueLost, WorkerDied
@@ -61,7 +62,7 @@ class BlockDriver:
         self._in_callback = False
         self._halt: str | None = None
         self._kill = False
-        self.forked = fork_flag()
+        self.forked = forks.flag
         """True in a child that was forked since: the block belongs to its parent."""
         self.fatal: BaseException | None = None
         """What makes it impossible to run more."""

@@ -21,8 +21,8 @@ from .._engine.sources import IterableSource
 from .._engine.throttling import ThrottleMeter
 from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
+from .._runtime import forks
 from .._runtime.foreign_exceptions import attach_report, class_name_of, is_a
-from .._runtime.forks import fork_flag
 from .._worker.job import WorkerJob
 from ..errors import InsideTransaction, InvalidOption
 from ..executors import Executor
@@ -170,7 +170,7 @@ class Run(Generic[AnyReport]):
             engine.wake, at_once=partial(_must_raise_at_once, engine, source, self._callables)
         )
         self._abandoned = False
-        self._forked = fork_flag()
+        self._forked = forks.flag
         source.check = partial(_check_input, engine, aliases)
 
     def _aliases_now(self) -> tuple[str, ...]:

@@ -13,22 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-_flag: list[bool] = []
-"""The flag of this process. A forked child fills its copy and starts a new one."""
+flag: list[bool] = []
+"""A list that is empty in this process, and not empty in any child that is forked later: a child fills its copy, and
+starts a new one of its own. Keep the list itself.
 
-
-def fork_flag() -> list[bool]:
-    """Give a list that is empty in this process, and not empty in any child that is forked later.
-
-    Testing it takes a twentieth of the time of os.getpid(), so that it can be done after every object.
-    """
-    return _flag
+Testing it takes a twentieth of the time of os.getpid(), so that it can be done after every object.
+"""
 
 
 def _raise_flag() -> None:
-    global _flag  # noqa: PLW0603  there is one per process
-    _flag.append(True)
-    _flag = []
+    global flag  # noqa: PLW0603  there is one per process
+    flag.append(True)
+    flag = []
 
 
 if hasattr(os, "register_at_fork"):
@@ -64,7 +60,7 @@ def _exit_status(error: BaseException | None) -> int:
 
 def ending_children(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wrap a call of the user's code so that children that it forks end inside of it."""
-    forked = fork_flag()
+    forked = flag
 
     def guarded(item: Any) -> Any:
         try:

@@ -16,8 +16,9 @@ from typing import Any
 from ..._db.transactions import attempt_of
 from ..._pickling.plain import IMMUTABLE_TYPES
 from ..._pickling.values import to_wire
+from ..._runtime import forks
 from ..._runtime.foreign_exceptions import traceback_of
-from ..._runtime.forks import end_child, fork_flag
+from ..._runtime.forks import end_child
 from ...executors.marks import COMMITTED, RUNNING
 from ...executors.protocol import Marks
 from ..replies import ReplyBuilder
@@ -47,7 +48,7 @@ class FastLoop:
         self._values: list[Any] = []
         self._sent = 0
         self._all_plain = True
-        self._forked = fork_flag()
+        self._forked = forks.flag
 
     def run(self, objects: Sequence[Any]) -> int:
         """Run the objects, and send replies for them. Returns how many were started; all of these have a reply.
