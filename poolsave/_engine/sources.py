@@ -95,10 +95,11 @@ class IterableSource:
 
     @property
     def exhausted(self) -> bool:
-        # A list may grow while its last objects run, and as in a loop these follow.
-        return not self._gathered and (
-            self._ended or (self._is_plain and not self._iterator.__length_hint__())  # type: ignore[attr-defined]
-        )
+        return not self._gathered and (self._ended or (self._is_plain and not self._unpulled()))
+
+    def _unpulled(self) -> int:
+        # A list may grow while its last objects run. As in a loop, what is appended follows.
+        return self._iterator.__length_hint__()  # type: ignore[attr-defined,no-any-return]
 
     @property
     def ready(self) -> bool:
@@ -114,7 +115,7 @@ class IterableSource:
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         if not self._ended and not self._waits_for_worker():
             self._fill(size, idle=idle)
-        complete = len(self._gathered) >= size or self._ended or (idle and self._next_is_slow())
+        complete = len(self._gathered) >= size or self._ended or self._is_plain or (idle and self._next_is_slow())
         if not complete or not self._gathered:
             return None
         chunk, self._gathered = self._gathered, []
@@ -126,7 +127,9 @@ class IterableSource:
     def _fill(self, size: int, *, idle: bool) -> None:
         self.pulling = True
         try:
-            if self._instant:
+            if self._is_plain:  # not beyond its end, after which a list's iterator would give nothing more
+                self._gathered += islice(self._iterator, min(max(0, size - len(self._gathered)), self._unpulled()))
+            elif self._instant:
                 self._gathered += islice(self._iterator, max(0, size - len(self._gathered)))
                 self._ended = len(self._gathered) < size
             else:

@@ -275,7 +275,8 @@ class RunLog:
         """Log the end with all counts, if the run has ended in this process."""
         if not self._report.finished:
             return
-        self.add_causes()
+        if self.has_new_causes:
+            self.add_causes()
         level = logging.WARNING if self._report.failed or self._report.lost else logging.INFO
         if logger.isEnabledFor(level):
             stopped = f"; stopped: {self._report.stopped}" if self._report.stopped else ""
