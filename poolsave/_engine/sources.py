@@ -99,7 +99,8 @@ class IterableSource:
 
     def _unpulled(self) -> int:
         # A list may grow while its last objects run. As in a loop, what is appended follows.
-        return self._iterator.__length_hint__()  # type: ignore[attr-defined,no-any-return]
+        left: int = self._iterator.__length_hint__()  # type: ignore[attr-defined]
+        return left
 
     @property
     def ready(self) -> bool:
