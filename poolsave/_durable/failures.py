@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error, models, transaction
 
 from .._db.error_codes import connection_lost, is_transient
-from .._pickling.exceptions import format_traceback
+from .._pickling.tracebacks import format_traceback
 from .._runtime.foreign_exceptions import text_of
 from ..ledger.causes import cause_of
 from .values import storable

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import traceback
-from types import TracebackType
 from typing import NamedTuple
 
 from .._db.error_codes import sqlstate_of
-from .._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of, traceback_of
+from .._runtime.foreign_exceptions import args_of, class_path_of, is_a, repr_of, set_cause, text_of
 from ..errors import RemoteError, WorkerTraceback
 from .exception_parts import pickle_exception
-
-HEADING = "Traceback (most recent call last):\n"
+from .tracebacks import format_traceback
 
 
 class ExceptionRecord(NamedTuple):
@@ -27,13 +24,16 @@ class ExceptionRecord(NamedTuple):
     """The pickled exception, if unpickling it in the worker gave the same class."""
 
 
-def record_exception(error: BaseException) -> ExceptionRecord:
-    """Make a record of an exception for another process. Raises nothing but KeyboardInterrupt."""
+def record_exception(error: BaseException, text: str | None = None) -> ExceptionRecord:
+    """Make a record of an exception for another process. Raises nothing but KeyboardInterrupt.
+
+    `text` is that of its traceback, if there is one already.
+    """
     return ExceptionRecord(
         class_path=class_path_of(error),
         message=text_of(error),
         arguments=repr_of(args_of(error)),
-        traceback=format_traceback(error),
+        traceback=format_traceback(error) if text is None else text,
         sqlstate=sqlstate_of(error),
         pickled=pickle_exception(error),
     )
@@ -46,24 +46,6 @@ def restore_exception(record: ExceptionRecord) -> BaseException:
         error = RemoteError(record.class_path, record.message, record.arguments, record.sqlstate)
     set_cause(error, WorkerTraceback(record.traceback, record.sqlstate))
     return error
-
-
-def format_traceback(error: BaseException) -> str:
-    """Give the traceback as text, from the first frame outside of poolsave."""
-    frames = _users_part(traceback_of(error))
-    try:
-        return "".join(traceback.format_exception(type(error), error, frames))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # an exception whose own methods are broken is still an exception
-        return "".join([HEADING, *traceback.format_tb(frames), f"{class_path_of(error)}: {text_of(error)}\n"])
-
-
-def _users_part(frames: TracebackType | None) -> TracebackType | None:
-    part = frames
-    while part is not None and part.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "poolsave":
-        part = part.tb_next
-    return part or frames
 
 
 def _restored(data: bytes | None) -> BaseException | None:

@@ -17,6 +17,7 @@ _args: Any = BaseException.args
 _attributes: Any = vars(BaseException)["__dict__"]
 _cause: Any = vars(BaseException)["__cause__"]
 _context: Any = vars(BaseException)["__context__"]
+_suppress_context: Any = vars(BaseException)["__suppress_context__"]
 _traceback: Any = vars(BaseException)["__traceback__"]
 # Those of `type` itself: a metaclass can refuse them.
 _name: Any = vars(type)["__name__"]
@@ -103,6 +104,12 @@ def context_of(error: BaseException) -> BaseException | None:
     """Give the exception that was being handled when it was raised."""
     context: BaseException | None = _context.__get__(error)
     return context
+
+
+def suppresses_context(error: BaseException) -> bool:
+    """Whether its traceback is shown without its context, as after `raise ... from`."""
+    suppresses: bool = _suppress_context.__get__(error)
+    return suppresses
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from .._db.transactions import AttemptResult
 from .._db.write_behind.pacing import Batching
-from .._pickling.exceptions import ExceptionRecord, format_traceback, record_exception, restore_exception
+from .._pickling.exceptions import ExceptionRecord, record_exception, restore_exception
 from .._pickling.plain import IMMUTABLE_TYPES
+from .._pickling.tracebacks import format_traceback
 from .._pickling.values import split_pickled
 from ..outcomes import Status
 
@@ -201,7 +202,7 @@ class ReplyBuilder:
         if error is None:
             return ObjectDetail(attempt.status, None, None, attempts)
         text = format_traceback(error)
-        wire_error = record_exception(error) if self.crosses else error
+        wire_error = record_exception(error, text) if self.crosses else error
         return ObjectDetail(attempt.status, wire_error, text, attempts, note=attempt.note, recorded=attempt.recorded)
 
     def add_fast(self, values: list[Any], ends: array[float], last: AttemptResult | None, *, plain: bool) -> Any:
@@ -210,9 +211,9 @@ class ReplyBuilder:
         details = {} if last is None else {len(values) - 1: self._detail(last, 1)}
         return self._reply(values, EndTimes(self.since, ends), details, now=ends[-1], plain=plain)
 
-    def due(self, now: float) -> bool:
-        """Whether a reply should be sent now. Failures never wait."""
-        return bool(self._details) or now - self.since > MAX_REPLY_DELAY
+    def due(self, now: float, *, more: bool = False) -> bool:
+        """Whether a reply should be sent now. Failures never wait, except for `more` results that are known already."""
+        return (bool(self._details) and not more) or now - self.since > MAX_REPLY_DELAY
 
     def resume(self) -> None:
         """Restart the clock after a reply was sent, since sending may block until the caller reads."""
