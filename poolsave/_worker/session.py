@@ -59,6 +59,11 @@ class Mode(Protocol):
         """The alias of a database that was waited for in vain, and the driver's message."""
         ...
 
+    @property
+    def knows_next(self) -> bool:
+        """Whether the result after the last one is known already."""
+        ...
+
     def results(self, objects: Sequence[Any], marks: Marks) -> Iterator[ObjectResult]:
         """Run the objects one after the other, and give the result of each."""
         ...
@@ -164,7 +169,7 @@ class WorkerSession:
         for index, result in enumerate(self._mode.results(objects, marks), 1):
             builder.add(result if result.attempt.error is None else self._with_error(result, result.attempt.error))
             # The last object goes with the final reply.
-            if index < len(objects) and builder.due(time.perf_counter()):
+            if index < len(objects) and builder.due(time.perf_counter(), more=self._mode.knows_next):
                 builder.unreachable = self._mode.unreachable
                 reply(builder.take(), False)
                 builder.resume()

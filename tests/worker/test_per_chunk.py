@@ -8,6 +8,7 @@ from poolsave import Status, pooled_operation
 from poolsave._db.transaction_guard import guard_of
 from poolsave._engine.chunking import FlowControl
 from poolsave._worker.modes.per_chunk import ChunkRolledBack, run_chunk_in_transaction
+from poolsave._worker.replies import ReplyBuilder
 from poolsave.executors.marks import PENDING
 from poolsave.executors.serial import LocalMarks
 from tests.models import Badge, Person, Tag
@@ -38,6 +39,18 @@ def test_a_failed_object_leaves_nothing_and_its_chunk_stays(run, alias):
     assert names(alias) == list("acdegh")
     assert Badge.objects.using(alias).count() == 6
     assert sorted(report.values) == sorted(Person.objects.using(alias).values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize(("transaction", "replies"), [("chunk", [8]), ("object", [2, 4, 2])])
+def test_failures_of_a_chunk_share_a_reply_and_others_never_wait(monkeypatch, transaction, replies):
+    taken = []
+    take = ReplyBuilder.take
+    monkeypatch.setattr(ReplyBuilder, "take", lambda builder: taken.append(len(builder._values)) or take(builder))
+    monkeypatch.setattr("poolsave._worker.replies.MAX_REPLY_DELAY", 600)
+    options = {**pools.POOLS["serial"], "transaction": transaction, "chunksize": 8, "databases": ("default",)}
+    operation = operations.save_person.using(**options).bind(alias="default", fail=("b", "f"))
+    assert operation.map(ABC).failed == 2
+    assert taken == replies
 
 
 def test_a_real_integrity_error_does_not_poison_the_chunk(run, alias):

@@ -121,6 +121,11 @@ class Stages:
         return map(self._result_of, self._run_stages(objects, marks))
 
     @property
+    def knows_next(self) -> bool:
+        """Whether the last stage knows its next result."""
+        return self._modes[-1].knows_next
+
+    @property
     def unreachable(self) -> tuple[str, str] | None:
         """What a stage has waited for in vain."""
         return next((mode.unreachable for mode in self._modes if mode.unreachable is not None), None)

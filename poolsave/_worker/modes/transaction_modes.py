@@ -65,6 +65,8 @@ class WithoutTransaction:
         self._needed = {*job.databases} if rows is None else {*job.databases, rows.alias}
         self.unreachable: tuple[str, str] | None = None
         """The alias of a database that was waited for in vain, and the driver's message. No more objects are begun."""
+        self.knows_next = False
+        """Whether the result after the last one is known already."""
 
     def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
         """Run the objects. `first` is the offset of the first one in its chunk, `tries` the number of its first try."""
@@ -189,7 +191,12 @@ class TransactionPerChunk(TransactionPerObject):
             return
         results = self._run_chunk(objects, marks, first)
         if not isinstance(results, ChunkRolledBack):
-            yield from results if tries == 1 else (_with_tries(result, tries) for result in results)
+            if tries > 1:
+                results = [_with_tries(result, tries) for result in results]
+            self.knows_next = True
+            yield from results[:-1]
+            self.knows_next = False
+            yield from results[-1:]
             if len(results) < len(objects):  # the others have not started
                 yield from self.results(objects[len(results) :], marks, first + len(results), tries)
         elif results.halve:
