@@ -6,7 +6,7 @@ import pytest
 from django.db import models
 from django.test.utils import isolate_apps
 
-from tests.models import Tag, ThingByText
+from tests.models import Person, Tag, ThingByText
 from tests.support.comparing import ALIAS, execute, run_both
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
@@ -94,6 +94,19 @@ def test_unique_values_change_hands_in_order(unique_names, steps):
         "ignore": lambda name: bool(Tag.objects.using(ALIAS).bulk_create([Tag(name=name)], ignore_conflicts=True)),
     }
     run_both(lambda step: actions[step[0]](*step[1:]), steps, setup=setup)
+
+
+def test_a_row_that_only_a_refused_object_has_is_inserted(unique_names):
+    def save(step):
+        person, tag = step
+        Person(name=person).save(using=ALIAS)
+        Tag(name=tag).save(using=ALIAS)
+
+    def setup():
+        Tag(name="there").save(using=ALIAS)
+
+    steps = [("a", "there"), ("a", "new"), ("a", "newer"), *((f"{number}", f"{number}") for number in range(20))]
+    run_both(save, steps, setup=setup, chunksize=30)
 
 
 def test_of_two_rows_that_ignore_conflicts_the_first_stays(unique_names):

@@ -1,5 +1,7 @@
 """`transaction="chunk"`: a savepoint per object, and outcomes only after the COMMIT."""
 
+from functools import partial
+
 import pytest
 from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
@@ -220,7 +222,7 @@ def test_session_that_ends_before_commit_loses_no_object(noted):
     with connections["postgres"].cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         session = cursor.fetchone()[0]
-    calls = [lambda: Person(name="a").save(using="postgres"), lambda: Person(name="b").save(using="postgres")]
+    calls = enumerate([partial(Person(name=name).save, using="postgres") for name in "ab"])
     # The last savepoint cannot be released, so no COMMIT is sent whose end would be unknown.
     assert run_chunk_in_transaction(calls, EndsTheSession(), 0, ["postgres"], noted=noted) == ChunkRolledBack(
         halve=False
@@ -235,7 +237,7 @@ def test_savepoints_that_do_not_open_leave_no_transaction_open():
         raise KeyboardInterrupt
 
     result = run_chunk_in_transaction(
-        [Person(name="a").save], LocalMarks(), 0, ["default"], noted=False, open_savepoints=cannot_open
+        enumerate([Person(name="a").save]), LocalMarks(), 0, ["default"], noted=False, open_savepoints=cannot_open
     )
     assert result == ChunkRolledBack(halve=False)
     assert not connections["default"].in_atomic_block

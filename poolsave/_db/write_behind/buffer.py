@@ -2,7 +2,11 @@
 
     save() -> compiler -> hold_insert(), hold_update() -> log ...
     any other statement -> guard -> before_statement() -> flush() if it may see the log -> server
-    end of the chunk -> flush() -> COMMIT
+    end of the chunk -> flush() -> objects of refused rows again, each row sent at once -> COMMIT
+
+Where rows are there already, by a unique index, the rows of their objects are left out. At the end these objects run
+again, and their error comes out of `save()`. They have to fail, and read nothing that the chunk has changed: else it
+would matter that others have run before them.
 
 Everything is in one list, so that an exception at any moment, such as a time-out, leaves it whole. What cannot be had
 exactly is *undone*: `undone` says why, every further use raises `UndoChunk`, and the worker rolls the transaction back
@@ -11,10 +15,9 @@ and runs the chunk in the ordinary way.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from threading import RLock, get_ident
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
@@ -23,6 +26,7 @@ from .channel import Channel
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
 from .matching import WaitingValues, conditions_of, reads_once
+from .sending import Entry, send_all, send_new
 from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
 from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
@@ -30,13 +34,11 @@ from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Entry: TypeAlias = tuple[InsertPlan | UpdatePlan, Row, int]
-"""A row, how it is sent, and the number of its object in the chunk."""
-
 IS_THERE = "23505"
 """The SQLSTATE of a row whose unique values another row has."""
 MAX_ROWS = 2000
-"""Rows that are buffered before they are sent, so that memory is bounded."""
+"""Rows that are buffered before they are sent, so that memory is bounded. They are sent between two objects, and inside
+of one that has as many itself."""
 MAX_KNOWN_STATEMENTS = 1000
 """Texts of statements that are remembered with what they do."""
 
@@ -93,10 +95,14 @@ def _in_turn(
 class WriteBuffer:
     """Buffers the INSERTs and UPDATEs of one connection during one transaction."""
 
-    def __init__(self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None]) -> None:
-        """`note_early` is told the text of each statement that makes the buffer send its rows early."""
+    def __init__(
+        self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None], *, leaves_out: bool
+    ) -> None:
+        """`note_early` is told the text of each statement that makes the buffer send its rows early. `leaves_out`:
+        objects whose rows are there already can run again at the end."""
         self.lock = RLock()
         self._source = source
+        self._leaves_out = leaves_out
         self.channel = source.channel
         self._guard = guard
         self._note_early = note_early
@@ -113,10 +119,22 @@ class WriteBuffer:
         """The number of the present object in the chunk."""
         self.is_direct = False
         """Whether the present object's rows are sent at once."""
-        self.refused: list[Entry] = []
-        """The rows that the server has refused since one of them is there already."""
+        self.refused: set[int] = set()
+        """The objects whose rows were left out since one of them is there already."""
+        self.runs_again = False
+        """Whether these objects run again now, at the end."""
         self.undone: str | None = None
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
+        self.is_for_their_place = False
+        """Whether it is undone only since the refused objects have to run again at their place in the chunk."""
+        self._senders: set[int] = set()
+        """Objects of which rows were sent before their end."""
+        self._changed: set[str] = set()
+        """Tables of which rows were sent."""
+        self._has_written = False
+        """Whether a statement of a function's may have written."""
+        self._has_two_plans = False
+        """Whether rows of one table are sent by two INSERTs, so that the first of two equal ones is not known."""
         self.sent = 0
         """How often something was sent that a rollback to a savepoint would have to undo."""
         self.rows = 0
@@ -140,12 +158,21 @@ class WriteBuffer:
         rows = None if plan is None else plan.rows(instances, self._source.keys.next_key, pre_saved)
         if plan is None or rows is None:
             return None
+        if self.runs_again:
+            self.channel.send(plan.statement(rows))
+        else:
+            self._append_new(plan, rows)
+        return plan.keys(rows) if kind.returning else []
+
+    def _append_new(self, plan: InsertPlan, rows: list[Row]) -> None:
         last = self._tables.get(plan.table)
-        if last is not None and last is not plan and (last.ignores_conflicts or plan.ignores_conflicts):
-            self.flush()  # which of two rows conflicts with the other depends on their order
+        if last is not None and last is not plan:
+            if last.ignores_conflicts or plan.ignores_conflicts:
+                self.flush()  # which of two rows conflicts with the other depends on their order
+            else:
+                self._has_two_plans = True
         self._tables[plan.table] = plan
         self._append(plan, rows)
-        return plan.keys(rows) if kind.returning else []
 
     @_in_turn
     def hold_update(self, model: Any, key: Any, values: Sequence[tuple[Any, Any, Any]], *, as_is: bool = False) -> bool:
@@ -154,7 +181,7 @@ class WriteBuffer:
         `values` are as Django has them, by field. `as_is`: no look-up has prepared the key.
         """
         self._check_not_undone()
-        if not self._holds or self.is_direct or self._guard.is_doomed():
+        if not self._holds or self.is_direct or self.runs_again or self._guard.is_doomed():
             return False
         plan = self._source.updates.find(model, values)
         if plan is None or (as_is and not plan.takes_key(key)):
@@ -171,7 +198,7 @@ class WriteBuffer:
 
     def _append(self, plan: InsertPlan | UpdatePlan, rows: list[Row]) -> None:
         self._log += [(plan, row, self.object) for row in rows]
-        if len(self._log) >= MAX_ROWS:
+        if len(self._log) >= 2 * MAX_ROWS:
             self.flush()
 
     @_in_turn
@@ -212,9 +239,12 @@ class WriteBuffer:
         if self._log and (effect >= Effect.ANYTHING or not relations.isdisjoint(self._tables)):
             self._note_early(text or "a statement without a text")
             self.flush()
+        if self.runs_again and (effect > Effect.WRITES or not relations.isdisjoint(self._changed)):
+            self.undo("an object whose row is there already reads what others have changed", at_their_place=True)
         if effect is Effect.SETTINGS:
             self._holds = self._source.is_valid = False
         if effect is not Effect.READS:
+            self._has_written = True
             self.sent += 1
 
     def before_unseen(self) -> None:
@@ -223,92 +253,104 @@ class WriteBuffer:
         if self.is_sending:
             return
         self._check_not_undone()
-        if self._log:
+        if self._log or self.runs_again:
             self.undo("something was sent past the cursors of the connection")
+        self._has_written = True
         self.sent += 1
 
     @_in_turn
     def flush(self) -> None:
-        """Send the buffered rows.
+        """Send the buffered rows, but leave out those of objects of which one is there already.
 
         Raises:
-            UndoChunk: if the server refuses them.
+            UndoChunk: if the server refuses them otherwise, or if an object that is left out cannot run again later.
         """
-        if not self._log:
-            return
-        try:
-            self.channel.send(";\n".join(_statements(self._log)))
-        except BaseException as error:
-            self._learn_from(error)
-            self.undo(f"{type(error).__name__} while buffered rows were sent", error)
-        self.rows += len(self._log)
-        self._log = []
-        self._tables, self._keys = {}, {}
-        self.flushes += 1
-        self.sent += 1
+        if self._log:
+            self._send(self._log)
+            self._log = []
+
+    def begin_object(self, number: int, *, is_direct: bool) -> None:
+        """Take what comes now for an object's, and send first what should not wait for its end."""
+        self.object, self.is_direct = number, is_direct
+        if is_direct or len(self._log) >= MAX_ROWS:
+            self.flush()
+
+    def run_again(self) -> None:
+        """Take what comes now for objects of refused rows. What they do is rolled back each time."""
+        self.is_direct, self.runs_again = False, True
+        self.channel.send("SAVEPOINT poolsave_again")
+
+    def end(self) -> None:
+        """Send what is buffered, and let pass what ends the transaction."""
+        self.flush()
+        self.runs_again = False
+
+    def roll_back_again(self) -> None:
+        """Roll back what an object has done again."""
+        self.channel.send("ROLLBACK TO SAVEPOINT poolsave_again")
 
     @_in_turn
     def take_back(self, length: int, sent: int, *, is_object: bool) -> None:
         """Take back the rows that were buffered after there were `length`, if nothing was sent after `sent` times.
 
         The server is shown them nevertheless, since in a loop it might have refused one of them. `is_object`: what is
-        buffered before them is of objects that have ended.
+        buffered before them is of objects that have ended, and is sent for good.
         """
         if self.sent != sent or self._guard.is_doomed():
             self.undone = self.undone or "an object or a block failed after it had sent something"
         elif len(self._log) > length:
-            self._show_and_take_back(length, length if is_object else 0)
+            before, shown = (self._log[:length], self._log[length:]) if is_object else ([], self._log)
+            self._log = self._log[:length]
+            try:
+                self._send(before, shown)
+            except UndoChunk as undo:  # Django leaves a block with an error of its own
+                if undo.__cause__ is not None and not isinstance(undo.__cause__, Exception):
+                    raise undo.__cause__ from None
+            if before:
+                self._log = []
 
-    def _show_and_take_back(self, length: int, ended: int) -> None:
-        """Send the rows of objects that have ended, and the others inside a savepoint that is rolled back."""
-        trial = ["SAVEPOINT poolsave_trial", *_statements(self._log[ended:])]
-        trial += ["ROLLBACK TO SAVEPOINT poolsave_trial", "RELEASE SAVEPOINT poolsave_trial"]
+    def _send(self, log: list[Entry], shown: Sequence[Entry] = ()) -> None:
+        """Send rows, and show the server others."""
         try:
-            self.channel.send(";\n".join([*_statements(self._log[:ended]), *trial]))
+            send_all(self.channel, log, shown)
         except BaseException as error:
-            self._learn_from(error)
-            self.undone = f"{type(error).__name__} while the rows of a failed object or block were sent"
-            if not isinstance(error, Exception):
-                raise
-        self._log = self._log[ended:length]
-        self.rows += ended
+            refused = self._send_new(log, shown, error)
+            self.rows -= sum(number in refused for _plan, _row, number in log)
+        self.rows += len(log)
         self.flushes += 1
-        self.sent += ended > 0
+        if log:
+            self.sent += 1
+            self._senders.add(log[-1][2])
+            self._changed |= self._tables.keys()
+            self._tables, self._keys, self._has_two_plans = {}, {}, False
 
-    def _learn_from(self, error: BaseException) -> None:
-        self._source.keys.forget()
-        if sqlstate_of(error) == IS_THERE:
-            self.refused = self._log
+    def _send_new(self, log: list[Entry], shown: Sequence[Entry], error: BaseException) -> set[int]:
+        reason = f"{type(error).__name__} while buffered rows were sent"
         if sqlstate_of(error) in (COUNT_IS_WRONG, TYPES_DIFFER):
-            self._source.refused.update(plan.table for plan, *_rest in self._log if isinstance(plan, UpdatePlan))
+            self._source.refused.update(plan.table for plan, *_rest in [*log, *shown] if isinstance(plan, UpdatePlan))
+        if sqlstate_of(error) != IS_THERE:
+            self.undo(reason, error)
+        try:
+            refused = send_new(self.channel, log, shown)
+        except BaseException as another:
+            self.undo(reason, another)
+        self.refused |= refused
+        is_known = not (self._has_written or self._has_two_plans)
+        if not (self._leaves_out and is_known) or self.object in refused or not refused.isdisjoint(self._senders):
+            self.undo(reason, error, at_their_place=True)
+        return refused
 
-    def undo(self, reason: str, error: BaseException | None = None) -> None:
+    def undo(self, reason: str, error: BaseException | None = None, *, at_their_place: bool = False) -> None:
         """Give up on the transaction.
 
         Raises:
             UndoChunk: always.
         """
-        self.undone = self.undone or reason
+        if self.undone is None:
+            self.undone, self.is_for_their_place = reason, at_their_place
+            self._source.keys.forget()  # the sequences may have been set back
         raise UndoChunk(self.undone) from error
 
     def _check_not_undone(self) -> None:
         if self.undone is not None:
             raise UndoChunk(self.undone)
-
-
-def _statements(log: list[Entry]) -> list[str]:
-    """Give the statements in an order that gives what the single ones would: the changes of rows that have to be there
-    already, then new rows, then their changes. The first change of each row comes before the second."""
-    groups: dict[tuple[int, int, InsertPlan | UpdatePlan], list[Row]] = {}
-    new: set[tuple[str, str | None, Any]] = set()
-    changes = Counter[tuple[str, str | None, Any]]()
-    for plan, row, _object in log:
-        identity = plan.identity(row)
-        step, change = 1, 0
-        if isinstance(plan, UpdatePlan):
-            changes[identity] += 1
-            step, change = 2 if identity in new else 0, changes[identity]
-        else:
-            new.add(identity)
-        groups.setdefault((step, change, plan), []).append(row)
-    return [plan.statement(rows) for (*_step, plan), rows in sorted(groups.items(), key=lambda group: group[0][:2])]

@@ -37,8 +37,8 @@ class Batching:
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Statements that made rows be sent early, and why chunks ran again or were not tried, with their numbers."""
     repeated: int = 0
-    """Chunks of `batched` that were rolled back for rows that were there already, and run again: the objects of these
-    rows in the ordinary way, all others buffered."""
+    """Chunks of `batched` with rows that were there already, whose objects ran again. All of the chunk ran again if the
+    order of these objects matters."""
 
     def __add__(self, other: Batching) -> Batching:
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
@@ -47,7 +47,7 @@ class Batching:
     def __str__(self) -> str:
         text = f"{self.rows} rows in {self.flushes} flushes of {self.batched} chunks"
         if self.repeated:
-            text += f"; {self.repeated} of them ran twice, since rows were there already"
+            text += f"; in {self.repeated} of them objects ran again, since rows were there already"
         if self.undone or self.rested:
             text += f"; {self.undone} chunks ran again in the ordinary way, and {self.rested} ran in it at once"
         for reason, count in Counter(self.reasons).most_common(1):

@@ -4,14 +4,16 @@
 ordinary chunk, and no savepoint is sent for them. The rows of an object that fails are taken out of the buffer, after
 the server has been shown them. If the object had sent something before, the chunk is undone.
 
-If the server has refused rows that are there already, `open_savepoints_again` is for a second run. There the objects of
-these rows have savepoints of their own and send their rows at once. What is buffered before them is sent first.
+If the server has refused rows that are there already, `numbers_again` gives their objects, which run once more at the
+end: there they send their rows at once, and fail. If that cannot be had exactly, `open_savepoints_again` is for a
+second run of the chunk. There these objects keep their place, and have savepoints of their own. What is buffered before
+them is sent first.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from ..savepoints import ConnectionSavepoints, Savepoints
@@ -22,10 +24,11 @@ from .catalog import read_settings
 from .channel import Channel
 from .compilers import Compilers, are_djangos_own
 from .pacing import Batching, Pacing
-from .sieve import MAX_SHARE, find_objects
 
 R = TypeVar("R")
 
+MAX_SHARE = 0.25
+"""Of a chunk's objects that keep their place in a second run. With more of them the ordinary way is faster."""
 WRAPPERS = ("django.db.backends.postgresql.base", "django.contrib.gis.db.backends.postgis.base")
 """Modules of the wrappers that are known to do nothing between a statement and the server. Those of tenants choose a
 schema with the next cursor that is asked for."""
@@ -71,9 +74,13 @@ class WriteBehind:
         savepoints.undone = True
         return savepoints
 
+    def numbers_again(self) -> Sequence[int]:
+        """Send what is buffered, and give the objects of refused rows, which are to run again at the end."""
+        return () if self._last is None else self._last.numbers_again()
+
     def can_try_again(self) -> bool:
-        """Whether the last chunk was undone since rows that it inserts are there, and nothing else is known of it."""
-        return self._last is not None and any(buffer.refused for buffer in self._last.buffers)
+        """Whether the last chunk was undone only since objects of refused rows have to run at their place."""
+        return self._last is not None and self._last.is_for_their_place
 
     def open_savepoints_again(self, transactions: OpenTransactions) -> Savepoints:
         """Open them for a second run of the chunk, in which the objects whose rows were refused send them at once."""
@@ -81,15 +88,18 @@ class WriteBehind:
         assert last is not None
         try:
             sources = [self._source(guard.connection) for guard in transactions.guards]
-            objects = set[int]()
-            for source, buffer in zip(sources, last.buffers, strict=True):
-                objects |= find_objects(source.channel, buffer.refused)
         except BaseException as error:
-            return self._undone(transactions, error, "refused rows were looked for")
-        if not 0 < len(objects) <= MAX_SHARE * last.count:
+            return self._undone(transactions, error, "the catalog was read")
+        objects = last.refused
+        if len(objects) > MAX_SHARE * last.count:
             self._pacing.end(rows=0, flushes=0, undone=last.reason)
             return Savepoints(transactions)
         return BufferedSavepoints(transactions, sources, self._pacing, objects)
+
+    def open_ordinary_savepoints(self, transactions: OpenTransactions) -> Savepoints:
+        """Open those of a chunk that was undone."""
+        self._last = None
+        return Savepoints(transactions)
 
     def _source(self, connection: Any) -> Source:
         channel = Channel(connection)
@@ -135,10 +145,13 @@ class BufferedSavepoints(Savepoints):
     ) -> None:
         """The objects with numbers in `direct` send their rows at once; they were found in a first run."""
         pairs = zip(sources, transactions.guards, strict=True)
-        self.buffers = [WriteBuffer(source, guard, pacing.note) for source, guard in pairs]
+        leaves_out = len(sources) == 1 and not direct
+        self.buffers = [WriteBuffer(source, guard, pacing.note, leaves_out=leaves_out) for source, guard in pairs]
         self._pacing, self._direct = pacing, direct
         self.count = 0
         """Objects that were begun."""
+        self._runs_again = False
+        """Whether objects of refused rows run now."""
         super().__init__(transactions)
 
     @property
@@ -151,29 +164,52 @@ class BufferedSavepoints(Savepoints):
         """Why the transactions have to be rolled back, or None."""
         return next((buffer.undone for buffer in self.buffers if buffer.undone is not None), None)
 
+    @property
+    def refused(self) -> set[int]:
+        """The objects whose rows were left out."""
+        return set[int]().union(*(buffer.refused for buffer in self.buffers))
+
+    @property
+    def is_for_their_place(self) -> bool:
+        """Whether the chunk was undone only since these have to run at their place."""
+        return not self._direct and any(buffer.is_for_their_place for buffer in self.buffers)
+
     def _open_each(self, transactions: OpenTransactions) -> list[ConnectionSavepoints]:
         return [_BufferedConnection(*pair) for pair in zip(transactions.guards, self.buffers, strict=True)]
 
     def around(self, call: Callable[[], R]) -> R:
-        is_direct = self.count in self._direct
+        if self._runs_again:
+            value = super().around(call)
+            self.buffers[0].undo("an object whose row was there already has succeeded", at_their_place=True)
+            return value
         for buffer in self.buffers:
-            if is_direct:
-                buffer.flush()
-            buffer.object, buffer.is_direct = self.count, is_direct
+            buffer.begin_object(self.count, is_direct=self.count in self._direct)
         self.count += 1
         return super().around(call)
+
+    def numbers_again(self) -> Sequence[int]:
+        """Send what is buffered, and give the objects of refused rows. Those that run from now on are these."""
+        for buffer in self.buffers:
+            buffer.begin_object(self.count, is_direct=True)
+        refused = sorted(self.refused)
+        self._runs_again = bool(refused)
+        for buffer in self.buffers if refused else ():
+            buffer.run_again()
+        return refused
 
     def close(self) -> None:
         """Restore the connections' own methods, and count what was done, unless the chunk will be tried again."""
         super().close()
-        if not self._direct and any(buffer.refused for buffer in self.buffers):
+        if self.is_for_their_place:
             return
         rows, flushes = sum(each.rows for each in self.buffers), sum(each.flushes for each in self.buffers)
-        self._pacing.end(rows=rows, flushes=flushes, undone=self.reason, repeated=bool(self._direct))
+        repeated = bool(self._direct or self.refused)
+        self._pacing.end(rows=rows, flushes=flushes, undone=self.reason, repeated=repeated)
 
 
 class _BufferedConnection(ConnectionSavepoints):
-    """Keeps savepoints in memory: each is the length of the buffer's log. Those of a direct object are sent."""
+    """Keeps savepoints in memory: each is the length of the buffer's log. Those of a direct object are sent, and those
+    inside of an object that runs again. Its own is one for all that run again, since all of them have to fail."""
 
     def __init__(self, guard: TransactionGuard, buffer: WriteBuffer) -> None:
         super().__init__(guard)
@@ -191,25 +227,32 @@ class _BufferedConnection(ConnectionSavepoints):
         return cursor
 
     def _on_set(self, name: str) -> None:
-        if self._buffer.is_direct:
+        if self._is_beginning:
+            self._own = name
+        if self._is_sent(name):
             self._buffer.channel.send(self._connection.ops.savepoint_create_sql(name))
-        else:
+        elif not self._buffer.runs_again:
             self._marks.append((name, len(self._buffer), self._buffer.sent))
 
     def _on_release(self, name: str) -> None:
-        if self._buffer.is_direct:
+        if self._is_sent(name):
             self._buffer.channel.send(self._connection.ops.savepoint_commit_sql(name))
-        else:
+        elif not self._buffer.runs_again:
             del self._marks[self._find(name) :]
 
     def _on_rollback(self, name: str) -> None:
-        if self._buffer.is_direct:
+        if self._is_sent(name):
             self._buffer.channel.send(self._connection.ops.savepoint_rollback_sql(name))
-            return
-        index = self._find(name)
-        for _name, length, sent in self._marks[index : index + 1]:
-            self._buffer.take_back(length, sent, is_object=index == 0)
-        del self._marks[index + 1 :]
+        elif self._buffer.runs_again:
+            self._buffer.roll_back_again()
+        else:
+            index = self._find(name)
+            for _name, length, sent in self._marks[index : index + 1]:
+                self._buffer.take_back(length, sent, is_object=index == 0)
+            del self._marks[index + 1 :]
+
+    def _is_sent(self, name: str) -> bool:
+        return self._buffer.is_direct or (self._buffer.runs_again and name != self._own)
 
     def _find(self, name: str) -> int:
         for index in reversed(range(len(self._marks))):
@@ -220,7 +263,7 @@ class _BufferedConnection(ConnectionSavepoints):
 
     def release(self) -> None:
         """Send what is buffered."""
-        self._buffer.flush()
+        self._buffer.end()
 
     def close(self) -> None:
         self._guard.buffer = None

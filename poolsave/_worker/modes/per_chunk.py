@@ -38,6 +38,7 @@ class ChunkRolledBack(NamedTuple):
 
 _RanObject: TypeAlias = tuple[ObjectResult, list[Callable[[], object]]]
 """The result of an object, and its `on_commit` callbacks."""
+NOT_RUN: _RanObject = NOT_STARTED, []
 ChunkResult: TypeAlias = list[ObjectResult] | ChunkRolledBack
 
 
@@ -51,7 +52,7 @@ class _RollbackChunk(Exception):  # leaves the loop; not an error
 
 
 def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
-    calls: Iterable[Callable[[], Any]],
+    calls: Iterable[tuple[int, Callable[[], Any]]],
     marks: Marks,
     first: int,
     aliases: Sequence[str],
@@ -63,12 +64,13 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
 ) -> ChunkResult:
     """Run the calls in one transaction, and return their results once it is committed.
 
-    The iterator of `calls` runs inside the transaction, too. An object that raises is rolled back to its savepoint, and
-    the others stay. An error that dooms the whole transaction gives `ChunkRolledBack`. There are fewer results than
-    calls if a call has ended the transaction past Django: the objects saved until then are lost, and the rest has not
-    started. `first` is the offset of the first object in the chunk, for the marks. `limit` ends callbacks that take too
-    long. `open_savepoints` opens the objects' savepoints in transactions that have just begun. `recorder` writes
-    their last row.
+    The iterator of `calls` runs inside the transaction, too. It gives numbers from 0 on, each with a call. A number
+    that comes again is of an object whose first result does not count. An object that raises is rolled back to its
+    savepoint, and the others stay. An error that dooms the whole transaction gives `ChunkRolledBack`. There are fewer
+    results than calls if a call has ended the transaction past Django: the objects saved until then are lost, and the
+    rest has not started. `first` is the offset of the first object in the chunk, for the marks. `limit` ends callbacks
+    that take too long. `open_savepoints` opens the objects' savepoints in transactions that have just begun. `recorder`
+    writes their last row.
     """
     transactions = begin_on(aliases, noted=noted)
     ran: list[_RanObject] = []
@@ -78,11 +80,13 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
         try:
             savepoints = open_savepoints(transactions)
             with closing(savepoints):
-                for index, call in enumerate(calls):
+                for index, call in calls:
                     if recorder is not None:
                         recorder.enter(first + index)
-                    ran.append(_run_object(call, marks, first + index, savepoints, transactions))
-                    _check_can_go_on(ran[-1][0].attempt, transactions, savepoints)
+                    ends = marks.halted and index == len(ran)
+                    last = NOT_RUN if ends else _run_object(call, marks, first + index, savepoints, transactions)
+                    ran[index : index + 1] = [last]
+                    _check_can_go_on(last[0].attempt, transactions, savepoints)
                 transactions.check_can_commit(transactions.blocks)
                 # Proof that the transaction is the one that was begun here: in any other the savepoint is missing.
                 savepoints.release()
@@ -169,8 +173,6 @@ def _commit(  # noqa: PLR0913  as above
 def _run_object(
     call: Callable[[], Any], marks: Marks, offset: int, savepoints: Savepoints, transactions: OpenTransactions
 ) -> _RanObject:
-    if marks.halted:
-        return NOT_STARTED, []
     started = time.perf_counter()
     marks.put(offset, RUNNING)
     attempt = _at_savepoint(call, savepoints)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..._db.connections import release_session_locks
@@ -240,16 +241,20 @@ class TransactionPerChunk(TransactionPerObject):
             self._rows.discard()
         return results
 
-    def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[Callable[[], Any]]:
+    def _calls(self, objects: Sequence[Any], marks: Marks) -> Iterator[tuple[int, Callable[[], Any]]]:
         if self._rows is not None and not marks.halted:
             objects = [*map(from_wire, objects)]
             load = self._rows.load if self._context is None else self._context.wrap(self._rows.load)
             self._deadline.start(marks, objects=len(objects))
             load(objects)
-        for item in objects:
+        for number in chain(range(len(objects)), self._numbers_again(marks)):
             self._deadline.start(marks)
-            yield partial(self._call, item)
+            yield number, partial(self._call, objects[number])
         self._deadline.start(marks)  # of COMMIT
+
+    def _numbers_again(self, _marks: Marks) -> Iterable[int]:
+        """Give those that have to run again, after all have run."""
+        return ()
 
     def _limit_callback(self, marks: Marks) -> AbstractContextManager[None]:
         self._deadline.start(marks)
@@ -257,8 +262,8 @@ class TransactionPerChunk(TransactionPerObject):
 
 
 class BatchedTransactionPerChunk(TransactionPerChunk):
-    """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way. If a few were
-    refused, only their objects do."""
+    """`batch_writes`: the rows of a chunk go together. If they cannot, it runs again in the ordinary way. Where rows
+    are there already, only their objects do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         from ..._db.write_behind.write_behind import WriteBehind  # few workers need it
@@ -271,8 +276,12 @@ class BatchedTransactionPerChunk(TransactionPerChunk):
         if isinstance(results, ChunkRolledBack) and results.undone and self._write_behind.can_try_again():
             results = self._run_with_savepoints(objects, marks, first, self._write_behind.open_savepoints_again)
         if isinstance(results, ChunkRolledBack) and results.undone:
-            results = self._run_with_savepoints(objects, marks, first, Savepoints)
+            results = self._run_with_savepoints(objects, marks, first, self._write_behind.open_ordinary_savepoints)
         return results
+
+    def _numbers_again(self, marks: Marks) -> Iterator[int]:
+        self._deadline.start(marks)  # of what is sent
+        yield from self._write_behind.numbers_again()
 
     def take_batching(self) -> Batching | None:
         return self._write_behind.take_counts()
