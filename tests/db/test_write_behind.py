@@ -6,6 +6,7 @@ import uuid
 from contextlib import suppress
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import IntegrityError, connections, models, transaction
 from django.db.models import F
@@ -478,16 +479,38 @@ def write_and_save_twin(number):
     save_twin(number)
 
 
+def send_in_the_middle_and_save_twin(number):
+    Tag(name=f"{number}").save(using=ALIAS)
+    Tag.objects.using(ALIAS).bulk_create([Tag(name=f"{number}, too")], ignore_conflicts=True)
+    save_twin(number)
+
+
 def save_by_two_inserts(number):
     Person(name=f"{min(number, 18)}", pk=-1 if number == 18 else None).save(using=ALIAS)
 
 
-@pytest.mark.parametrize(
-    "function", [count_when_refused, read_and_save_twin, write_and_save_twin, save_by_two_inserts, catch_refusal]
-)
+AT_THEIR_PLACE = [
+    *(count_when_refused, read_and_save_twin, write_and_save_twin, send_in_the_middle_and_save_twin),
+    *(save_by_two_inserts, catch_refusal),
+]
+
+
+@pytest.mark.parametrize("function", AT_THEIR_PLACE)
 def test_refused_objects_run_at_their_place_where_it_matters(function):
-    batching = run_both(function, range(20), chunksize=20)
-    assert batching.batched - batching.repeated == 0
+    def setup():
+        Thing.objects.using(ALIAS).bulk_create([Thing(visits=number) for number in range(0, 40, 2)])
+
+    batching = run_both(function, range(20), chunksize=20, setup=setup)
+    assert batching.batched == batching.repeated
+
+
+@pytest.mark.skipif("pooled" not in settings.DATABASES, reason="not installed: psycopg_pool")
+def test_what_a_refused_object_has_saved_elsewhere_goes_with_it():
+    def save_in_two(number):
+        Tag(name=f"{number}").save(using="pooled")
+        save_twin(number)
+
+    run_both(save_in_two, range(20), databases=(ALIAS, "pooled"))
 
 
 def save_twin_of_a_row(tag):
