@@ -459,13 +459,28 @@ def test_whatever_a_refused_object_has_saved_is_left_out(function):
     assert (batching.batched, batching.undone, batching.repeated) == (1, 0, 1)
 
 
-def count_when_refused(number):
+def save_fifth_twin(number):
+    save_person(f"person {number - (number % 5 == 4)}")
+
+
+def count_before_it_is_refused(number):
+    count = Tag.objects.using(ALIAS).count()
     Tag(name=f"{number}").save(using=ALIAS)
     try:
         with atomic():
-            save_twin(number)
+            save_fifth_twin(number)
     except IntegrityError as error:
-        raise LookupError(Tag.objects.using(ALIAS).count()) from error
+        raise LookupError(count) from error
+
+
+def take_the_next_name(number):
+    try:
+        with atomic():
+            save_fifth_twin(number)
+    except IntegrityError:
+        if number != 9:
+            raise
+        save_person(f"person {number + 1}")
 
 
 def read_and_save_twin(number):
@@ -479,6 +494,19 @@ def write_and_save_twin(number):
     save_twin(number)
 
 
+def swallow_and_save_another(number):
+    with suppress(IntegrityError), atomic():
+        save_fifth_twin(number)
+    Tag(name=f"{number - (number % 5 == 0)}").save(using=ALIAS)
+
+
+def catch_it_where_another_counts(number):
+    Tag(name=f"{number}").save(using=ALIAS)
+    with suppress(IntegrityError), atomic():
+        save_person(f"person {number - (number == 9)}")
+    return Tag.objects.using(ALIAS).count() if number == 10 else None
+
+
 def send_in_the_middle_and_save_twin(number):
     Tag(name=f"{number}").save(using=ALIAS)
     Tag.objects.using(ALIAS).bulk_create([Tag(name=f"{number}, too")], ignore_conflicts=True)
@@ -486,12 +514,13 @@ def send_in_the_middle_and_save_twin(number):
 
 
 def save_by_two_inserts(number):
-    Person(name=f"{min(number, 18)}", pk=-1 if number == 18 else None).save(using=ALIAS)
+    Person(name=f"{min(number, 18)}", pk=-1 if number == 18 else None).save(using=ALIAS, force_insert=True)
 
 
 AT_THEIR_PLACE = [
-    *(count_when_refused, read_and_save_twin, write_and_save_twin, send_in_the_middle_and_save_twin),
-    *(save_by_two_inserts, catch_refusal),
+    *(count_before_it_is_refused, read_and_save_twin, write_and_save_twin, send_in_the_middle_and_save_twin),
+    *(save_by_two_inserts, take_the_next_name, swallow_and_save_another, catch_refusal),
+    catch_it_where_another_counts,
 ]
 
 

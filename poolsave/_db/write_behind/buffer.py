@@ -5,8 +5,8 @@
     end of the chunk -> flush() -> objects of refused rows again, each row sent at once -> COMMIT
 
 Where rows are there already, by a unique index, the rows of their objects are left out. At the end these objects run
-again, and their error comes out of `save()`. They have to fail, and read nothing that the chunk has changed: else it
-would matter that others have run before them.
+again, and their error comes out of `save()`. They have to fail at once then, and before that read nothing that the
+chunk has changed: else it would matter that others have run before them.
 
 Everything is in one list, so that an exception at any moment, such as a time-out, leaves it whole. What cannot be had
 exactly is *undone*: `undone` says why, every further use raises `UndoChunk`, and the worker rolls the transaction back
@@ -123,6 +123,8 @@ class WriteBuffer:
         """The objects whose rows were left out since one of them is there already."""
         self.runs_again = False
         """Whether these objects run again now, at the end."""
+        self._was_refused = False
+        """Whether one that runs again has come to the row that is refused."""
         self.undone: str | None = None
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
         self.is_for_their_place = False
@@ -159,7 +161,9 @@ class WriteBuffer:
         if plan is None or rows is None:
             return None
         if self.runs_again:
+            self._was_refused = True  # unless it returns
             self.channel.send(plan.statement(rows))
+            self._was_refused = False
         else:
             self._append_new(plan, rows)
         return plan.keys(rows) if kind.returning else []
@@ -288,6 +292,7 @@ class WriteBuffer:
     def roll_back_again(self) -> None:
         """Roll back what an object has done again."""
         self.channel.send("ROLLBACK TO SAVEPOINT poolsave_again")
+        self._was_refused = False
 
     @_in_turn
     def take_back(self, length: int, sent: int, *, is_object: bool) -> None:
@@ -354,3 +359,5 @@ class WriteBuffer:
     def _check_not_undone(self) -> None:
         if self.undone is not None:
             raise UndoChunk(self.undone)
+        if self._was_refused:
+            self.undo("an object goes on after a row that is there already", at_their_place=True)
