@@ -21,7 +21,8 @@ from poolsave._engine import throttling
 from poolsave._environment import random_generators
 from poolsave._environment.random_generators import find_generators
 from poolsave.executors.processes import start_methods
-from tests.support import dask_cluster, mariadb, postgres, selection
+from tests import BATCHES_WRITES
+from tests.support import batched, dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
 from tests.support.pools import EXECUTORS, START_METHODS
 from tests.support.processes import descendants
@@ -73,7 +74,9 @@ def pytest_collection_finish():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if BATCHES_WRITES:
+        batched.leave_others_out(config, items)
     selection.mark_exhaustive(items)
 
 
