@@ -55,13 +55,11 @@ class Engine:
         self._options = options
         self._source = source
         self._settled: dict[int, Status] = {}
-        """What became of noted transactions."""
         self._limits = worker_range(options.workers)
         self._tasks: dict[int, Chunk] = {}
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
-        target = getattr(executor, "target_seconds", TARGET)
-        self._flow = FlowControl(options.chunksize, options.window, target=target)
+        self._flow = FlowControl(options.chunksize, options.window, target=getattr(executor, "target_seconds", TARGET))
         self._fed = 0
         self._ended = 0
         self._failed = 0
@@ -171,9 +169,8 @@ class Engine:
         if self._source.ready and self._has_room():
             return 0
         # After it: the throttles may have been asked for the answer.
-        if gate is None:
-            return None
-        return min((seconds for seconds in (paced, gate.meter.wait_time()) if seconds is not None), default=None)
+        next_look = None if gate is None else gate.meter.wait_time()
+        return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         gate = None if self._tasks else self._gate
@@ -197,10 +194,6 @@ class Engine:
         while self._requeued:
             chunk = self._requeued.popleft()
             self._add(unanswered_batch(chunk.index, chunk.objects, Status.SKIPPED))
-
-    def end_source(self) -> None:
-        """Feed no more, also if the input has more by now. For an engine that is finished."""
-        self._source.give_up()
 
     def kill(self) -> None:
         """End running objects, at once where that is possible."""
@@ -250,8 +243,7 @@ class Engine:
         in_flight = self._fed - self._ended + self._undelivered
         workers, remaining = max(1, self._executor.workers), self._source.remaining()
         size = self._flow.next_size(in_flight=in_flight, remaining=remaining, workers=workers, max_lead=self._max_lead)
-        is_automatic = self._options.chunksize == "auto"
-        return self._gate.size(size) if self._gate is not None and is_automatic else size
+        return self._gate.size(size) if self._gate is not None and self._options.chunksize == "auto" else size
 
     def _feed(self) -> None:
         while self._has_slot():
@@ -264,9 +256,7 @@ class Engine:
         return self._requeued.popleft() if self._requeued else self._gather()
 
     def _gather(self) -> Chunk | None:
-        if self._source.exhausted:
-            return None
-        if not (size := self._next_size()):
+        if self._source.exhausted or not (size := self._next_size()):
             return None
         started = time.perf_counter()
         objects = self._source.gather(size, idle=len(self._tasks) < self._executor.workers)

@@ -146,6 +146,10 @@ class Segment(Engine):
         """Never wait: one thread drives all segments. `PipelineEngine` waits for all of them."""
         return super()._wait(0)
 
+    def end_source(self) -> None:
+        """Feed no more, also if the input has more by now. For a segment that is finished."""
+        self._source.give_up()
+
     @property
     def activity(self) -> int:
         """A count that grows with every object that is fed, sent or ended."""
