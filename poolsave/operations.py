@@ -18,7 +18,7 @@ from ._runs.operation_spec import OperationSpec
 from ._runs.run import complete_run, run_of
 from ._worker.job import call_spread
 from .durable import Run
-from .errors import InvalidOption
+from .errors import InvalidOperation, InvalidOption
 from .options import Options, check, standing
 from .outcomes import DROP, Outcome
 from .pipelines import A, B, C, Pipeline, Step, joined
@@ -142,8 +142,8 @@ class PooledOperation(Generic[P, R]):
             ordered: give the outcomes in input order; those that are early wait, and count for the window.
             total: as in `map`.
 
-        Raises: as `map`. This call raises what is known before anything starts, and `next()` the rest. `next()` raises
-            InsideTransaction inside atomic(); outside of it the stream goes on.
+        It raises what `map` raises: this call what is known before anything starts, and `next()` the rest. Inside of
+        atomic(), `next()` raises InsideTransaction; outside of it the stream goes on.
         """
         return OutcomeStream(
             lambda: run_of(self.__poolsave_spec__(), objects, total=total, limit=FIRST_KEPT), ordered=ordered
@@ -196,10 +196,10 @@ class PooledOperation(Generic[P, R]):
             Messages as those of Django's system checks, which print well; an empty list if there is nothing to say.
         """
         try:
-            spec = self.__poolsave_spec__()
-        except InvalidOption as error:
+            spec = self.__poolsave_spec__().over(objects)
+        except (InvalidOption, InvalidOperation) as error:
             return [as_check_error(error)]
-        return check_operation(spec.over(objects), objects, f"{self._func.__module__}.{self._name}")
+        return check_operation(spec, objects, f"{self._func.__module__}.{self._name}")
 
     def __poolsave_spec__(self) -> OperationSpec:
         layers = standing()
@@ -248,6 +248,7 @@ class PooledOperation(Generic[P, R]):
         def _step(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     def __or__(self: Step[A, B], other: Step[B, C]) -> Pipeline[A, C]:
+        """`one | other`: a Pipeline in which each object goes through both."""
         return joined(self, other)
 
     def __get__(self, instance: Any, owner: type | None = None) -> PooledOperation[..., R]:
@@ -309,8 +310,9 @@ def pooled_operation(
 def pooled_operation(func: Any = None, /, *, expand: bool = False, **options: Any) -> Any:
     """Make a per-object function a pooled operation, with or without options.
 
-    The function stays callable. Options are checked here, and nothing is started. With `expand=True` it gives
-    several values, as a list or generator; in a pipeline each of them goes on by itself.
+    The function stays callable. `options` are those of `poolsave.Options`. They are checked here, and nothing is
+    started. With `expand=True` the function gives several values, as a list or generator; in a pipeline each of them
+    goes on by itself.
 
     Raises:
         InvalidOption, InvalidOperation: naming the option and its value, or what no pool can run.

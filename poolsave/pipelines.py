@@ -149,10 +149,11 @@ class Pipeline(Generic[A, C]):
         try:
             specs = self._specs()
             options_of_the_run(specs)
-        except InvalidOption as error:
+            first, *others = specs
+            first = first.over(objects)
+        except (InvalidOption, InvalidOperation) as error:
             return [as_check_error(error)]
-        first, *others = specs
-        messages = check_operation(first.over(objects), objects, first.name)
+        messages = check_operation(first, objects, first.name)
         return messages + [message for spec in others for message in check_operation(spec, None, spec.name)]
 
     def using(self, **options: Any) -> Pipeline[A, C]:
@@ -183,6 +184,7 @@ class Pipeline(Generic[A, C]):
         def _step(self, item: A, /) -> C: ...
 
     def __or__(self, other: Step[C, D]) -> Pipeline[A, D]:
+        """`one | other`: a Pipeline in which each object goes through the stages of both."""
         return joined(self, other)
 
     def __eq__(self, other: object) -> bool:

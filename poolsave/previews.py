@@ -114,7 +114,8 @@ def _lines(preview: Preview) -> Iterator[str]:
     yield from _change_lines(preview.changes)
     yield from (f"  past the ORM: {_count(rows, 'row')} of {table}" for table, rows in preview.other_writes.items())
     yield from _caught_lines(preview)
-    yield _time_line(preview)
+    if preview.samples:
+        yield _time_line(preview)
     if preview.sequences_moved:
         yield "  not undone: sequences have moved on, as after every rollback"
 

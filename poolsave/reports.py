@@ -344,6 +344,7 @@ class Report(Generic[R]):
             raise OperationsFailed(f"{failed} of {self.total} objects failed or were lost: {causes}", errors, self)
 
     def __str__(self) -> str:
+        """The text that `print(report)` shows."""
         lines = [
             f"{self.total} objects in {self.elapsed:.2f} s ({self.rate:.0f} per second)",
             *(f"  {count:>8} {status}" for status, count in self._counts.items() if count),

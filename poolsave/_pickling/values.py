@@ -87,14 +87,14 @@ def check_in_script(function: Any) -> None:
     if not has_script or (code is not None and is_typed(code)):
         raise InvalidOperation(
             f"{getattr(function, '__qualname__', repr(function))} was typed into a shell or notebook, where workers "
-            "that are not forked (the default while another thread is alive) do not find it: put it into a module and "
-            'import it from there, or use executor="thread" or start_method="fork"'
+            "that are not forked do not find it: put it into a module and import it from there, or use "
+            'executor="thread" or start_method="fork" (the default only while no other thread is alive)'
         )
     if code is not None and is_guarded(code):
         raise InvalidOperation(
             f'{getattr(function, "__qualname__", repr(function))} is defined under if __name__ == "__main__":, where '
-            "workers that are not forked (the default while another thread is alive) do not find it: define it at the "
-            'top of the script or of a module, or use executor="thread" or start_method="fork"'
+            "workers that are not forked do not find it: define it at the top of the script or of a module, or use "
+            'executor="thread" or start_method="fork" (the default only while no other thread is alive)'
         )
 
 

@@ -25,6 +25,9 @@ MIN_BUSY_SHARE = 0.8
 """Share of their time for which workers should be busy; below it there is a hint. mpire uses the same value."""
 MIN_SECONDS_FOR_HINT = 1.0
 """Seconds of a run below which there is no hint: the start of workers takes much of a shorter one in any case."""
+MIN_OBJECTS_FOR_HINT = 100
+"""Objects per worker below which waiting in between is no reason for a hint: "auto" is still finding the size of a
+chunk, so it says nothing of a longer run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +122,15 @@ class Statistics:
 
     @property
     def hint(self) -> str | None:
-        """What to change if the workers were busy for less than 80 % of their time; None if they were, or if the run
-        took less than a second."""
+        """What to change if the workers were busy for less than 80 % of their time; None if they were busy, if the run
+        took less than a second, or if it was too small to tell."""
         elapsed = (self._ended_at or time.perf_counter()) - self._started_at
         if not self.workers or self.busy >= MIN_BUSY_SHARE or elapsed < MIN_SECONDS_FOR_HINT:
             return None
-        return f"the workers were busy for {self.busy:.0%} of their time only: {self._reason(elapsed)}"
+        reason = self._reason(elapsed)
+        return reason and f"the workers were busy for {self.busy:.0%} of their time only: {reason}"
 
-    def _reason(self, elapsed: float) -> str:
+    def _reason(self, elapsed: float) -> str | None:
         if self.throttled > elapsed * (1 - MIN_BUSY_SHARE):
             return f"throttles held the run back for {self.throttled:.1f} s of {elapsed:.1f}"
         starting = sum(times.start for times in self.workers)
@@ -137,7 +141,9 @@ class Statistics:
             return 'most of the rest went into their start, so use fewer, or executor="serial" for so little work'
         if self._tail > idle / 2:
             return "most of the rest was waiting for the last chunks of others, so use fewer workers or smaller chunks"
-        return "objects came slowly, so use fewer workers, larger chunks, or a caller with less to do in between"
+        if sum(times.objects for times in self.workers) < MIN_OBJECTS_FOR_HINT * len(self.workers):
+            return None
+        return "they waited for the caller, so use fewer workers, larger chunks, or a caller with less to do in between"
 
     def started(self, worker: int | str, seconds: float) -> None:
         """Note that a worker is ready, `seconds` after its start."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from django.db.models import QuerySet
+from django.db.models.base import ModelBase
 from django.db.models.manager import BaseManager
 
 from .._db.connections import configured_aliases
 from .._engine.sources import IterableSource, RangeSource
 from .._environment.django_setup import DjangoEnvironment
 from .._worker.job import call_spread, call_with_object
+from ..errors import InvalidOperation
 from ..options import Options
 from .querysets import QuerySetSource
 
@@ -71,6 +73,13 @@ def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> Iterabl
 
 
 def as_queryset(objects: object) -> QuerySet[Any] | None:
-    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now."""
+    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now.
+
+    Raises:
+        InvalidOperation: if they are a model class, whose rows are meant.
+    """
+    if isinstance(objects, ModelBase):
+        name = objects.__name__
+        raise InvalidOperation(f"the model {name} itself cannot be mapped: give its rows, such as {name}.objects.all()")
     queryset = objects.all() if isinstance(objects, BaseManager) else objects
     return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None

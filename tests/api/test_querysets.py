@@ -1,5 +1,6 @@
 """`op.map(queryset)`: the caller reads keys, workers fetch their own rows, and each row is visited once."""
 
+import re
 import uuid
 import warnings
 from contextvars import ContextVar
@@ -328,6 +329,18 @@ def test_a_manager_stands_for_all_its_rows():
     rows = make(Thing, "default", 3)
     assert operations.visit.map(Thing.objects).succeeded == 3
     assert visits(rows) == [1] * 3
+
+
+def test_a_model_in_the_place_of_its_rows_is_refused():
+    message = "the model Tag itself cannot be mapped: give its rows, such as Tag.objects.all()"
+    pipeline = operations.doubles | operations.doubles
+    for use in (operations.doubles.map, operations.doubles.dry_run, pipeline.map, pipeline.dry_run):
+        with pytest.raises(InvalidOperation, match=re.escape(message)):
+            use(Tag)
+    with concurrent_saves(executor="serial") as saves, pytest.raises(InvalidOperation, match=re.escape(message)):
+        saves.map(operations.doubles, Tag)
+    for checked in (operations.doubles, pipeline):
+        assert [(found.id, found.msg) for found in checked.check(Tag)] == [("poolsave.E002", message)]
 
 
 def test_failures_of_rows_name_their_keys():

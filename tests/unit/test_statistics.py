@@ -92,7 +92,7 @@ def took(statistics, seconds):
     [
         (lambda one: setattr(one, "pulling", 90.0), "input"),
         (lambda one: one.started("w", 80.0), "start"),
-        (lambda one: answered(one, "w", 1.0, waited=80.0), "came slowly"),
+        (lambda one: answered(one, "w", *[0.01] * 100, waited=80.0), "waited for the caller"),
     ],
 )
 def test_a_hint_says_what_kept_the_workers_idle(prepare, word):
@@ -102,6 +102,15 @@ def test_a_hint_says_what_kept_the_workers_idle(prepare, word):
     prepare(statistics)
     assert statistics.busy < MIN_BUSY_SHARE
     assert word in took(statistics, 100).hint
+
+
+def test_small_run_has_no_hint_about_the_caller():
+    """Its chunks are small as long as their size is being found: that is no fault of the caller."""
+    statistics = Statistics()
+    answered(statistics, "w", *[0.01] * 50, waited=80.0)
+    statistics.died("w")
+    assert statistics.busy < MIN_BUSY_SHARE
+    assert took(statistics, 100).hint is None
 
 
 def test_hint_names_workers_that_wait_for_the_last_chunks():

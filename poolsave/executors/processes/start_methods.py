@@ -96,14 +96,15 @@ def check_script_can_be_imported() -> None:
     """
     if (path := missing_script()) is not None:
         raise InvalidOperation(
-            f"worker processes that are not forked (the default while another thread is alive) import the script, and "
-            f'there is no file {path!r}: save the script as a file, or use executor="thread" or start_method="fork"'
+            f"worker processes that are not forked import the script, and there is no file {path!r}: save the script "
+            'as a file, or use executor="thread" or start_method="fork" (the default only while no other thread is '
+            "alive)"
         )
     if is_started_again_by_import():
         raise InvalidOperation(
-            "worker processes that are not forked (the default while another thread is alive) import the script, and "
-            "would start the run again there, which stands at its top level: start it from under "
-            'if __name__ == "__main__":, or use executor="thread" or start_method="fork"'
+            "worker processes that are not forked import the script, and would start the run again there, which "
+            'stands at its top level: start it from under if __name__ == "__main__":, or use executor="thread" or '
+            'start_method="fork" (the default only while no other thread is alive)'
         )
 
 
