@@ -160,13 +160,14 @@ def block(found):
     where = f"{measured['CPUs']}, Python {measured['Python']}, Django {measured['Django']}, {measured['date']}"
     parts = {part["key"]: part for part in found["parts"]}
     rows = [[job, *_line(parts[key])] for key, job in JOBS.items() if key in parts]
-    head = ["seconds (times as fast as the loop)", "loop", "article", "ProcessPoolExecutor", "poolsave", "with"]
+    others = ["loop", "4 processes, hand-written", "ProcessPoolExecutor"]
+    head = ["seconds (times as fast as the loop)", *others, "poolsave", "with"]
     rounds = f"{measured['rounds']} rounds" if measured["rounds"] != 1 else "1 round"
     picture = "users" if {"users_postgres", "users_far"} <= parts.keys() else "benchmarks"
     return (
         f"![Seconds of poolsave and of others](docs/{picture}.png)\n\n{_markdown(head, rows, left=1)}\n\n"
         f"{caveat(measured)}Medians of {rounds}, on {where}.\n"
-        "`docs/benchmarks.md` has all contenders and how they were measured, and\n"
+        "[Benchmarks](docs/benchmarks.md) has all contenders and how they were measured, and\n"
         "`python -m pip install -e '.[test,bench]' && python -m tests.benchmarks` measures them on your machine."
     )
 
