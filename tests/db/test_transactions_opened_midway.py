@@ -135,7 +135,7 @@ def test_a_stream_that_is_read_in_one_goes_on_outside(pool, ordered, read):
 def test_stream_closes_while_workers_wait_for_the_caller_s_lock():
     first, second = (Person.objects.using("postgres").create(name=name).pk for name in "ab")
     stream = renames.using(window=2, workers=2).stream([first, second, second])
-    aliases, stream._run._aliases = stream._run._aliases, ()  # so that it gets as far as that
+    aliases, stream._run._aliases = stream._run._aliases, tuple  # none, so that it gets as far as that
     with transaction.atomic(using="postgres"):
         Person.objects.using("postgres").select_for_update().get(pk=second)
         next(stream)
