@@ -34,6 +34,7 @@ exclude_patterns = ["build"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_js_files = ["messages.js"]
+html_css_files = ["tables.css"]
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"

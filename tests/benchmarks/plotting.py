@@ -60,7 +60,7 @@ def _label(cell):
 
 SIX = {
     "loop": ("plain loop", ""),
-    "article, 4 processes": ("article", ""),
+    "4 processes, hand-written": ("article", ""),
     "threads": ("ThreadPoolExecutor.map", ""),
     "chunks by hand": ("hand-written best", ""),
     'poolsave, workers="auto"': ("poolsave process", "workers=auto, transaction=object"),
