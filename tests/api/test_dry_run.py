@@ -408,11 +408,11 @@ def test_first_objects_of_any_iterable_are_tried(preview_of):
     assert preview_of(tried.append, iter([5]), samples=3).total == 1
 
 
-@pytest.mark.parametrize("nothing", [[], Tag.objects.none()], ids=["list", "queryset"])
-def test_dry_run_of_nothing_says_no_time(preview_of, nothing):
-    first, *others = str(preview_of(str, nothing)).splitlines()
-    assert first.startswith("dry run of all 0 ")
-    assert [line for line in others if "time:" in line] == []
+def test_dry_run_of_nothing_says_no_time(preview_of, alias):
+    for nothing in ([], Tag.objects.using(alias).none()):
+        first, *others = str(preview_of(str, nothing)).splitlines()
+        assert first.startswith("dry run of all 0 ")
+        assert [line for line in others if "time:" in line] == []
 
 
 def test_objects_of_the_caller_are_not_changed(preview_of, alias):

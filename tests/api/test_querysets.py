@@ -333,13 +333,14 @@ def test_a_manager_stands_for_all_its_rows():
 
 def test_a_model_in_the_place_of_its_rows_is_refused():
     message = "the model Tag itself cannot be mapped: give its rows, such as Tag.objects.all()"
-    pipeline = operations.doubles | operations.doubles
-    for use in (operations.doubles.map, operations.doubles.dry_run, pipeline.map, pipeline.dry_run):
+    operation = operations.doubles.using(transaction="object")
+    pipeline = operation | operation
+    for use in (operation.map, operation.dry_run, pipeline.map, pipeline.dry_run):
         with pytest.raises(InvalidOperation, match=re.escape(message)):
             use(Tag)
     with concurrent_saves(executor="serial") as saves, pytest.raises(InvalidOperation, match=re.escape(message)):
-        saves.map(operations.doubles, Tag)
-    for checked in (operations.doubles, pipeline):
+        saves.map(operation, Tag)
+    for checked in (operation, pipeline):
         assert [(found.id, found.msg) for found in checked.check(Tag)] == [("poolsave.E002", message)]
 
 
