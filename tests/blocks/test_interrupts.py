@@ -31,16 +31,17 @@ class LineCounter:
         self._times = times
 
     def __enter__(self):
+        gc.collect()
+        gc.disable()  # or what an earlier block has left may be finalized at one of the lines
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_error):
         sys.settrace(None)
+        gc.enable()
 
     def _trace(self, frame, _event, _argument):
-        code = frame.f_code
-        # Not in generator expressions: what tracing raises there corrupts the stack of CPython 3.11.
-        return self._line if code.co_filename.startswith(HOME) and code.co_name != "<genexpr>" else None
+        return self._line if frame.f_code.co_filename.startswith(HOME) else None
 
     def _line(self, _frame, event, _argument):
         if event == "line":

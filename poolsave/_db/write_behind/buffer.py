@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import RLock, get_ident
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
@@ -345,7 +345,7 @@ class WriteBuffer:
             self.undo(reason, error, at_their_place=True)
         return refused
 
-    def undo(self, reason: str, error: BaseException | None = None, *, at_their_place: bool = False) -> None:
+    def undo(self, reason: str, error: BaseException | None = None, *, at_their_place: bool = False) -> NoReturn:
         """Give up on the transaction.
 
         Raises:

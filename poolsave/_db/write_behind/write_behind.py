@@ -179,9 +179,8 @@ class BufferedSavepoints(Savepoints):
 
     def around(self, call: Callable[[], R]) -> R:
         if self._runs_again:
-            value = super().around(call)
+            super().around(call)
             self.buffers[0].undo("an object whose row was there already has succeeded", at_their_place=True)
-            return value
         for buffer in self.buffers:
             buffer.begin_object(self.count, is_direct=self.count in self._direct)
         self.count += 1
