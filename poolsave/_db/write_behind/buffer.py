@@ -119,6 +119,7 @@ class WriteBuffer:
         """The number of the present object in the chunk."""
         self.is_direct = False
         """Whether the present object's rows are sent at once."""
+        self._tables_of_refused: set[str] = set()
         self.refused: set[int] = set()
         """The objects whose rows were left out since one of them is there already."""
         self.runs_again = False
@@ -280,7 +281,13 @@ class WriteBuffer:
             self.flush()
 
     def run_again(self) -> None:
-        """Take what comes now for objects of refused rows. What they do is rolled back each time."""
+        """Take what comes now for objects of refused rows. What they do is rolled back each time.
+
+        Raises:
+            UndoChunk: if a function has written past the buffer, since it may have changed what these objects find.
+        """
+        if self._has_written:
+            self.undo("a statement has written, and there are objects that run again", at_their_place=True)
         self.is_direct, self.runs_again = False, True
         self.channel.send("SAVEPOINT poolsave_again")
 
@@ -316,6 +323,9 @@ class WriteBuffer:
 
     def _send(self, log: list[Entry], shown: Sequence[Entry] = ()) -> None:
         """Send rows, and show the server others."""
+        if any(isinstance(plan, InsertPlan) and plan.table in self._tables_of_refused for plan, *_rest in log):
+            # One of these may take the place of an object that was refused only by the row of another refused one.
+            self.undo("rows were sent after some that are there already", at_their_place=True)
         try:
             send_all(self.channel, log, shown)
         except BaseException as error:
@@ -340,6 +350,7 @@ class WriteBuffer:
         except BaseException as another:
             self.undo(reason, another)
         self.refused |= refused
+        self._tables_of_refused |= {plan.table for plan, _row, number in log if number in refused}
         is_known = not (self._has_written or self._has_two_plans)
         if not (self._leaves_out and is_known) or self.object in refused or not refused.isdisjoint(self._senders):
             self.undo(reason, error, at_their_place=True)

@@ -50,15 +50,24 @@ def _send_groups(channel: Channel, log: list[Entry]) -> tuple[set[int], set[int]
     """Give the numbers of objects of which a row is there already, and of those of which one has been sent."""
     found, sent = set[int](), set[int]()
     for plan, entries in _grouped(log):
-        rows = [(row, number) for _plan, row, number in entries if number not in found]
-        if rows and isinstance(plan, InsertPlan) and not plan.ignores_conflicts:
-            new = {key for (key,) in channel.send(plan.statement_for_new([row for row, _number in rows]))}
-            for row, number in rows:
-                (sent if row[plan.key_index or 0] in new else found).add(number)
-        elif rows:
-            channel.send(plan.statement([row for row, _number in rows]))
-            sent.update(number for _row, number in rows)
+        # Also rows of objects that were found: without them a later row that meets one of these would be sent.
+        rows = [row for _plan, row, _number in entries]
+        if isinstance(plan, InsertPlan) and not plan.ignores_conflicts:
+            are_new = _send_those_that_are_new(channel, plan, rows)
+        else:
+            channel.send(plan.statement(rows))
+            are_new = [True] * len(rows)
+        for (_plan, _row, number), is_new in zip(entries, are_new, strict=True):
+            (sent if is_new else found).add(number)
     return found, sent
+
+
+def _send_those_that_are_new(channel: Channel, plan: InsertPlan, rows: list[Row]) -> list[bool]:
+    if plan.sequence is None:
+        # Keys of the function's own may be equal, or come back in another form. So each row is sent alone.
+        return [bool(channel.send(plan.statement_for_new([row]))) for row in rows]
+    new = {key for (key,) in channel.send(plan.statement_for_new(rows))}
+    return [row[plan.key_index or 0] in new for row in rows]
 
 
 def _on_trial(log: Sequence[Entry]) -> list[str]:
