@@ -175,7 +175,7 @@ class ChunkTable:
         }
 
     def unresolved(self) -> int:
-        """Count the failures that no retry has mended, and that nobody has given up."""
+        """Count the failures that are left: neither mended by a retry nor given up."""
         return int(self._failures().filter(resolved_at=None).count())
 
     def _failures(self) -> Any:

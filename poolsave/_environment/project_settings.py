@@ -76,9 +76,7 @@ def all_settings() -> Mapping[str, Any]:
         if not os.environ.get(ENVIRONMENT_VARIABLE):
             return {}
         present = settings
-    values = getattr(present, "POOLSAVE", None)
-    if values is None:
-        return {}
+    values = getattr(present, "POOLSAVE", {})
     if not isinstance(values, Mapping):
         raise InvalidOption("POOLSAVE", values, "give a dictionary of options", "settings.POOLSAVE")
     return values

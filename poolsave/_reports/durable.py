@@ -11,7 +11,7 @@ class DurableRun:
 
     name: str
     status: str = "due"
-    """One of "running", "paused", "cancelled", "finished", and "finished with failures" while some are unresolved."""
+    """As `poolsave.ledger.models.Run.Status` has it: "running", "paused", "finished", "finished with failures", ..."""
     stop_code: str = ""
     """Why it is paused: "operator", "signal", "failures", "throttle", "slice" or "error"."""
     stop_reason: str = ""
@@ -20,7 +20,7 @@ class DurableRun:
     failed: int = 0
     """Objects that failed when they were first tried, in all sessions, also those that a retry has mended since."""
     unresolved: int | None = None
-    """Failures that no retry has mended and nobody has given up; None while the run goes on."""
+    """Failures that are left: neither mended by a retry nor given up. None while the run goes on."""
     skipped: int = 0
     """Rows that were gone when their turn came."""
     total: int | None = None

@@ -53,6 +53,13 @@ def test_environment_overrides_the_defaults_of_the_settings(settings, monkeypatc
     assert plain.using(workers=2).options.workers == 2
 
 
+@pytest.mark.parametrize("wrong", [None, ["workers"], "workers"])
+def test_settings_that_are_no_dictionary_are_refused(settings, wrong):
+    settings.POOLSAVE = wrong
+    with pytest.raises(InvalidOption, match=r"settings\.POOLSAVE"):
+        operations.doubles.map([1])
+
+
 def test_settings_and_environment_are_checked_and_named(settings, monkeypatch):
     plain = pooled_operation(operations.plain_save)
     settings.POOLSAVE = {"wrokers": 7}

@@ -16,6 +16,7 @@ and runs the chunk in the ordinary way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from threading import RLock, get_ident
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -92,6 +93,22 @@ def _in_turn(
     return call
 
 
+@dataclass
+class SentSoFar:
+    """What the transaction has been sent, by which it is decided whether refused objects may run again at its end."""
+
+    objects: set[int] = field(default_factory=set)
+    """Objects of which rows were sent before their end."""
+    tables: set[str] = field(default_factory=set)
+    """Tables of which rows were sent."""
+    refused: set[int] = field(default_factory=set)
+    """Objects whose rows were left out since one of them is there already."""
+    tables_of_refused: set[str] = field(default_factory=set)
+    """Tables of the rows that were left out."""
+    has_written: bool = False
+    """Whether a statement of a function's may have written."""
+
+
 class WriteBuffer:
     """Buffers the INSERTs and UPDATEs of one connection during one transaction."""
 
@@ -119,9 +136,6 @@ class WriteBuffer:
         """The number of the present object in the chunk."""
         self.is_direct = False
         """Whether the present object's rows are sent at once."""
-        self._tables_of_refused: set[str] = set()
-        self.refused: set[int] = set()
-        """The objects whose rows were left out since one of them is there already."""
         self.runs_again = False
         """Whether these objects run again now, at the end."""
         self._was_refused = False
@@ -130,12 +144,7 @@ class WriteBuffer:
         """Why the transaction has to be rolled back and run in the ordinary way, or None."""
         self.is_for_their_place = False
         """Whether it is undone only since the refused objects have to run again at their place in the chunk."""
-        self._senders: set[int] = set()
-        """Objects of which rows were sent before their end."""
-        self._changed: set[str] = set()
-        """Tables of which rows were sent."""
-        self._has_written = False
-        """Whether a statement of a function's may have written."""
+        self.so_far = SentSoFar()
         self._has_two_plans = False
         """Whether rows of one table are sent by two INSERTs, so that the first of two equal ones is not known."""
         self.sent = 0
@@ -244,12 +253,12 @@ class WriteBuffer:
         if self._log and (effect >= Effect.ANYTHING or not relations.isdisjoint(self._tables)):
             self._note_early(text or "a statement without a text")
             self.flush()
-        if self.runs_again and (effect > Effect.WRITES or not relations.isdisjoint(self._changed)):
+        if self.runs_again and (effect > Effect.WRITES or not relations.isdisjoint(self.so_far.tables)):
             self.undo("an object whose row is there already reads what others have changed", at_their_place=True)
         if effect is Effect.SETTINGS:
             self._holds = self._source.is_valid = False
         if effect is not Effect.READS:
-            self._has_written = True
+            self.so_far.has_written = True
             self.sent += 1
 
     def before_unseen(self) -> None:
@@ -260,7 +269,7 @@ class WriteBuffer:
         self._check_not_undone()
         if self._log or self.runs_again:
             self.undo("something was sent past the cursors of the connection")
-        self._has_written = True
+        self.so_far.has_written = True
         self.sent += 1
 
     @_in_turn
@@ -286,7 +295,7 @@ class WriteBuffer:
         Raises:
             UndoChunk: if a function has written past the buffer, since it may have changed what these objects find.
         """
-        if self._has_written:
+        if self.so_far.has_written:
             self.undo("a statement has written, and there are objects that run again", at_their_place=True)
         self.is_direct, self.runs_again = False, True
         self.channel.send("SAVEPOINT poolsave_again")
@@ -323,7 +332,7 @@ class WriteBuffer:
 
     def _send(self, log: list[Entry], shown: Sequence[Entry] = ()) -> None:
         """Send rows, and show the server others."""
-        if any(isinstance(plan, InsertPlan) and plan.table in self._tables_of_refused for plan, *_rest in log):
+        if any(self._tables.get(table) is not None for table in self.so_far.tables_of_refused):
             # One of these may take the place of an object that was refused only by the row of another refused one.
             self.undo("rows were sent after some that are there already", at_their_place=True)
         try:
@@ -335,8 +344,8 @@ class WriteBuffer:
         self.flushes += 1
         if log:
             self.sent += 1
-            self._senders.add(log[-1][2])
-            self._changed |= self._tables.keys()
+            self.so_far.objects.add(log[-1][2])
+            self.so_far.tables |= self._tables.keys()
             self._tables, self._keys, self._has_two_plans = {}, {}, False
 
     def _send_new(self, log: list[Entry], shown: Sequence[Entry], error: BaseException) -> set[int]:
@@ -349,10 +358,11 @@ class WriteBuffer:
             refused = send_new(self.channel, log, shown)
         except BaseException as another:
             self.undo(reason, another)
-        self.refused |= refused
-        self._tables_of_refused |= {plan.table for plan, _row, number in log if number in refused}
-        is_known = not (self._has_written or self._has_two_plans)
-        if not (self._leaves_out and is_known) or self.object in refused or not refused.isdisjoint(self._senders):
+        self.so_far.refused |= refused
+        self.so_far.tables_of_refused |= {plan.table for plan, _row, number in log if number in refused}
+        is_known = not (self.so_far.has_written or self._has_two_plans)
+        was_early = self.object in refused or not refused.isdisjoint(self.so_far.objects)
+        if was_early or not (self._leaves_out and is_known):
             self.undo(reason, error, at_their_place=True)
         return refused
 

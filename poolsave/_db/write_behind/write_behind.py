@@ -167,7 +167,7 @@ class BufferedSavepoints(Savepoints):
     @property
     def refused(self) -> set[int]:
         """The objects whose rows were left out."""
-        return set[int]().union(*(buffer.refused for buffer in self.buffers))
+        return set[int]().union(*(buffer.so_far.refused for buffer in self.buffers))
 
     @property
     def is_for_their_place(self) -> bool:
