@@ -117,8 +117,9 @@ def discard_inherited_connections(held: Iterable[object] = ()) -> None:
     _clean_pids.add(os.getpid())
     _kept_alive.extend(held)
     # First of all: nothing that is finalised from here on can reach a server by them.
-    cut_database_sockets()
-    sqlite = [*open_sqlite_descriptors()]
+    descriptors = [*open_descriptors()]
+    cut_database_sockets(descriptors)
+    sqlite = [*_sqlite_descriptors(descriptors)]
     for wrapper in (*wrappers_of_thread(), *held):
         if isinstance(wrapper, BaseDatabaseWrapper):
             wrapper.wrap_database_errors = UseRefused(wrapper)
@@ -159,9 +160,13 @@ def open_sockets() -> frozenset[str]:
 
 def open_sqlite_descriptors() -> Counter[str]:
     """Count the descriptors of each SQLite database file of the project, by alias."""
+    return _sqlite_descriptors(open_descriptors())
+
+
+def _sqlite_descriptors(descriptors: Iterable[tuple[int, str]]) -> Counter[str]:
     files = dict(_sqlite_files())
     counts: Counter[str] = Counter()
-    for number, target in open_descriptors() if files else ():
+    for number, target in descriptors if files else ():
         with suppress(OSError):
             if target.startswith("/") and (alias := files.get(_identity(os.fstat(number)))):
                 counts[alias] += 1
@@ -187,13 +192,13 @@ def _vendor(settings: dict[str, Any]) -> str:
     return vendor
 
 
-def cut_database_sockets() -> None:
-    """Replace each database socket of a forked child by a dead one.
+def cut_database_sockets(descriptors: Iterable[tuple[int, str]]) -> None:
+    """Replace each database socket among a forked child's descriptors by a dead one.
 
     Nothing that the child does with its copy then reaches the server or the parent, whose socket stays open. This
     covers connections without a Django wrapper too: those of a module, a thread or a pool.
     """
-    for number, vendor in _open_database_sockets():
+    for number, vendor in _database_sockets(descriptors):
         near, far = socket.socketpair()
         with near, far:
             if vendor == "postgresql":
@@ -201,12 +206,16 @@ def cut_database_sockets() -> None:
             os.dup2(near.fileno(), number, inheritable=False)
 
 
-def _open_database_sockets() -> list[tuple[int, str]]:
+def _database_sockets(descriptors: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    numbers = [number for number, target in descriptors if target.startswith("socket:")]
+    if not numbers:
+        return []
     # With a default time-out, `socket.socket(fileno=...)` makes the socket non-blocking, in the parent as well.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(None)
     try:
-        return [*_database_sockets(dict(_database_addresses()))]
+        addresses = dict(_database_addresses())
+        return [(number, vendor) for number in numbers if (vendor := _vendor_of_peer(_peer(number), addresses))]
     finally:
         socket.setdefaulttimeout(before)
 
@@ -217,13 +226,9 @@ def _fatal_error(message: str) -> bytes:
     return b"E" + struct.pack("!I", 4 + len(fields)) + fields
 
 
-def _database_sockets(addresses: dict[Any, str]) -> Iterator[tuple[int, str]]:
-    for number, target in open_descriptors():
-        if target.startswith("socket:") and (peer := _peer(number)):
-            by_port = addresses.get(peer[1]) if isinstance(peer, tuple) else _vendor_of_file(peer)
-            vendor = addresses.get(peer) or by_port
-            if vendor is not None:
-                yield number, vendor
+def _vendor_of_peer(peer: Any, addresses: dict[Any, str]) -> str | None:
+    by_port = addresses.get(peer[1]) if isinstance(peer, tuple) else peer and _vendor_of_file(peer)
+    return addresses.get(peer) or by_port or None
 
 
 def _peer(number: int) -> Any:

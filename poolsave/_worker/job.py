@@ -6,7 +6,6 @@ The caller builds it (`_runs.preparation`), executors pass it on and call `open`
 from __future__ import annotations
 
 import decimal
-import gc
 import os
 import secrets
 import threading
@@ -21,7 +20,7 @@ from .._db import fork_safety as _fork_safety
 from .._db.commit_status import commit_status
 from .._db.inspection import check_has_slots, room_for_workers
 from .._environment.django_setup import DjangoEnvironment
-from .._environment.random_generators import find_generators, is_seeded, reseed_generators
+from .._environment.random_generators import find_before_fork, is_seeded, reseed_generators
 from .._pickling.code import CodeVersion
 from .._pickling.values import Pickled, check_in_script, from_wire, pickle_function
 from .._runtime.redacted import dumps
@@ -162,7 +161,7 @@ class WorkerJob:
             _fork_safety.close_sqlite_files()
         if threading.active_count() > 1:
             self.pinned = _fork_safety.pin_connections()
-        self.generators = None if gc.get_freeze_count() else find_generators()
+        self.generators = find_before_fork()
 
     @property
     def preload(self) -> bytes:

@@ -1,10 +1,12 @@
 """Generators of random numbers that a worker process has from its parent, or from their module, give other numbers in
 each of them."""
 
+import gc
 import random
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
 
@@ -88,6 +90,49 @@ def test_search_finds_what_came_as_something_else_went(monkeypatch, gone):
     references -= sys.getrefcount(random.Random)
     assert references == 0  # so that they tell nothing
     assert {id(kept), id(came)} <= {*map(id, find_generators())}
+
+
+@pytest.fixture
+def unfrozen():
+    """As in a usual process: tests/conftest.py has frozen all objects."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+AGES = {
+    "new": lambda: None,
+    "collected once": lambda: gc.collect(0),
+    "old": gc.collect,
+    "frozen for a while": lambda: (gc.freeze(), gc.unfreeze()),
+}
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("make", [random.Random, Dice, numpy.random.RandomState, numpy.random.PCG64])
+def test_search_finds_what_came_after_the_last_one(unfrozen, make, age):
+    before = make(1)
+    random_generators.find_before_fork()
+    came = make(2)
+    AGES[age]()
+    assert {id(before), id(came)} <= {*map(id, random_generators.find_before_fork())}
+
+
+def test_search_after_a_search_looks_at_young_objects_only(monkeypatch, unfrozen):
+    gc.collect()
+    random_generators.find_before_fork()
+    monkeypatch.setattr(random_generators, "find_generators", None)
+    came = random.Random(1)
+    assert id(came) in map(id, random_generators.find_before_fork())
+
+
+@pytest.mark.parametrize("searches", [1, 2])
+def test_search_keeps_no_generator_alive(unfrozen, searches):
+    kept = weakref.ref(generator := Dice(1))
+    for _ in range(searches):
+        random_generators.find_before_fork()
+    del generator
+    assert kept() is None
 
 
 SCRIPT = """

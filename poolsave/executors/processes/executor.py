@@ -94,7 +94,9 @@ class ProcessExecutor:
 
     def method_for(self, job: Job) -> str:
         """The start method that would be used now."""
-        return choose_start_method(self._start_method, fork_is_possible=job.fork_is_possible)
+        if self._start_method is not None:
+            return choose_start_method(self._start_method)
+        return choose_start_method(None, fork_is_possible=job.fork_is_possible)
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._method = self.method_for(job)
