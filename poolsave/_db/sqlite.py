@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -46,6 +46,7 @@ class SqliteGuard(TransactionGuard):
         super().__init__(connection)
         self._is_set = False
         self._is_workers = isinstance(self.raw, GuardedConnection)
+        self._changes = self.raw.total_changes
         self._written: object = None
         """What the driver says of this connection's writes at the moment when the transaction was rolled back."""
 
@@ -58,8 +59,14 @@ class SqliteGuard(TransactionGuard):
 
     def set_savepoint(self) -> None:
         """Set the savepoint, right after the transaction has begun."""
+        self._note_changes_before()
         self._execute(f"SAVEPOINT poolsave_{id(self)}")
         self._is_set = True
+
+    def _note_changes_before(self) -> None:
+        """Note what a cursor that the connection has not made has changed before BEGIN: it is committed already."""
+        if self.raw.total_changes != self._changes:
+            self.ended = True
 
     def _execute(self, statement: str) -> Any:
         return sqlite3.Connection.cursor(self.raw).execute(statement)  # bypasses the guards
@@ -69,6 +76,9 @@ class SqliteGuard(TransactionGuard):
             self.connection.execute_wrappers.remove(self._around_statement)
         else:
             # If the function has sent nothing, a BEGIN would take the write lock for an empty COMMIT.
+            if self.raw.pending_begin is not None:
+                with suppress(sqlite3.ProgrammingError):  # the function has closed the driver's connection
+                    self._note_changes_before()
             self.raw.pending_begin = None
         if self._is_set and not self.was_replaced() and not self.connection.closed_in_transaction:
             self._release()

@@ -36,9 +36,13 @@ _ENDS = r"(?:ABORT|COMMIT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSAC
 _END = r"END\s*(?:WORK|TRANSACTION|AND|;|$)"
 _FIRST = re.compile(f"{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
 _LATER = re.compile(f";{_COMMENTS}(?:{_ENDS}|{_END})", _FLAGS)
-_NO_STATEMENT = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL)
-_HAS_BODY = re.compile(rf"{_COMMENTS}(?:CREATE|DO|BEGIN)\b", _FLAGS)
-"""Statements with a body, whose statements run later or in a block of their own."""
+_NO_STATEMENT = re.compile(
+    r"\b[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/", re.DOTALL
+)
+_INNERMOST_COMMENT = re.compile(r"/\*(?:(?!/\*).)*?\*/", re.DOTALL)
+_HAS_BODY = re.compile(rf"{_COMMENTS}(?:CREATE\b[^;]*\bBEGIN|BEGIN\s+NOT)\b", _FLAGS)
+"""Statements with a body, whose statements run later or in a block of their own. PostgreSQL's `DO` has it in a string.
+"""
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _HARMLESS = frozenset("DdFfIiSsUuVvWw")
 """First letters of the most frequent statements; no statement that ends a transaction begins with one."""
@@ -73,15 +77,28 @@ def statement_text(statement: Any) -> str:
 def ends_transaction(text: str, *, escapes: bool = False) -> bool:
     """Whether a statement in the text ends the open transaction. With `escapes`, strings may contain backslash escapes,
     as in MySQL and MariaDB."""
-    if text[:1] not in _HARMLESS and _FIRST.match(text):
-        return True
-    if ";" not in text or not _LATER.search(text):
+    if text[:1] in _HARMLESS and ";" not in text:
         return False
-    if _HAS_BODY.match(text):
+    if text.count("/*") > 1 and not escapes and _ends_transaction(_without_comments(text)):
+        return True  # PostgreSQL reads comments inside of comments, which the patterns below do not
+    return _ends_transaction(text, escapes=escapes)
+
+
+def _without_comments(text: str) -> str:
+    while (shorter := _INNERMOST_COMMENT.sub(" ", text)) != text:
+        text = shorter
+    return text
+
+
+def _ends_transaction(text: str, *, escapes: bool = False) -> bool:
+    if _FIRST.match(text):
+        return True
+    if not _LATER.search(text):
         return False
     if escapes:
         text = _ESCAPED.sub("", text)
-    return bool(_LATER.search(_NO_STATEMENT.sub(" ", text)))
+    text = _NO_STATEMENT.sub(" ", text)
+    return bool(_LATER.search(text)) and not _HAS_BODY.match(text)
 
 
 def guard_of(raw: Any) -> TransactionGuard | None:

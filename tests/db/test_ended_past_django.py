@@ -246,6 +246,23 @@ def test_a_worker_on_sqlite_begins_with_the_driver_s_statement(mode):
     assert set(Person.objects.values_list("name", flat=True)) == {"a", "c"}
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_row_that_came_before_begin_on_sqlite_is_lost(follows):
+    import sqlite3
+
+    @pooled_operation(executor="thread", workers=1, databases=("default",), progress=False)
+    def save(name):
+        connections["default"].ensure_connection()
+        sqlite3.Cursor(connections["default"].connection).execute("INSERT INTO tests_person (name) VALUES ('cursor')")
+        if follows:
+            Person.objects.create(name=name)
+        raise ValueError(name)
+
+    (failure,) = save.map(["name"]).failures
+    assert failure.status is Status.LOST
+    assert [person.name for person in Person.objects.all()] == ["cursor"]
+
+
 def commit_unseen(raw):
     """By a cursor that the connection was not asked for, in one text, so that its status is the same afterwards."""
     if is_psycopg3:

@@ -17,6 +17,12 @@ ENDS = [
     "-- why\n/* not */ COMMIT",
     "SELECT 1; COMMIT",
     "INSERT INTO t VALUES ('a;b'); /* now */ commit; BEGIN",
+    "/* why /* not */ so */ COMMIT; BEGIN",
+    "SELECT '/*'; COMMIT; SELECT '*/'",
+    "SELECT E'it\\'s'; COMMIT; SELECT 'it''s'",
+    "BEGIN; SELECT 1; COMMIT; BEGIN",
+    "CREATE TEMPORARY TABLE t (a int); COMMIT; BEGIN",
+    "DO $$ BEGIN PERFORM 1; END $$; COMMIT; BEGIN",
 ]
 OTHERS = [
     "SELECT 1",
@@ -28,8 +34,10 @@ OTHERS = [
     "INSERT INTO t VALUES ('it''s; COMMIT')",
     'SELECT "; COMMIT"',
     "SELECT 1 -- ; COMMIT",
+    "SELECT E'it\\'s; COMMIT'",
     "DO $$ BEGIN PERFORM 1; END $$",
     "CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END",
     "BEGIN NOT ATOMIC SELECT 1 INTO @one; END",
     "ENDPOINT",
     "COMMENT ON TABLE t IS 'x'",
