@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 
-import psutil
 import pytest
 from django.contrib.contenttypes.management import create_contenttypes
 from django.db import connections
@@ -25,7 +24,7 @@ from tests import BATCHES_WRITES
 from tests.support import batched, dask_cluster, mariadb, postgres, selection
 from tests.support.flushing import empty_filled_tables
 from tests.support.pools import EXECUTORS, START_METHODS
-from tests.support.processes import descendants
+from tests.support.processes import command_of, descendants
 
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "loky.backend.resource_tracker")
 """Processes that Python and loky keep for themselves until the interpreter ends."""
@@ -197,17 +196,20 @@ def django_db_setup(django_db_setup):
 def _nothing_is_left_behind(request):
     connections.close_all()
     before = _belongings()
+    modules = len(sys.modules)
     yield
     connections.close_all()
     gc.collect()
+    if len(sys.modules) > modules:  # they stay, and to look at Dask's takes longer than most tests
+        gc.freeze()
     wait_until(lambda: not _left(before), lambda: f"left behind: {_left(before)}")
 
 
 def _belongings():
     sessions = _sessions()  # first, since the first look opens a connection of its own
     kept, _files = dask_cluster.belongings()
-    kept = kept.union(*(server.belongings()[0] for server in mariadb.StoppableServer.started))
-    children = {pid: _told(pid) for pid in descendants() if pid not in kept}
+    kept |= {server.belongings()[0] for server in mariadb.StoppableServer.started}
+    children = {pid: command_of(pid) for pid in descendants(kept)}
     return {
         "processes": {pid: told for pid, told in children.items() if not any(name in told for name in HELPERS)},
         "threads": {thread.ident: thread.name for thread in threading.enumerate()},
@@ -238,13 +240,6 @@ def _files_of_helpers():
         *(server.belongings()[1] for server in mariadb.StoppableServer.started),
         *(watcher.fileno() for watcher in _watchers.values()),  # a server may have been started by the test
     }
-
-
-def _told(pid):
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _target(fd):

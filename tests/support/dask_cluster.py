@@ -13,8 +13,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 QUIET = {
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "5s",
@@ -57,12 +55,9 @@ def _end():
 
 
 def belongings():
-    """Process ids and descriptors that belong to these clusters, and are no leaks."""
-    pids, fds = set(), set()
-    for process in _started:
-        fds |= {process.stdin.fileno(), process.stdout.fileno()}
-        pids |= {process.pid} | {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-    return pids, fds
+    """Processes, and the descriptors by which they are spoken to, that these clusters keep, and are no leaks."""
+    fds = {pipe.fileno() for process in _started for pipe in (process.stdin, process.stdout)}
+    return {process.pid for process in _started}, fds
 
 
 _true = {}

@@ -1,5 +1,7 @@
 """Empties the tables in which a test has left rows: Django empties all, which takes longer than most tests."""
 
+from functools import cache
+
 from django.core.management.sql import emit_post_migrate_signal
 from django.db import connections, transaction
 
@@ -14,22 +16,30 @@ UNCHECKED = {
 def empty_filled_tables(case):
     """Stands in for `TransactionTestCase._fixture_teardown`."""
     for alias in case._databases_names(include_mirrors=False):
-        connection = connections[alias]
-        tables = _filled_tables(connection)
-        if tables:
-            _delete_from(connection, tables)
+        if tables := _filled_tables(alias):
+            _delete_from(connections[alias], tables)
             emit_post_migrate_signal(verbosity=0, interactive=False, db=alias)  # as after Django's own flush
 
 
-def _filled_tables(connection):
+def _filled_tables(alias):
+    tables, question = _look_at_all(alias)
+    with connections[alias].cursor() as cursor:
+        cursor.execute(question)
+        return [tables[number] for (number,) in cursor.fetchall()]
+
+
+@cache
+def _look_at_all(alias):
+    """The tables of the models, and what asks which of them have rows.
+
+    They are the same after each test, also after those that migrate, and to find them takes longer than to ask.
+    """
+    connection = connections[alias]
     tables = connection.introspection.django_table_names(only_existing=True, include_views=False)
-    question = " UNION ALL ".join(
+    return tables, " UNION ALL ".join(
         f"SELECT {number} WHERE EXISTS (SELECT 1 FROM {connection.ops.quote_name(table)})"
         for number, table in enumerate(tables)
     )
-    with connection.cursor() as cursor:
-        cursor.execute(question)
-        return [tables[number] for (number,) in cursor.fetchall()]
 
 
 def _delete_from(connection, tables):

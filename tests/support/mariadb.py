@@ -203,9 +203,8 @@ class StoppableServer:
         self.started.append(self)
 
     def belongings(self):
-        """Its processes, and the descriptor by which they know that this process is there."""
-        keeper = psutil.Process(self._keeper.pid)
-        return {keeper.pid, *(child.pid for child in keeper.children())}, self._keeper.stdin.fileno()
+        """The process that keeps it, and the descriptor by which that one knows that this process is there."""
+        return self._keeper.pid, self._keeper.stdin.fileno()
 
     def stop(self, signum=signal.SIGTERM):
         """End it: with SIGKILL as a crash does, else as an administrator does."""
