@@ -72,11 +72,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
     if BATCHES_WRITES:
         batched.leave_others_out(config, items)
     selection.mark_exhaustive(items)
+    yield
+    selection.put_together(items)
 
 
 def pytest_configure(config):

@@ -18,7 +18,8 @@ import pytest
 from poolsave import Run, executors
 from poolsave.ledger.models import Run as LedgerRun
 from tests.support import dask_cluster
-from tests.support.durable import counts, entries, ledger, make_things, visited
+from tests.support.durable import counts, counts_unless_killed, entries, ledger, make_things, visited
+from tests.support.pools import dask_pool
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 ALIAS, NAME, WORKERS = "postgres", "far", 2
@@ -139,3 +140,16 @@ def test_killed_workers_and_scheduler_cost_nothing_but_time():
 @pytest.mark.parametrize("transaction", ["object", "chunk"])
 def test_hundreds_of_killed_workers_and_twenty_schedulers(transaction):
     run_to_the_end(transaction, rows=200_000, chunksize=20, schedulers=20, workers_each=24, every=350)
+
+
+@pytest.mark.parametrize("transaction", ["chunk", "object"])
+def test_worker_that_dies_on_dask_costs_only_time(transaction, tmp_path):
+    rows = make_things("postgres", 30)
+    with dask_pool(2, 1) as options:
+        operation = counts_unless_killed.using(**options, databases=("postgres",), transaction=transaction, chunksize=6)
+        report = operation.bind(folder=str(tmp_path), deadly=(9,)).map(rows, run="on-dask")
+    assert (report.succeeded, report.lost, report.run.status) == (30, 0, "finished")
+    assert (tmp_path / "9").exists()
+    assert visited("postgres") == dict.fromkeys(range(1, 31), 1)
+    assert entries("postgres") == [*range(1, 31)]
+    assert ledger("postgres", "on-dask")[1] == [("", "30", 30, 0, 0)]

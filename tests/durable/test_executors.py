@@ -10,22 +10,8 @@ from django.db.migrations.state import ProjectState
 from poolsave import InsideTransaction, Run
 from poolsave.migrations import RunPooled
 from tests.support.durable import counts_unless_killed, entries, ledger, make_things, visited
-from tests.support.pools import dask_pool
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
-
-
-@pytest.mark.parametrize("transaction", ["chunk", "object"])
-def test_worker_that_dies_on_dask_costs_only_time(transaction, tmp_path):
-    rows = make_things("postgres", 30)
-    with dask_pool(2, 1) as options:
-        operation = counts_unless_killed.using(**options, databases=("postgres",), transaction=transaction, chunksize=6)
-        report = operation.bind(folder=str(tmp_path), deadly=(9,)).map(rows, run="on-dask")
-    assert (report.succeeded, report.lost, report.run.status) == (30, 0, "finished")
-    assert (tmp_path / "9").exists()
-    assert visited("postgres") == dict.fromkeys(range(1, 31), 1)
-    assert entries("postgres") == [*range(1, 31)]
-    assert ledger("postgres", "on-dask")[1] == [("", "30", 30, 0, 0)]
 
 
 def test_pool_of_somebody_else_that_breaks_pauses_the_run(tmp_path):

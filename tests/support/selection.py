@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from tests.support.pools import EXECUTORS
 
+STARTERS = {"address", "private_server", "stoppable_mariadb"}, {"test_dask.py", "test_unreachable_databases.py"}
+"""Fixtures, and files of tests, that start a cluster of Dask's or a server besides those that all tests need."""
 FRESH = {"process-pool", "ProcessPoolExecutor", "loky", "dask-threads"}
 """Executors that start fresh interpreters for every test, and a second cluster of Dask's."""
 OWN = {"serial", "thread", "fork", "forkserver"}
@@ -51,6 +53,16 @@ def mark_exhaustive(items):
         for item in group:
             if item not in chosen:
                 item.add_marker(pytest.mark.exhaustive)
+
+
+def put_together(items):
+    """Put those first that start more servers, and so into one of pytest-xdist's workers, or each starts its own."""
+    items.sort(key=lambda item: not starts_servers(item))
+
+
+def starts_servers(item):
+    fixtures, files = STARTERS
+    return not fixtures.isdisjoint(item.fixturenames) or item.path.name in files or "dask" in parameters(item).values()
 
 
 def is_left_out(item):
