@@ -5,11 +5,14 @@ import importlib
 import sys
 
 import pytest
+from django.db.migrations.loader import MigrationLoader
 
 from poolsave import InvalidOperation, concurrent_saves, pooled_operation
 from poolsave._pickling.code import CodeVersion
 from poolsave.executors.processes import start_methods
 from tests.executors.test_fork_server import server  # noqa: F401  a fixture
+from tests.history import migrations as history_migrations
+from tests.support import operations
 
 SOURCE = """
 from poolsave import pooled_operation
@@ -43,6 +46,18 @@ def test_a_reloaded_module_is_not_the_fork_servers(write, server, monkeypatch): 
     after = module.answers.using(start_method="forkserver").map([1])
     pool = module.answers.using(executor="process-pool", start_method="forkserver").map([1])
     assert (before.values, after.values, pool.values) == (["old"], ["new code"], ["new code"])
+
+
+def test_module_reloaded_from_its_file_is_the_fork_servers(server, monkeypatch):  # noqa: F811
+    """As Django's `migrate` reloads each package of migrations: a fresh interpreter would know nothing else."""
+    monkeypatch.setattr(start_methods, "_specs_at_start", {})
+    MigrationLoader(None)
+    operation = operations.parent_of_worker.using(start_method="forkserver", workers=1)
+    before = operation.map([1])
+    spec = history_migrations.__spec__
+    MigrationLoader(None)
+    assert history_migrations.__spec__ is not spec
+    assert operation.map([1]).values == before.values == [server._forkserver_pid]
 
 
 def test_a_changed_file_is_refused_until_it_is_reloaded(write):

@@ -46,6 +46,11 @@ def process_and_thread(_item):
 
 
 @pure
+def parent_of_worker(_item):
+    return os.getppid()
+
+
+@pure
 def language_and_zone(_item):
     return translation.get_language(), str(timezone.get_current_timezone())
 

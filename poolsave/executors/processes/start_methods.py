@@ -125,16 +125,25 @@ def native_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-_specs_at_start: dict[str, Any] = {}
-"""The specifications of the caller's modules when the fork server was started, by module name."""
+_File = tuple[str, int, int]
+"""The path of a module's file, its time of change in nanoseconds, and its size in bytes."""
+_specs_at_start: dict[str, tuple[Any, _File | None]] = {}
+"""The specifications of the caller's modules when the fork server was started, and their files, by module name."""
 
 
 def _has_outdated_modules() -> bool:
+    """Whether a module is another one than when the fork server was started.
+
+    One that was reloaded from the same file is none: Django's `migrate` reloads each package of migrations.
+    """
     server: Any = forkserver._forkserver
     if server._forkserver_pid is None or not _specs_at_start:
         return False
     now = _specs()
-    return any(now.get(name, spec) is not spec for name, spec in _specs_at_start.items())
+    return any(
+        (spec := now.get(name, before)) is not before and (file is None or _file_of(spec) != file)
+        for name, (before, file) in _specs_at_start.items()
+    )
 
 
 def _specs() -> dict[str, Any]:
@@ -145,6 +154,18 @@ def _specs() -> dict[str, Any]:
         for name, module in list(sys.modules.items())
         if issubclass(type(module), ModuleType)
     }
+
+
+def _file_of(spec: Any) -> _File | None:
+    """The file of a module as it is now. None if there is none."""
+    path = getattr(spec, "origin", None)
+    if not isinstance(path, str):
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return path, found.st_mtime_ns, found.st_size
 
 
 def ensure_forkserver(preload: bytes) -> str | None:
@@ -171,7 +192,7 @@ def _ensure_forkserver(preload: bytes) -> str | None:
         if server._forkserver_pid == old_pid:
             return None
         _specs_at_start.clear()
-        _specs_at_start.update(_specs())
+        _specs_at_start.update({name: (spec, _file_of(spec)) for name, spec in _specs().items()})
         request = dumps((os.environ.get("PYTHONPATH"), sys.path, sys.argv, preload))
         reason = channel.exchange(request, server._forkserver_pid)
     if reason:
