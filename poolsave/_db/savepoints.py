@@ -58,8 +58,8 @@ class Savepoints:
             self._transactions.add_transient_cause(error)
             exit_blocks(blocks, error)
             raise
-        for block in reversed(blocks):
-            block.__exit__(None, None, None)
+        for each, block in zip(reversed(self._each), reversed(blocks), strict=True):
+            each.end(block)
         return value
 
     def release(self) -> None:
@@ -107,6 +107,10 @@ class ConnectionSavepoints:
         finally:
             self._is_beginning = False
         return block
+
+    def end(self, block: FunctionBlock) -> None:
+        """End an object that has succeeded."""
+        block.__exit__(None, None, None)
 
     def _on_set(self, name: str) -> None:
         if not self._is_beginning:

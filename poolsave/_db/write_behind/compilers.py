@@ -1,12 +1,7 @@
-"""Django's compilers of one connection, and `Model.save()`, made to ask the buffer before an INSERT or UPDATE is sent.
-
-`save()` reaches its compiler by a manager, a queryset and a query, made anew for each row. That takes more time than to
-buffer the row. So two methods of `Model` through which it goes ask the buffer first, if all of these are Django's own.
-"""
+"""Django's compilers of one connection, made to ask the buffer before an INSERT or UPDATE is sent."""
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from functools import cache
@@ -14,13 +9,12 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from django.db import connections, models
-from django.db.models.sql import InsertQuery
 from django.db.models.sql import compiler as django_compilers
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
+from . import shortcuts
 from .buffer import WriteBuffer
-from .inserts import InsertKind, kind_of
+from .inserts import kind_of
 from .updates import key_of, sets_values_by_key
 
 NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
@@ -34,9 +28,7 @@ class Compilers:
         self._ops, self._buffer = connection.ops, buffer
         self._ordinary = connection.ops.compiler
         self._ops.compiler = self._compiler
-        _buffers[id(self._ops)] = buffer
-        if _saves_are_djangos_own():
-            _replace(ORDINARY, SHORT)
+        shortcuts.open_for(self._ops, buffer)
 
     def _compiler(self, name: str) -> Any:
         ordinary = self._ordinary(name)
@@ -54,9 +46,7 @@ class Compilers:
     def close(self) -> None:
         """Put Django's back."""
         del self._ops.compiler
-        del _buffers[id(self._ops)]
-        if not _buffers:
-            _replace(SHORT, ORDINARY)
+        shortcuts.close_for(self._ops)
 
 
 def are_djangos_own(connection: Any) -> bool:
@@ -140,62 +130,3 @@ BUFFERING = {
     "SQLCompiler": _buffering_select,
 }
 """How a compiler of Django's is made one that asks the buffer first."""
-
-
-_buffers: dict[int, WriteBuffer] = {}
-"""Those in use, by the id of their connection's `ops`."""
-
-
-def _do_insert(instance: Any, manager: Any, using: str, *arguments: Any) -> Any:
-    fields, returning_fields, raw = arguments
-    buffer = _buffers.get(id(connections[using].ops))
-    if buffer is None or raw or type(manager) is not models.Manager:
-        return ORDINARY["_do_insert"](instance, manager, using, *arguments)
-    pre_saved: list[Any] = []
-    rows = buffer.hold_insert(InsertKind(manager.model, fields, [*returning_fields]), [instance], pre_saved)
-    if rows is not None:
-        return rows
-    query = InsertQuery(manager.model)
-    query.insert_values(fields, [instance])
-    return query.get_compiler(using).send(returning_fields, pre_saved)
-
-
-def _do_update(instance: Any, base_qs: Any, using: str, *arguments: Any) -> Any:
-    key, values, _update_fields, _forced_update, *returning = arguments  # Django 6 has `returning_fields`
-    if values and not any(returning) and _is_of_all_rows(base_qs):
-        buffer = _buffers.get(id(connections[using].ops))
-        if buffer is not None and buffer.hold_update(base_qs.model, key, values, as_is=True):
-            return [()] if returning else True
-    return ORDINARY["_do_update"](instance, base_qs, using, *arguments)
-
-
-def _is_of_all_rows(queryset: Any) -> bool:
-    return type(queryset) is models.QuerySet and type(queryset.model._base_manager) is models.Manager
-
-
-SHORT = {"_do_insert": _do_insert, "_do_update": _do_update}
-"""What stands in for methods of `Model` while there is a buffer."""
-ORDINARY = {name: getattr(models.Model, name) for name in SHORT}
-DJANGOS_WAY = {
-    models.Model: ("save_base", "_save_table", *SHORT),
-    models.QuerySet: ("_insert", "_update", "filter"),
-    models.Manager: ("get_queryset",),
-}
-"""The methods between `save()` and a compiler."""
-
-
-def _saves_are_djangos_own() -> bool:
-    """Whether no third party has patched what the replacements leave out, and they are not there yet."""
-    return all(_is_djangos_own(owner, name) for owner, names in DJANGOS_WAY.items() for name in names)
-
-
-def _is_djangos_own(owner: Any, name: str) -> bool:
-    code = getattr(getattr(owner, name), "__code__", None)
-    return code is not None and code.co_filename == sys.modules[owner.__module__].__file__
-
-
-def _replace(there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    # Other threads may come in between: then a chunk goes the longer way.
-    if all(getattr(models.Model, name) is method for name, method in there.items()):
-        for name, method in wanted.items():
-            setattr(models.Model, name, method)

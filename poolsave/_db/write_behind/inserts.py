@@ -15,7 +15,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import InsertQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged, row_as_sql
+from .fields import Row, RowReader, row_as_sql
 
 MAX_OBJECTS = 100
 """Objects of one INSERT that is buffered; larger ones gain nothing from it."""
@@ -57,8 +57,7 @@ class InsertPlan:
         self.kind = kind._replace(fields=fields)
         self._connection = connection
         compiler = InsertQuery(kind.model).get_compiler(connection=connection)
-        readers = [FieldReader(field, connection, compiler) for field in fields]
-        self._readers = [(reader.pre_save, reader.unchanged, reader.prepared) for reader in readers]
+        self._reader = RowReader(fields, connection, compiler)
         self.table: str = meta.db_table
         self.ignores_conflicts = kind.on_conflict is not None
         self.sequence: str | None = None
@@ -84,14 +83,9 @@ class InsertPlan:
         """
         rows = []
         for instance in instances:
-            row: Row = []
-            for pre_save, unchanged, prepared in self._readers:
-                pre_saved.append(value := pre_save(instance, True))
-                if not is_sent_unchanged(value, unchanged):
-                    value = prepared(value)
-                    if value is CANNOT_WAIT:
-                        return None
-                row.append(value)
+            row = self._reader.row(instance, pre_saved)
+            if row is None:
+                return None
             rows.append(row)
         if self.sequence is not None:
             for row in rows:

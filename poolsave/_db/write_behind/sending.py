@@ -8,7 +8,7 @@ are left out, too. If some of these have been sent by then, all are sent once mo
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -84,17 +84,19 @@ def _statements(log: Sequence[Entry]) -> list[str]:
 def _grouped(log: Sequence[Entry]) -> list[tuple[InsertPlan | UpdatePlan, list[Entry]]]:
     """Group the rows by statements, in an order that gives what the single ones would: the changes of rows that have to
     be there already, then new rows, then their changes. The first change of each row comes before the second."""
-    groups: dict[tuple[int, int, InsertPlan | UpdatePlan], list[Entry]] = {}
+    changed = {plan.table for plan, _row, _number in log if isinstance(plan, UpdatePlan)}
+    groups: dict[tuple[int, int, InsertPlan | UpdatePlan], list[Entry]] = defaultdict(list)
     new: set[tuple[str, str | None, Any]] = set()
     changes = Counter[tuple[str, str | None, Any]]()
     for entry in log:
         plan, row, _number = entry
-        identity = plan.identity(row)
         step, change = 1, 0
-        if isinstance(plan, UpdatePlan):
-            changes[identity] += 1
-            step, change = 2 if identity in new else 0, changes[identity]
-        else:
-            new.add(identity)
-        groups.setdefault((step, change, plan), []).append(entry)
+        if plan.table in changed:
+            identity = plan.identity(row)
+            if isinstance(plan, UpdatePlan):
+                changes[identity] += 1
+                step, change = 2 if identity in new else 0, changes[identity]
+            else:
+                new.add(identity)
+        groups[step, change, plan].append(entry)
     return [(plan, rows) for (*_step, plan), rows in sorted(groups.items(), key=lambda group: group[0][:2])]

@@ -18,7 +18,7 @@ from django.db.models.lookups import Exact
 from django.db.models.sql import UpdateQuery
 
 from .catalog import Catalog
-from .fields import CANNOT_WAIT, FieldReader, Row, is_sent_unchanged, row_as_sql
+from .fields import Row, RowReader, is_sent_unchanged, row_as_sql, unchanged_types
 
 COUNT_IS_WRONG = "22012"
 """The SQLSTATE of a division by zero, by which a statement fails that has not changed all its rows."""
@@ -34,7 +34,8 @@ class UpdatePlan:
         compiler = UpdateQuery(model).get_compiler(connection=connection)
         self._connection = connection
         self.table, self.fields = table, list(fields)
-        self._readers = [FieldReader(field, connection, compiler) for field in (key, *fields)]
+        self._reader = RowReader((key, *fields), connection, compiler)
+        self._key_types = unchanged_types(key)
         self._names = [field.column for field in (key, *fields)]
         self.key: str = key.column
         self.known_columns = {self.key: 0}
@@ -50,18 +51,15 @@ class UpdatePlan:
 
     def row(self, key: Any, values: Sequence[Any]) -> Row | None:
         """Make the row, or give None if one of the values cannot wait."""
-        row: Row = []
-        for reader, value in zip(self._readers, (key, *values), strict=True):
-            sent = value if is_sent_unchanged(value, reader.unchanged) else reader.prepared(value)
-            if sent is CANNOT_WAIT:
-                return None
-            row.append(sent)
+        row: Row = [key, *values]
+        if not self._reader.prepare(row):
+            return None
         # Changes of one row are told by its key, whose equality has to be the server's.
         return row if type(row[0]) is self._key_type else None
 
     def takes_key(self, key: Any) -> bool:
         """Whether Django, asked for the row with this key, asks the server for just this value."""
-        return type(key) is self._key_type and is_sent_unchanged(key, self._readers[0].unchanged)
+        return type(key) is self._key_type and is_sent_unchanged(key, self._key_types)
 
     def identity(self, row: Row) -> tuple[str, str | None, Any]:
         """Give the table, column and value by which the row is found."""

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from threading import get_ident
 from typing import Any, TypeVar
 
 from ..savepoints import ConnectionSavepoints, Savepoints
 from ..transaction_guard import TransactionGuard
-from ..transactions import OpenTransactions
+from ..transactions import FunctionBlock, OpenTransactions
 from .buffer import Source, WriteBuffer
 from .catalog import read_settings
 from .channel import Channel
 from .compilers import Compilers, are_djangos_own
 from .pacing import Batching, Pacing
+from .shortcuts import blocks_are_djangos_own
 
 R = TypeVar("R")
 
@@ -157,7 +159,10 @@ class BufferedSavepoints(Savepoints):
     @property
     def undone(self) -> bool:  # type: ignore[override]  # read only
         """Whether the transactions have to be rolled back, and the chunk has to be run in the ordinary way."""
-        return self.reason is not None
+        for buffer in self.buffers:  # noqa: SIM110  read after each object, and faster than any()
+            if buffer.undone is not None:
+                return True
+        return False
 
     @property
     def reason(self) -> str | None:
@@ -217,7 +222,42 @@ class _BufferedConnection(ConnectionSavepoints):
         self._compilers = Compilers(self._connection, buffer)
         self._chunked_cursor = self._connection.chunked_cursor
         self._connection.chunked_cursor = self._watched_cursor
+        self._block = FunctionBlock(self._connection.alias, True, False)
+        self._thread = str(get_ident()).replace("-", "")
+        self._is_short = blocks_are_djangos_own()
         guard.buffer = buffer
+
+    def begin(self) -> FunctionBlock:
+        """Begin an object. If its savepoint is not sent, all that `atomic()` would do is done here, in less time."""
+        if not self._is_short or self._buffer.is_direct or self._buffer.runs_again:
+            return super().begin()
+        connection = self._connection
+        connection.validate_no_broken_transaction()
+        connection.savepoint_state += 1
+        self._own = f"s{self._thread}_x{connection.savepoint_state}"
+        connection.savepoint_ids.append(self._own)
+        connection.atomic_blocks.append(self._block)
+        self._marks.append((self._own, len(self._buffer), self._buffer.sent))
+        return self._block
+
+    def end(self, block: FunctionBlock) -> None:
+        """End an object that has succeeded, likewise."""
+        if block is self._block and self._is_innermost():
+            self._connection.atomic_blocks.pop()
+            self._connection.savepoint_ids.pop()
+            self._marks.pop()
+        else:
+            super().end(block)
+
+    def _is_innermost(self) -> bool:
+        connection = self._connection
+        return (
+            connection.atomic_blocks[-1:] == [self._block]
+            and connection.savepoint_ids[-1:] == [self._own]
+            and len(self._marks) == 1
+            and not connection.needs_rollback
+            and not connection.closed_in_transaction
+        )
 
     def _watched_cursor(self) -> Any:
         # On psycopg 3 Django makes a cursor on the server by its class, past the connection.
