@@ -22,6 +22,13 @@ OPTIONS = {"workers": 1, "transaction": None, "progress": False, "start_method":
 SAMPLES = 8
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Garbage is collected a thousand times here, which takes long if it is among all that earlier tests have left."""
+    gc.collect()
+    gc.freeze()
+
+
 class LineCounter:
     """Counts lines of poolsave's in this thread while it is entered, and raises SIGINT at one of them."""
 
