@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tests.benchmarks import contenders, dispatching, saving, workloads
+from tests.benchmarks import batching, contenders, dispatching, saving, workloads
 from tests.benchmarks.parts import ours, peer
 
 PARTS = {
@@ -11,12 +11,16 @@ PARTS = {
     "single_no_ops": dispatching.single_no_ops,
     "users_postgres": partial(saving.users, "postgres"),
     "users_far": saving.users_far,
+    "audited_postgres": partial(batching.audited, "postgres"),
+    "audited_far": partial(batching.audited, "far"),
+    "taken": batching.taken,
     "users_sqlite": partial(saving.users, "sqlite"),
     "users_sqlite_default": partial(saving.users, "sqlite_default"),
     "hashing": saving.hashing,
     "waiting": saving.waiting,
     "waiting_one_row": saving.waiting_one_row,
     "table": saving.table,
+    "table_far": batching.table_far,
     "whole_table": saving.whole_table,
     "memory": dispatching.memory,
     "start_up": dispatching.start_up,

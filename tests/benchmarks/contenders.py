@@ -9,8 +9,9 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+from contextlib import suppress
 
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from tqdm import tqdm
 
 from poolsave import InvalidOption, pooled_operation
@@ -32,6 +33,12 @@ def installed(name):
 def plain_loop(function, objects):
     for one in objects:
         function(one)
+
+
+def loop_past_errors(function, objects):
+    for one in objects:
+        with suppress(IntegrityError), transaction.atomic():
+            function(one)
 
 
 def loop_with_transactions(function, objects):
@@ -129,6 +136,10 @@ class InOneTransaction:
 
 def with_poolsave(function, objects, **options):
     operation(function, **options).map(objects).raise_if_failed()
+
+
+def with_failures(function, objects, **options):
+    operation(function, **options).map(objects)
 
 
 def operation(function, **options):

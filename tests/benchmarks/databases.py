@@ -13,7 +13,10 @@ from tests.support import postgres
 
 HALF_TRIP = 0.0005
 """Seconds that the server of the kind "far" is away, in each direction."""
-TABLES = ["auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"]
+TABLES = [
+    *("auth_user_groups", "benchmarks_profile", "benchmarks_note", "benchmarks_product", "auth_user"),
+    *("benchmarks_auditrow", "benchmarks_entry"),
+]
 
 
 def choose(kind):

@@ -1,4 +1,4 @@
-"""A row that a receiver writes for each user, and a table to be updated."""
+"""Rows that receivers write for users and entries, and a table to be updated."""
 
 from django.contrib.auth.models import User
 from django.db import models
@@ -18,6 +18,22 @@ class Product(models.Model):
 
 class Note(models.Model):
     text = models.CharField(max_length=200)
+
+
+class Entry(models.Model):
+    code = models.CharField(max_length=40, unique=True)
+    amount = models.IntegerField(default=0)
+
+
+class AuditRow(models.Model):
+    entry = models.ForeignKey(Entry, on_delete=models.CASCADE)
+    text = models.CharField(max_length=200)
+
+
+@receiver(post_save, sender=Entry)
+def write_audit_row(instance, created, **_others):
+    if created:
+        AuditRow.objects.create(entry=instance, text=f"{instance.code}: {instance.amount}")
 
 
 @receiver(post_save, sender=User)

@@ -222,6 +222,7 @@ def table(quick):
         about='Every row of a queryset is changed and saved, on PostgreSQL, with `keep="failures"`. Each does the '
         "first twentieth of the rows, and its seconds are multiplied by twenty.",
         cells=cells,
+        objects=count,
     )
 
 

@@ -14,7 +14,7 @@ from django.contrib.auth.models import Group, User  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 
 from poolsave import pooled_operation  # noqa: E402
-from tests.benchmarks.models import Note, Product, Profile  # noqa: E402
+from tests.benchmarks.models import AuditRow, Entry, Note, Product, Profile  # noqa: E402
 
 GROUP = 1
 """The primary key of the one group."""
@@ -49,6 +49,27 @@ def bulk_create_users(numbers):
         Profile.objects.bulk_create(profiles, batch_size=1000)
         members = [User.groups.through(user_id=user.pk, group_id=GROUP) for user in users]
         User.groups.through.objects.bulk_create(members, batch_size=1000)
+
+
+def create_user_unless_taken(number):
+    return create_user("taken" if number % 20 == 7 else number)
+
+
+def take_the_name():
+    User.objects.bulk_create([User(username="usertaken")])
+
+
+def create_entry(number):
+    """A row, and one that a receiver writes."""
+    return Entry.objects.create(code=f"entry {number}", amount=number).pk
+
+
+def bulk_create_entries(numbers):
+    with transaction.atomic():
+        entries = [Entry(code=f"entry {number}", amount=number) for number in numbers]
+        Entry.objects.bulk_create(entries, batch_size=1000)
+        audit_rows = [AuditRow(entry=entry, text=f"{entry.code}: {entry.amount}") for entry in entries]
+        AuditRow.objects.bulk_create(audit_rows, batch_size=1000)
 
 
 def hash_for(seconds, word):

@@ -203,7 +203,7 @@ def test_cases_have_lines_and_contenders_columns():
 def test_unknown_ratios_are_left_open():
     told = {"parts": [part(cell("plain loop", 4.0), cell("poolsave process", 1.0, setting="transaction=chunk"))]}
     said = asking.ratios(told).splitlines()
-    assert [line.split()[-1] for line in said] == ["4", "-", "-", "-", "-"]
+    assert [line.split()[-1] for line in said] == ["4", "-", "-", "-", "-", "-"]
 
 
 def dies(_cell):
