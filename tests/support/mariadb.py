@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import psutil
-
 from tests.support import private
 
 VARIABLE = "POOLSAVE_TEST_MARIADB_URL"
@@ -208,6 +206,8 @@ class StoppableServer:
 
     def stop(self, signum=signal.SIGTERM):
         """End it: with SIGKILL as a crash does, else as an administrator does."""
+        import psutil  # here, since each process that imports the settings imports this module
+
         (process,) = psutil.Process(self._keeper.pid).children()
         process.send_signal(signum)
         while process.status() != psutil.STATUS_ZOMBIE:

@@ -79,14 +79,15 @@ def is_slow(item):
 
 def covering(items):
     """A few of them in which every value of every parameter occurs."""
-    chosen, covered, left = [], set(), sorted(items, key=is_slow)
+    if len(items) == 1:
+        return items
+    chosen, covered, left = [], set(), {item: values(item) for item in sorted(items, key=is_slow)}
     while left:
-        best = max(left, key=lambda item: len(values(item) - covered))
-        if chosen and not values(best) - covered:
+        best = max(left, key=lambda item: len(left[item] - covered))
+        if chosen and not left[best] - covered:
             break
         chosen.append(best)
-        covered |= values(best)
-        left.remove(best)
+        covered |= left.pop(best)
     return chosen
 
 
