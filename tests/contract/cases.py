@@ -159,11 +159,11 @@ def was_restored(_item, *, constant):
 
 
 @pure
-def maps_inside(item, *, inner):
+def maps_inside(item, *, inner, workers=2):
     """Where a worker cannot have processes, its threads are used with a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*daemonic", RuntimeWarning)
-        return operations.nested(item, inner=inner)
+        return operations.nested(item, inner=inner, workers=workers)
 
 
 @pure

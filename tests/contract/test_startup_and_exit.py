@@ -92,7 +92,7 @@ def test_a_pool_inside_a_worker_works(pool, inner):
 
 def test_a_process_pool_inside_a_worker_works_or_ends_at_once(pool):
     """Python's own spawn cannot work in the workers of loky, which change the default start method."""
-    report = cases.maps_inside.using(**pool).bind(inner="process-pool").map([1])
+    report = cases.maps_inside.using(**pool).bind(inner="process-pool", workers=1).map([1])
     assert report.values == [[2, 4]] * report.succeeded
     assert report.ok or pool["executor"].__class__.__module__.startswith("loky.")
     assert all(isinstance(failure.error, concurrent.futures.BrokenExecutor) for failure in report.failures)

@@ -12,7 +12,6 @@ from functools import partial
 from django.core.files.base import ContentFile
 from django.db import DatabaseError, connections, transaction
 from django.db.models import F
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from poolsave import pooled_operation
@@ -317,9 +316,9 @@ def echoes(item):
 
 
 @pure
-def nested(_item, *, inner):
+def nested(_item, *, inner, workers=2):
     """A pool inside a worker."""
-    return doubles.using(executor=inner).map([1, 2]).values
+    return doubles.using(executor=inner, workers=workers).map([1, 2]).values
 
 
 @saving
@@ -475,6 +474,8 @@ def visit_or_fail(row, bad, alias="default"):
 @pooled_operation(progress=False)
 def look(row, alias):
     """What the queryset has fetched, and the number of queries that it takes to see it."""
+    from django.test.utils import CaptureQueriesContext  # here, since every fresh interpreter imports this module
+
     with CaptureQueriesContext(connections[alias]) as queries:
         seen = {
             "owner": row.owner and row.owner.name,

@@ -26,11 +26,11 @@ POOLS: dict[str, dict[str, Any]] = {
     "process-pool": {"executor": "process-pool"},
 }
 FOREIGN: dict[str, Callable[..., concurrent.futures.Executor]] = {
-    "ThreadPoolExecutor": partial(concurrent.futures.ThreadPoolExecutor, 2),
+    "ThreadPoolExecutor": partial(concurrent.futures.ThreadPoolExecutor, max_workers=2),
     "ProcessPoolExecutor": partial(
-        concurrent.futures.ProcessPoolExecutor, 2, mp_context=multiprocessing.get_context("spawn")
+        concurrent.futures.ProcessPoolExecutor, max_workers=2, mp_context=multiprocessing.get_context("spawn")
     ),
-    "loky": partial(loky.ProcessPoolExecutor, 2),
+    "loky": partial(loky.ProcessPoolExecutor, max_workers=2),
 }
 
 
