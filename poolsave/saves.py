@@ -9,6 +9,7 @@ import concurrent.futures
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,6 +17,7 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
+from ._db.sqlite import reading_whole_tables
 from ._engine.sources import end_generator
 from ._environment.django_setup import Localization
 from ._pickling.values import check_in_script, pickle_function
@@ -130,6 +132,9 @@ class Saves:
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
         self._safeguard.atexit = False
+        self._reading = ExitStack()  # as long as workers may write
+        if not self._inline:
+            self._reading.enter_context(reading_whole_tables())
         self._driver.start()
 
     @property
@@ -272,6 +277,7 @@ class Saves:
         with InterruptGuard(self._driver.interrupt, at_once=lambda _count: False) as interrupts:
             if not self.report.finished:
                 self._driver.close(None if error is None else f"the block raised {class_name_of(error)}")
+            self._reading.close()
             self._safeguard.detach()  # inside a finalizer Ctrl-C would be ignored
         if error is not None and is_a(error, KeyboardInterrupt):
             report_interrupt(error, self.report)

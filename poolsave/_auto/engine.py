@@ -78,6 +78,11 @@ class AutoEngine(Engine):
         """Objects and seconds of the pool when its measurement starts. None: not yet."""
         self._answered_workers: set[object] = set()
 
+    @property
+    def has_workers(self) -> bool:
+        """True: there may be some later."""
+        return True
+
     def trials(self) -> tuple[Trial, ...]:
         """Give the executors of the run so far, in their order."""
         return (*self._trials, self._trial())

@@ -14,8 +14,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from django.db import connections
+
 from ..errors import DatabaseUnreachable
-from .connections import open_sqlite_files
+from .connections import installed_aliases, open_sqlite_files
 from .transaction_guard import TransactionGuard, armed_guard_of, check_end, guard_of, guarded_cursor, refusing
 
 ENDS = ("_commit", "_rollback")
@@ -213,6 +215,45 @@ def delay_begin(wrapper: Any) -> None:
         wrapper.connection.pending_begin = begin_now
 
     wrapper._start_transaction_under_autocommit = postpone
+
+
+@contextmanager
+def reading_whole_tables() -> Iterator[None]:
+    """While workers write, let `iterator()` in this thread read all rows of a SQLite table at once.
+
+    A query that is not at its end holds a lock for which every COMMIT waits, until its time-out. With a write-ahead log
+    there is no such lock.
+    """
+    with ExitStack() as stack:
+        for alias in installed_aliases():
+            connection: Any = connections[alias]
+            if connection.vendor == "sqlite":
+                stack.enter_context(_reading_whole_tables(connection))
+        yield
+
+
+@contextmanager
+def _reading_whole_tables(connection: Any) -> Iterator[None]:
+    make, features, name = connection.chunked_cursor, vars(connection.features), "can_use_chunked_reads"
+    before = {key: value for key, value in features.items() if key == name}
+
+    def chunked_cursor() -> Any:
+        cursor = make()
+        (mode,) = connection.connection.execute("PRAGMA journal_mode").fetchone()
+        features[name] = mode == "wal"
+        return cursor
+
+    replaced = vars(connection).get("chunked_cursor")
+    connection.chunked_cursor = chunked_cursor
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del connection.chunked_cursor
+        else:
+            connection.chunked_cursor = replaced
+        features.pop(name, None)
+        features.update(before)
 
 
 class WriteLockTimer:

@@ -112,6 +112,11 @@ class Engine:
         return self._executor.inline
 
     @property
+    def has_workers(self) -> bool:
+        """Whether objects run elsewhere than in the caller's thread, now or later."""
+        return not self._executor.inline
+
+    @property
     def total(self) -> int | None:
         """How many outcomes there will be, if that is known. It may cost a query."""
         return self._source.total

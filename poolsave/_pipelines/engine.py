@@ -85,6 +85,11 @@ class PipelineEngine:
         return self.inside
 
     @property
+    def has_workers(self) -> bool:
+        """Whether objects run elsewhere than in the caller's thread."""
+        return not all(segment.executor.inline for segment in self._segments)
+
+    @property
     def total(self) -> int | None:
         """How many outcomes there will be, if that is known. It may cost a query."""
         return None if self._expands else self._segments[0].total

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from .._auto.engine import AutoEngine
 from .._auto.sampling import SamplingSerialExecutor
+from .._db.sqlite import reading_whole_tables
 from .._engine.engine import Engine
 from .._engine.keyed import KeyedEngine
 from .._engine.sources import IterableSource
@@ -53,6 +54,8 @@ class RunEngine(Protocol):
     def inline(self) -> bool: ...
     @property
     def inside(self) -> bool: ...
+    @property
+    def has_workers(self) -> bool: ...
     @property
     def total(self) -> int | None: ...
     @property
@@ -240,7 +243,8 @@ class Run(Generic[AnyReport]):
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._expected_total, self._name)
-        with closing(RunDisplay(progress, RunLog(self._name, self.report))) as display:
+        reading = reading_whole_tables() if self._engine.has_workers else nullcontext()
+        with reading, closing(RunDisplay(progress, RunLog(self._name, self.report))) as display:
             try:
                 _open_runs.add(self)
                 self._engine.start()
