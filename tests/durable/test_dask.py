@@ -67,6 +67,20 @@ class OwnCluster:
         psutil.wait_procs(workers, timeout=30)
 
 
+class SharedCluster(OwnCluster):
+    """That of all tests, which takes no time to start. Other workers come up for those that are killed."""
+
+    def __init__(self):
+        self.address = dask_cluster.address_of(WORKERS, 1)
+
+    def worker_processes(self):
+        children = [child for pid in dask_cluster.belongings()[0] for child in psutil.Process(pid).children()]
+        return [child for child in children if _is_worker(child)]
+
+    def end(self):
+        pass
+
+
 def _is_worker(process):
     with suppress(psutil.NoSuchProcess):
         return "distributed.cli.dask_worker" in process.cmdline()
@@ -90,8 +104,8 @@ def killer(cluster, *, workers, scheduler, every):
 
 
 def session(things, transaction, *, chunksize, workers, scheduler, every):
-    """Run what is left in a cluster of its own; gives what was killed. Without its scheduler a session has an error."""
-    cluster = OwnCluster()
+    """Run what is left; gives what was killed. A session whose scheduler is killed has an error."""
+    cluster = OwnCluster() if scheduler else SharedCluster()
     kill, killed = killer(cluster, workers=workers, scheduler=scheduler, every=every)
     operation = counts.using(
         transaction=transaction, databases=(ALIAS,), chunksize=chunksize, workers=WORKERS, start_method=None,
