@@ -147,10 +147,6 @@ class FlowControl:
         if self._fixed is None:
             self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out, latency=latency)
 
-    @property
-    def _chunks_per_worker(self) -> int:
-        return max(CHUNKS_PER_WORKER, self.prefetch)
-
     def capacity(self, workers: int, max_lead: int | None = None) -> int:
         """Upper bound on the objects in flight now.
 
@@ -160,8 +156,8 @@ class FlowControl:
         if self._window is not None:
             return self._window
         if self._fixed is not None:
-            return self._chunks_per_worker * workers * self._fixed
-        own = self._chunks_per_worker * workers * self._adaptive.size
+            return max(CHUNKS_PER_WORKER, self.prefetch) * workers * self._fixed
+        own = max(CHUNKS_PER_WORKER, self.prefetch) * workers * self._adaptive.size
         return own if max_lead is None else min(own, max_lead)
 
     def next_size(self, *, in_flight: int, remaining: int | None, workers: int, max_lead: int | None = None) -> int:

@@ -60,10 +60,7 @@ class Engine:
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
         self._flow = FlowControl(options.chunksize, options.window, target=getattr(executor, "target_seconds", TARGET))
-        self._fed = 0
-        self._ended = 0
-        self._failed = 0
-        self._last_task_id = 0
+        self._fed = self._ended = self._failed = self._last_task_id = 0
         self._entered = False
         self._sizing: WorkerSizing | None = None
         if options.throttle:
@@ -151,10 +148,8 @@ class Engine:
             # In each step: to the queue of a block calls are added until the block is left.
             self._skip(self._source.give_up())
         self._feed()
-        if self._ready:
+        if self._ready or self.finished:
             return self._take_ready()
-        if self.finished:
-            return []
         events = self._wait(self._wait_time())
         for event in events:
             self._handle(event)
@@ -174,8 +169,7 @@ class Engine:
         if self._source.ready and self._has_room():
             return 0
         # After it: the throttles may have been asked for the answer.
-        next_look = None if gate is None else gate.meter.wait_time()
-        return min((seconds for seconds in (paced, next_look) if seconds is not None), default=None)
+        return None if gate is None else gate.wait_time(paced)
 
     def _wait(self, timeout: float | None) -> Sequence[Event]:
         gate = None if self._tasks else self._gate
@@ -324,8 +318,7 @@ class Engine:
             self._sizing.note(event)
 
     def _replied(self, event: Replied) -> None:
-        chunk = self._tasks.get(event.task)
-        if chunk is None:  # given up
+        if (chunk := self._tasks.get(event.task)) is None:  # given up
             return
         try:
             reply = event.body if self._executor.shares_memory else Reply.from_bytes(event.body)
@@ -337,8 +330,10 @@ class Engine:
         chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
             del self._tasks[event.task]
-            size, inline, latency = len(chunk.objects), self._executor.inline, getattr(self._executor, "latency", 0.0)
-            self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency)
+            if not self._source.exhausted:
+                inline, latency = self._executor.inline, getattr(self._executor, "latency", 0.0)
+                times = len(chunk.objects), chunk.seconds
+                self._flow.learn(*times, timed_out=chunk.timed_out, inline=inline, latency=latency)
         if reply.values:
             batch = self._batch_of(chunk, reply)
             self.statistics.answered(reply.worker, reply.worker_time, batch)

@@ -68,7 +68,7 @@ class IterableSource:
         self._total = _length(objects)
         self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
-        self._is_plain = type(objects) in (list, tuple)
+        self.is_plain = type(objects) in (list, tuple)
         """Whether pulling runs none of the user's code, and the iterator knows how many objects are left."""
         self._gathered: list[Any] = []
         self._handed_out = 0
@@ -95,7 +95,9 @@ class IterableSource:
 
     @property
     def exhausted(self) -> bool:
-        return not self._gathered and (self._ended or (self._is_plain and not self._unpulled()))
+        if self._gathered:
+            return False
+        return self._ended or (self.is_plain and not self._iterator.__length_hint__())  # type: ignore[attr-defined]
 
     def _unpulled(self) -> int:
         # A list may grow while its last objects run. As in a loop, what is appended follows.
@@ -116,7 +118,7 @@ class IterableSource:
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         if not self._ended and not self._waits_for_worker():
             self._fill(size, idle=idle)
-        complete = len(self._gathered) >= size or self._ended or self._is_plain or (idle and self._next_is_slow())
+        complete = len(self._gathered) >= size or self._ended or self.is_plain or (idle and self._next_is_slow())
         if not complete or not self._gathered:
             return None
         chunk, self._gathered = self._gathered, []
@@ -128,7 +130,7 @@ class IterableSource:
     def _fill(self, size: int, *, idle: bool) -> None:
         self.pulling = True
         try:
-            if self._is_plain:  # not beyond its end, after which a list's iterator would give nothing more
+            if self.is_plain:  # not beyond its end, after which a list's iterator would give nothing more
                 self._gathered += islice(self._iterator, min(max(0, size - len(self._gathered)), self._unpulled()))
             elif self._instant:
                 self._gathered += islice(self._iterator, max(0, size - len(self._gathered)))
@@ -144,7 +146,7 @@ class IterableSource:
             self._ended = True
         finally:
             self.pulling = False
-        if self.check is not None and not self._is_plain and self.error is None:
+        if self.check is not None and not self.is_plain and self.error is None:
             self._run_check(self.check)
 
     def _run_check(self, check: Callable[[], None]) -> None:

@@ -252,6 +252,10 @@ class ThrottleGate:
         """Seconds until a pace lets the next objects out; None: it does."""
         return None if self._pacer is None else self._pacer.delay()
 
+    def wait_time(self, paced: float | None) -> float | None:
+        """Seconds until a pace, in `paced` seconds, or a look at throttles may change anything; None: nothing does."""
+        return min((seconds for seconds in (paced, self.meter.wait_time()) if seconds is not None), default=None)
+
     def wait(self, executor: Executor, timeout: float) -> Sequence[Event]:
         """Wait for an executor that has no task, unless throttles are the reason for that."""
         if not self.is_narrow:

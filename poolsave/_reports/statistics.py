@@ -202,8 +202,9 @@ class Statistics:
             times = nlargest(SLOWEST_SHOWN, times)
         for seconds, offset in times:
             self._slowest.append((seconds, self.index_of(batch.first + offset), self.item_of(batch.objects[offset])))
-        self._slowest.sort(key=itemgetter(0))
-        del self._slowest[:-SLOWEST_SHOWN]
+        if len(self._slowest) > 1:
+            self._slowest.sort(key=itemgetter(0))
+            del self._slowest[:-SLOWEST_SHOWN]
 
     def _times_of(self, worker: int | str) -> WorkerTimes:
         times = self._times.get(worker)

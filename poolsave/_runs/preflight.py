@@ -147,9 +147,7 @@ CHECKS_OF_OPTIONS: tuple[tuple[str, Callable[[OperationSpec, Executor], None]], 
 
 
 def _checks_of_options(spec: OperationSpec, executor: Executor) -> list[Callable[[], None]]:
-    return [
-        partial(check, spec, executor) for name, check in CHECKS_OF_OPTIONS if getattr(spec.options, name) is not None
-    ]
+    return [partial(check, spec, executor) for name, check in CHECKS_OF_OPTIONS if getattr(spec.options, name)]
 
 
 def check_job_picklable(executor: Executor, job: WorkerJob) -> None:

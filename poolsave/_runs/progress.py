@@ -303,6 +303,12 @@ class RunDisplay:
         self._progress = progress
         self._log = log
 
+    def __enter__(self) -> RunDisplay:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
     def start(self, options: Options) -> None:
         """Show that workers have been started."""
         self._progress.clear()

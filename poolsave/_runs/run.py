@@ -172,6 +172,8 @@ class Run(Generic[AnyReport]):
         self._interrupts = InterruptGuard(
             engine.wake, at_once=partial(_must_raise_at_once, engine, source, self._callables)
         )
+        self._may_read = True
+        """Whether code of the user's may read tables in this thread while workers run."""
         self._abandoned = False
         self._forked = forks.flag
         source.check = partial(_check_input, engine, aliases)
@@ -199,6 +201,7 @@ class Run(Generic[AnyReport]):
         `on_outcome` is called with each outcome. What it raises ends the run, as an exception of a progress callable.
         """
         self._callables.on_outcome = on_outcome
+        self._may_read = not self._source.is_plain or on_outcome is not None or callable(self._options.progress)
         with self._interrupts:
             for _batch in self._batches():
                 pass
@@ -207,11 +210,10 @@ class Run(Generic[AnyReport]):
 
     def _raise_late_interrupt(self) -> None:
         """Raise for a signal that came after everything had ended, while the handlers were still in place."""
-        try:
-            self._interrupts.raise_if_interrupted()
-        except BaseException as error:
+        if self._interrupts.count:
+            error = self._interrupts.as_exception()
             attach_report(error, self.report)
-            raise
+            raise error
 
     def batches(self, *, ordered: bool) -> Generator[OutcomeBatch, None, None]:
         """Run everything; gives the batches in the order of their ending, or in that of the input.
@@ -243,8 +245,8 @@ class Run(Generic[AnyReport]):
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._expected_total, self._name)
-        reading = reading_whole_tables() if self._engine.has_workers else nullcontext()
-        with reading, closing(RunDisplay(progress, RunLog(self._name, self.report))) as display:
+        reading = reading_whole_tables() if self._may_read and self._engine.has_workers else nullcontext()
+        with reading, RunDisplay(progress, RunLog(self._name, self.report)) as display:
             try:
                 _open_runs.add(self)
                 self._engine.start()

@@ -22,7 +22,8 @@ _signal: Any = import_module("_signal")
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a process that SIGTERM ended."""
-DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _signal.SIG_DFL}
+DEFAULTS = {int(signal.SIGINT): signal.default_int_handler, int(signal.SIGTERM): _signal.SIG_DFL}
+"""By plain numbers, since the enum's have a hash in Python."""
 
 
 def report_interrupt(error: KeyboardInterrupt, report: Report[Any] | None) -> None:
@@ -46,7 +47,7 @@ class InterruptGuard:
     def __init__(self, notice: Callable[[], None], *, at_once: Callable[[int], bool]) -> None:
         self._notice = notice
         self._at_once = at_once
-        self._handled: list[signal.Signals] = []
+        self._handled: list[int] = []
         self._owner: FrameType | None = None
         """Frame of the `with` block. The handlers are valid only while it is on the stack."""
         self._leaving = False
@@ -64,7 +65,7 @@ class InterruptGuard:
         self._leaving = False
         if threading.current_thread() is threading.main_thread():
             for signum in DEFAULTS:
-                if signum is signal.SIGTERM and multiprocessing.current_process().daemon:
+                if signum == signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
                 if _is_free(signum):
                     self._handled.append(signum)
@@ -83,7 +84,7 @@ class InterruptGuard:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.is_stale(frame):
-            _signal.signal(signum, DEFAULTS[signal.Signals(signum)])
+            _signal.signal(signum, DEFAULTS[signum])
             signal.raise_signal(signum)
             return
         self.count += 1
@@ -127,7 +128,9 @@ class SuspendedGuard:
         self._interrupts.enter_for(sys._getframe(1))
 
 
-def _is_free(signum: signal.Signals) -> bool:
+def _is_free(signum: int) -> bool:
     handler = _signal.getsignal(signum)
+    if handler == DEFAULTS[signum]:
+        return True
     owner = getattr(handler, "__self__", None)
-    return handler == DEFAULTS[signum] or (isinstance(owner, InterruptGuard) and owner.is_stale(sys._getframe()))
+    return isinstance(owner, InterruptGuard) and owner.is_stale(sys._getframe())
