@@ -26,6 +26,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import ImproperlyConfigured
@@ -34,7 +35,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseErrorWrapper, load_backend
 
 from .._runtime.redacted import RedactedDict
-from ..errors import InvalidOperation
+from ..errors import DatabaseUnreachable, InvalidOperation
 
 SettingsByAlias: TypeAlias = Mapping[str, dict[str, Any]]
 
@@ -137,6 +138,23 @@ def open_sqlite_files() -> list[Any]:
         for wrapper in wrappers_of_thread()
         if wrapper.vendor == "sqlite" and wrapper.connection is not None and not wrapper.is_in_memory_db()
     ]
+
+
+def path_of(settings: Mapping[str, Any]) -> str:
+    """Give the path of a database's file. One in memory has a name in its place."""
+    name = str(settings["NAME"])
+    return unquote(urlsplit(name).path) if name.startswith("file:") else name
+
+
+def check_folder_exists(alias: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a file that cannot be made. It is not opened, which would make it, or have it stay open beside a lock.
+
+    Raises:
+        DatabaseUnreachable: naming the folder.
+    """
+    folder = os.path.dirname(path_of(settings))
+    if folder and not os.path.isdir(folder):
+        raise DatabaseUnreachable(alias, f"there is no folder {folder!r} for its file")
 
 
 def wrappers_of_waiting_thread() -> list[Any]:

@@ -26,8 +26,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from ..errors import InsideTransaction, InvalidOperation
-from .connections import UseRefused, installed_aliases, open_sqlite_files, outside_event_loop, wrappers_of_thread
-from .sqlite import path_of
+from .connections import (
+    UseRefused,
+    installed_aliases,
+    open_sqlite_files,
+    outside_event_loop,
+    path_of,
+    wrappers_of_thread,
+)
 
 FOLDER = "/proc/self/fd"
 DEFAULT_PORTS = {"postgresql": "5432", "mysql": "3306", "oracle": "1521"}

@@ -5,40 +5,20 @@ A savepoint is set right after BEGIN. Any end of the transaction removes it. It 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from django.db import connections
 
-from ..errors import DatabaseUnreachable
 from .connections import installed_aliases, open_sqlite_files
 from .transaction_guard import TransactionGuard, armed_guard_of, check_end, guard_of, guarded_cursor, refusing
 
 ENDS = ("_commit", "_rollback")
 """Methods by which Django ends a transaction."""
-
-
-def path_of(settings: Mapping[str, Any]) -> str:
-    """Give the path of a database's file. One in memory has a name in its place."""
-    name = str(settings["NAME"])
-    return unquote(urlsplit(name).path) if name.startswith("file:") else name
-
-
-def check_folder_exists(alias: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a file that cannot be made. It is not opened, which would make it, or have it stay open beside a lock.
-
-    Raises:
-        DatabaseUnreachable: naming the folder.
-    """
-    folder = os.path.dirname(path_of(settings))
-    if folder and not os.path.isdir(folder):
-        raise DatabaseUnreachable(alias, f"there is no folder {folder!r} for its file")
 
 
 class SqliteGuard(TransactionGuard):

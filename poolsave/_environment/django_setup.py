@@ -53,24 +53,54 @@ class Localization(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DjangoEnvironment:
-    """The state of Django in the caller that a worker needs. It can always be pickled."""
+class PackedSettings:
+    """What a process that is started afresh needs to configure Django."""
 
-    settings_module: str | None
+    module: str | None
     configured: RedactedBytes
     """Pickled arguments of `settings.configure()`, if there is no module."""
     overridden: RedactedBytes
     """Pickled settings that tests override."""
     unsendable: tuple[str, ...]
     """Names of settings that cannot be pickled."""
-    apps_ready: bool
     main: tuple[str | None, str | None]
     """Module name and path by which multiprocessing imports the script in a fresh process."""
+
+    @classmethod
+    def now(cls) -> PackedSettings:
+        """Pack those of this process."""
+        module, configured, overridden = settings_by_origin()
+        packed, unsendable = _pack_each(configured)
+        return cls(
+            module=module,
+            configured=packed,
+            overridden=_pack_each(overridden)[0],
+            unsendable=unsendable,
+            main=_main_module(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DjangoEnvironment:
+    """The state of Django in the caller that a worker needs. It can always be pickled."""
+
+    apps_ready: bool
     localization: Localization
     script_prefix: str
     """The prefix of every path from `reverse()`."""
     urlconf: str | None
     """None: `ROOT_URLCONF`, or a urlconf without a name."""
+    packed: PackedSettings | None = None
+    """None in the caller: they are packed when this is pickled, since a fork has the settings themselves."""
+
+    def __getstate__(self) -> list[Any]:
+        packed = self.packed or PackedSettings.now()
+        return [self.apps_ready, self.localization, self.script_prefix, self.urlconf, packed]
+
+    @property
+    def _received(self) -> PackedSettings:
+        assert self.packed is not None  # in a process that is started afresh
+        return self.packed
 
     @staticmethod
     def has_settings() -> bool:
@@ -85,15 +115,8 @@ class DjangoEnvironment:
         from django.urls import get_script_prefix, get_urlconf
 
         urlconf = get_urlconf()
-        module, configured, overridden = settings_by_origin()
-        packed, unsendable = _pack_each(configured)
         return cls(
-            settings_module=module,
-            configured=packed,
-            overridden=_pack_each(overridden)[0],
-            unsendable=unsendable,
             apps_ready=apps.ready,
-            main=_main_module(),
             localization=Localization.now(),
             script_prefix=get_script_prefix(),
             urlconf=urlconf if isinstance(urlconf, str) else None,
@@ -101,7 +124,7 @@ class DjangoEnvironment:
 
     def preload(self) -> None:
         """Set up a fork server: import the script, which may configure Django itself, then do what is missing."""
-        name, path = self.main
+        name, path = self._received.main
         # multiprocessing sets this flag too: with it a script without a __main__ guard fails with a clear error.
         process.current_process()._inheriting = True  # type: ignore[attr-defined]
         try:
@@ -116,24 +139,11 @@ class DjangoEnvironment:
     def set_up(self) -> None:
         """Configure Django and populate its apps, unless this process has done so."""
         if not settings.configured:
-            self._configure()
+            _configure(self._received)
         if self.apps_ready and not apps.ready:
             import django
 
             django.setup()
-
-    def _configure(self) -> None:
-        if self.settings_module is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = self.settings_module
-            return
-        if self.unsendable:
-            raise InvalidOperation(
-                f"the settings {', '.join(self.unsendable)} cannot be pickled for a fresh process: call "
-                'settings.configure() where the script is imported, or use start_method="fork"'
-            )
-        values = pickle.loads(self.configured)
-        settings.configure(**values)
-        _configured_here.update(values)
 
     def check_same_settings(self) -> None:
         """Refuse a process that an earlier run has configured with other values.
@@ -141,7 +151,7 @@ class DjangoEnvironment:
         Raises:
             InvalidOperation: naming the settings.
         """
-        values = pickle.loads(self.configured) if _configured_here else {}
+        values = pickle.loads(self._received.configured) if _configured_here else {}
         if different := [name for name in {**_configured_here, **values} if _differ(name, values)]:
             raise InvalidOperation(
                 f"this worker process was configured by an earlier run, for which {', '.join(sorted(different))} had "
@@ -153,10 +163,24 @@ class DjangoEnvironment:
         """Activate the caller's language, time zone and URLs, and in a `fresh` process its overridden settings."""
         with ExitStack() as stack:
             if fresh:
-                stack.enter_context(_overridden(self.overridden))
+                stack.enter_context(_overridden(self._received.overridden))
             stack.enter_context(self.localization.active())
             stack.enter_context(_urls(self.script_prefix, self.urlconf))
             yield
+
+
+def _configure(packed: PackedSettings) -> None:
+    if packed.module is not None:
+        os.environ[ENVIRONMENT_VARIABLE] = packed.module
+        return
+    if packed.unsendable:
+        raise InvalidOperation(
+            f"the settings {', '.join(packed.unsendable)} cannot be pickled for a fresh process: call "
+            'settings.configure() where the script is imported, or use start_method="fork"'
+        )
+    values = pickle.loads(packed.configured)
+    settings.configure(**values)
+    _configured_here.update(values)
 
 
 @contextmanager

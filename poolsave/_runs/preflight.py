@@ -20,9 +20,14 @@ from django.db import connections, router
 from django.db.models import QuerySet
 from django.db.models.base import ModelState
 
-from .._db.connections import DUMMY_ENGINE, outside_event_loop, worker_settings, wrappers_of_waiting_thread
+from .._db.connections import (
+    DUMMY_ENGINE,
+    check_folder_exists,
+    outside_event_loop,
+    worker_settings,
+    wrappers_of_waiting_thread,
+)
 from .._db.inspection import check_can_connect
-from .._db.sqlite import check_folder_exists
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
 from .._worker.job import WorkerJob
@@ -56,7 +61,8 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     if not executor.inline:
         aliases = spec.aliases
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
-        yield partial(check_no_transaction_around_loop, aliases)
+        if asyncio._get_running_loop() is not None:
+            yield partial(check_no_transaction_around_loop, aliases)
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
     yield from _checks_of_options(spec, executor)
     if not isinstance(executor, DaskExecutor):  # its workers may reach what this machine does not

@@ -121,7 +121,8 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
     options = spec.options
     # Inline executors need no environment: they run in the caller's.
     environment = None if executor.inline else DjangoEnvironment.capture()
-    in_turn = environment is not None and any_in_memory(spec.aliases)
+    # Processes are refused such databases.
+    in_turn = environment is not None and executor.shares_memory and any_in_memory(spec.aliases)
     return WorkerJob(
         function=spec.function,
         queryset=spec.queryset,

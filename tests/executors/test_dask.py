@@ -321,18 +321,19 @@ def test_worker_configured_by_another_run_is_refused():
         import pickle
         from dataclasses import replace
         from poolsave import InvalidOperation
-        from poolsave._environment.django_setup import DjangoEnvironment, Localization
+        from poolsave._environment.django_setup import DjangoEnvironment, Localization, PackedSettings
         def packed(**settings):
             return pickle.dumps({"SECRET_KEY": "x", **settings})
-        first = DjangoEnvironment(settings_module=None, configured=packed(GREETING="a"), overridden=packed(),
-            unsendable=(), apps_ready=True, main=(None, None), localization=Localization("en", None),
-            script_prefix="/", urlconf=None)
+        sent = PackedSettings(module=None, configured=packed(GREETING="a"), overridden=packed(), unsendable=(),
+            main=(None, None))
+        first = DjangoEnvironment(apps_ready=True, localization=Localization("en", None), script_prefix="/",
+            urlconf=None, packed=sent)
         first.set_up()
         first.check_same_settings()
-        replace(first, configured=packed(GREETING="a", DATABASES={})).check_same_settings()
+        replace(first, packed=replace(sent, configured=packed(GREETING="a", DATABASES={}))).check_same_settings()
         for other in (packed(GREETING="b"), packed(), packed(GREETING="a", DEBUG=True)):
             try:
-                replace(first, configured=other).check_same_settings()
+                replace(first, packed=replace(sent, configured=other)).check_same_settings()
             except InvalidOperation as error:
                 print(str(error).partition(" had ")[0].rpartition(" ")[2])
     """

@@ -9,7 +9,7 @@ from multiprocessing import forkserver
 import pytest
 
 from poolsave import WorkerDied, pooled_operation
-from poolsave.executors.processes import descriptors, worker_handle
+from poolsave.executors.processes import shared_marks, worker_handle
 from tests.models import Person
 from tests.support import operations
 
@@ -109,7 +109,7 @@ def test_shared_memory_has_its_room_at_once(monkeypatch, memory):
     """Else a full /dev/shm would end the process that writes there, by SIGBUS."""
     if not memory:
         monkeypatch.delattr(os, "memfd_create")
-    fd = descriptors.reserved_file(SIZE)
+    fd = shared_marks.reserved_file(SIZE)
     try:
         assert os.fstat(fd).st_blocks * 512 >= SIZE
     finally:

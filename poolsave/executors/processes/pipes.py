@@ -1,4 +1,4 @@
-"""Messages over the private pipes between the parent and one worker.
+"""Messages over the private pipes between the parent and one worker, and the descriptors that both have.
 
 The worker's ends block, the parent's ends never do. `Outbox` buffers what a busy or stopped worker does not read yet,
 and `Inbox` puts together messages that arrive in parts. So no worker can hold up the parent, and a parent and a worker
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from collections import deque
+from contextlib import suppress
 from itertools import islice
-
-from .descriptors import above_standard
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any
 
 HEADER = struct.Struct("!Q")
 READ_SIZE = 1 << 16
@@ -21,6 +24,8 @@ MAX_JOINED_SIZE = 4096
 """Bytes. Up to this size a message is joined to its header, so that one write sends both."""
 MAX_BUFFERS = 64
 """Buffers per `writev` call; Linux takes up to 1,024."""
+STANDARD = 3
+"""The first descriptor above stdin, stdout and stderr."""
 
 
 def send(fd: int, message: bytes) -> None:
@@ -167,3 +172,52 @@ class Waker:
             os.close(self.reader)
             os.close(self._writer)
             self.reader = self._writer = -1
+
+
+class InheritedFile:
+    """The descriptor of a nameless file. Pickled for a worker, it becomes a descriptor there."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.fd),)
+
+
+def _received(duplicate: Any) -> InheritedFile:
+    return InheritedFile(duplicate.detach())
+
+
+def nameless_file() -> int:
+    """Make a file that vanishes with its last descriptor, in memory where that is possible."""
+    if hasattr(os, "memfd_create"):
+        with suppress(OSError):  # an old kernel
+            return above_standard(os.memfd_create("poolsave"))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return _duplicate(file.fileno())
+
+
+def above_standard(fd: int) -> int:
+    """Move a descriptor above stdin, stdout and stderr.
+
+    A program that was started without these gets their numbers for new files. A function or a C library would then
+    write to such a file, or close it, as if it were stdout.
+    """
+    if fd >= STANDARD:
+        return fd
+    try:
+        return _duplicate(fd)
+    finally:
+        os.close(fd)
+
+
+def _duplicate(fd: int) -> int:
+    import fcntl  # not at the top: Windows has no fcntl and imports this module too
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STANDARD)
+
+
+def pipe() -> tuple[Connection[Any, Any], Connection[Any, Any]]:
+    """Return the reading and the writing end of a new pipe."""
+    reader, writer = map(above_standard, os.pipe())
+    return Connection(reader, writable=False), Connection(writer, readable=False)

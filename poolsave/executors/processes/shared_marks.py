@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 
-from .descriptors import reserved_file
+from .pipes import nameless_file
 
 TASK = struct.Struct("@Q")
 CLOCK = struct.Struct("@d")
@@ -120,3 +120,24 @@ class SharedMarks:
     def close(self) -> None:
         """Release the memory, in the parent."""
         self._memory.close()
+
+
+def reserved_file(size: int) -> int:
+    """Make a nameless file of `size` bytes, in memory where that is possible, with its space allocated.
+
+    /dev/shm may be full: all processes of a Docker container share 64 MB. Writing to a mapped file without space ends
+    the process by SIGBUS.
+
+    Raises:
+        OSError: if there is no space, or no descriptor.
+    """
+    fd = nameless_file()
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.pwrite(fd, bytes(size), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -5,6 +5,7 @@ Only `ProcessExecutor` uses it.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,8 +21,7 @@ from typing import Any
 
 from ...errors import WorkerDied
 from ..protocol import Died, Task
-from .descriptors import InheritedFile, nameless_file, pipe, process_descriptor
-from .pipes import Inbox, Outbox
+from .pipes import Inbox, InheritedFile, Outbox, above_standard, nameless_file, pipe
 from .shared_marks import SharedMarks
 from .worker_main import WorkerPipes, main
 
@@ -32,6 +32,8 @@ UNKNOWN_EXIT = 255
 process was reaped, so that its number may be another process's by now."""
 POLL_INTERVAL = 0.001
 """Polling interval in seconds for the exit of a process without a descriptor."""
+NO_SUCH_CALL = (errno.ENOSYS, errno.EINVAL)
+"""What `pidfd_open` fails with on an old kernel."""
 
 
 class WorkerHandle:
@@ -238,3 +240,21 @@ def _signal_name(exitcode: int | None) -> str | None:
         return signal.Signals(-exitcode).name
     except ValueError:
         return f"signal {-exitcode}"
+
+
+def process_descriptor(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process exits; None if the system offers none.
+
+    A process's sentinel is a pipe. It also ends if a function closes descriptors that are not its own, or if the fork
+    server exits, and it does not end while a child that has inherited it lives.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return above_standard(os.pidfd_open(pid))
+    except (ProcessLookupError, PermissionError):  # exited and reaped by the host; a sandbox
+        return None
+    except OSError as error:
+        if error.errno in NO_SUCH_CALL:
+            return None
+        raise

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from ..._pickling.exceptions import record_exception
 from ..protocol import Job
-from .descriptors import InheritedFile
-from .pipes import Reader, send
+from .pipes import InheritedFile, Reader, send
 from .shared_marks import SharedMarks
 
 READY, PARTIAL, FINAL, SETUP_FAILED = b"R", b"P", b"F", b"X"
