@@ -118,7 +118,8 @@ def _reseed(generator: Any) -> None:
 
 
 def _kinds() -> set[type]:
-    return {kind for base in (random.Random, *_numpy_kinds()) for kind in _with_subclasses(base)}
+    kinds = {kind for base in (random.Random, *_numpy_kinds()) for kind in _with_subclasses(base)}
+    return kinds.difference(_with_subclasses(random.SystemRandom))  # which has no state
 
 
 def _numpy_kinds() -> Iterator[type]:
