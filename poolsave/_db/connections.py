@@ -126,7 +126,9 @@ def outside_event_loop() -> Iterator[None]:
 def wrappers_of_thread() -> list[Any]:
     """Give the connection wrappers of this thread and of an event loop's task that runs in it."""
     handler: Any = connections
-    of_task = handler.all(initialized_only=True)
+    of_task: list[Any] = handler.all(initialized_only=True)
+    if asyncio._get_running_loop() is None:
+        return of_task
     with outside_event_loop():
         return list({id(wrapper): wrapper for wrapper in (*of_task, *handler.all(initialized_only=True))}.values())
 

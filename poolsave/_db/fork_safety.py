@@ -58,8 +58,9 @@ def close_sqlite_files() -> None:
         InsideTransaction: if one of them is inside a transaction, so that it cannot be closed.
         InvalidOperation: if one is open elsewhere in this process.
     """
-    check_no_open_sqlite_transaction()
-    for wrapper in open_sqlite_files():
+    files = open_sqlite_files()
+    _check_no_transaction(files)
+    for wrapper in files:
         (enforced,) = wrapper.connection.execute("PRAGMA foreign_keys").fetchone()
         with outside_event_loop():
             wrapper.close()
@@ -93,7 +94,11 @@ def check_no_open_sqlite_transaction() -> None:
     Raises:
         InsideTransaction: naming the alias.
     """
-    for wrapper in open_sqlite_files():
+    _check_no_transaction(open_sqlite_files())
+
+
+def _check_no_transaction(wrappers: Iterable[Any]) -> None:
+    for wrapper in wrappers:
         if wrapper.in_atomic_block:
             raise InsideTransaction(wrapper.alias)
 

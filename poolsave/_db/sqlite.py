@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
 
 from .connections import installed_aliases, open_sqlite_files
@@ -205,7 +206,7 @@ def reading_whole_tables() -> Iterator[None]:
     there is no such lock.
     """
     with ExitStack() as stack:
-        for alias in installed_aliases():
+        for alias in installed_aliases() if settings.configured else ():
             connection: Any = connections[alias]
             if connection.vendor == "sqlite":
                 stack.enter_context(_reading_whole_tables(connection))
