@@ -14,7 +14,7 @@ from django.core.checks import CheckMessage
 
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import find, name_of, refuse_arguments, refuse_unsuitable_function
-from ._runs.operation_spec import OperationSpec
+from ._runs.preparation import OperationSpec
 from ._runs.run import complete_run, run_of
 from ._worker.job import call_spread
 from .durable import Run

@@ -15,7 +15,7 @@ from ._pipelines.planning import options_of_the_run, pipeline_run_of, plan_segme
 from ._pipelines.report import PipelineReport
 from ._runs.checks import as_check_error, check_operation
 from ._runs.functions import takes
-from ._runs.operation_spec import OperationSpec
+from ._runs.preparation import OperationSpec
 from ._runs.run import complete_run
 from ._worker.job import call_spread
 from .errors import InvalidOperation, InvalidOption

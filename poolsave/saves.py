@@ -23,11 +23,10 @@ from ._environment.django_setup import Localization
 from ._pickling.values import check_in_script, pickle_function
 from ._reports.batches import OutcomeBatch
 from ._runs.block import BlockDriver
-from ._runs.operation_spec import OperationSpec, as_queryset
 from ._runs.preflight import check_key, check_no_open_transaction, check_queryset, is_forked, is_in_block
-from ._runs.preparation import prepare_early
+from ._runs.preparation import OperationSpec, prepare_early
 from ._runs.progress import open_progress
-from ._runs.querysets import KeysetPages
+from ._runs.querysets import KeysetPages, as_queryset
 from ._runs.signals import InterruptGuard, report_interrupt
 from ._runtime.foreign_exceptions import attach_report, class_name_of, is_a
 from ._worker.context import CapturedContext

@@ -12,9 +12,15 @@ from itertools import groupby
 from typing import Any
 
 from .._db.connections import worker_settings
-from .._runs.operation_spec import OperationSpec, source_of
 from .._runs.preflight import check_job_picklable, check_total
-from .._runs.preparation import executor_without_processes, marks_sessions, prepare, prepare_early
+from .._runs.preparation import (
+    OperationSpec,
+    executor_without_processes,
+    marks_sessions,
+    prepare,
+    prepare_early,
+    source_of,
+)
 from .._runs.run import Run
 from .._worker.modes.staged import StagedJob
 from ..errors import InvalidOption

@@ -15,7 +15,7 @@ from .._engine.engine import Engine
 from .._engine.sources import Source
 from .._engine.throttling import ThrottleGate, ThrottleMeter
 from .._reports.batches import OutcomeBatch
-from .._runs.operation_spec import OperationSpec
+from .._runs.preparation import OperationSpec
 from .._worker.job import WorkerJob
 from .._worker.modes.staged import StagedJob
 from ..executors import Event, Executor, ProcessExecutor

@@ -21,8 +21,8 @@ from django.db.transaction import TransactionManagementError
 
 from .._db.error_codes import is_transient
 from .._db.transactions import OpenTransactions, begin_on, roll_back
-from .._runs.operation_spec import OperationSpec
 from .._runs.preflight import check_aliases_exist, check_databases_answer, check_key
+from .._runs.preparation import OperationSpec
 from .._runtime.foreign_exceptions import add_note, is_a
 from ..errors import InvalidOption
 from ..options import Options, worker_range

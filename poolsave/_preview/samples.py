@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 
 from .._db.inspection import count_or_estimate
-from .._runs.operation_spec import OperationSpec
 from .._runs.preflight import check_queryset
+from .._runs.preparation import OperationSpec
 from .._runs.querysets import KeysetPages
 from ..errors import InvalidOption
 

@@ -36,9 +36,9 @@ from ..errors import (
 )
 from ..executors import Executor, ProcessExecutor
 from ..options import AUTO, Options, worker_range, wrong_settings
-from .operation_spec import OperationSpec
 from .preflight import check_aliases_exist, check_job_picklable, database_is_out_of_reach_here, preflight_checks
 from .preparation import (
+    OperationSpec,
     build_job,
     executor_for,
     executor_without_processes,

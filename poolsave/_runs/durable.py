@@ -16,8 +16,8 @@ from .._worker.job import WorkerJob
 from ..durable import Run, as_run
 from ..errors import InvalidOption
 from ..executors import Executor
-from .operation_spec import OperationSpec
 from .preflight import check_aliases_exist, check_no_event_loop, check_no_open_transaction
+from .preparation import OperationSpec
 
 
 def durable_engine(

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
@@ -35,7 +35,10 @@ from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedM
 from ..executors import DaskExecutor, Executor, ProcessExecutor
 from ..executors.processes.start_methods import check_script_can_be_imported
 from ..options import Options
-from .operation_spec import OperationSpec, as_queryset
+from .querysets import as_queryset
+
+if TYPE_CHECKING:
+    from .preparation import OperationSpec
 
 
 def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""The executor that a run starts with, and the job that each of its workers gets.
+"""What a run is to do with each object, the executor that it starts with, and the job that each of its workers gets.
 
 Runs, blocks and pipelines call it before anything starts; what is refused then is in `preflight`. Whether a pool is
 worth its start is decided in `_auto.policy`.
@@ -10,11 +10,16 @@ import multiprocessing
 import pickle
 import sys
 import threading
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+
+from django.db.models import QuerySet
 
 from .._auto.sampling import SamplingSerialExecutor
 from .._db import connections as _connections
+from .._db.connections import configured_aliases
+from .._engine.sources import IterableSource, RangeSource
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
 from .._pickling.values import dumps
@@ -23,12 +28,11 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import text_of
 from .._worker.context import CapturedContext, PickledContext
 from .._worker.hooks import Hooks
-from .._worker.job import WorkerJob
+from .._worker.job import WorkerJob, call_spread, call_with_object
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 from ..executors import Executor, SerialExecutor, create
 from ..executors.processes.start_methods import choose_start_method
 from ..options import AUTO, Options, worker_range
-from .operation_spec import OperationSpec
 from .preflight import (
     any_in_memory,
     check_job_picklable,
@@ -37,10 +41,64 @@ from .preflight import (
     database_is_out_of_reach_here,
     preflight_checks,
 )
+from .querysets import ROWS, QuerySetSource, as_queryset
 
+Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 UNTESTED = "it had to be decided before the first object, and nothing speaks against processes"
 SAMPLE_SIZE = 3
 """Objects, and values of theirs, whose pickling is tried before a pool starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationSpec:
+    """One operation: all of a plain run, or one stage of a pipeline."""
+
+    function: Any
+    """What workers call. They inherit it, or find it by its name."""
+    options: Options
+    name: str = ""
+    call: Call = call_with_object
+    """How an object becomes arguments."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments, which are sent once to every worker."""
+    explicit: Mapping[str, Any] = field(default_factory=dict)
+    """The options that the operation itself names."""
+    expands: bool = False
+    """Whether each of its values is a list whose elements go on by themselves in a pipeline."""
+    queryset: QuerySet[Any] | None = None
+    """Where the objects come from if they are primary keys."""
+
+    def over(self, objects: object) -> OperationSpec:
+        """Give the spec for these objects, whose rows workers fetch if they are a queryset."""
+        if self.call is call_spread or not isinstance(objects, ROWS):
+            return self
+        return replace(self, queryset=as_queryset(objects))
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """The aliases on which poolsave opens transactions."""
+        return self.options.databases if self.options.transaction is not None else ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The databases without which nothing can be done: those of the transactions, and of the queryset."""
+        read: Iterable[str] = () if self.queryset is None else (self.queryset.db,)
+        return configured_aliases(dict.fromkeys((*self.covered, *read)))
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases on which the caller must be inside no transaction while workers run."""
+        if not DjangoEnvironment.has_settings():
+            return ()
+        read: Iterable[str] = () if self.queryset is None else (self.queryset.db,)
+        return configured_aliases(dict.fromkeys((*self.options.databases, *read)))
+
+
+def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> IterableSource:
+    """Make the source of a run: of `queryset`, if there is one, else of `objects`."""
+    if queryset is not None:
+        return QuerySetSource(queryset)
+    return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
 
 
 class Prepared(NamedTuple):

@@ -6,12 +6,30 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db.models import QuerySet
+from django.db.models.base import ModelBase
+from django.db.models.manager import BaseManager
 
 from .._db.inspection import PrimaryKeys, count_or_estimate, reconnecting
 from .._engine.sources import IterableSource
+from ..errors import InvalidOperation
 
 MAX_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
+ROWS = (QuerySet, BaseManager, ModelBase)
+"""What `as_queryset` is for. A model class is refused."""
+
+
+def as_queryset(objects: object) -> QuerySet[Any] | None:
+    """The queryset, if the objects are one (or a manager), on the database that a router chooses for it now.
+
+    Raises:
+        InvalidOperation: if they are a model class, whose rows are meant.
+    """
+    if isinstance(objects, ModelBase):
+        name = objects.__name__
+        raise InvalidOperation(f"the model {name} itself cannot be mapped: give its rows, such as {name}.objects.all()")
+    queryset = objects.all() if isinstance(objects, BaseManager) else objects
+    return queryset.using(queryset.db) if isinstance(queryset, QuerySet) else None
 
 
 class KeysetPages:

@@ -30,9 +30,8 @@ from ..executors import Executor
 from ..options import Options
 from ..outcomes import Outcome
 from ..reports import Report
-from .operation_spec import OperationSpec, source_of
 from .preflight import HELD_BY_INPUT, check_in_no_block, check_total, is_in_block
-from .preparation import ProcessPools, prepare_run
+from .preparation import OperationSpec, ProcessPools, prepare_run, source_of
 from .progress import RunDisplay, RunLog, open_progress
 from .signals import InterruptGuard, report_interrupt
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from poolsave._engine.chunking import LARGEST, SHORTEST, TARGET, AdaptiveSize, FlowControl, max_lead, next_size
 from poolsave._engine.sources import IterableSource, QueueSource
 from poolsave._pickling.values import pickle_chunk
-from poolsave._runs.operation_spec import source_of
+from poolsave._runs.preparation import source_of
 
 counts = st.integers(1, 100_000)
 seconds = st.floats(1e-7, 100, allow_nan=False)

@@ -11,8 +11,7 @@ from django.db import connections
 
 from poolsave import InvalidOperation, Options, Status
 from poolsave._db.commit_status import TransactionNote
-from poolsave._runs.operation_spec import OperationSpec
-from poolsave._runs.preparation import prepare_run
+from poolsave._runs.preparation import OperationSpec, prepare_run
 from tests.support import carriers, operations
 from tests.support.carriers import colour
 
