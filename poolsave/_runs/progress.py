@@ -13,8 +13,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, MutableMapping
-from functools import cache
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, Protocol
 
 from .._engine.throttling import ThrottleMeter
@@ -137,6 +138,42 @@ class BarProgress:
         self._bar.close()
 
 
+class LastingProgress:
+    """Passes on to what shows progress on stderr, until that fails: a terminal that was closed ends no run."""
+
+    def __init__(self, make: Callable[[], Progress]) -> None:
+        self._shown: Progress = NullProgress()
+        with self._ended_by_errors():
+            self._shown = make()
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: sys.stderr was closed
+            self._shown = NullProgress()
+
+    def advance(self, done: int, failed: int) -> None:
+        """Show so many more objects."""
+        with self._ended_by_errors():
+            self._shown.advance(done, failed)
+
+    def throttled(self, reason: str) -> None:
+        """Show why the run is held back."""
+        with self._ended_by_errors():
+            self._shown.throttled(reason)
+
+    def clear(self) -> None:
+        """Make room for a line of the log."""
+        with self._ended_by_errors():
+            self._shown.clear()
+
+    def close(self) -> None:
+        """Show the end."""
+        with self._ended_by_errors():
+            self._shown.close()
+
+
 class LogProgress(NullProgress):
     """Progress where there is no terminal: lines in the log, or on stderr where the log leaves them out."""
 
@@ -214,9 +251,9 @@ def open_progress(option: Any, total: Callable[[], int | None], description: str
     if option is False or (option is None and not _on_terminal()):
         return NullProgress()
     if option is True and not _on_terminal():
-        return LogProgress(total(), description)
+        return LastingProgress(partial(LogProgress, total(), description))
     if option is None or option is True:
-        return BarProgress(_quiet_tqdm(), total(), description)
+        return LastingProgress(partial(BarProgress, _quiet_tqdm(), total(), description))
     if inspect.isclass(option) and hasattr(option, "update"):
         return BarProgress(option, total(), description)
     return CallbackProgress(option, total())

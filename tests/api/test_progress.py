@@ -1,5 +1,6 @@
 """Progress counts objects, with failures, and leaves no thread behind."""
 
+import errno
 import io
 import sys
 import threading
@@ -127,3 +128,22 @@ def test_total_that_cannot_be_is_refused(total):
     with pytest.raises(InvalidOption, match=f"total={total!r} is not valid: "):
         operations.doubles.using(executor="serial").map([1, 2, 3], total=total)
     assert operations.doubles.using(executor="serial").map([1, 2, 3], total=3).ok
+
+
+class GoneTerminal(io.StringIO):
+    def __init__(self, *, is_terminal):
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self):
+        return self._is_terminal
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_that_is_gone_ends_no_run(monkeypatch, is_terminal):
+    monkeypatch.setattr(sys, "stderr", GoneTerminal(is_terminal=is_terminal))
+    report = operations.fails_on_odd.using(executor="serial", progress=True, chunksize=1).map(range(5))
+    assert (report.succeeded, report.failed) == (3, 2)

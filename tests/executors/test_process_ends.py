@@ -4,6 +4,9 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
+from functools import partial
 from multiprocessing import forkserver
 
 import pytest
@@ -162,3 +165,33 @@ def test_lack_in_mid_run_is_an_error_with_a_report(monkeypatch, lack):
     report = caught.value.report
     assert report.values == [0, 1, 2, 3, 4]
     assert (report.lost, report.total) == (1, report.succeeded + report.failed + report.lost + report.skipped)
+
+
+PRINTS = """
+import pathlib, sys
+from django.conf import settings
+
+if not settings.configured:
+    settings.configure()
+from poolsave import pooled_operation
+
+@pooled_operation(workers=1, transaction=None, start_method="forkserver", progress=False)
+def prints(number):
+    print("x" * 10_000, flush=True)
+    return number
+
+if __name__ == "__main__":
+    try:
+        said = str(prints.map(range(9)).values)
+    except BaseException as error:
+        said = repr(error)
+    pathlib.Path(sys.argv[1]).write_text(said)
+"""
+
+
+def test_prints_of_a_program_without_stdout_reach_no_channel(tmp_path):
+    """The fork server's pipes, and the marks of a worker, would have the numbers 0 to 2."""
+    script, said = tmp_path / "prints.py", tmp_path / "said"
+    script.write_text(PRINTS)
+    subprocess.run([sys.executable, script, said], preexec_fn=partial(os.closerange, 0, 3), timeout=60, check=True)
+    assert said.read_text() == str([*range(9)])

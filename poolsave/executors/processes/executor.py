@@ -21,7 +21,7 @@ from ..._pickling.exceptions import restore_exception
 from ..._runtime.redacted import dumps
 from ...errors import InvalidOperation, InvalidOption
 from ..protocol import Died, Event, Job, NotAdded, Ready, Replied, Retired, SetupFailed, Task
-from .pipes import Waker
+from .pipes import Waker, fill_standard
 from .start_methods import (
     check_script_can_be_imported,
     check_start_method,
@@ -107,6 +107,7 @@ class ProcessExecutor:
         self._halted = False
         self._failed_starts = 0
         self._not_added = []
+        fill_standard()
         self._prepare(self._method)
         self._waker = Waker()
         try:

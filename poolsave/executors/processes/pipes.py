@@ -197,6 +197,16 @@ def nameless_file() -> int:
         return _duplicate(file.fileno())
 
 
+def fill_standard() -> None:
+    """Open /dev/null as stdin, stdout and stderr where the program was started without these.
+
+    Else a fork server and fresh workers get their own channels under these numbers, to which a function then prints.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) < STANDARD:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def above_standard(fd: int) -> int:
     """Move a descriptor above stdin, stdout and stderr.
 
