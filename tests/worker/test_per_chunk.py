@@ -154,7 +154,7 @@ def test_server_timeout_in_a_chunk_is_reported_to_flow_control(server, monkeypat
         FlowControl, "learn", lambda pacing, *of, **more: (told.append(more["timed_out"]), learn(pacing, *of, **more))
     )
     operation = operations.sleeps_on_the_server.using(databases=(server,), transaction="chunk", start_method="fork")
-    operation.bind(alias=server).using(chunksize=2, workers=1).map(["a", "slow", "b", "c"])
+    operation.bind(alias=server).using(chunksize=2, workers=1).map(["a", "slow", "b", "c", "the last chunk"])
     assert told == [True, False]
 
 

@@ -1,6 +1,10 @@
 """The values of the option `transaction`: how a worker runs the objects of a chunk, and tries them again.
 
-Each mode gives one result per object, in order, as soon as it is known. `calls.py` composes what is called.
+Each mode gives one result per object, in order, as soon as it is known. What it calls for an object is composed of the
+user's function and what the run puts around it. Each layer takes the object as it came with the chunk. From the inside
+out, and in the transaction:
+
+    function -> end of forked children -> row or bytes in -> bytes out -> context -> time-out
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from ..._db.inspection import alias_without_connection, await_connection
 from ..._db.savepoints import Savepoints
 from ..._db.transactions import AttemptResult, OpenTransactions, attempt_of, run_in_transaction
 from ..._db.write_behind.pacing import Batching
-from ..._pickling.values import from_wire
+from ..._pickling.values import from_wire, to_wire
+from ..._runtime.forks import ending_children
 from ...executors.marks import COMMITTED, RUNNING
 from ...executors.protocol import Marks
 from ...outcomes import Status
-from ..calls import build_call
 from ..deadline import Deadline, NoDeadline
 from ..replies import NOT_STARTED, ObjectResult
 from .per_chunk import ChunkResult, ChunkRolledBack, run_chunk_in_transaction
@@ -46,7 +50,7 @@ class WithoutTransaction:
     recorder: Recorder | None = None
     """Of a durable run."""
 
-    def __init__(  # noqa: PLR0913  as for `build_call`
+    def __init__(  # noqa: PLR0913  one for each layer
         self,
         job: WorkerJob,
         function: Callable[[Any], Any],
@@ -60,7 +64,7 @@ class WithoutTransaction:
         self._rows = rows
         self._context = context
         self._deadline = NoDeadline() if job.timeout is None else Deadline(job.timeout)
-        self._call = build_call(job, function, rows, context, self._deadline, unpickles=unpickles, pickles=pickles)
+        self._call = self._compose_call(function, unpickles=unpickles, pickles=pickles)
         self._serial_lock = job.serial_lock or nullcontext()
         self._timed_out = self._overloaded = False
         self._needed = {*job.databases} if rows is None else {*job.databases, rows.alias}
@@ -68,6 +72,19 @@ class WithoutTransaction:
         """The alias of a database that was waited for in vain, and the driver's message. No more objects are begun."""
         self.knows_next = False
         """Whether the result after the last one is known already."""
+
+    def _compose_call(self, function: Callable[[Any], Any], *, unpickles: bool, pickles: bool) -> Callable[[Any], Any]:
+        """`unpickles`: objects come from another process; `pickles`: values go to one."""
+        call = ending_children(function)
+        if self._rows is not None:
+            call = partial(_with_loaded, call, self._rows.get)
+        elif unpickles:
+            call = partial(_with_loaded, call, from_wire)
+        if pickles:
+            call = partial(_to_wire, call)
+        if self._context is not None:
+            call = self._context.wrap(call)
+        return call if self._job.timeout is None else partial(_in_time, call, self._deadline)
 
     def results(self, objects: Sequence[Any], marks: Marks, first: int = 0, tries: int = 1) -> Iterator[ObjectResult]:
         """Run the objects. `first` is the offset of the first one in its chunk, `tries` the number of its first try."""
@@ -289,6 +306,20 @@ class BatchedTransactionPerChunk(TransactionPerChunk):
 
 MODES = {None: WithoutTransaction, "object": TransactionPerObject, "chunk": TransactionPerChunk}
 """By the value of the option."""
+
+
+def _with_loaded(call: Callable[[Any], Any], load: Callable[[Any], Any], item: Any) -> Any:
+    return call(load(item))
+
+
+def _to_wire(call: Callable[[Any], Any], item: Any) -> Any:
+    # Inside the transaction: a value that cannot be pickled is a failure that is rolled back.
+    return to_wire(call(item))
+
+
+def _in_time(call: Callable[[Any], Any], deadline: NoDeadline, item: Any) -> Any:
+    with deadline.function():
+        return call(item)
 
 
 def _random_pause(tries: int) -> float:
