@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from ._environment.project_settings import all_settings, from_environment, from_settings, imported
@@ -24,8 +24,9 @@ from .executors import EXECUTOR_METHODS, Executor, is_known
 
 __all__ = ["AUTO", "Options", "standing", "wrong_settings"]
 
-AUTO = "auto"
-"""The value of `executor` with which the run chooses between the caller's thread and processes."""
+AUTO: Literal["auto"] = "auto"
+"""The value of `executor` with which the run chooses between the caller's thread and processes, and that of `workers`
+with which it chooses their number."""
 
 INLINE: Mapping[str, Any] = {"executor": "serial", "start_method": None, "timeout": None, "throttle": ()}
 """Options that run everything in the caller's own thread, where no timeout can be enforced, and at once."""
@@ -89,11 +90,11 @@ class Options:
         poolsave.errors.InvalidOption: workers=0 is not valid: give a whole number from 1, (least, most) or "auto"
     """
 
-    workers: int | tuple[int, int] | Literal["auto"] = field(default_factory=available_cpus)
-    """How many run at once; by default the CPUs that this process may use. `(least, most)`: start with the least, have
-    more while they wait more than they compute and that makes the run faster, and fewer where the server has too much
-    to do. "auto": between the CPUs and 32; with Dask, as many threads as the cluster has at each moment, or at most the
-    most. Other executors that cannot change their number keep the least."""
+    workers: int | tuple[int, int] | Literal["auto"] = AUTO
+    """How many run at once. "auto": start with the CPUs that this process may use, and have up to 32 while these leave
+    CPUs unused, since they wait for a server, and more make the run faster; fewer where the server has too much to do.
+    `(least, most)`: the same between these. With Dask "auto" is as many threads as the cluster has at each moment, or
+    at most the most. Other executors that cannot change their number keep the least."""
     chunksize: int | Literal["auto"] = "auto"
     """Objects per dispatch; "auto" adapts by the time that objects take in the worker: a chunk takes about 75 ms, with
     Dask a second."""
@@ -150,7 +151,8 @@ class Options:
     carry: tuple[ContextVar[Any] | Carrier, ...] = ()
     """Context that is restored around every object: ContextVars, and objects with `capture()` and `restore(state)`."""
     before_fork: tuple[Hook, ...] = ()
-    """Called without arguments in the caller, before worker processes are started and before each replacement."""
+    """Called without arguments in the caller, before worker processes are started, also later ones: a replacement, or
+    more of them."""
     after_fork: tuple[Hook, ...] = ()
     """Called without arguments in every worker process, by any start method, once before its first object."""
 

@@ -77,7 +77,7 @@ class PoolEstimate:
 def max_speedup(work: LocalMeasurement, pool: PoolEstimate) -> float:
     """Give the upper bound on a pool's speed-up. Workers bound it, CPUs bound what computes, and one lock bounds what
     holds it."""
-    has_time_to_grow = work.left * work.per_object >= GROWTH_SECONDS
+    has_time_to_grow = not work.locked and work.left * work.per_object >= GROWTH_SECONDS  # SQLite has one writer
     workers = max(pool.workers, pool.most) if has_time_to_grow else pool.workers
     by_cpus = pool.cpus / work.computing if work.computing > 0 else workers
     by_lock = 1 / work.locked if work.locked > 0 else workers

@@ -12,14 +12,16 @@ from dataclasses import replace
 
 from .._reports.statistics import Statistics
 from .._worker.replies import WorkerTime
-from ..executors import Executor, Job, NotAdded, Ready, Resizable, Retired
+from ..executors import Job, NotAdded, Ready, Resizable, Retired
 from ..options import WorkerRange, available_cpus
 from .worker_policy import Window, WorkerPolicy
 
 WARM_UP = 0.05
-"""Seconds of work of each new worker that do not count: it connects, and copies memory after a fork."""
-MIN_SECONDS = 0.12
-"""Seconds of each worker that a window has at least: several replies, which come every 0.02 s or with each chunk."""
+"""Seconds of work of each new worker that do not count, unless they are a small part of a long chunk: it connects, and
+copies memory after a fork."""
+FIRST_SECONDS, MIN_SECONDS = 0.04, 0.12
+"""Seconds of each worker that a window has at least: several replies, which come every 0.02 s or with each chunk. The
+first is shorter: how much workers compute is soon known, and each moment with too few of them is lost."""
 MIN_OBJECTS = 2
 """Objects of each worker that a window has at least."""
 
@@ -33,19 +35,21 @@ class WorkerSizing:
         self._statistics = statistics
         self._reported = statistics.first_workers = workers = executor.workers
         self._changed_at = 0
-        self._policy = WorkerPolicy(
-            workers=workers, least=min(limits.least, workers), most=limits.most, cpus=_cpus_for(executor)
-        )
+        self._share_one_lock = executor.shares_memory and getattr(sys, "_is_gil_enabled", lambda: True)()
+        """Whether only one of them can compute at once."""
+        cpus = 1 if self._share_one_lock else available_cpus()
+        self._policy = WorkerPolicy(workers=workers, least=min(limits.least, workers), most=limits.most, cpus=cpus)
         self._warmed_up: dict[object, float] = {}
         """By worker, the seconds of its work that did not count."""
         self._start = 0.0
         self._overloaded = False
+        self._seconds = FIRST_SECONDS
         self._clear()
 
     def _clear(self) -> None:
         self._answered: set[object] = set()
         self._objects = 0
-        self._waited = self._worked = self._computed = 0.0
+        self._waited = self._worked = self._computed = self._in_line = 0.0
 
     def note(self, event: Ready | NotAdded | Retired) -> None:
         """Take note that a worker has started, or could not be added."""
@@ -60,12 +64,18 @@ class WorkerSizing:
         warmed_up = self._warmed_up.get(worker, 0.0)
         if warmed_up < WARM_UP:
             self._warmed_up[worker] = warmed_up + spent.worked
-            return
+            if spent.worked < 2 * WARM_UP:
+                return
+        else:
+            self._waited += spent.waited
         self._answered.add(worker)
         self._objects += objects
-        self._waited += spent.waited
         self._worked += spent.worked
-        self._computed += spent.computed
+        if self._share_one_lock:  # which a thread that stands in line keeps from the others
+            self._computed += spent.computed + spent.in_line
+        else:
+            self._computed += spent.computed
+            self._in_line += spent.in_line
 
     def refused(self) -> None:
         """Note that a worker could not be added. The run goes on with the others."""
@@ -87,6 +97,7 @@ class WorkerSizing:
             after = self._with_room(before, after)
         self._policy = after
         self._overloaded = False
+        self._seconds = MIN_SECONDS
         self._clear()
         if after.workers != before.workers:
             self._resize(before, ended)
@@ -95,17 +106,18 @@ class WorkerSizing:
     def _is_complete(self) -> bool:
         workers = self._executor.workers
         return (
-            self._waited + self._worked >= MIN_SECONDS * workers
+            self._waited + self._worked >= self._seconds * workers
             and self._objects >= MIN_OBJECTS * workers
             and len(self._answered) >= workers
         )
 
     def _window(self, left: int, chunksize: int) -> Window:
-        spent = max(self._waited + self._worked, 1e-9)
+        worked, spent = max(self._worked, 1e-9), max(self._waited + self._worked, 1e-9)
         return Window(
             now=time.monotonic(),
             rate=self._executor.workers * self._objects / spent,
-            computing=min(1.0, self._computed / max(self._worked, 1e-9)),
+            computing=min(1.0, self._computed / worked),
+            in_line=min(1.0, self._in_line / worked),
             busy=self._worked / spent,
             left=left,
             chunks=-(-left // chunksize),
@@ -136,9 +148,3 @@ class WorkerSizing:
         if self._executor.workers != self._reported:
             self._reported = self._executor.workers
             self._statistics.resized(self._reported, self._changed_at, self._policy.reason)
-
-
-def _cpus_for(executor: Executor) -> int:
-    """How many of its workers can compute at once."""
-    has_one_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return 1 if executor.shares_memory and has_one_lock else available_cpus()

@@ -1,23 +1,27 @@
 """How many workers a run has that may choose, as with `workers="auto"`. Pure: figures of a window in, a number out.
 
-`WorkerSizing` measures windows, asks, and acts. More workers pay while they wait more than they compute, for a server
-that is a network away. Each change is a trial: the next window says whether it stays.
+`WorkerSizing` measures windows, asks, and acts. More workers pay while these leave CPUs unused, since they wait for a
+server that is a network away. Each change is a trial: the next window says whether it stays.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 GAIN = 0.05
-"""Share by which a growth must raise the rate for another one to follow."""
+"""Share by which a growth must raise the rate, or it is undone: workers of no use take connections and memory."""
 LOSS = 0.1
-"""Share by which a change must lower the rate to be undone. Windows are short, so their rates vary."""
-WAITING, MOSTLY_WAITING = 0.5, 0.75
-"""Share of their time that workers must wait for one growth to double them, or to make them four times as many."""
-MIN_GROWTH = 1.25
+"""Share by which having fewer must lower the rate to be undone."""
+WINDOWS = 3
+"""How many windows in a row have to say that the rate is too low: they are short, and machines do other things, too."""
+USED = 0.8
+"""Share of the CPUs that workers use from which on more of them are no help."""
+SPARE = 2
+"""How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly, and on a
+busy machine other programs have their turn, too. A growth to so many times the CPUs is not undone."""
+MIN_GROWTH = 1.5
 """Factor below which a growth is not worth a trial."""
-SPARE = 1.5
-"""How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly."""
 MIN_BUSY = 0.5
 """Share of their time in which workers must have objects. Otherwise the input is what is slow."""
 FALL = 0.5
@@ -44,7 +48,9 @@ class Window:
     rate: float
     """Objects per second."""
     computing: float
-    """The share of their work in which workers used a CPU, or stood in line for one."""
+    """The share of their work in which workers used a CPU."""
+    in_line: float = 0.0
+    """The share of their work in which they stood in line for one."""
     busy: float = 1.0
     """The share of their time in which workers had objects."""
     left: int
@@ -70,8 +76,8 @@ class WorkerPolicy:
     """The number and the rate before a change that is on trial."""
     usual: float | None = None
     """The smoothed rate of the present number."""
-    doubted: bool = False
-    """Whether the last window was a slow one. Two have to agree, since a machine has other things to do, too."""
+    slow: int = 0
+    """How many windows in a row had too low a rate."""
     resting_until: float = 0.0
     grace_until: float = 0.0
     pause: float = FIRST_PAUSE
@@ -84,13 +90,22 @@ class WorkerPolicy:
             return self._relieved(window.now)
         if self.before is not None:
             workers, rate = self.before
-            if window.rate < rate * (1 - LOSS):
-                if not self.doubted:
-                    return replace(self, doubted=True)
-                return self._rested(window.now, workers, f"since {self.workers} were slower", usual=rate)
-            if self.workers < workers or window.rate <= rate * (1 + GAIN):
-                return self._rested(window.now, self.workers, self.reason, usual=window.rate)
+            has_grown = self.workers > workers
+            if window.rate < rate * (1 + GAIN if has_grown else 1 - LOSS):
+                return self._slowed() or self._undone(window.now, workers, "no faster" if has_grown else "slower")
+            if not has_grown:
+                return self._rested(window.now, self.workers, self.reason)
         return self._tried(window)
+
+    def _slowed(self) -> WorkerPolicy | None:
+        """Give the policy after a slow window; None: after enough of them."""
+        return None if self.slow + 1 >= WINDOWS else replace(self, slow=self.slow + 1)
+
+    def _undone(self, now: float, before: int, why: str) -> WorkerPolicy:
+        workers = max(before, min(self.workers, SPARE * self.cpus))
+        return self._rested(
+            now, workers, self.reason if workers == self.workers else f"since {self.workers} were {why}"
+        )
 
     def _relieved(self, now: float) -> WorkerPolicy:
         if now < self.grace_until:
@@ -100,43 +115,39 @@ class WorkerPolicy:
     def _tried(self, window: Window) -> WorkerPolicy:
         if window.now >= self.resting_until:
             if self.before is None and self.usual is not None and window.rate < FALL * self.usual:
-                if not self.doubted:
-                    return replace(self, doubted=True)
                 fewer = max(self.least, self.workers // 2)
-                if fewer < self.workers:
-                    return self._on_trial(window, fewer, SLOWER)
+                if (slowed := self._slowed()) or fewer < self.workers:
+                    return slowed or self._on_trial(window, fewer, SLOWER)
             more = self._more(window)
-            if more >= MIN_GROWTH * self.workers and self._pays(more, window):
+            if more >= MIN_GROWTH * self.workers:
                 waiting = f"since they waited for {1 - window.computing:.0%} of their time"
                 return self._on_trial(window, more, waiting)
         usual = window.rate if self.usual is None or self.before else self._smoothed(self.usual, window.rate)
-        return replace(self, before=None, usual=usual, doubted=False)
+        return replace(self, before=None, usual=usual, slow=0)
 
     def _more(self, window: Window) -> int:
-        waiting = 1 - window.computing
-        if waiting <= WAITING or window.busy < MIN_BUSY:
+        if window.busy < MIN_BUSY or self.workers * window.computing >= USED * self.cpus:
             return self.workers
-        useful = SPARE * self.cpus / max(window.computing, 1e-6)
-        factor = 4 if waiting >= MOSTLY_WAITING else 2
-        return int(min(self.most, factor * self.workers, useful, window.chunks))
+        # Of the time that an object takes where no worker has to stand in line.
+        computing = window.computing / max(1 - window.in_line, 1e-6)
+        useful = SPARE * self.cpus / max(computing, 1e-6)
+        return int(min(self.most, useful, self._worth_a_start(window), window.chunks))
 
-    def _pays(self, more: int, window: Window) -> bool:
-        """Whether half of what can be gained is more than the starts cost."""
-        gained = window.left / max(window.rate, 1e-9) * (1 - self.workers / more)
-        return gained / 2 > window.start * (more - self.workers) / self.cpus
+    def _worth_a_start(self, window: Window) -> float:
+        """How many workers share what is left, when half of what another one saves is what its start costs."""
+        seconds = window.left * self.workers / max(window.rate, 1e-9)
+        return math.sqrt(seconds / 2 * self.cpus / max(window.start, 1e-6))
 
     @staticmethod
     def _smoothed(usual: float, rate: float) -> float:
         return SMOOTHING * usual + (1 - SMOOTHING) * rate
 
     def _on_trial(self, window: Window, workers: int, reason: str) -> WorkerPolicy:
-        return replace(
-            self, workers=workers, before=(self.workers, window.rate), usual=None, doubted=False, reason=reason
-        )
+        return replace(self, workers=workers, before=(self.workers, window.rate), usual=None, slow=0, reason=reason)
 
-    def _rested(self, now: float, workers: int, reason: str, *, usual: float | None = None) -> WorkerPolicy:
+    def _rested(self, now: float, workers: int, reason: str) -> WorkerPolicy:
         return replace(
-            self, workers=workers, before=None, usual=usual, doubted=False, reason=reason,
+            self, workers=workers, before=None, usual=None, slow=0, reason=reason,
             resting_until=now + self.pause, pause=min(LONGEST_PAUSE, 2 * self.pause),
         )  # fmt: skip
 

@@ -198,6 +198,7 @@ class PipelineEngine:
         segment, counters = self._segments[index], self._counters[index]
         for counter, seconds in zip(counters, segment.times(batch), strict=True):
             counter.seconds += seconds
+            counter.workers = max(counter.workers, segment.executor.workers)  # their number may grow
         for result in segment.results(batch):
             for number in range(result.stage):
                 counters[number].pass_on()

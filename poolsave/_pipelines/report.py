@@ -46,6 +46,7 @@ class StageCounter:
     def __init__(self, name: str, workers: int) -> None:
         self.name = name
         self.workers = workers
+        """The most that it has had."""
         self.fed = 0
         self.out = 0
         self.ended = dict.fromkeys(Status, 0)

@@ -27,13 +27,16 @@ from .._worker.requests import PendingCall
 from .._worker.session import JobEntry, is_working_for
 from ..errors import TimedOut, ValueLost, WorkerDied
 from ..errors._of_objects import stand_in_for
-from ..options import Options, worker_range
+from ..executors import is_resizable
+from ..options import AUTO, Options, worker_range
 from ..outcomes import Outcome, Status
 from ..reports import Report
 from .preparation import Prepared
 from .progress import Progress, RunDisplay, RunLog
 from .signals import InterruptGuard
 
+FEWEST = 4
+"""Workers that a block begins with where there are fewer CPUs: beside its driver, a thread, no more are forked."""
 ASSUMED_CHUNK = 64
 """Objects per chunk that the default window of a block assumes while chunk sizes are automatic."""
 
@@ -42,6 +45,7 @@ class BlockDriver:
     """Owns the engine after `start`. Other threads only put calls into the source and set flags."""
 
     def __init__(self, prepared: Prepared, options: Options, progress: Progress) -> None:
+        options = _begin_with_enough(prepared, options)
         self._job = prepared.job
         self._decided = prepared.decided
         self._source = CallSource()
@@ -264,9 +268,18 @@ class BlockDriver:
             self._display.close()
 
 
+def _begin_with_enough(prepared: Prepared, options: Options) -> Options:
+    """Let a block that chooses its number of workers begin with `FEWEST`, if the databases have room for them."""
+    least, most = worker_range(options.workers)
+    if options.workers != AUTO or least >= FEWEST or not is_resizable(prepared.executor):
+        return options
+    room = prepared.job.room_for_workers()
+    return options.using(workers=(FEWEST if room is None else min(FEWEST, least + room), most))
+
+
 def _default_window(options: Options) -> int:
     size = ASSUMED_CHUNK if options.chunksize == "auto" else options.chunksize
-    return CHUNKS_PER_WORKER * worker_range(options.workers).most * size
+    return CHUNKS_PER_WORKER * worker_range(options.workers).least * size
 
 
 class CallSource(QueueSource):

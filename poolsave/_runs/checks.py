@@ -185,7 +185,7 @@ def _check_databases(
 
 def _check_journals(servers: Mapping[str, DatabaseInfo], options: Options) -> Iterator[CheckMessage]:
     for alias, server in servers.items():
-        if server.journal_mode not in (None, "wal") and worker_range(options.workers).most > 1:
+        if server.journal_mode not in (None, "wal") and worker_range(options.workers).least > 1:
             yield CheckWarning(
                 f"the SQLite database {alias!r} is not in WAL mode but in {server.journal_mode!r}, where everybody who "
                 "reads waits for everybody who writes",

@@ -11,7 +11,8 @@ SCHEDULER_STATISTICS = "/proc/thread-self/schedstat"
 
 
 class CpuClock:
-    """Gives the seconds in which the worker had a CPU or stood in line for one, where the system says so.
+    """Gives the seconds in which the worker had a CPU, and those in which it stood in line for one (0.0 where the
+    system does not say).
 
     A thread that stands in line does not wait for a database, and more of them would make the line longer. Made in the
     thread that it is for.
@@ -23,8 +24,8 @@ class CpuClock:
         with suppress(OSError):
             self._fd = os.open(SCHEDULER_STATISTICS, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __call__(self) -> float:
-        return self._used() + self._in_line()
+    def __call__(self) -> tuple[float, float]:
+        return self._used(), self._in_line()
 
     def _in_line(self) -> float:
         if self._fd < 0:

@@ -100,7 +100,9 @@ class WorkerTime(NamedTuple):
     """The alias of a database that the worker has waited for in vain, so that it begins no more; and the driver's
     message."""
     computed: float = 0.0
-    """Seconds of `worked` in which the worker used a CPU, or stood in line for one; 0.0 unless the job counts them."""
+    """Seconds of `worked` in which the worker used a CPU; 0.0 unless the job counts them."""
+    in_line: float = 0.0
+    """Seconds of `worked` in which it stood in line for a CPU; likewise."""
     overloaded: bool = False
     """The server ended a statement or a wait for a lock that took too long, or had no connection to give."""
 
@@ -149,11 +151,21 @@ class Reply(NamedTuple):
         return cls(offset, values, unpack_seconds(began, times), details, worker, WorkerTime(*worker_time), *stages)
 
 
+def no_clock() -> tuple[float, float]:
+    """Stand in for a `CpuClock` where nothing is counted."""
+    return 0.0, 0.0
+
+
 class ReplyBuilder:
     """Gathers the results of a chunk's objects until a reply is due."""
 
     def __init__(
-        self, worker: int | str, waited: float, *, crosses: bool, cpu_clock: Callable[[], float] = float
+        self,
+        worker: int | str,
+        waited: float,
+        *,
+        crosses: bool,
+        cpu_clock: Callable[[], tuple[float, float]] = no_clock,
     ) -> None:
         """`waited`: the worker's idle seconds before this chunk."""
         self._worker = worker
@@ -237,9 +249,10 @@ class ReplyBuilder:
     ) -> Any:
         times = self._waited, now - self.since, self._committed
         before, self._computed_before = self._computed_before, self._cpu_clock()
+        computed, in_line = map(sub, self._computed_before, before)
         worker_time = WorkerTime(
             *times, self.timed_out, self.longest, self.batching, self.unreachable,
-            self._computed_before - before, self.overloaded,
+            computed, in_line, self.overloaded,
         )  # fmt: skip
         stages = self._stage_seconds, self._ended_in_stage
         reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)

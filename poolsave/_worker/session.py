@@ -24,7 +24,7 @@ from ..errors import LeaseLost, RowGone
 from ..executors.protocol import Marks
 from ..outcomes import Status
 from .modes.fast_loop import FastLoop
-from .replies import NOT_STARTED, ObjectResult, ReplyBuilder
+from .replies import NOT_STARTED, ObjectResult, ReplyBuilder, no_clock
 
 if TYPE_CHECKING:
     from .job import WorkerJob
@@ -107,8 +107,7 @@ class WorkerSession:
         self._stack = stack
         self._maintenance = _connections.ConnectionMaintenance() if job.owns_connections else None
         self._own_process = own_process
-        # `float` is a clock that stands still.
-        self._cpu_clock = self._open_clock(own_process=own_process) if job.counts_cpu else float
+        self._cpu_clock = self._open_clock(own_process=own_process) if job.counts_cpu else no_clock
         self._idle_since = time.perf_counter()
         self._name: int | str = os.getpid() if own_process else threading.current_thread().name
 

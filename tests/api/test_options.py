@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave import InvalidOption, Options, Run, concurrent_saves, pooled_operation
+from poolsave.options import worker_range
 from poolsave.throttles import Hours, Pace
 from tests.support import carriers, operations
 
@@ -77,8 +78,9 @@ def test_the_block_raises_by_default_and_the_decorator_collects():
         saves.submit(operations.fails_on_odd, 1)
 
 
-def test_workers_default_to_the_cpus_that_may_be_used():
-    assert Options().workers == len(os.sched_getaffinity(0))
+def test_the_number_of_workers_is_chosen_by_default():
+    assert Options().workers == "auto"
+    assert worker_range("auto") == (len(os.sched_getaffinity(0)), max(32, len(os.sched_getaffinity(0))))
 
 
 def test_on_failure_raise_raises_after_everything_has_ended():

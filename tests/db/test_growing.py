@@ -1,15 +1,21 @@
-"""With `workers="auto"` there are more workers while they wait for the server, and fewer when it has too much to do."""
+"""By default there are more workers while they wait for the server, and fewer when it has too much to do."""
 
 import hashlib
 import itertools
+import time
 
 import pytest
 from django.db import connections
 
-from poolsave import pooled_operation
-from poolsave._engine.worker_policy import OVERLOADED
-from tests.db.test_connection_limits import SLOW_INSERTS
+from poolsave import concurrent_saves, options, pooled_operation
+from poolsave._engine.worker_policy import OVERLOADED, SPARE
+from poolsave._runs.block import FEWEST
+from poolsave.options import available_cpus
+from tests.benchmarks import proxy
+from tests.db.test_connection_limits import LIMIT, SLOW_INSERTS, limited
 from tests.models import Person
+
+__all__ = ["limited"]
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 
@@ -62,10 +68,73 @@ def hashes(number):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_workers_that_compute_stay_as_they_are(executor):
-    report = hashes.using(executor=executor, workers=(2, 9)).map(range(2000))
+def test_workers_that_compute_do_not_outgrow_the_cpus(executor):
+    """A machine that is busy with other things may have up to two for each."""
+    report = hashes.using(executor=executor).map(range(2000))
+    assert report.ok
+    assert all(change.workers <= SPARE * available_cpus() for change in report.statistics.resizings)
+
+
+@pytest.fixture
+def far(monkeypatch, tmp_path):
+    """The alias "postgres" leads to the same server, 2 ms away each way."""
+    settings = connections["postgres"].settings_dict
+    with proxy.far(settings, tmp_path / "far", 0.002):
+        connections["postgres"].close()
+        for key, value in {"HOST": str(tmp_path / "far"), "PORT": ""}.items():
+            monkeypatch.setitem(settings, key, value)
+        yield
+        connections.close_all()
+
+
+@pooled_operation(progress=False, databases=("postgres",))
+def saves(name):
+    Person(name=name).save(using="postgres")
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_run_that_sets_nothing_grows_for_a_far_database(far, executor):
+    report = saves.using(executor=executor).map([f"p{number}" for number in range(400)])
+    assert report.succeeded == 400
+    first, second = report.statistics.first_workers, report.statistics.resizings[0]
+    assert first == available_cpus()
+    assert second.workers > first
+    assert second.index < 200
+    assert Person.objects.using("postgres").count() == 400
+
+
+def test_a_run_that_sets_nothing_stays_within_the_free_slots(limited, slow_inserts, monkeypatch):
+    """At no moment were there more: the role could not have them, and a worker without one would cost a `NotAdded`."""
+    monkeypatch.setattr(options, "available_cpus", lambda: 2)  # fewer than it may have
+    report = saves.map([f"p{number}" for number in range(400)])
+    assert report.succeeded == 400
+    numbers = [change.workers for change in report.statistics.resizings]
+    assert numbers
+    assert max(numbers) < LIMIT
+    assert "since the server has no more" not in str(report)
+
+
+@pooled_operation(progress=False)
+def waits(number):
+    time.sleep(0.005)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_run_that_sets_nothing_does_not_grow_on_sqlite(executor):
+    report = waits.using(executor=executor).map(range(300))
     assert report.ok
     assert report.statistics.resizings == []
+    assert len(report.statistics.workers) == available_cpus()
+
+
+@pytest.mark.parametrize("alias", ["postgres", "default"])
+def test_a_block_that_sets_nothing_begins_with_enough(alias):
+    """But not on SQLite."""
+    workers = max(FEWEST if alias == "postgres" else 1, available_cpus())
+    with concurrent_saves(progress=False, databases=(alias,)) as block:
+        futures = [block.submit(waits, number) for number in range(2)]
+        assert [future.result() for future in futures] == [None, None]
+        assert block._driver._engine._executor.workers == workers
 
 
 def test_a_fixed_number_stays(slow_inserts):
