@@ -19,7 +19,10 @@ USED = 0.8
 """Share of the CPUs that workers use from which on more of them are no help."""
 SPARE = 2
 """How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly, and on a
-busy machine other programs have their turn, too. A growth to so many times the CPUs is not undone."""
+busy machine other programs have their turn, too."""
+FEWEST = 4
+"""Workers that a growth keeps, on two CPUs or more. So few take little, and rates say nothing where a machine is busy
+for a moment."""
 MIN_GROWTH = 1.5
 """Factor below which a growth is not worth a trial."""
 MIN_BUSY = 0.5
@@ -102,7 +105,7 @@ class WorkerPolicy:
         return None if self.slow + 1 >= WINDOWS else replace(self, slow=self.slow + 1)
 
     def _undone(self, now: float, before: int, why: str) -> WorkerPolicy:
-        workers = max(before, min(self.workers, SPARE * self.cpus))
+        workers = max(before, min(self.workers, FEWEST, SPARE * self.cpus))
         return self._rested(
             now, workers, self.reason if workers == self.workers else f"since {self.workers} were {why}"
         )

@@ -17,6 +17,7 @@ from django.db import connections
 from .._engine.chunking import CHUNKS_PER_WORKER
 from .._engine.engine import Engine
 from .._engine.sources import QueueSource
+from .._engine.worker_policy import FEWEST
 from .._environment.django_setup import DjangoEnvironment
 from .._reports.batches import OutcomeBatch, unanswered_batch
 from .._reports.causes import exception_chain
@@ -35,8 +36,6 @@ from .preparation import Prepared
 from .progress import Progress, RunDisplay, RunLog
 from .signals import InterruptGuard
 
-FEWEST = 4
-"""Workers that a block begins with where there are fewer CPUs: beside its driver, a thread, no more are forked."""
 ASSUMED_CHUNK = 64
 """Objects per chunk that the default window of a block assumes while chunk sizes are automatic."""
 
@@ -269,7 +268,10 @@ class BlockDriver:
 
 
 def _begin_with_enough(prepared: Prepared, options: Options) -> Options:
-    """Let a block that chooses its number of workers begin with `FEWEST`, if the databases have room for them."""
+    """Let a block that chooses its number of workers begin with `FEWEST`, if the databases have room for them.
+
+    Its driver is a thread, beside which no more can be forked.
+    """
     least, most = worker_range(options.workers)
     if options.workers != AUTO or least >= FEWEST or not is_resizable(prepared.executor):
         return options

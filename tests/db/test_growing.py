@@ -8,8 +8,7 @@ import pytest
 from django.db import connections
 
 from poolsave import concurrent_saves, options, pooled_operation
-from poolsave._engine.worker_policy import OVERLOADED, SPARE
-from poolsave._runs.block import FEWEST
+from poolsave._engine.worker_policy import FEWEST, OVERLOADED, SPARE
 from poolsave.options import available_cpus
 from tests.benchmarks import proxy
 from tests.db.test_connection_limits import LIMIT, SLOW_INSERTS, limited

@@ -134,13 +134,14 @@ def test_one_fast_window_keeps_a_growth():
     assert grown.before is None
 
 
-def test_twice_as_many_workers_as_cpus_stay():
+def test_four_workers_stay():
     """Else a machine with more to do for a moment would keep a run from its share of the CPUs."""
     undone = thrice(policy().after(window(100)), window(89, now=1))
     assert (undone.workers, undone.reason) == (4, "since 32 were no faster")
     grown = policy().after(window(100, computing=0.4, in_line=0.6))
     kept = thrice(grown, window(89, now=1))
     assert (grown.workers, kept.workers, kept.reason) == (4, 4, grown.reason)
+    assert thrice(policy(8, least=8, cpus=8).after(window(100)), window(89, now=1)).workers == 8
 
 
 def test_pauses_double():
