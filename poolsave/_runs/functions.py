@@ -59,13 +59,14 @@ def refuse_unsuitable_function(func: Any, *, expands: bool) -> None:
     """
     if not callable(func):
         raise InvalidOperation(f"{func!r} is not a function: decorate a function that takes one object")
-    name = name_of(func)
-    if inspect.isasyncgenfunction(func) or (inspect.isgeneratorfunction(func) and not expands):
+    name, called = name_of(func), (func, type(func).__call__)
+    generates = any(map(inspect.isgeneratorfunction, called)) and not expands
+    if generates or any(map(inspect.isasyncgenfunction, called)):
         raise InvalidOperation(
             f"{name} is a generator function, which does nothing when it is called: return a list, or declare it by "
             "@pooled_operation(expand=True), by which each of its values goes on by itself in a pipeline"
         )
-    if inspect.iscoroutinefunction(func):
+    if any(map(inspect.iscoroutinefunction, called)):
         raise InvalidOperation(
             f"{name} is an async function, which no worker would await: wrap it in asgiref.sync.async_to_sync"
         )

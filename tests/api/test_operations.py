@@ -55,7 +55,15 @@ def test_generators_and_coroutines_are_refused_at_decoration():
     async def awaits(item):
         return item
 
-    for unsuitable in (generates, awaits, 4):
+    class Awaits:
+        async def __call__(self, item):
+            return item
+
+    class Generates:
+        def __call__(self, item):
+            yield item
+
+    for unsuitable in (generates, awaits, Generates(), Awaits(), 4):
         with pytest.raises(InvalidOperation):
             pooled_operation(unsuitable)
 
