@@ -17,7 +17,7 @@ from django.db import router
 from django.db.models import Model, QuerySet
 
 from ._db.connections import configured_aliases
-from ._db.sqlite import reading_whole_tables
+from ._db.sqlite import WholeTables
 from ._engine.sources import end_generator
 from ._environment.django_setup import Localization
 from ._pickling.values import check_in_script, pickle_function
@@ -133,7 +133,7 @@ class Saves:
         self._safeguard.atexit = False
         self._reading = ExitStack()  # as long as workers may write
         if not self._inline:
-            self._reading.enter_context(reading_whole_tables())
+            self._reading.enter_context(WholeTables())
         self._driver.start()
 
     @property

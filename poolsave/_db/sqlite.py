@@ -198,25 +198,32 @@ def delay_begin(wrapper: Any) -> None:
     wrapper._start_transaction_under_autocommit = postpone
 
 
-@contextmanager
-def reading_whole_tables() -> Iterator[None]:
-    """While workers write, let `iterator()` in this thread read all rows of a SQLite table at once.
+class WholeTables:
+    """While entered, and workers write, `iterator()` in this thread reads all rows of a SQLite table at once.
 
     A query that is not at its end holds a lock for which every COMMIT waits, until its time-out. With a write-ahead log
     there is no such lock.
     """
-    with ExitStack() as stack:
-        for alias in installed_aliases() if settings.configured else ():
-            connection: Any = connections[alias]
-            if connection.vendor == "sqlite":
-                stack.enter_context(_reading_whole_tables(connection))
-        yield
+
+    # Not a generator, which would change the exception that ends a run: some refuse that.
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            for alias in installed_aliases() if settings.configured else ():
+                connection: Any = connections[alias]
+                if connection.vendor == "sqlite":
+                    stack.callback(_read_whole_tables(connection))
+            self._stack = stack.pop_all()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._stack.close()
 
 
-@contextmanager
-def _reading_whole_tables(connection: Any) -> Iterator[None]:
+def _read_whole_tables(connection: Any) -> Callable[[], None]:
+    """Let the connection do so, and give what undoes it."""
     make, features, name = connection.chunked_cursor, vars(connection.features), "can_use_chunked_reads"
     before = {key: value for key, value in features.items() if key == name}
+    replaced = {key: value for key, value in vars(connection).items() if key == "chunked_cursor"}
 
     def chunked_cursor() -> Any:
         cursor = make()
@@ -224,17 +231,14 @@ def _reading_whole_tables(connection: Any) -> Iterator[None]:
         features[name] = mode == "wal"
         return cursor
 
-    replaced = vars(connection).get("chunked_cursor")
-    connection.chunked_cursor = chunked_cursor
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del connection.chunked_cursor
-        else:
-            connection.chunked_cursor = replaced
+    def undo() -> None:
+        del connection.chunked_cursor
+        vars(connection).update(replaced)
         features.pop(name, None)
         features.update(before)
+
+    connection.chunked_cursor = chunked_cursor
+    return undo
 
 
 class WriteLockTimer:

@@ -224,7 +224,7 @@ class Statistics:
         if self._ended_at is not None:
             return
         self._ended_at = time.perf_counter()
-        for times in self.workers:
+        for times in self._times.values():
             if not times.ended:
                 times.wait += self._ended_at - times.last
                 self._tail += self._ended_at - times.last

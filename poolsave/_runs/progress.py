@@ -23,7 +23,7 @@ from .._reports.batches import OutcomeBatch
 from .._reports.causes import format_cause, printable
 from ..options import Options, worker_range
 from ..outcomes import Status
-from ..reports import Report
+from ..reports import NO_CAUSES, Report
 
 logger = logging.getLogger("poolsave")
 logger.addHandler(logging.NullHandler())  # without a configuration a library writes nothing
@@ -310,11 +310,11 @@ class RunLog:
 
     def close(self) -> None:
         """Log the end with all counts, if the run has ended in this process."""
-        if not self._report.finished:
+        has_failures = self._report._causes is not NO_CAUSES
+        if not (has_failures or logger.isEnabledFor(logging.INFO)) or not self._report.finished:
             return
-        if self.has_new_causes:
-            self.add_causes()
-        level = logging.WARNING if self._report.failed or self._report.lost else logging.INFO
+        self.add_causes()
+        level = logging.WARNING if has_failures else logging.INFO
         if logger.isEnabledFor(level):
             stopped = f"; stopped: {self._report.stopped}" if self._report.stopped else ""
             text = f"ended: {self._report._counts_text()} in {self._report.elapsed:.2f} s{stopped}"
@@ -353,12 +353,14 @@ class RunDisplay:
 
     def add(self, batches: list[OutcomeBatch]) -> None:
         """Show what has ended, and log new causes of failures on lines of their own."""
+        has_failures = False
         for batch in batches:
             failed = 0
             if batch.notable:
                 failed = sum(outcome.status in (Status.FAILED, Status.LOST) for outcome in batch.notable.values())
             self._progress.advance(len(batch.values), failed)
-        if self._log.has_new_causes:
+            has_failures = has_failures or failed > 0
+        if has_failures and self._log.has_new_causes:
             self._progress.clear()
             self._log.add_causes()
 

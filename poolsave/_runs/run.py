@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from .._auto.engine import AutoEngine
 from .._auto.sampling import SamplingSerialExecutor
-from .._db.sqlite import reading_whole_tables
+from .._db.sqlite import WholeTables
 from .._engine.engine import Engine
 from .._engine.keyed import KeyedEngine
 from .._engine.sources import IterableSource
@@ -36,6 +36,7 @@ from .progress import RunDisplay, RunLog, open_progress
 from .signals import InterruptGuard, report_interrupt
 
 CLOSED = "the stream was closed"
+NOT_READING = nullcontext()
 AnyReport = TypeVar("AnyReport", bound=Report[Any])
 _open_runs: WeakSet[Run[Any]] = WeakSet()
 
@@ -244,7 +245,7 @@ class Run(Generic[AnyReport]):
 
     def _started_batches(self) -> Generator[OutcomeBatch, None, None]:
         progress = open_progress(self._options.progress, self._expected_total, self._name)
-        reading = reading_whole_tables() if self._may_read and self._engine.has_workers else nullcontext()
+        reading = WholeTables() if self._may_read and self._engine.has_workers else NOT_READING
         with reading, RunDisplay(progress, RunLog(self._name, self.report)) as display:
             try:
                 _open_runs.add(self)
