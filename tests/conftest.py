@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
 
 import pytest
 from django.contrib.contenttypes.management import create_contenttypes
@@ -190,8 +191,11 @@ def django_db_setup(django_db_setup):
     TransactionTestCase._fixture_teardown = empty_filled_tables
     assert post_migrate.disconnect(create_contenttypes)
     assert post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    postgres.watcher.move_to(dbname=connections["postgres"].settings_dict["NAME"])
     gc.collect()
     gc.freeze()  # models that migrations have left behind, too
+    yield
+    postgres.watcher.move_to()
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +244,9 @@ def _files_of_helpers():
         loky_tracker._resource_tracker._fd,
         *dask_cluster.belongings()[1],
         *(server.belongings()[1] for server in mariadb.StoppableServer.started),
-        *(watcher.fileno() for watcher in _watchers.values()),  # a server may have been started by the test
+        # A server may have been started by the test.
+        *postgres.watcher.files(),
+        *({_mariadb_watcher().fileno()} if mariadb.running() else ()),
     }
 
 
@@ -255,35 +261,26 @@ def _sessions():
     """What is connected to the servers, besides this very look."""
     found = []
     if postgres.running():
-        found += _told_by(
-            postgres.connect,
+        found += postgres.watcher.ask(
             "SELECT pid, datname || ' ' || query FROM pg_stat_activity "
             "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname IN "
-            f"('{postgres.TEST_DATABASE}', current_database())",
+            f"('{postgres.TEST_DATABASE}', '{postgres.settings_from_url(postgres.url_for_this_run())['NAME']}')"
         )
     if mariadb.running():
-        found += _told_by(
-            mariadb.connect,
-            "SELECT concat('mariadb ', id), concat_ws(' ', db, command, info) FROM information_schema.processlist "
-            "WHERE user = 'root' AND id <> connection_id()",
-        )
+        with _mariadb_watcher().cursor() as cursor:
+            cursor.execute(
+                "SELECT concat('mariadb ', id), concat_ws(' ', db, command, info) FROM information_schema.processlist "
+                "WHERE user = 'root' AND id <> connection_id()"
+            )
+            found += cursor.fetchall()
     return found
 
 
-def _told_by(connect, question):
-    with _watcher(connect).cursor() as cursor:
-        cursor.execute(question)
-        return list(cursor.fetchall())
-
-
-_watchers = {}
-
-
-def _watcher(connect):
-    if connect not in _watchers:
-        _watchers[connect] = connect()
-        atexit.register(_watchers[connect].close)
-    return _watchers[connect]
+@cache
+def _mariadb_watcher():
+    connection = mariadb.connect()
+    atexit.register(connection.close)
+    return connection
 
 
 def wait_until(condition, complaint=lambda: "it did not come about", seconds=10):

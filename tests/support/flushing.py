@@ -5,6 +5,8 @@ from functools import cache
 from django.core.management.sql import emit_post_migrate_signal
 from django.db import connections, transaction
 
+from tests.support import postgres
+
 UNCHECKED = {
     "postgresql": ("SET LOCAL session_replication_role = replica", "RESET session_replication_role"),
     "mysql": ("SET foreign_key_checks = 0", "SET foreign_key_checks = 1"),
@@ -23,9 +25,13 @@ def empty_filled_tables(case):
 
 def _filled_tables(alias):
     tables, question = _look_at_all(alias)
-    with connections[alias].cursor() as cursor:
-        cursor.execute(question)
-        return [tables[number] for (number,) in cursor.fetchall()]
+    if alias == "postgres":
+        found = postgres.watcher.ask(question)
+    else:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(question)
+            found = cursor.fetchall()
+    return [tables[number] for (number,) in found]
 
 
 @cache

@@ -78,6 +78,43 @@ def connect(**more):
     return psycopg.connect(os.environ[VARIABLE], autocommit=True, **more)
 
 
+class Watcher:
+    """A session that stays, since a new one takes the server ten milliseconds before it knows all tables."""
+
+    def __init__(self):
+        self._database = {}
+        self._connection = None
+
+    def move_to(self, **database):
+        """Ask another database from now on; without a name, that of the server's address."""
+        self.close()
+        self._database = database
+
+    def ask(self, question):
+        try:
+            return self._answers(question)
+        except Exception:  # a test has ended all sessions
+            self.close()
+            return self._answers(question)
+
+    def _answers(self, question):
+        if self._connection is None:
+            self._connection = connect(**self._database)
+        with self._connection.cursor() as cursor:
+            cursor.execute(question)
+            return cursor.fetchall()
+
+    def files(self):
+        return set() if self._connection is None else {self._connection.fileno()}
+
+    def close(self):
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+watcher = Watcher()
+atexit.register(watcher.close)
 IN_COMMIT = (
     "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep' "
     f"AND datname = '{TEST_DATABASE}'"
