@@ -33,6 +33,13 @@ class Savepoints:
 
     undone = False
     """Whether the transaction has to be rolled back and run again with savepoints of this class."""
+    asks_for_id = False
+    """Whether the id of the transaction will be noted."""
+
+    @property
+    def id_and_time(self) -> tuple[str | None, int] | None:
+        """The id and the time that came with the last statement, if they did."""
+        return None
 
     def __init__(self, transactions: OpenTransactions) -> None:
         self._transactions = transactions

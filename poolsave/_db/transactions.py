@@ -333,19 +333,24 @@ def _lost(opened: OpenTransactions, error: BaseException) -> AttemptResult:
     return AttemptResult(Status.LOST, error=error)
 
 
-def record_xid(aliases: Sequence[str], marks: Marks) -> int:
+XID, NOW = "pg_current_xact_id_if_assigned()::text", "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""What `record_xid` asks for: the id of the transaction, or NULL, and the microseconds by the server's clock."""
+
+
+def record_xid(aliases: Sequence[str], marks: Marks, answer: tuple[str | None, int] | None = None) -> int:
     """Note the id of the open transaction, so that PostgreSQL can say later whether it was committed; 0 if it cannot.
 
-    The note contains the server's time, since after a crash another transaction may get the id.
+    The note contains the server's time, since after a crash another transaction may get the id. `answer`: to `XID` and
+    `NOW`, if it came with the last statement of the transaction.
     """
     connection = connections[aliases[0]]
     if len(aliases) != 1 or connection.vendor != "postgresql":
         return 0
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_current_xact_id_if_assigned()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-        )
-        xid, now = cursor.fetchone()
+    if answer is None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {XID}, {NOW}")
+            answer = cursor.fetchone()
+    xid, now = answer
     note = NO_XID if xid is None else TransactionNote(int(xid), now, identity_of(connection)).to_int()
     marks.note(note)
     return note

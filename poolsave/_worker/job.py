@@ -157,6 +157,8 @@ class WorkerJob:
         """Close SQLite files, pin the connection wrappers of all threads, and find the generators to seed.
 
         Pinned wrappers are not finalised in the workers."""
+        if self.batch_writes:
+            from .._db.write_behind import write_behind  # noqa: F401  else each worker would import it for itself
         if self.environment is not None:
             _fork_safety.close_sqlite_files()
         if threading.active_count() > 1:

@@ -15,6 +15,7 @@ and runs the chunk in the ordinary way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import RLock, get_ident
@@ -22,7 +23,8 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
-from .catalog import Catalog
+from ..transactions import NOW, XID
+from .catalog import Catalog, check_of_settings
 from .channel import Channel
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
@@ -37,6 +39,7 @@ R = TypeVar("R")
 
 IS_THERE = "23505"
 """The SQLSTATE of a row whose unique values another row has."""
+ID_AND_TIME = f"SELECT NULL, {NOW}, {XID}"
 MAX_ROWS = 2000
 """Rows that are buffered before they are sent, so that memory is bounded. They are sent between two objects, and inside
 of one that has as many itself."""
@@ -64,9 +67,10 @@ class Source:
         self.is_valid = True
         """False once a statement may have changed the schema or the session's settings."""
 
-    def holds_for(self, connection: Any, settings: str) -> bool:
-        """Whether all this is still true."""
-        return self.is_valid and self.raw is connection.connection and self.catalog.settings == settings
+    def holds_for(self, connection: Any) -> bool:
+        """Whether all this is still true, unless the settings have changed past the buffers, which is found out as
+        rows are sent."""
+        return self.is_valid and self.raw is connection.connection
 
     def understand(self, text: str | None) -> Statement:
         """Say what a statement does."""
@@ -122,6 +126,8 @@ class WriteBuffer:
         self._leaves_out = leaves_out
         self.channel = source.channel
         self._guard = guard
+        self._check: str | None = check_of_settings(source.catalog.settings)
+        """Goes before the first rows that are sent."""
         self._note_early = note_early
         self._log: list[Entry] = []
         self._values = WaitingValues(self._log, source.catalog)
@@ -153,6 +159,10 @@ class WriteBuffer:
         """How many rows were buffered and sent."""
         self.flushes = 0
         """How often the buffer was sent."""
+        self.asks_for_id = False
+        """Whether the rows that are sent next are the last ones of a transaction whose id will be noted."""
+        self.id_and_time: tuple[str | None, int] | None = None
+        """The transaction's id and the server's time after the last statement, if it was asked for them."""
 
     def __len__(self) -> int:
         return len(self._log)
@@ -260,6 +270,7 @@ class WriteBuffer:
         if effect is not Effect.READS:
             self.so_far.has_written = True
             self.sent += 1
+            self.id_and_time = None
 
     def before_unseen(self) -> None:
         """Notice that something is about to be sent that passes by the cursors."""
@@ -271,6 +282,7 @@ class WriteBuffer:
             self.undo("something was sent past the cursors of the connection")
         self.so_far.has_written = True
         self.sent += 1
+        self.id_and_time = None
 
     @_in_turn
     def flush(self) -> None:
@@ -336,7 +348,8 @@ class WriteBuffer:
             # One of these may take the place of an object that was refused only by the row of another refused one.
             self.undo("rows were sent after some that are there already", at_their_place=True)
         try:
-            send_all(self.channel, log, shown)
+            self._take_answers(send_all(self.channel, log, shown, check=self._check, last=self._questions(log)))
+            self._check = None
         except BaseException as error:
             refused = self._send_new(log, shown, error)
             self.rows -= sum(number in refused for _plan, _row, number in log)
@@ -347,6 +360,15 @@ class WriteBuffer:
             self.so_far.objects.add(log[-1][2])
             self.so_far.tables |= self._tables.keys()
             self._tables, self._keys, self._has_two_plans = {}, {}, False
+
+    def _questions(self, log: list[Entry]) -> str | None:
+        more = self._source.keys.draw(Counter([plan.sequence for plan, *_rest in log if plan.sequence is not None]))
+        questions = [more, ID_AND_TIME if self.asks_for_id else None]
+        return " UNION ALL ".join([question for question in questions if question is not None]) or None
+
+    def _take_answers(self, rows: list[tuple[Any, int, Any]]) -> None:
+        self.id_and_time = next(((xid, now) for name, now, xid in rows if name is None), None)
+        self._source.keys.add(row for row in rows if row[0] is not None)
 
     def _send_new(self, log: list[Entry], shown: Sequence[Entry], error: BaseException) -> set[int]:
         reason = f"{type(error).__name__} while buffered rows were sent"

@@ -11,6 +11,7 @@ import uuid
 from typing import NamedTuple
 
 from .channel import Channel
+from .fields import as_sql
 
 RELATIONS = """
 SELECT c.relname::text,
@@ -37,8 +38,9 @@ SELECT a.attname::text, '(NULL::' || format_type(c.reltype, NULL) || ').' || quo
        LEFT JOIN LATERAL (
            SELECT pg_get_serial_sequence(%s, a.attname) AS name WHERE a.attidentity = 'd'
            UNION ALL
-           SELECT q.refobjid::regclass::text
+           SELECT format('%%I.%%I', n.nspname, r.relname)
              FROM pg_attrdef d JOIN pg_depend q ON q.classid = 'pg_attrdef'::regclass AND q.objid = d.oid
+                  JOIN pg_class r ON r.oid = q.refobjid JOIN pg_namespace n ON n.oid = r.relnamespace
             WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND q.refclassid = 'pg_class'::regclass
               AND pg_get_expr(d.adbin, d.adrelid) = format('nextval(%%L::regclass)', q.refobjid::regclass)
        ) s ON true
@@ -47,7 +49,7 @@ SELECT a.attname::text, '(NULL::' || format_type(c.reltype, NULL) || ').' || quo
 """The sequence is that of which the default is `nextval`; it need not be the column's own. GENERATED ALWAYS refuses
 keys that come from outside."""
 SETTINGS = """
-SELECT current_setting('search_path') || ' ' || current_user || ' ' || current_setting('session_replication_role')
+current_setting('search_path') || ' ' || current_user || ' ' || current_setting('session_replication_role')
 """
 """What the answers to the others depend on, besides the schema."""
 KEY_TYPES: dict[str, type] = {
@@ -116,5 +118,10 @@ class Catalog:
 
 def read_settings(channel: Channel) -> str:
     """Give the settings of the session on which a catalog depends."""
-    [(settings,)] = channel.send(SETTINGS)
+    [(settings,)] = channel.send(f"SELECT {SETTINGS}")
     return settings  # type: ignore[no-any-return]
+
+
+def check_of_settings(settings: str) -> str:
+    """Give a statement that fails if the session has other settings by then."""
+    return f"SELECT CAST(CASE WHEN {SETTINGS} = {as_sql(settings)} THEN '1' ELSE 'other settings' END AS integer)"

@@ -20,13 +20,16 @@ class Channel:
         return get_ident() in self._senders
 
     def send(self, text: str, values: Any = None) -> list[Any]:
-        """Send it, and give the rows that come back."""
+        """Send it, and give the rows that come back, of several statements those of the last one."""
         self._senders.add(get_ident())
         # A thread of the function's may send past Django, which lets no other thread than its own use the wrapper.
         self.connection.inc_thread_sharing()
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(text, values)
+                # psycopg2 knows the last result alone, and psycopg 3 begins with the first one.
+                while hasattr(self.connection.connection, "pgconn") and cursor.nextset():
+                    pass
                 return cursor.fetchall() if cursor.description else []
         finally:
             self.connection.dec_thread_sharing()

@@ -211,6 +211,11 @@ def composed(text: str, values: Sequence[Any], connection: Any) -> Literal:
         return Literal(connection.ops.compose_sql(text, values))
 
 
+def as_sql(value: Any) -> str:
+    """Give the literal of a value of a type in `WRITERS`."""
+    return WRITERS[type(value)](value)
+
+
 def row_as_sql(row: Sequence[Any]) -> str:
     """Give the values of a row, between commas."""
     return ", ".join([WRITERS[type(value)](value) for value in row])

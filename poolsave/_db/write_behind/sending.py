@@ -25,10 +25,21 @@ _RELEASE = "RELEASE SAVEPOINT poolsave_rows"
 _ROLL_BACK = "ROLLBACK TO SAVEPOINT poolsave_rows"
 
 
-def send_all(channel: Channel, log: list[Entry], trial: Sequence[Entry] = ()) -> None:
-    """Send all rows, and then those of the trial, which are taken back. After an error `send_new` can follow."""
-    texts = [_SET, *_statements(log), _RELEASE] if log else []
-    channel.send(";\n".join(texts + _on_trial(trial)))
+def send_all(
+    channel: Channel,
+    log: list[Entry],
+    trial: Sequence[Entry] = (),
+    *,
+    check: str | None = None,
+    last: str | None = None,
+) -> list[Any]:
+    """Send all rows, and then those of the trial, which are taken back. After an error `send_new` can follow.
+
+    A `check` goes before them, and after them a `last` query, of which the rows are returned.
+    """
+    texts = [_SET, check, *_statements(log), _RELEASE, *_on_trial(trial), last]
+    rows = channel.send(";\n".join([text for text in texts if text is not None]))
+    return rows if last is not None else []
 
 
 def send_new(channel: Channel, log: list[Entry], trial: Sequence[Entry] = ()) -> set[int]:

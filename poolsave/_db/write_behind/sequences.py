@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 
 from .channel import Channel
+from .fields import as_sql
 
-FIRST_BLOCK = 50
+FIRST_BLOCK = 100
 """Keys that are drawn first. Each further block is twice as large, up to `LARGEST_BLOCK`."""
 LARGEST_BLOCK = 500
-"""Keys in a block; about a fiftieth of a round trip each. What a worker has left at its end are gaps."""
-DRAW = "SELECT {}, nextval(%s::regclass) FROM generate_series(1, %s)"
+"""Keys in a block, unless more rows go together. What a worker has left at its end are gaps."""
 
 
 class KeyBlocks:
-    """Blocks of keys of one connection. They outlive transactions: a sequence is never rolled back."""
+    """Blocks of keys of one connection. They outlive transactions: a sequence is never rolled back.
+
+    A function waits for a block only if there is none yet. Others are drawn as rows are sent, in the same round trip.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -33,20 +37,32 @@ class KeyBlocks:
         """Drop all keys: the sequences may have been set back."""
         self._blocks.clear()
 
-    def _refill(self, sequence: str) -> None:
-        self._blocks.setdefault(sequence, deque())
-        # With it those that are nearly empty, in the same round trip.
-        sizes = {name: self._size(name) for name, block in self._blocks.items() if name == sequence or _is_low(block)}
-        query = " UNION ALL ".join(map(DRAW.format, range(len(sizes))))
-        names = [*sizes]
-        for index, key in self._channel.send(query, [value for pair in sizes.items() for value in pair]):
-            self._blocks[names[index]].append(key)
+    def draw(self, wanted: Mapping[str, int]) -> str | None:
+        """Give a query that draws blocks of the sequences that have fewer keys left than are wanted, or None.
 
-    def _size(self, sequence: str) -> int:
+        What it returns is for `add`.
+        """
+        sizes = [
+            (name, max(count, self._next_size(name)))
+            for name, count in wanted.items()
+            if len(self._blocks.get(name, ())) < count
+        ]
+        return " UNION ALL ".join([DRAW.format(*map(as_sql, pair)) for pair in sizes]) or None
+
+    def add(self, rows: Iterable[tuple[str, int, None]]) -> None:
+        """Add the keys that were drawn."""
+        for name, key, _ in rows:
+            self._blocks.setdefault(name, deque()).append(key)
+
+    def _refill(self, sequence: str) -> None:
+        # With it those that are nearly empty, in the same round trip.
+        low = [name for name, block in self._blocks.items() if len(block) < FIRST_BLOCK]
+        self.add(self._channel.send(self.draw(dict.fromkeys([sequence, *low], FIRST_BLOCK)) or ""))
+
+    def _next_size(self, sequence: str) -> int:
         size = self._sizes.get(sequence, FIRST_BLOCK)
         self._sizes[sequence] = min(2 * size, LARGEST_BLOCK)
         return size
 
 
-def _is_low(block: deque[int]) -> bool:
-    return len(block) < FIRST_BLOCK
+DRAW = "SELECT {0}, nextval({0}::regclass), NULL FROM generate_series(1, {1})"

@@ -29,6 +29,8 @@ TYPES_DIFFER = "42804"
 class UpdatePlan:
     """The UPDATEs of one table that set the same columns, which become one statement."""
 
+    sequence = None
+
     def __init__(self, model: Any, fields: Sequence[Any], catalog: Catalog, connection: Any) -> None:
         table, key = model._meta.db_table, model._meta.pk
         compiler = UpdateQuery(model).get_compiler(connection=connection)

@@ -104,11 +104,10 @@ class WriteBehind:
         return Savepoints(transactions)
 
     def _source(self, connection: Any) -> Source:
-        channel = Channel(connection)
-        settings = read_settings(channel)
         source = self._sources.get(connection.alias)
-        if source is None or not source.holds_for(connection, settings):
-            source = self._sources[connection.alias] = Source(channel, settings, self._refused[connection.alias])
+        if source is None or not source.holds_for(connection):
+            channel, refused = Channel(connection), self._refused[connection.alias]
+            source = self._sources[connection.alias] = Source(channel, read_settings(channel), refused)
         return source
 
     def take_counts(self) -> Batching | None:
@@ -179,6 +178,11 @@ class BufferedSavepoints(Savepoints):
         """Whether the chunk was undone only since these have to run at their place."""
         return not self._direct and any(buffer.is_for_their_place for buffer in self.buffers)
 
+    @property
+    def id_and_time(self) -> tuple[str | None, int] | None:
+        """The id and the time that came with the last rows, if nothing was sent since then."""
+        return self.buffers[0].id_and_time
+
     def _open_each(self, transactions: OpenTransactions) -> list[ConnectionSavepoints]:
         return [_BufferedConnection(*pair) for pair in zip(transactions.guards, self.buffers, strict=True)]
 
@@ -194,6 +198,7 @@ class BufferedSavepoints(Savepoints):
     def numbers_again(self) -> Sequence[int]:
         """Send what is buffered, and give the objects of refused rows. Those that run from now on are these."""
         for buffer in self.buffers:
+            buffer.asks_for_id = self.asks_for_id and len(self.buffers) == 1
             buffer.begin_object(self.count, is_direct=True)
         refused = sorted(self.refused)
         self._runs_again = bool(refused)

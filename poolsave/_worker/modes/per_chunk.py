@@ -79,6 +79,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     if error is None:
         try:
             savepoints = open_savepoints(transactions)
+            savepoints.asks_for_id = noted and recorder is None
             with closing(savepoints):
                 for index, call in calls:
                     if recorder is not None:
@@ -90,7 +91,10 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
                 transactions.check_can_commit(transactions.blocks)
                 # Proof that the transaction is the one that was begun here: in any other the savepoint is missing.
                 savepoints.release()
-                note = _note_of(ran, aliases, marks, first, recorder) if noted or recorder is not None else 0
+                if recorder is not None:
+                    note = _record(ran, marks, first, recorder)
+                elif noted:
+                    note = record_xid(aliases, marks, savepoints.id_and_time)
         except BaseException as caught:
             error = caught
         undone = savepoints is not None and savepoints.undone
@@ -100,9 +104,7 @@ def run_chunk_in_transaction(  # noqa: PLR0913  as for one object
     return _commit(ran, transactions, marks, first, note=note, limit=limit, recorder=recorder)
 
 
-def _note_of(ran: list[_RanObject], aliases: Sequence[str], marks: Marks, first: int, recorder: Recorder | None) -> int:
-    if recorder is None:
-        return record_xid(aliases, marks)
+def _record(ran: list[_RanObject], marks: Marks, first: int, recorder: Recorder) -> int:
     if not recorder.records:
         return 0
     callbacks = any(callbacks for _, callbacks in ran)
