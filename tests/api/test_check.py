@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from poolsave import InsideTransaction, InvalidOperation, InvalidOption, PooledOperation, SharedMemoryDatabase
 from tests.conftest import needs_mariadb
 from tests.models import Person
-from tests.support import hooks, operations
+from tests.support import hooks, operations, postgres
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -173,6 +173,7 @@ def test_check_reports_too_few_connections():
     assert message.id == "poolsave.W007"
     assert "5000 workers would need 5000 connections" in message.msg
     name = connections["postgres"].settings_dict["NAME"]
+    postgres.watcher.close()  # or it has one of them
     with connections["postgres"].cursor() as cursor:
         cursor.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 4")
         try:
