@@ -346,14 +346,17 @@ def record_xid(aliases: Sequence[str], marks: Marks, answer: tuple[str | None, i
     connection = connections[aliases[0]]
     if len(aliases) != 1 or connection.vendor != "postgresql":
         return 0
-    if answer is None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SELECT {XID}, {NOW}")
-            answer = cursor.fetchone()
-    xid, now = answer
+    xid, now = answer or _xid_and_now(connection)
     note = NO_XID if xid is None else TransactionNote(int(xid), now, identity_of(connection)).to_int()
     marks.note(note)
     return note
+
+
+def _xid_and_now(connection: Any) -> tuple[str | None, int]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {XID}, {NOW}")
+        answer: tuple[str | None, int] = cursor.fetchone()
+    return answer
 
 
 def commit(opened: OpenTransactions) -> AttemptResult | None:
