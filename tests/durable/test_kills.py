@@ -13,13 +13,13 @@ import signal
 import threading
 import time
 
-import psutil
 import pytest
 from django.db import connections
 
 from poolsave import Run, WorkerDied
 from tests.models import Thing
 from tests.support.durable import counts, entries, ledger, make_things, visited
+from tests.support.processes import workers_of
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 MODES = ["chunk", "object"]
@@ -37,11 +37,11 @@ def kill_workers(limit):
     def kill(_outcome):
         if len(killed) < limit and chance.random() < 0.2:
             time.sleep(chance.uniform(0, 0.004))
-            children = [child for child in psutil.Process().children() if os.getpgid(child.pid) == child.pid]
-            for child in chance.sample(children, min(1, len(children))):
+            workers = workers_of(os.getpid())
+            for worker in chance.sample(workers, min(1, len(workers))):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(worker)
 
     return kill, killed
 

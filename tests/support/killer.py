@@ -15,11 +15,13 @@ import django
 import psutil
 from django.db import Error, connections
 
-from tests.support.postgres import TEST_DATABASE
+from tests.support.postgres import TEST_DATABASE, WATCHER
+from tests.support.processes import workers_of
 
 SESSIONS = {
     "postgresql": (
-        f"SELECT pid FROM pg_stat_activity WHERE datname = '{TEST_DATABASE}' AND pid <> pg_backend_pid() ORDER BY pid",
+        f"SELECT pid FROM pg_stat_activity WHERE datname = '{TEST_DATABASE}' AND application_name <> '{WATCHER}' "
+        "AND pid <> pg_backend_pid() ORDER BY pid",
         "SELECT pg_terminate_backend({})",
     ),
     "mysql": (
@@ -60,7 +62,7 @@ class Killer:
         proven = {int(line.split()[0]) for line in lines}
         if proven - self._seen:  # a worker has been set up since one was hit of which that is unknown
             self._unproven = 0
-        found = self.workers()
+        found = workers_of(self.parent.pid)
         workers = [pid for pid in found if self._unproven < UNPROVEN or pid in proven]
         if not workers:
             return False
@@ -74,18 +76,6 @@ class Killer:
             self._seen.update(found, proven)
         self.done["kills"] += 1
         return True
-
-    def workers(self):
-        """Workers lead groups of their own, and no sessions as a server's keeper does; other children lead nothing."""
-        found = []
-        for child in self.parent.children(recursive=True):
-            try:
-                leads_a_group = os.getpgid(child.pid) == child.pid != os.getsid(child.pid)
-                if leads_a_group and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child.pid)
-            except (psutil.Error, ProcessLookupError):
-                continue
-        return sorted(found)
 
     def end_one(self, which):
         connection = connections[self.alias]  # to the database of the settings, which is not the one of the tests

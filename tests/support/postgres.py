@@ -78,6 +78,9 @@ def connect(**more):
     return psycopg.connect(os.environ[VARIABLE], autocommit=True, **more)
 
 
+WATCHER = "watcher of the tests"
+
+
 class Watcher:
     """A session that stays, since a new one takes the server ten milliseconds before it knows all tables."""
 
@@ -99,7 +102,7 @@ class Watcher:
 
     def _answers(self, question):
         if self._connection is None:
-            self._connection = connect(**self._database)
+            self._connection = connect(application_name=WATCHER, **self._database)
         with self._connection.cursor() as cursor:
             cursor.execute(question)
             return cursor.fetchall()

@@ -3,7 +3,6 @@
 import os
 import signal
 
-import psutil
 import pytest
 
 from poolsave import Run
@@ -11,6 +10,7 @@ from poolsave._durable import bookkeeping
 from poolsave._durable.chunks import ChunkTable
 from poolsave.ledger.models import Chunk
 from tests.support.durable import counts, entries, ledger, make_things, visited
+from tests.support.processes import workers_of
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -30,8 +30,7 @@ def test_ranges_are_joined_while_workers_write_and_die(alias, monkeypatch):
 
     def kill(outcome):
         if outcome.index in (60, 120):
-            children = [each for each in psutil.Process().children() if os.getpgid(each.pid) == each.pid]
-            os.kill(children[0].pid, signal.SIGKILL)
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
 
     rows = make_things(alias, 200)
     rows.filter(pk__in=[50, 51, 130]).update(group=5)
