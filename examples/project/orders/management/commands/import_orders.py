@@ -37,7 +37,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser):
         parser.add_argument("file", type=Path, help="a CSV file of orders, or one that --failures has written")
-        parser.add_argument("--workers", type=int, default=import_order.options.workers)
+        parser.add_argument("--workers", type=int, help="a fixed number of workers, where connections are scarce")
         parser.add_argument("--dry-run", action="store_true", help="show what some orders would do, and save nothing")
         parser.add_argument("--failures", type=Path, metavar="FILE", help="write here what failed, to run it again")
 
@@ -46,7 +46,7 @@ class Command(BaseCommand):
             raise CommandError(f"{failures} cannot be written")  # now, and not when all is done
         why, progress = f"not every order of {file} can be imported", None if verbosity else False  # no bar in a file
         try:
-            operation = import_order.using(workers=workers, progress=progress)
+            operation = import_order.using(workers="auto" if workers is None else workers, progress=progress)
             with open_orders(file) as orders:
                 result = operation.dry_run(orders) if dry_run else operation.map(orders)
         except (OSError, ValueError, csv.Error, DatabaseError, PoolsaveError, KeyboardInterrupt, SystemExit) as error:
