@@ -10,7 +10,7 @@ from shop.models import Article
 
 
 @poolsave.backfill("articles-slug", queryset=Article.objects.all())
-@poolsave.pooled_operation(workers=2, transaction="chunk", chunksize=10, progress=False)
+@poolsave.pooled_operation(workers=2, chunksize=10, progress=False)
 def fill_slug(article):
     time.sleep(0.01)  # as if it were real work
     article.slug = slugify(article.title)
