@@ -1,7 +1,8 @@
-"""The page about the architecture names files, functions and classes that exist."""
+"""The page about the architecture names files, functions and classes that exist, and these are short."""
 
 import ast
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,27 @@ def test_the_page_leads_to_most_modules():
     modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     unnamed = modules - {file for file, _name in REFERENCES}
     assert len(unnamed) <= len(modules) / 5, f"not named: {sorted(unnamed)}"
+
+
+LONGEST_MODULE, FULLEST_FOLDER, LONGEST_BODY = 420, 14, 40
+
+
+def test_no_module_folder_or_function_is_too_long():
+    paths = [path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts]
+    folders = Counter(str(path.parent.relative_to(PACKAGE)) for path in paths)
+    assert {name: files for name, files in folders.items() if files > FULLEST_FOLDER} == {}
+    modules = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in paths}
+    assert {name: lines for name, lines in modules.items() if lines > LONGEST_MODULE} == {}
+    functions = {f"{path}: {name}": lines for path in paths for name, lines in bodies_of(ast.parse(path.read_text()))}
+    assert {name: lines for name, lines in functions.items() if lines > LONGEST_BODY} == {}
+
+
+def bodies_of(module):
+    """Functions, and the lines of their bodies without the docstring."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
 
 def is_there(file, name):

@@ -25,12 +25,11 @@ from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
 from ..transactions import NOW, XID
 from .catalog import Catalog, check_of_settings
-from .channel import Channel
+from .channel import Channel, KeyBlocks
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
 from .matching import WaitingValues, conditions_of, reads_once
 from .sending import Entry, send_all, send_new
-from .sequences import KeyBlocks
 from .statements import Effect, Statement, understand
 from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
 
@@ -116,6 +115,11 @@ class SentSoFar:
 class WriteBuffer:
     """Buffers the INSERTs and UPDATEs of one connection during one transaction."""
 
+    asks_for_id = False
+    """Whether the rows that are sent next are the last ones of a transaction whose id will be noted."""
+    id_and_time: tuple[str | None, int] | None = None
+    """The transaction's id and the server's time after the last statement, if it was asked for them."""
+
     def __init__(
         self, source: Source, guard: TransactionGuard, note_early: Callable[[str], None], *, leaves_out: bool
     ) -> None:
@@ -159,10 +163,6 @@ class WriteBuffer:
         """How many rows were buffered and sent."""
         self.flushes = 0
         """How often the buffer was sent."""
-        self.asks_for_id = False
-        """Whether the rows that are sent next are the last ones of a transaction whose id will be noted."""
-        self.id_and_time: tuple[str | None, int] | None = None
-        """The transaction's id and the server's time after the last statement, if it was asked for them."""
 
     def __len__(self) -> int:
         return len(self._log)

@@ -1,9 +1,21 @@
-"""Sends the statements of write-behind itself, through Django's cursors, so that logs of queries show them."""
+"""What write-behind itself asks of the server: through Django's cursors, so that logs of queries show it.
+
+The most frequent question is for primary keys, which are drawn from the tables' own sequences before the rows are sent.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Mapping
 from threading import get_ident
 from typing import Any
+
+from .fields import as_sql
+
+FIRST_BLOCK = 100
+"""Keys that are drawn first. Each further block is twice as large, up to `LARGEST_BLOCK`."""
+LARGEST_BLOCK = 500
+"""Keys in a block, unless more rows go together. What a worker has left at its end are gaps."""
 
 
 class Channel:
@@ -34,3 +46,57 @@ class Channel:
         finally:
             self.connection.dec_thread_sharing()
             self._senders.discard(get_ident())
+
+
+class KeyBlocks:
+    """Blocks of keys of one connection. They outlive transactions: a sequence is never rolled back.
+
+    A function waits for a block only if there is none yet. Others are drawn as rows are sent, in the same round trip.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._blocks: dict[str, deque[int]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def next_key(self, sequence: str) -> int:
+        """Give the next key; a query draws a block if there is none left."""
+        block = self._blocks.get(sequence)
+        if not block:
+            self._refill(sequence)
+            block = self._blocks[sequence]
+        return block.popleft()
+
+    def forget(self) -> None:
+        """Drop all keys: the sequences may have been set back."""
+        self._blocks.clear()
+
+    def draw(self, wanted: Mapping[str, int]) -> str | None:
+        """Give a query that draws blocks of the sequences that have fewer keys left than are wanted, or None.
+
+        What it returns is for `add`.
+        """
+        sizes = [
+            (name, max(count, self._next_size(name)))
+            for name, count in wanted.items()
+            if len(self._blocks.get(name, ())) < count
+        ]
+        return " UNION ALL ".join([DRAW.format(*map(as_sql, pair)) for pair in sizes]) or None
+
+    def add(self, rows: Iterable[tuple[str, int, None]]) -> None:
+        """Add the keys that were drawn."""
+        for name, key, _ in rows:
+            self._blocks.setdefault(name, deque()).append(key)
+
+    def _refill(self, sequence: str) -> None:
+        # With it those that are nearly empty, in the same round trip.
+        low = [name for name, block in self._blocks.items() if len(block) < FIRST_BLOCK]
+        self.add(self._channel.send(self.draw(dict.fromkeys([sequence, *low], FIRST_BLOCK)) or ""))
+
+    def _next_size(self, sequence: str) -> int:
+        size = self._sizes.get(sequence, FIRST_BLOCK)
+        self._sizes[sequence] = min(2 * size, LARGEST_BLOCK)
+        return size
+
+
+DRAW = "SELECT {0}, nextval({0}::regclass), NULL FROM generate_series(1, {1})"
