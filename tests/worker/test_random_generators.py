@@ -96,6 +96,9 @@ def test_search_finds_what_came_as_something_else_went(monkeypatch, gone):
 def unfrozen():
     """As in a usual process: tests/conftest.py has frozen all objects."""
     gc.unfreeze()
+    gc.collect()
+    if gc.get_freeze_count():
+        pytest.skip("this release of CPython 3.12 freezes objects by itself, so that only workers can search")
     yield
     gc.freeze()
 
