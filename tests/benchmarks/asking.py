@@ -108,7 +108,7 @@ def cpu_over_chunk(part):
 
 
 def is_chunk_mode(cell):
-    return cell["contender"] == "poolsave process" and CHUNK in cell["setting"] and cell["cpu"]
+    return cell["contender"] == "poolsave process" and CHUNK in cell["setting"] and cell.get("cpu")
 
 
 AUTO = "poolsave auto"
