@@ -27,8 +27,6 @@ R = TypeVar("R")
 CAUSES_SHOWN = 5
 """Causes that `str(report)` lists, the most frequent first."""
 NO_COUNTS = dict.fromkeys(Status, 0)
-NO_CAUSES = CauseCounts()
-"""Of reports in which nothing has failed; it stays empty."""
 FIRST_KEPT = 1000
 """Failures, and other outcomes with an error, that the report of a stream keeps: its memory is bounded."""
 
@@ -55,7 +53,7 @@ class Report(Generic[R]):
         self._batches: list[OutcomeBatch] = []
         self._sorted = True
         self._counts = NO_COUNTS.copy()
-        self._causes = NO_CAUSES
+        self._causes = CauseCounts()
         self._flawed = 0
         self._room = None if limit is None else {True: limit, False: limit}
         """How many more failures, and how many more other outcomes, are kept."""
@@ -83,8 +81,6 @@ class Report(Generic[R]):
         for outcome in batch.notable.values():
             self._counts[outcome.status] += 1
             if _is_failure(outcome):
-                if self._causes is NO_CAUSES:
-                    self._causes = CauseCounts()
                 self._causes.add(outcome, batch.path)
             elif outcome.ok and outcome.error is not None:
                 self._flawed += 1

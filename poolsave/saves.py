@@ -131,10 +131,10 @@ class Saves:
         # Ends the workers if the block is collected without having been left: Ctrl-C may come just as __exit__ starts.
         self._safeguard = weakref.finalize(block, self._driver.abandon)
         self._safeguard.atexit = False
-        self._reading = ExitStack()  # as long as workers may write
+        self._driver.start()
+        self._reading = ExitStack()  # as long as workers may write; not if they could not be started
         if not self._inline:
             self._reading.enter_context(WholeTables())
-        self._driver.start()
 
     @property
     def report(self) -> Report[Any]:

@@ -238,8 +238,11 @@ def _fatal_error(message: str) -> bytes:
 
 
 def _vendor_of_peer(peer: Any, addresses: dict[Any, str]) -> str | None:
-    by_port = addresses.get(peer[1]) if isinstance(peer, tuple) else peer and _vendor_of_file(peer)
-    return addresses.get(peer) or by_port or None
+    if peer in addresses:
+        return addresses[peer]
+    if isinstance(peer, tuple):
+        return addresses.get(peer[1])  # its port
+    return _vendor_of_file(peer) if peer else None
 
 
 def _peer(number: int) -> Any:

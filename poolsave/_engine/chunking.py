@@ -155,9 +155,10 @@ class FlowControl:
         """
         if self._window is not None:
             return self._window
+        chunks = max(CHUNKS_PER_WORKER, self.prefetch) * workers
         if self._fixed is not None:
-            return max(CHUNKS_PER_WORKER, self.prefetch) * workers * self._fixed
-        own = max(CHUNKS_PER_WORKER, self.prefetch) * workers * self._adaptive.size
+            return chunks * self._fixed
+        own = chunks * self._adaptive.size
         return own if max_lead is None else min(own, max_lead)
 
     def next_size(self, *, in_flight: int, remaining: int | None, workers: int, max_lead: int | None = None) -> int:

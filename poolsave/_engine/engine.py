@@ -331,9 +331,9 @@ class Engine:
         if event.final:
             del self._tasks[event.task]
             if not self._source.exhausted:
-                inline, latency = self._executor.inline, getattr(self._executor, "latency", 0.0)
-                times = len(chunk.objects), chunk.seconds
-                self._flow.learn(*times, timed_out=chunk.timed_out, inline=inline, latency=latency)
+                size, inline = len(chunk.objects), self._executor.inline
+                latency = getattr(self._executor, "latency", 0.0)
+                self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency)
         if reply.values:
             batch = self._batch_of(chunk, reply)
             self.statistics.answered(reply.worker, reply.worker_time, batch)

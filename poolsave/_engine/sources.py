@@ -97,7 +97,7 @@ class IterableSource:
     def exhausted(self) -> bool:
         if self._gathered:
             return False
-        return self._ended or (self.is_plain and not self._iterator.__length_hint__())  # type: ignore[attr-defined]
+        return self._ended or (self.is_plain and not self._unpulled())
 
     def _unpulled(self) -> int:
         # A list may grow while its last objects run. As in a loop, what is appended follows.

@@ -118,9 +118,12 @@ class WorkerPolicy:
     def _tried(self, window: Window) -> WorkerPolicy:
         if window.now >= self.resting_until:
             if self.before is None and self.usual is not None and window.rate < FALL * self.usual:
+                slowed = self._slowed()
+                if slowed is not None:
+                    return slowed
                 fewer = max(self.least, self.workers // 2)
-                if (slowed := self._slowed()) or fewer < self.workers:
-                    return slowed or self._on_trial(window, fewer, SLOWER)
+                if fewer < self.workers:
+                    return self._on_trial(window, fewer, SLOWER)
             more = self._more(window)
             if more >= MIN_GROWTH * self.workers:
                 waiting = f"since they waited for {1 - window.computing:.0%} of their time"

@@ -139,8 +139,8 @@ class Statistics:
             return "the input gives objects slowly, so use fewer workers, or let the function make the objects"
         if starting > idle / 2:
             # Of workers that the run has chosen by itself there is nothing to say.
-            few = 'most of the rest went into their start, so use fewer, or executor="serial" for so little work'
-            return None if self.resizings else few
+            advice = 'most of the rest went into their start, so use fewer, or executor="serial" for so little work'
+            return None if self.resizings else advice
         if self._tail > idle / 2:
             return "most of the rest was waiting for the last chunks of others, so use fewer workers or smaller chunks"
         if sum(times.objects for times in self.workers) < MIN_OBJECTS_FOR_HINT * len(self.workers):

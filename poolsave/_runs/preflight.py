@@ -64,8 +64,7 @@ def preflight_checks(spec: OperationSpec, executor: Executor) -> Iterator[Callab
     if not executor.inline:
         aliases = spec.aliases
         yield partial(check_no_open_transaction, aliases)  # first: its advice is the one that tests need
-        if asyncio._get_running_loop() is not None:
-            yield partial(check_no_transaction_around_loop, aliases)
+        yield partial(check_no_transaction_around_loop, aliases)
         yield partial(check_reachable, aliases, shares_memory=executor.shares_memory)
     yield from _checks_of_options(spec, executor)
     if not isinstance(executor, DaskExecutor):  # its workers may reach what this machine does not
@@ -156,7 +155,8 @@ CHECKS_OF_OPTIONS: tuple[tuple[str, Callable[[OperationSpec, Executor], None]], 
 
 
 def _checks_of_options(spec: OperationSpec, executor: Executor) -> list[Callable[[], None]]:
-    return [partial(check, spec, executor) for name, check in CHECKS_OF_OPTIONS if getattr(spec.options, name)]
+    given = [check for name, check in CHECKS_OF_OPTIONS if getattr(spec.options, name) is not None]
+    return [partial(check, spec, executor) for check in given]
 
 
 def check_job_picklable(executor: Executor, job: WorkerJob) -> None:

@@ -41,7 +41,7 @@ from .preflight import (
     database_is_out_of_reach_here,
     preflight_checks,
 )
-from .querysets import ROWS, QuerySetSource, as_queryset
+from .querysets import QuerySetSource, as_queryset
 
 Call: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Any], Any], Any]
 UNTESTED = "it had to be decided before the first object, and nothing speaks against processes"
@@ -70,9 +70,8 @@ class OperationSpec:
 
     def over(self, objects: object) -> OperationSpec:
         """Give the spec for these objects, whose rows workers fetch if they are a queryset."""
-        if self.call is call_spread or not isinstance(objects, ROWS):
-            return self
-        return replace(self, queryset=as_queryset(objects))
+        queryset = None if self.call is call_spread else as_queryset(objects)
+        return self if queryset is None else replace(self, queryset=queryset)
 
     @property
     def covered(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from .._reports.batches import OutcomeBatch
 from .._reports.causes import format_cause, printable
 from ..options import Options, worker_range
 from ..outcomes import Status
-from ..reports import NO_CAUSES, Report
+from ..reports import Report
 
 logger = logging.getLogger("poolsave")
 logger.addHandler(logging.NullHandler())  # without a configuration a library writes nothing
@@ -310,11 +310,10 @@ class RunLog:
 
     def close(self) -> None:
         """Log the end with all counts, if the run has ended in this process."""
-        has_failures = self._report._causes is not NO_CAUSES
-        if not (has_failures or logger.isEnabledFor(logging.INFO)) or not self._report.finished:
+        if not self._report.finished:
             return
         self.add_causes()
-        level = logging.WARNING if has_failures else logging.INFO
+        level = logging.WARNING if self._report.failed or self._report.lost else logging.INFO
         if logger.isEnabledFor(level):
             stopped = f"; stopped: {self._report.stopped}" if self._report.stopped else ""
             text = f"ended: {self._report._counts_text()} in {self._report.elapsed:.2f} s{stopped}"

@@ -15,8 +15,6 @@ from ..errors import InvalidOperation
 
 MAX_RANGE = 1000
 """The most rows that a worker fetches with one query and holds at once."""
-ROWS = (QuerySet, BaseManager, ModelBase)
-"""What `as_queryset` is for. A model class is refused."""
 
 
 def as_queryset(objects: object) -> QuerySet[Any] | None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from tests.benchmarks import contenders, databases, saving, workloads
 from tests.benchmarks.measuring import Cell
-from tests.benchmarks.parts import CPUS, Part, expect, ours, peer
+from tests.benchmarks.parts import CPUS, Part, expect, ours, peer, setting
 
 PLACES = {"postgres": "", "far": ", 1 ms away"}
 WORKERS = {"postgres": CPUS, "far": "auto"}
@@ -52,7 +52,7 @@ def taken(quick):
             *(
                 Cell(
                     contender="poolsave process",
-                    setting=saving.setting(options),
+                    setting=setting(options),
                     run=partial(contenders.with_failures, function, objects, keep="failures", **options),
                     **common,
                 )
@@ -79,7 +79,7 @@ def table_far(quick):
     cells = [Cell(contender="plain loop", run=partial(saving.loop_over_rows, share), **common)]
     for options in ways("far"):
         run = partial(saving.map_rows, share, keep="failures", **options)
-        cells += [Cell(contender="poolsave process", setting=saving.setting(options), run=run, **common)]
+        cells += [Cell(contender="poolsave process", setting=setting(options), run=run, **common)]
     return Part(
         key="table_far",
         title=f"A table of {count:,} rows, 1 ms away",

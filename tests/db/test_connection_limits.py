@@ -3,13 +3,13 @@
 import itertools
 
 import pytest
-from django.db import connections
 
 from poolsave._db.connections import worker_settings
 from poolsave._db.inspection import room_for_workers
 from poolsave._engine.sizing import WorkerSizing
 from poolsave._engine.worker_policy import WorkerPolicy
 from poolsave._worker.job import WorkerJob
+from tests.db.conftest import LIMIT
 from tests.models import Badge, Person
 from tests.support import crashing, operations
 
@@ -18,25 +18,6 @@ SLOW_INSERTS = [
     "CREATE TRIGGER dawdle AFTER INSERT ON tests_person FOR EACH ROW EXECUTE FUNCTION dawdle()",
 ]
 """For each person a worker waits for 10 ms."""
-LIMIT = 4
-"""Connections of the role, of which none is another's: those of the caller are a superuser's."""
-
-
-@pytest.fixture
-def limited(transactional_db, monkeypatch):
-    """The workers' role on PostgreSQL may have few connections."""
-    caller = connections["postgres"]
-    with caller.cursor() as cursor:
-        cursor.execute(f"CREATE ROLE limited LOGIN CONNECTION LIMIT {LIMIT}")
-        cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited")
-        cursor.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO limited")
-    monkeypatch.setitem(caller.settings_dict, "USER", "limited")
-    yield
-    monkeypatch.undo()
-    caller.close()
-    with caller.cursor() as cursor:
-        cursor.execute("DROP OWNED BY limited")
-        cursor.execute("DROP ROLE limited")
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "postgres"])

@@ -12,10 +12,9 @@ from poolsave import concurrent_saves, options, pooled_operation
 from poolsave._engine.worker_policy import FEWEST, OVERLOADED
 from poolsave.options import available_cpus
 from tests.benchmarks import proxy
-from tests.db.test_connection_limits import LIMIT, SLOW_INSERTS, limited
+from tests.db.conftest import LIMIT
+from tests.db.test_connection_limits import SLOW_INSERTS
 from tests.models import Person
-
-__all__ = ["limited"]
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 

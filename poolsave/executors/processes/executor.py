@@ -94,9 +94,9 @@ class ProcessExecutor:
 
     def method_for(self, job: Job) -> str:
         """The start method that would be used now."""
-        if self._start_method is not None:
-            return choose_start_method(self._start_method)
-        return choose_start_method(None, fork_is_possible=job.fork_is_possible)
+        # The job looks at each open SQLite connection for that, so it is asked only where the answer counts.
+        fork_is_possible = self._start_method is not None or job.fork_is_possible
+        return choose_start_method(self._start_method, fork_is_possible=fork_is_possible)
 
     def start(self, job: Job, *, workers: int, longest: int) -> None:
         self._method = self.method_for(job)
