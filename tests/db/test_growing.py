@@ -9,7 +9,7 @@ import pytest
 from django.db import connections
 
 from poolsave import concurrent_saves, options, pooled_operation
-from poolsave._engine.worker_policy import FEWEST, OVERLOADED
+from poolsave._engine.worker_policy import FEWEST, OVERLOADED, SPARE
 from poolsave.options import available_cpus
 from tests.benchmarks import proxy
 from tests.db.conftest import LIMIT
@@ -73,8 +73,11 @@ def test_workers_that_compute_get_no_others_beside_them(executor):
     """On a machine that is busy with other things they do not have the CPUs, and may become more."""
     report = hashes.using(executor=executor).map(range(1000))
     assert report.ok
-    grown_at = [change.index for change in report.statistics.resizings[:1]]
-    assert [statistics.mean(report.values[:index]) < 0.9 for index in grown_at] == [True] * len(grown_at)
+    changes = report.statistics.resizings
+    shares = [statistics.mean(report.values[: change.index]) for change in changes]
+    assert all(share < 0.9 for share in shares[:1])
+    for change, share in zip(changes, shares, strict=True):
+        assert change.workers <= max(FEWEST, 1.5 * SPARE * available_cpus() / share)
 
 
 @pytest.fixture
