@@ -6,7 +6,7 @@ What it has to do is read from the attributes of its class, which `poolsave.exec
 | where | what |
 |---|---|
 | `test_behaviour` | values, failures, order, window, context: no promise is needed for these |
-| `test_unpicklable` | objects, values and exceptions that break other pools, and 80 MB both ways at once |
+| `test_unpicklable` | objects, values and exceptions that break other pools, and 200 MB both ways at once |
 | `test_worker_death` | killed while running, idle or committing, and stopped |
 | `test_startup_and_exit` | set-up that fails, a pool inside a worker, an interpreter that exits |
 

@@ -107,12 +107,12 @@ def test_one_bad_object_of_each_kind_in_300_costs_one_outcome(pool, promises):
     assert report.failed == len(bad)
 
 
-MEGABYTES_20 = 20_000_000
+MEGABYTES_50 = 50_000_000
 
 
 @pytest.mark.parametrize("pool", those(lambda executor: not executor.shares_memory), indirect=True)
-def test_80_megabytes_cross_both_ways_at_once(pool):
+def test_200_megabytes_cross_both_ways_at_once(pool):
     """The small ones are answered so quickly that the big ones are sent while others still come back."""
-    big = bytes(MEGABYTES_20)
+    big = bytes(MEGABYTES_50)
     report = operations.echoes.using(**pool, chunksize=1, window=8).map([b"small"] * 8 + [big] * 4)
-    assert [len(value) for value in report.values] == [5] * 8 + [MEGABYTES_20] * 4
+    assert [len(value) for value in report.values] == [5] * 8 + [MEGABYTES_50] * 4

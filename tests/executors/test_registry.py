@@ -159,8 +159,8 @@ def test_serial_task_that_is_interrupted_is_reported_afterwards():
     executor.stop()
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
-def test_pep_3148_executor_needs_no_knowledge_of_poolsave():
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_pep_3148_executor_needs_no_knowledge_of_poolsave(alias):
     """executorlib's, which works over sockets and by cloudpickle."""
     from tests.models import Person
 
@@ -169,8 +169,8 @@ def test_pep_3148_executor_needs_no_knowledge_of_poolsave():
         import executorlib
 
         with executorlib.SingleNodeExecutor(max_workers=2, block_allocation=True) as executor:
-            operation = operations.save_person.using(executor=executor, databases=("postgres",), keep="all")
-            report = operation.bind(alias="postgres", fail=("p3",)).map([f"p{number}" for number in range(20)])
+            operation = operations.save_person.using(executor=executor, databases=(alias,), keep="all")
+            report = operation.bind(alias=alias, fail=("p3",)).map([f"p{number}" for number in range(20)])
     assert [failure.item for failure in report.failures] == ["p3"]
-    assert report.succeeded == Person.objects.using("postgres").count() == 19
+    assert report.succeeded == Person.objects.using(alias).count() == 19
     assert os.getpid() not in {outcome.worker for outcome in report}
