@@ -64,7 +64,8 @@ def worker_range(workers: int | tuple[int, int] | Literal["auto"]) -> WorkerRang
     if isinstance(workers, int):
         return WorkerRange(workers, workers)
     if workers == AUTO:
-        return WorkerRange(available_cpus(), max(available_cpus(), MOST_WORKERS))
+        cpus = available_cpus()
+        return WorkerRange(cpus, max(cpus, MOST_WORKERS))
     return WorkerRange(*workers)
 
 
@@ -225,7 +226,7 @@ def overrides() -> Mapping[str, Any]:
 
 def standing() -> tuple[Any, ...]:
     """Give everything that options depend on besides explicit ones, to notice a change."""
-    return from_environment(), dict(all_settings()), overrides(), available_cpus()
+    return from_environment(), dict(all_settings()), overrides()
 
 
 def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:

@@ -17,8 +17,8 @@ from .._reports.batches import OutcomeBatch
 from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of
 from ..errors import PoolsaveError
-from ..executors import Died, Executor, Job
-from ..options import Options, available_cpus
+from ..executors import Died, Event, Executor, Job
+from ..options import AUTO, Options, available_cpus
 from .policy import (
     DEFAULT_START_SECONDS,
     MAX_WATCH_SECONDS,
@@ -58,7 +58,8 @@ class AutoEngine(Engine):
         self._pools = pools
         self._local: tuple[SamplingSerialExecutor, Job] = executor, job
         self._samples = LocalSamples()
-        self._final_reason = "one worker would be no faster than the caller" if self._limits.most == 1 else None
+        is_alone = options.workers != AUTO and self._limits.most == 1
+        self._final_reason = "one worker would be no faster than the caller" if is_alone else None
         """Why the executor is not changed again in this run. None: it may still change."""
         self._trials: list[Trial] = []
         self._verdict = self._final_reason or "it was over before a pool could have been worth it"
@@ -107,10 +108,16 @@ class AutoEngine(Engine):
         self._objects += ended
         self._seconds += seconds
         if self._is_local:
-            self._samples.take(batches, ended, seconds, self._local[0])
+            if self._local[0].measures:
+                self._samples.take(batches, ended, seconds, self._local[0])
         elif ended and self._baseline is None:
             self._note_answers(batches)
         return batches
+
+    def _wait(self, timeout: float | None) -> Sequence[Event]:
+        # What runs last decides nothing, and to read the CPU clock takes longer than most of what the engine does.
+        self._local[0].measures = self._final_reason is None and not self._source.exhausted
+        return super()._wait(timeout)
 
     def _idled(self) -> float:
         return 0.0 if self._gate is None else self._gate.idled

@@ -17,15 +17,21 @@ from .policy import MIN_SAMPLE_SECONDS, LocalMeasurement
 
 RECENT_SAMPLES = 8
 """Samples whose average is the present speed: enough to smooth noise, few enough to follow a change."""
+WATCH_AFTER = MIN_SAMPLE_SECONDS / 4
+"""Seconds of work after which locks are watched: before a decision, and not in runs that end long before one."""
 
 
 class SamplingSerialExecutor(SerialExecutor):
     """A serial executor that sums up seconds and CPU seconds of its tasks until the next sample is taken."""
 
+    measures = True
+    """Whether it does that now."""
     ran = computed = 0.0
     locks: WriteLockTimer | None = None
 
     def wait(self, timeout: float | None) -> Sequence[Event]:
+        if not self.measures:
+            return super().wait(timeout)
         computed, started = time.process_time(), time.perf_counter()
         try:
             if self.locks is None:
@@ -50,7 +56,8 @@ class Sample(NamedTuple):
 
 
 class LocalSamples:
-    """The last samples of work. The locks that it holds are measured once, after the first sample, which connects."""
+    """The last samples of work. The locks that it holds are measured once, before a decision, and not in the first
+    sample, which connects."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -59,9 +66,11 @@ class LocalSamples:
         self._took = 0.0
         self._recent: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
         self._locks = WriteLockTimer()
+        self._watched = 0.0
+        """Seconds in which objects ran and locks were watched."""
         self._locked: float | None = None
         self.fresh = False
-        """Whether a sample has been added since the last `measured()`."""
+        """Whether a sample has been added since the last `measured()`, and the locks are known."""
         self.last_batch: OutcomeBatch | None = None
         """The objects of the last sample and their values."""
 
@@ -77,15 +86,17 @@ class LocalSamples:
         self._recent.append(Sample(objects, self._took, executor.ran, executor.computed))
         self._count += 1
         self.seconds += self._took
-        self._took = executor.ran = executor.computed = 0.0
         self._watch_locks(executor)
+        self._took = executor.ran = executor.computed = 0.0
         self.last_batch = batches[-1]
-        self.fresh = True
+        self.fresh = self._locked is not None or self._count == 1
 
     def _watch_locks(self, executor: SamplingSerialExecutor) -> None:
-        if self._locked is None and self._count > 1 and self._sum("took") >= MIN_SAMPLE_SECONDS:
-            self._locked = self._locks.held / max(self._sum("ran"), 1e-9)
-        executor.locks = self._locks if self._locked is None else None
+        if executor.locks is self._locks:
+            self._watched += executor.ran
+            if self._sum("took") >= MIN_SAMPLE_SECONDS:
+                self._locked = self._locks.held / max(self._watched, 1e-9)
+        executor.locks = self._locks if self._locked is None and self.seconds >= WATCH_AFTER else None
 
     def _sum(self, name: str) -> float:
         return sum(float(getattr(sample, name)) for sample in self._recent)

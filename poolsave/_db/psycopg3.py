@@ -30,12 +30,13 @@ FAILED = 7
 class Psycopg3Guard(TransactionGuard):
     """Puts a class of its own in place of the connection's while it is armed."""
 
+    _was_open = False
+    brings_begin = False
+    """Whether the statement that is sent now begins with BEGIN, so that the driver need not send one."""
+
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self._class = type(self.raw)
-        self._was_open = False
-        self.brings_begin = False
-        """Whether the statement that is sent now begins with BEGIN, so that the driver need not send one."""
 
     def arm(self) -> None:
         super().arm()

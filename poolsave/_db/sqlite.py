@@ -25,13 +25,14 @@ ENDS = ("_commit", "_rollback")
 class SqliteGuard(TransactionGuard):
     """Recognises its transaction by a savepoint."""
 
+    _is_set = False
+    _written: object = None
+    """What the driver says of this connection's writes at the moment when the transaction was rolled back."""
+
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
-        self._is_set = False
         self._is_workers = isinstance(self.raw, GuardedConnection)
         self._changes = self.raw.total_changes
-        self._written: object = None
-        """What the driver says of this connection's writes at the moment when the transaction was rolled back."""
 
     def arm(self) -> None:
         super().arm()

@@ -162,27 +162,27 @@ class TransactionGuard:
     `arm` and `disarm`."""
 
     ends: Callable[[str], bool] = staticmethod(ends_transaction)
+    is_armed = False
+    ended = False
+    """The transaction was ended past Django: its work may be in the database or not."""
+    rolled_back = False
+    """The server has rolled it back with an error, so none of its work is left."""
+    refused: str | None = None
+    """The last statement or method that was refused. The function may have caught the error."""
+    buffer: Any = None
+    """The `WriteBuffer` whose rows may have to go before a statement, or None."""
+    last: LastStatement | None = None
+    """What goes with COMMIT. Only where `takes_last` is true, and as the last thing before `disarm`."""
+    _outer: TransactionGuard | None = None
+    _connect: Any = None
+    _errors: Any = None
+    _errors_before: Any = None
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.raw = connection.connection
-        self.is_armed = False
-        self.ended = False
-        """The transaction was ended past Django: its work may be in the database or not."""
-        self.rolled_back = False
-        """The server has rolled it back with an error, so none of its work is left."""
-        self.refused: str | None = None
-        """The last statement or method that was refused. The function may have caught the error."""
-        self.buffer: Any = None
-        """The `WriteBuffer` whose rows may have to go before a statement, or None."""
-        self.last: LastStatement | None = None
-        """What goes with COMMIT. Only where `takes_last` is true, and as the last thing before `disarm`."""
-        self.seen = set[int]()
+        self.seen: set[int] = set()
         """Threads whose present statement has been shown to the guard, for drivers by which statements can pass it."""
-        self._outer: TransactionGuard | None = None
-        self._connect: Any = None
-        self._errors: Any = None
-        self._errors_before: Any = None
 
     def install(self) -> None:
         """Watch the connection, right before BEGIN."""

@@ -94,7 +94,7 @@ class AdaptiveSize(NamedTuple):
 
 def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, min_size: int = 1) -> int:
     """Cap a chunk by the remaining objects, so that no worker idles beside one long chunk, and by the free window."""
-    if remaining is not None:
+    if remaining is not None and workers > 1:
         wanted = min(wanted, max(min_size, math.ceil(remaining / (2 * workers))))
     return max(1, min(wanted, room))
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from .._pickling.values import pickle_chunk
@@ -19,21 +20,9 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import repr_of, set_cause
 from .._worker.replies import Reply
 from ..errors import DatabaseUnreachable
-from ..executors import (
-    Broken,
-    Died,
-    Event,
-    Executor,
-    Job,
-    NotAdded,
-    Ready,
-    Replied,
-    Retired,
-    SetupFailed,
-    Task,
-    is_resizable,
-)
-from ..options import AUTO, Options, max_failures_reached, worker_range
+from ..executors import Broken, Died, Event, Executor, Job, NotAdded, Ready, Replied, Retired, SetupFailed, Task
+from ..executors.protocol import is_resizable
+from ..options import AUTO, Options, WorkerRange, max_failures_reached, worker_range
 from ..outcomes import Status
 from ..throttles._reading import RunView
 from .chunking import TARGET, Chunk, FlowControl
@@ -55,7 +44,6 @@ class Engine:
         self._options = options
         self._source = source
         self._settled: dict[int, Status] = {}
-        self._limits = worker_range(options.workers)
         self._tasks: dict[int, Chunk] = {}
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
@@ -89,10 +77,16 @@ class Engine:
         self._entered = True
         self._executor.start(self._job, workers=self._first_workers(), longest=self._flow.longest)
         self._sizing = None
-        if self._limits.is_open and is_resizable(self._executor):
+        if is_resizable(self._executor) and self._limits.is_open:
             self._sizing = WorkerSizing(self._executor, self._job, self._limits, self.statistics)
 
+    @cached_property
+    def _limits(self) -> WorkerRange:
+        return worker_range(self._options.workers)  # asks for the CPUs
+
     def _first_workers(self) -> int:
+        if self._executor.inline:
+            return 1
         workers, length = self._limits.least, self._source.remaining()
         if getattr(self._executor, "follows_cluster", False):
             workers = sys.maxsize if self._options.workers == AUTO else self._limits.most

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from operator import length_hint
 from types import GeneratorType
 from typing import Any, Protocol
 
@@ -97,12 +97,8 @@ class IterableSource:
     def exhausted(self) -> bool:
         if self._gathered:
             return False
-        return self._ended or (self.is_plain and not self._unpulled())
-
-    def _unpulled(self) -> int:
         # A list may grow while its last objects run. As in a loop, what is appended follows.
-        left: int = self._iterator.__length_hint__()  # type: ignore[attr-defined]
-        return left
+        return self._ended or (self.is_plain and not length_hint(self._iterator))
 
     @property
     def ready(self) -> bool:
@@ -130,10 +126,11 @@ class IterableSource:
     def _fill(self, size: int, *, idle: bool) -> None:
         self.pulling = True
         try:
+            missing = max(0, size - len(self._gathered))
             if self.is_plain:  # not beyond its end, after which a list's iterator would give nothing more
-                self._gathered += islice(self._iterator, min(max(0, size - len(self._gathered)), self._unpulled()))
+                self._gathered += islice(self._iterator, min(missing, length_hint(self._iterator)))
             elif self._instant:
-                self._gathered += islice(self._iterator, max(0, size - len(self._gathered)))
+                self._gathered += islice(self._iterator, missing)
                 self._ended = len(self._gathered) < size
             else:
                 self._fill_slowly(size, idle=idle)
@@ -289,7 +286,7 @@ def _length(objects: Iterable[Any]) -> int | None:
     try:
         return len(objects)  # type: ignore[arg-type]
     except TypeError:
-        hint = operator.length_hint(objects, -1)
+        hint = length_hint(objects, -1)
         return hint if hint >= 0 else None
     except OverflowError:  # a range longer than any list can be
         return None

@@ -71,7 +71,7 @@ def _checked(name: str, value: Any) -> Mapping[str, Any]:
 
 def all_settings() -> Mapping[str, Any]:
     """Give `settings.POOLSAVE`; nothing, if Django has no settings."""
-    present: Any = settings._wrapped  # type: ignore[misc]  # asking them takes a tenth of asking the lazy object
+    present: Any = object.__getattribute__(settings, "_wrapped")  # asking the lazy object takes ten times as long
     if present is empty:
         if not os.environ.get(ENVIRONMENT_VARIABLE):
             return {}

@@ -6,6 +6,7 @@ worth its start is decided in `_auto.policy`.
 
 from __future__ import annotations
 
+import decimal
 import multiprocessing
 import pickle
 import sys
@@ -28,7 +29,7 @@ from .._reports.trials import Trial
 from .._runtime.foreign_exceptions import text_of
 from .._worker.context import CapturedContext, PickledContext
 from .._worker.hooks import Hooks
-from .._worker.job import WorkerJob, call_spread, call_with_object
+from .._worker.job import ProcessIdentity, WorkerJob, call_spread, call_with_object
 from ..errors import InsideTransaction, InvalidOperation, InvalidOption, SharedMemoryDatabase
 from ..executors import Executor, SerialExecutor, create
 from ..executors.processes.start_methods import choose_start_method
@@ -194,6 +195,8 @@ def build_job(spec: OperationSpec, executor: Executor) -> WorkerJob:
         inline=executor.inline,
         crosses=not executor.shares_memory,
         environment=environment,
+        caller=None if executor.inline else ProcessIdentity.here(),
+        decimal_context=None if executor.inline else decimal.getcontext().copy(),
         settings={}
         if environment is None
         else _connections.worker_settings(own_transactions=spec.covered, marked=marks_sessions(options)),

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,7 +90,8 @@ class WorkerJob:
     settings: _connections.SettingsByAlias
     queryset: Any = None
     """The queryset whose rows are the objects, if the items are primary keys."""
-    caller: ProcessIdentity = field(default_factory=ProcessIdentity.here)
+    caller: ProcessIdentity | None = None
+    """None with `inline`."""
     callers: Sequence[Any] = ()
     """The caller's connection wrappers, which threads must not use."""
     serial_lock: threading.Lock | None = None
@@ -108,8 +109,8 @@ class WorkerJob:
     """Whether workers say how long they have needed a CPU: the engine asks for it if their number may change."""
     code: CodeVersion | None = None
     """The version of the function's code in the caller. Other processes import their own."""
-    decimal_context: decimal.Context = field(default_factory=lambda: decimal.getcontext().copy())
-    """The caller's decimal precision and rounding."""
+    decimal_context: decimal.Context | None = None
+    """The caller's decimal precision and rounding; None with `inline`."""
 
     def __getstate__(self) -> dict[str, Any]:
         check_in_script(self.function)
@@ -183,6 +184,7 @@ class WorkerJob:
         stack = ExitStack()
         if self.inline:
             return self.session(stack, own_process=False)
+        assert self.caller is not None
         fresh = self.caller.token != PROCESS_TOKEN
         forked = not fresh and self.caller.pid != os.getpid()
         must_seed = (forked or (fresh and alone)) and not is_seeded()

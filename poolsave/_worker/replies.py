@@ -176,9 +176,10 @@ class ReplyBuilder:
         self._offset = 0
         self._cpu_clock = cpu_clock
         self.resume()
-        self._clear()
 
-    def _clear(self) -> None:
+    def resume(self) -> None:
+        """Begin the next reply. Its time begins only now: to send the last one may block until the caller reads."""
+        self.since, self._computed_before = time.perf_counter(), self._cpu_clock()
         self._values: list[Any] = []
         self._seconds: array[float] = array("d")
         self._details: dict[int, ObjectDetail] = {}
@@ -227,16 +228,10 @@ class ReplyBuilder:
         """Whether a reply should be sent now. Failures never wait, except for `more` results that are known already."""
         return (bool(self._details) and not more) or now - self.since > MAX_REPLY_DELAY
 
-    def resume(self) -> None:
-        """Restart the clock after a reply was sent, since sending may block until the caller reads."""
-        self.since, self._computed_before = time.perf_counter(), self._cpu_clock()
-
     def take(self) -> Any:
-        """Return the reply, as bytes if it crosses to another process, and start the next one."""
+        """Return the reply, as bytes if it crosses to another process. `resume` begins the next one."""
         self.longest = max(self.longest, max(self._seconds, default=0.0))
-        reply = self._reply(self._values, self._seconds, self._details, now=time.perf_counter())
-        self._clear()
-        return reply
+        return self._reply(self._values, self._seconds, self._details, now=time.perf_counter())
 
     def _reply(
         self,
@@ -257,7 +252,7 @@ class ReplyBuilder:
         stages = self._stage_seconds, self._ended_in_stage
         reply = Reply(self._offset, values, seconds, details, self._worker, worker_time, *stages)
         self._offset += len(values)
-        self._waited, self.since, self.longest = 0.0, now, 0.0
+        self._waited = 0.0
         return reply.to_bytes(plain=plain) if self.crosses else reply
 
 
