@@ -20,6 +20,8 @@ SMOOTHING = 0.8
 """Weight of the past in the average; the same damping as joblib's automatic batches."""
 LARGEST = 20_000
 """Upper bound on the objects of an automatic chunk. It bounds the memory when functions take no time."""
+GROWTH = 4
+"""Factor by which an automatic chunk is larger than the one before, at most: its objects may take longer."""
 RECOVERY = 8
 """After a time-out of the server, each chunk that passes raises the limit by this fraction (an eighth)."""
 CHUNKS_PER_WORKER = 4
@@ -83,7 +85,7 @@ class AdaptiveSize(NamedTuple):
         smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
         wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(self.target / smooth)))
         limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
-        size, shortest = min(wanted, limit, 2 * max(self.size, count)), max(SHORTEST, latency)
+        size, shortest = min(wanted, limit, GROWTH * max(self.size, count)), max(SHORTEST, latency)
         return AdaptiveSize(size, smooth, limit, self.target, shortest)  # not by `replace`: every chunk comes here
 
     @property

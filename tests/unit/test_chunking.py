@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._engine.chunking import LARGEST, SHORTEST, TARGET, AdaptiveSize, FlowControl, max_lead, next_size
+from poolsave._engine.chunking import (
+    GROWTH,
+    LARGEST,
+    SHORTEST,
+    TARGET,
+    AdaptiveSize,
+    FlowControl,
+    max_lead,
+    next_size,
+)
 from poolsave._engine.sources import IterableSource, QueueSource
 from poolsave._pickling.values import pickle_chunk
 from poolsave._runs.preparation import source_of
@@ -17,11 +26,11 @@ histories = st.lists(st.tuples(counts, seconds, st.booleans()), max_size=20)
 
 
 @given(histories)
-def test_sizes_at_most_double_and_stay_within_bounds(history):
+def test_sizes_grow_step_by_step_and_stay_within_bounds(history):
     pace = AdaptiveSize()
     for count, spent, timed_out in history:
         grown = pace.after(count, spent, timed_out=timed_out)
-        assert 1 <= grown.size <= min(LARGEST, 2 * max(pace.size, count))
+        assert 1 <= grown.size <= min(LARGEST, GROWTH * max(pace.size, count))
         pace = grown
 
 
@@ -145,8 +154,8 @@ def test_an_executor_has_its_own_target_and_shortest_chunk(per_object, target, l
     assert last == max(1, min(wanted, int(latency / per_object)))
 
 
-def test_objects_of_no_measurable_time_double_the_size():
-    assert AdaptiveSize().after(5, 0.0).size == 10
+def test_objects_of_no_measurable_time_let_the_size_grow():
+    assert AdaptiveSize().after(5, 0.0).size == 5 * GROWTH
 
 
 @given(
