@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from ._environment.project_settings import all_settings, from_environment, from_settings, imported
+from ._environment.project_settings import ENVIRONMENT, all_settings, from_environment, from_settings, imported
 from ._worker.context import Carrier, is_carrier
 from ._worker.hooks import Hook
 from .durable import LONGEST_NAME, Run
@@ -226,7 +226,7 @@ def overrides() -> Mapping[str, Any]:
 
 def standing() -> tuple[Any, ...]:
     """Give everything that options depend on besides explicit ones, to notice a change."""
-    return from_environment(), dict(all_settings()), overrides()
+    return *map(os.environ.get, ENVIRONMENT.values()), dict(all_settings()), overrides()
 
 
 def check(options: Mapping[str, Any], source: str = "") -> Mapping[str, Any]:

@@ -57,6 +57,8 @@ class AutoEngine(Engine):
         super().__init__(executor, job, options, source)
         self._pools = pools
         self._local: tuple[SamplingSerialExecutor, Job] = executor, job
+        self._is_local = True
+        """Whether the caller's thread runs the objects now."""
         self._samples = LocalSamples()
         is_alone = options.workers != AUTO and self._limits.most == 1
         self._final_reason = "one worker would be no faster than the caller" if is_alone else None
@@ -91,10 +93,6 @@ class AutoEngine(Engine):
     def _trial(self) -> Trial:
         name = "serial" if self._is_local else "process"
         return Trial(executor=name, objects=self._objects, seconds=self._seconds, verdict=self._verdict)
-
-    @property
-    def _is_local(self) -> bool:
-        return self._executor is self._local[0]
 
     def step(self, *, undelivered: int = 0, max_lead: int | None = None) -> list[OutcomeBatch]:
         """Do a step of the engine, after a switch if one is worth it."""
@@ -186,6 +184,7 @@ class AutoEngine(Engine):
             self._executor, self._job = previous
             self._entered = True
             raise
+        self._is_local = executor is self._local[0]
         self._trials.append(trial)
         self._reset_counts()
         previous[0].stop()

@@ -56,6 +56,8 @@ class Engine:
             gate = ThrottleGate(ThrottleMeter(options.throttle, run))
         self._gate = gate
         """What its throttles hold back; None: it has none."""
+        self.meter: ThrottleMeter | None = None if gate is None else gate.meter
+        """What its throttles say; None: it has none."""
         self.statistics = Statistics()
         self._undelivered = 0
         self._max_lead: int | None = None
@@ -91,11 +93,6 @@ class Engine:
         if getattr(self._executor, "follows_cluster", False):
             workers = sys.maxsize if self._options.workers == AUTO else self._limits.most
         return workers if length is None else max(1, min(workers, -(-length // self._flow.shortest)))
-
-    @property
-    def meter(self) -> ThrottleMeter | None:
-        """What its throttles say; None: it has none."""
-        return None if self._gate is None else self._gate.meter
 
     @property
     def inline(self) -> bool:

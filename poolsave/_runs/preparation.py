@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from django.db.models import QuerySet
@@ -50,7 +51,7 @@ SAMPLE_SIZE = 3
 """Objects, and values of theirs, whose pickling is tried before a pool starts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OperationSpec:
     """One operation: all of a plain run, or one stage of a pipeline."""
 
@@ -74,7 +75,7 @@ class OperationSpec:
         queryset = None if self.call is call_spread else as_queryset(objects)
         return self if queryset is None else replace(self, queryset=queryset)
 
-    @property
+    @cached_property
     def covered(self) -> tuple[str, ...]:
         """The aliases on which poolsave opens transactions."""
         return self.options.databases if self.options.transaction is not None else ()

@@ -64,10 +64,11 @@ class InterruptGuard:
         self._owner = owner
         self._leaving = False
         if threading.current_thread() is threading.main_thread():
-            for signum in DEFAULTS:
+            for signum, default in DEFAULTS.items():
                 if signum == signal.SIGTERM and multiprocessing.current_process().daemon:
                     continue
-                if _is_free(signum):
+                handler = _signal.getsignal(signum)
+                if handler == default or _is_left_behind(handler):
                     self._handled.append(signum)
                     _signal.signal(signum, self._handle)
 
@@ -128,9 +129,7 @@ class SuspendedGuard:
         self._interrupts.enter_for(sys._getframe(1))
 
 
-def _is_free(signum: int) -> bool:
-    handler = _signal.getsignal(signum)
-    if handler == DEFAULTS[signum]:
-        return True
+def _is_left_behind(handler: Any) -> bool:
+    """Whether it is a guard's, which has ended without taking it away."""
     owner = getattr(handler, "__self__", None)
     return isinstance(owner, InterruptGuard) and owner.is_stale(sys._getframe())
