@@ -63,13 +63,14 @@ class Source(Protocol):
 class IterableSource:
     """Any iterable, pulled in the caller's thread."""
 
+    is_plain = False
+    """Whether pulling runs none of the user's code."""
+
     def __init__(self, objects: Iterable[Any], *, instant: bool = False) -> None:
         """`instant`: pulls are so short that the workers need not be polled in between."""
         self._total = _length(objects)
         self._instant = instant or isinstance(objects, list | tuple | range)
         self._iterator: Iterator[Any] = iter(objects)
-        self.is_plain = type(objects) in (list, tuple)
-        """Whether pulling runs none of the user's code, and the iterator knows how many objects are left."""
         self._gathered: list[Any] = []
         self._handed_out = 0
         self._ended = self._instant and self._total == 0
@@ -95,10 +96,7 @@ class IterableSource:
 
     @property
     def exhausted(self) -> bool:
-        if self._gathered:
-            return False
-        # A list may grow while its last objects run. As in a loop, what is appended follows.
-        return self._ended or (self.is_plain and not length_hint(self._iterator))
+        return self._ended and not self._gathered
 
     @property
     def ready(self) -> bool:
@@ -114,7 +112,7 @@ class IterableSource:
     def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
         if not self._ended and not self._waits_for_worker():
             self._fill(size, idle=idle)
-        complete = len(self._gathered) >= size or self._ended or self.is_plain or (idle and self._next_is_slow())
+        complete = len(self._gathered) >= size or self._ended or (idle and self._next_is_slow())
         if not complete or not self._gathered:
             return None
         chunk, self._gathered = self._gathered, []
@@ -126,11 +124,8 @@ class IterableSource:
     def _fill(self, size: int, *, idle: bool) -> None:
         self.pulling = True
         try:
-            missing = max(0, size - len(self._gathered))
-            if self.is_plain:  # not beyond its end, after which a list's iterator would give nothing more
-                self._gathered += islice(self._iterator, min(missing, length_hint(self._iterator)))
-            elif self._instant:
-                self._gathered += islice(self._iterator, missing)
+            if self._instant:
+                self._gathered += islice(self._iterator, max(0, size - len(self._gathered)))
                 self._ended = len(self._gathered) < size
             else:
                 self._fill_slowly(size, idle=idle)
@@ -143,7 +138,7 @@ class IterableSource:
             self._ended = True
         finally:
             self.pulling = False
-        if self.check is not None and not self.is_plain and self.error is None:
+        if self.check is not None and self.error is None:
             self._run_check(self.check)
 
     def _run_check(self, check: Callable[[], None]) -> None:
@@ -202,6 +197,26 @@ class IterableSource:
         self._ended = True
         rest, self._gathered = self._gathered, []
         return rest
+
+
+class ListSource(IterableSource):
+    """A list or tuple. A list may grow while its last objects run; as in a loop, what is appended follows."""
+
+    is_plain = True
+
+    @property
+    def exhausted(self) -> bool:
+        return self._ended or not length_hint(self._iterator)
+
+    @property
+    def ready(self) -> bool:
+        return not self.exhausted
+
+    def gather(self, size: int, *, idle: bool) -> Sequence[Any] | None:
+        # Not beyond the end, after which the iterator would give nothing more.
+        chunk = [*islice(self._iterator, min(size, length_hint(self._iterator)))]
+        self._handed_out += len(chunk)
+        return chunk or None
 
 
 class RangeSource(IterableSource):

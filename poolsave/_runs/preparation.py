@@ -21,7 +21,7 @@ from django.db.models import QuerySet
 from .._auto.sampling import SamplingSerialExecutor
 from .._db import connections as _connections
 from .._db.connections import configured_aliases
-from .._engine.sources import IterableSource, RangeSource
+from .._engine.sources import IterableSource, ListSource, RangeSource
 from .._environment.django_setup import DjangoEnvironment
 from .._environment.warnings import warn
 from .._pickling.values import dumps
@@ -99,6 +99,8 @@ def source_of(objects: Iterable[Any], queryset: QuerySet[Any] | None) -> Iterabl
     """Make the source of a run: of `queryset`, if there is one, else of `objects`."""
     if queryset is not None:
         return QuerySetSource(queryset)
+    if type(objects) in (list, tuple):  # a class of the user's may have an iterator of its own
+        return ListSource(objects)
     return RangeSource(objects) if isinstance(objects, range) else IterableSource(objects)
 
 

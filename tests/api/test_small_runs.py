@@ -17,7 +17,7 @@ from tests.models import Tag
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 
 IN_THE_CALLER = pytest.mark.parametrize("executor", ["auto", "serial"])
-MOST_FUNCTIONS = 265
+MOST_FUNCTIONS = 250
 """Functions of poolsave that a run of one object calls. Each takes about half a microsecond."""
 
 

@@ -175,7 +175,7 @@ def test_size_is_at_least_one_and_leaves_work_for_all_workers(wanted, remaining,
     kind=st.sampled_from([list, tuple, iter, lambda objects: (item for item in objects)]),
 )
 def test_a_source_hands_out_each_object_once_and_in_order(objects, sizes, idles, kind):
-    source = IterableSource(kind(objects))
+    source = source_of(kind(objects), None)
     handed = []
     for step in range(10_000):
         if source.exhausted:
