@@ -25,7 +25,7 @@ from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
 from ..transactions import NOW, XID
 from .catalog import Catalog, check_of_settings
-from .channel import Channel, KeyBlocks
+from .channel import Channel, ForeignKeyPlans, KeyBlocks
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
 from .matching import WaitingValues, conditions_of, reads_once
@@ -62,6 +62,7 @@ class Source:
         self.inserts = InsertPlans(self.catalog, channel.connection)
         self.updates = UpdatePlans(self.catalog, refused, channel.connection)
         self.keys = KeyBlocks(channel)
+        self.foreign_keys = ForeignKeyPlans()
         self._statements: dict[str, Statement] = {}
         self.is_valid = True
         """False once a statement may have changed the schema or the session's settings."""
@@ -348,7 +349,8 @@ class WriteBuffer:
             # One of these may take the place of an object that was refused only by the row of another refused one.
             self.undo("rows were sent after some that are there already", at_their_place=True)
         try:
-            self._take_answers(send_all(self.channel, log, shown, check=self._check, last=self._questions(log)))
+            first = [self._check, self._source.foreign_keys.before(len(log))]
+            self._take_answers(send_all(self.channel, log, shown, first=first, last=self._questions(log)))
             self._check = None
         except BaseException as error:
             refused = self._send_new(log, shown, error)

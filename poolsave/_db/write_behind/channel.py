@@ -48,6 +48,32 @@ class Channel:
             self._senders.discard(get_ident())
 
 
+GROWTH = 1.5
+"""Factor by which a connection's rows have grown when its plans are made anew. Planning takes as long as a few rows."""
+
+
+class ForeignKeyPlans:
+    """Has the server plan its checks of foreign keys anew while tables grow.
+
+    A session keeps the plan by which it checks a foreign key. One that it made when the table had a few rows reads all of
+    the table for each new row, and goes on with that when there are a million.
+    """
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._planned_at = FIRST_BLOCK
+        """Rows that had been sent when the plans were made."""
+
+    def before(self, rows: int) -> str | None:
+        """Give a statement that drops the session's plans, if it has sent many more rows than when they were made, or
+        None."""
+        is_due = self._sent >= GROWTH * self._planned_at
+        if is_due:
+            self._planned_at = self._sent
+        self._sent += rows
+        return "DISCARD PLANS" if is_due else None
+
+
 class KeyBlocks:
     """Blocks of keys of one connection. They outlive transactions: a sequence is never rolled back.
 

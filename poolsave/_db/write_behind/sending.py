@@ -30,14 +30,14 @@ def send_all(
     log: list[Entry],
     trial: Sequence[Entry] = (),
     *,
-    check: str | None = None,
+    first: Sequence[str | None] = (),
     last: str | None = None,
 ) -> list[Any]:
     """Send all rows, and then those of the trial, which are taken back. After an error `send_new` can follow.
 
-    A `check` goes before them, and after them a `last` query, of which the rows are returned.
+    The `first` statements go before them, and after them a `last` query, of which the rows are returned.
     """
-    texts = [_SET, check, *_statements(log), _RELEASE, *_on_trial(trial), last]
+    texts = [_SET, *first, *_statements(log), _RELEASE, *_on_trial(trial), last]
     rows = channel.send(";\n".join([text for text in texts if text is not None]))
     return rows if last is not None else []
 
