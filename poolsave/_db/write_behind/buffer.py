@@ -24,14 +24,15 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from ..error_codes import sqlstate_of
 from ..transaction_guard import TransactionGuard
 from ..transactions import NOW, XID
-from .catalog import Catalog, check_of_settings
-from .channel import Channel, ForeignKeyPlans, KeyBlocks
+from .catalog import check_of_settings
 from .fields import Row
-from .inserts import MAX_OBJECTS, InsertKind, InsertPlan, InsertPlans
-from .matching import WaitingValues, conditions_of, reads_once
+from .inserts import MAX_OBJECTS, InsertKind, InsertPlan
+from .reads.matching import WaitingValues, conditions_of, reads_once
+from .reads.repeated import Question, RepeatedReads
 from .sending import Entry, send_all, send_new
-from .statements import Effect, Statement, understand
-from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan, UpdatePlans
+from .source import Source
+from .statements import Effect
+from .updates import COUNT_IS_WRONG, TYPES_DIFFER, UpdatePlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,46 +43,10 @@ ID_AND_TIME = f"SELECT NULL, {NOW}, {XID}"
 MAX_ROWS = 2000
 """Rows that are buffered before they are sent, so that memory is bounded. They are sent between two objects, and inside
 of one that has as many itself."""
-MAX_KNOWN_STATEMENTS = 1000
-"""Texts of statements that are remembered with what they do."""
 
 
 class UndoChunk(BaseException):  # no Exception: a function's `except Exception` must not take it for an error
     """Leaves the function of an object whose chunk has to be run again in the ordinary way."""
-
-
-class Source:
-    """What is known of a connection for longer than one transaction: its tables, plans and keys."""
-
-    def __init__(self, channel: Channel, settings: str, refused: set[str]) -> None:
-        """`refused` are the tables whose UPDATEs do not wait."""
-        self.channel = channel
-        self.refused = refused
-        self.raw = channel.connection.connection
-        self.catalog = Catalog(channel, settings)
-        self.inserts = InsertPlans(self.catalog, channel.connection)
-        self.updates = UpdatePlans(self.catalog, refused, channel.connection)
-        self.keys = KeyBlocks(channel)
-        self.foreign_keys = ForeignKeyPlans()
-        self._statements: dict[str, Statement] = {}
-        self.is_valid = True
-        """False once a statement may have changed the schema or the session's settings."""
-
-    def holds_for(self, connection: Any) -> bool:
-        """Whether all this is still true, unless the settings have changed past the buffers, which is found out as
-        rows are sent."""
-        return self.is_valid and self.raw is connection.connection
-
-    def understand(self, text: str | None) -> Statement:
-        """Say what a statement does."""
-        if text is None:
-            return understand(None, {})
-        statement = self._statements.get(text)
-        if statement is None:
-            if len(self._statements) >= MAX_KNOWN_STATEMENTS:
-                self._statements.clear()
-            statement = self._statements[text] = understand(text, self.catalog.relations)
-        return statement
 
 
 def _in_turn(
@@ -136,6 +101,7 @@ class WriteBuffer:
         self._note_early = note_early
         self._log: list[Entry] = []
         self._values = WaitingValues(self._log, source.catalog)
+        self.reads = RepeatedReads(source.channel, self.undo)
         self._passing: tuple[int, str, str] | None = None
         """The thread and the text of a SELECT that finds none of the rows that wait for this table."""
         self._tables: dict[str, InsertPlan | None] = {}
@@ -222,6 +188,7 @@ class WriteBuffer:
         return True
 
     def _append(self, plan: InsertPlan | UpdatePlan, rows: list[Row]) -> None:
+        self.reads.forget((plan.table,))
         self._log += [(plan, row, self.object) for row in rows]
         if len(self._log) >= 2 * MAX_ROWS:
             self.flush()
@@ -235,6 +202,19 @@ class WriteBuffer:
             self._values = WaitingValues(self._log, self._source.catalog)
         conditions = conditions_of(query, self._tables)
         return next((each.table for each in conditions if self._values.exclude(each)), None)
+
+    @_in_turn
+    def find_answer(self, question: Question) -> tuple[Any, ...]:
+        """Give the answer that an earlier object got, in a tuple; empty if the server has to be asked."""
+        self._check_not_undone()
+        return () if self._guard.is_doomed() else self.reads.find(question)
+
+    @_in_turn
+    def keep_answer(self, question: Question, answer: Any) -> None:
+        """Keep an answer of the server's for objects to come."""
+        statement = self._source.understand(question.text)
+        if statement.depends_on_rows:
+            self.reads.keep(question, statement.relations, answer)
 
     def let_pass(self, text: str, table: str) -> None:
         """Have a statement not send the rows of this table."""
@@ -253,14 +233,11 @@ class WriteBuffer:
         Without a text nothing is known of it. One that is not whole has parts that only the driver can compose.
         """
         self._check_not_undone()
-        effect, relations = self._source.understand(text)
-        passing, self._passing = self._passing, None
-        if passing is not None and passing[:2] == (get_ident(), text) and effect is Effect.READS:
-            relations -= {passing[2]}
-        if not is_whole:
-            effect = max(effect, Effect.ANYTHING)
+        effect, relations = self._effect_of(text, is_whole=is_whole)
         if effect is Effect.UNBUFFERED:
             self.undo(f"cannot be buffered: {text}")
+        if effect is not Effect.READS:
+            self.reads.forget(relations if effect is Effect.WRITES else None)
         if self._log and (effect >= Effect.ANYTHING or not relations.isdisjoint(self._tables)):
             self._note_early(text or "a statement without a text")
             self.flush()
@@ -273,13 +250,21 @@ class WriteBuffer:
             self.sent += 1
             self.id_and_time = None
 
+    def _effect_of(self, text: str | None, *, is_whole: bool) -> tuple[Effect, frozenset[str]]:
+        """Say what a statement does, and to which tables of which it may see the rows that wait."""
+        effect, relations, _depends_on_rows = self._source.understand(text)
+        passing, self._passing = self._passing, None
+        if passing is not None and passing[:2] == (get_ident(), text) and effect is Effect.READS:
+            relations -= {passing[2]}
+        return effect if is_whole else max(effect, Effect.ANYTHING), relations
+
     def before_unseen(self) -> None:
         """Notice that something is about to be sent that passes by the cursors."""
         # Not in turn: this thread has the driver's lock, for which the one whose turn it is may wait.
         if self.is_sending:
             return
         self._check_not_undone()
-        if self._log or self.runs_again:
+        if self._log or self.runs_again or self.reads.has_used:
             self.undo("something was sent past the cursors of the connection")
         self.so_far.has_written = True
         self.sent += 1
@@ -299,6 +284,7 @@ class WriteBuffer:
     def begin_object(self, number: int, *, is_direct: bool) -> None:
         """Take what comes now for an object's, and send first what should not wait for its end."""
         self.object, self.is_direct = number, is_direct
+        self.reads.object = None if is_direct or self.runs_again else number
         if is_direct or len(self._log) >= MAX_ROWS:
             self.flush()
 
@@ -315,6 +301,7 @@ class WriteBuffer:
 
     def end(self) -> None:
         """Send what is buffered, and let pass what ends the transaction."""
+        self.reads.check()
         self.flush()
         self.runs_again = False
 
@@ -368,7 +355,7 @@ class WriteBuffer:
         questions = [more, ID_AND_TIME if self.asks_for_id else None]
         return " UNION ALL ".join([question for question in questions if question is not None]) or None
 
-    def _take_answers(self, rows: list[tuple[Any, int, Any]]) -> None:
+    def _take_answers(self, rows: list[tuple[Any, Any, Any]]) -> None:
         self.id_and_time = next(((xid, now) for name, now, xid in rows if name is None), None)
         self._source.keys.add(row for row in rows if row[0] is not None)
 

@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 from django.db.models.sql import compiler as django_compilers
-from django.db.models.sql.constants import MULTI, ROW_COUNT
+from django.db.models.sql.constants import MULTI, ROW_COUNT, SINGLE
 
 from . import shortcuts
 from .buffer import WriteBuffer
 from .inserts import kind_of
+from .reads.repeated import Question, question_of
 from .updates import key_of, sets_values_by_key
 
 NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
@@ -105,20 +106,38 @@ def _buffering_update(ordinary: Any) -> Any:
     return SQLUpdateCompiler
 
 
+class _Answered(BaseException):  # leaves Django's method; not an error
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+
 @cache
 def _buffering_select(ordinary: Any) -> Any:
     class SQLCompiler(ordinary):  # type: ignore[misc]
         buffer: WriteBuffer
-        _passes: str | None = None
+        _sends: str | None = None
+        """Which rows are asked for of the server, or None for one that gives a part of another's SELECT."""
+        _question: Question | None = None
 
         def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
-            self._passes = None if chunked_fetch else self.buffer.cannot_match(self.query)
-            return super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
+            self._sends = None if chunked_fetch or result_type not in (MULTI, SINGLE) else result_type
+            try:
+                answer = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
+            except _Answered as answered:
+                return answered.answer
+            if self._question is not None and not self.has_extra_select:
+                self.buffer.keep_answer(self._question, answer)
+            return answer
 
         def as_sql(self, *args: Any, **kwargs: Any) -> Any:
             sql, params = super().as_sql(*args, **kwargs)
-            if self._passes is not None:
-                self.buffer.let_pass(sql, self._passes)
+            if self._sends is not None:
+                self._question = question_of(sql, params, self._sends)
+                for answer in () if self._question is None else self.buffer.find_answer(self._question):
+                    raise _Answered(answer)
+                passes = self.buffer.cannot_match(self.query)
+                if passes is not None:
+                    self.buffer.let_pass(sql, passes)
             return sql, params
 
     return SQLCompiler

@@ -147,6 +147,7 @@ UNCHANGED: dict[type, frozenset[type]] = {
     models.TextField: frozenset({str, type(None)}),
     models.BooleanField: frozenset({bool, type(None)}),
     models.IntegerField: frozenset({int, type(None)}),
+    models.DecimalField: frozenset({decimal.Decimal, type(None)}),
     models.FloatField: frozenset({float, type(None)}),
     models.UUIDField: frozenset({uuid.UUID, type(None)}),
     models.DateTimeField: frozenset({dt.datetime, type(None)}),
@@ -167,7 +168,11 @@ def _never(_value: Any) -> bool:
     return False
 
 
-CHECKS: dict[type, Callable[[Any], bool]] = {str: _is_short, dt.datetime: _is_aware}
+CHECKS: dict[type, Callable[[Any], bool]] = {
+    str: _is_short,
+    dt.datetime: _is_aware,
+    decimal.Decimal: decimal.Decimal.is_finite,  # Django refuses others
+}
 """What values of a field's types fulfil that are sent as they are."""
 
 

@@ -39,6 +39,8 @@ class Batching:
     repeated: int = 0
     """Chunks of `batched` with rows that were there already, whose objects ran again. All of the chunk ran again if the
     order of these objects matters."""
+    spared: int = 0
+    """SELECTs that were not sent, since an earlier object of the chunk had sent the same."""
 
     def __add__(self, other: Batching) -> Batching:
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
@@ -46,6 +48,8 @@ class Batching:
 
     def __str__(self) -> str:
         text = f"{self.rows} rows in {self.flushes} flushes of {self.batched} chunks"
+        if self.spared:
+            text += f"; {self.spared} SELECTs were not sent again"
         if self.repeated:
             text += f"; in {self.repeated} of them objects ran again, since rows were there already"
         if self.undone or self.rested:
@@ -55,7 +59,7 @@ class Batching:
         return text
 
 
-COUNTS = ("batched", "undone", "rested", "rows", "flushes", "repeated")
+COUNTS = ("batched", "undone", "rested", "rows", "flushes", "repeated", "spared")
 
 
 class Pacing:
@@ -85,13 +89,13 @@ class Pacing:
         if reason in self._reasons or len(self._reasons) < MAX_REASONS:
             self._reasons[reason] += 1
 
-    def end(self, *, rows: int, flushes: int, undone: str | None, repeated: bool = False) -> None:
+    def end(self, *, rows: int, flushes: int, undone: str | None, repeated: bool = False, spared: int = 0) -> None:
         """Count a chunk for which it was tried, and rest if it did not pay."""
         if undone is not None:
             self._counts["undone"] += 1
             self.note(undone)
         else:
-            self._counts.update(batched=1, rows=rows, flushes=flushes, repeated=repeated)
+            self._counts.update(batched=1, rows=rows, flushes=flushes, repeated=repeated, spared=spared)
         pays = undone is None and rows >= MIN_ROWS_PER_FLUSH * flushes
         self._bad = 0 if pays else self._bad + 1
         self._rest = 0 if pays else min(4 ** (self._bad - 1), LONGEST_REST)

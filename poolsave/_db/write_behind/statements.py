@@ -22,6 +22,7 @@ _OPAQUE = re.compile(r"'|--|/\*|\$\w*\$|&\"")
 _SEVERAL = re.compile(r";\s*\S")
 _SAVEPOINTS = re.compile(r"(?:^|;)\s*(?:SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 _LAST_KEYS = re.compile(r"\b(?:currval|lastval)\s*\(", re.IGNORECASE)
+_MOMENTS = re.compile(r"\bstatement_timestamp\b", re.IGNORECASE)
 _SETTINGS = re.compile(r"\bset_config\s*\(", re.IGNORECASE)
 
 _FIRST_WORDS = "SELECT INSERT UPDATE DELETE WITH VALUES TABLE MERGE LOCK SHOW FETCH CLOSE EXPLAIN"
@@ -62,6 +63,8 @@ class Statement(NamedTuple):
     effect: Effect
     relations: frozenset[str] = frozenset()
     """The tables and views that it names."""
+    depends_on_rows: bool = False
+    """Whether it reads, and gives something else only if their rows have changed."""
 
 
 def understand(text: str | None, relations: Mapping[str, bool]) -> Statement:
@@ -78,7 +81,9 @@ def understand(text: str | None, relations: Mapping[str, bool]) -> Statement:
     named = None if _OPAQUE.search(text) or word not in ("SELECT", "UPDATE") else _relations_in(text, relations)
     if named is None:
         return Statement(Effect.ANYTHING)
-    return Statement(Effect.WRITES if word == "UPDATE" or _LOCKS.search(text) else Effect.READS, named)
+    if word == "UPDATE" or _LOCKS.search(text):
+        return Statement(Effect.WRITES, named)
+    return Statement(Effect.READS, named, depends_on_rows=not _MOMENTS.search(text))
 
 
 def _relations_in(text: str, relations: Mapping[str, bool]) -> frozenset[str] | None:

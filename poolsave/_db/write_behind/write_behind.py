@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 from ..savepoints import ConnectionSavepoints, Savepoints
 from ..transaction_guard import TransactionGuard
 from ..transactions import FunctionBlock, OpenTransactions
-from .buffer import Source, WriteBuffer
+from .buffer import WriteBuffer
 from .catalog import read_settings
 from .channel import Channel
 from .compilers import Compilers, are_djangos_own
 from .pacing import Batching, Pacing
 from .shortcuts import blocks_are_djangos_own
+from .source import Source
 
 R = TypeVar("R")
 
@@ -198,6 +199,7 @@ class BufferedSavepoints(Savepoints):
     def numbers_again(self) -> Sequence[int]:
         """Send what is buffered, and give the objects of refused rows. Those that run from now on are these."""
         for buffer in self.buffers:
+            buffer.reads.check()
             buffer.asks_for_id = self.asks_for_id and len(self.buffers) == 1
             buffer.begin_object(self.count, is_direct=True)
         refused = sorted(self.refused)
@@ -212,8 +214,9 @@ class BufferedSavepoints(Savepoints):
         if self.is_for_their_place:
             return
         rows, flushes = sum(each.rows for each in self.buffers), sum(each.flushes for each in self.buffers)
+        spared = sum(each.reads.spared for each in self.buffers)
         repeated = bool(self._direct or self.refused)
-        self._pacing.end(rows=rows, flushes=flushes, undone=self.reason, repeated=repeated)
+        self._pacing.end(rows=rows, flushes=flushes, undone=self.reason, repeated=repeated, spared=spared)
 
 
 class _BufferedConnection(ConnectionSavepoints):

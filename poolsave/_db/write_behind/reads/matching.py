@@ -18,11 +18,11 @@ from django.db.models.lookups import Exact, In
 from django.db.models.sql import Query
 from django.db.models.sql.where import AND
 
-from .fields import is_sent_unchanged, unchanged_types
+from ..fields import is_sent_unchanged, unchanged_types
 
 if TYPE_CHECKING:
-    from .catalog import Catalog
-    from .sending import Entry
+    from ..catalog import Catalog
+    from ..sending import Entry
 
 _LOOKUPS = ("django.db.models.lookups", "django.db.models.fields.related_lookups")
 """Modules of the look-ups that are known to compare with just their value."""

@@ -1,0 +1,181 @@
+"""With `batch_writes`, a SELECT that an earlier object has sent is not sent again, and its answer is never wrong."""
+
+import time
+import uuid
+from contextlib import closing
+
+import pytest
+from django.contrib.auth.models import Group
+from django.db import connections
+from django.db.models import F, Value
+from django.db.models.functions import Now
+
+from tests.models import Person, Tag, Thing
+from tests.support import postgres
+from tests.support.comparing import ALIAS, ALL, execute, run, run_both, user
+
+pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+
+sent: list = []
+
+
+def note(send, sql, params, many, context):
+    sent.append(sql)
+    return send(sql, params, many, context)
+
+
+def spy():
+    wrappers = connections[ALIAS].execute_wrappers
+    if note not in wrappers:
+        wrappers.append(note)
+
+
+def selects(table):
+    return [text for text in sent if text.startswith("SELECT") and f'FROM "{table}"' in text]
+
+
+def joins_the_customers(number):
+    spy()
+    user(f"user{number}")
+
+
+def test_the_same_select_is_sent_once_per_chunk_and_once_more_before_its_commit():
+    sent.clear()
+    batching = run_both(joins_the_customers, range(60), receivers=ALL)
+    assert (batching.batched, batching.undone, batching.flushes) == (3, 0, 3)
+    sent.clear()
+    run(joins_the_customers, range(60), batch_writes=True)
+    assert len(selects("auth_group")) == 3 * 2
+
+
+def test_the_report_counts_what_was_not_sent():
+    batching = run(joins_the_customers, range(60), batch_writes=True).batching
+    assert batching.spared == 60 - 3
+    assert "57 SELECTs were not sent again" in str(batching)
+
+
+ASKS = [
+    lambda _number: tags().count(),
+    lambda number: tags(name="a").exists() or number,
+    lambda number: list(tags(pk__lte=number % 3).values_list("name", flat=True)),
+    lambda number: tags(name__in=["a", number % 2]).order_by("-name").first(),
+    lambda _number: tags(name="nothing").first(),
+    lambda number: tags().aggregate(number=Value(number % 2 == 0))["number"],
+    lambda number: tags().values_list(Value(1) if number % 2 else Value(True)).first(),
+    lambda _number: [tag.name for tag in tags().iterator()],
+    lambda _number: list(tags().union(tags(name="a")).order_by("name").values_list("name", flat=True)),
+    lambda _number: list(tags().extra(select={"one": "1"}).values_list("one", "name")),
+    lambda number: tags(name=f"{number}").get_or_create(name=f"{number % 4}")[1],
+]
+
+
+def tags(**lookups):
+    return Tag.objects.using(ALIAS).filter(**lookups)
+
+
+@pytest.mark.parametrize("number", range(len(ASKS)))
+@pytest.mark.parametrize("writes", ["nothing", "another table", "its table", "by SQL", "at times"])
+def test_answers_are_those_of_a_run_without(number, writes):
+    def setup():
+        Tag.objects.using(ALIAS).bulk_create([Tag(name=name) for name in "abc"])
+
+    def asks(index):
+        found = str(ASKS[number](index))
+        if writes == "another table":
+            Thing(visits=index).save(using=ALIAS)
+        elif writes == "its table" or (writes == "at times" and index % 7 == 3):
+            Tag(name=f"tag {index}").save(using=ALIAS)
+        elif writes == "by SQL":
+            execute(f"UPDATE tests_tag SET name = 'new {index}' WHERE name IN ('a', 'new {index - 1}')")
+        return found.replace(" object", ""), str(ASKS[number](index)).replace(" object", "")
+
+    def without_keys(outcomes):
+        return [out for out in outcomes if "(" not in str(out[1])]
+
+    plain = run(asks, range(40), setup=setup)
+    batched = run(asks, range(40), setup=setup, batch_writes=True)
+    assert without_keys(batched.outcomes) == without_keys(plain.outcomes)
+    assert batched.tables == plain.tables
+
+
+def by_another_session(statement):
+    with closing(postgres.connect(dbname=postgres.TEST_DATABASE)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+calls: list = []
+
+
+def changes_what_it_read(number):
+    calls.append(number)
+    before = Tag.objects.using(ALIAS).get(name__startswith="a").name
+    Thing(visits=number).save(using=ALIAS)
+    if number == 5:
+        by_another_session("UPDATE tests_tag SET name = 'after' WHERE name = 'at first'")
+    return before
+
+
+def test_a_change_by_another_session_is_found_out_before_the_commit():
+    calls.clear()
+    setup = Tag(name="at first").save
+    ran = run(changes_what_it_read, range(20), setup=lambda: setup(using=ALIAS), batch_writes=True)
+    names = [value for _status, value, *_rest in ran.outcomes]
+    assert names == ["after"] * 20  # all run again, and none has read what was not true any more
+    assert (ran.batching.batched, ran.batching.undone) == (0, 1)
+    assert len(calls) == 40
+    [reason] = ran.batching.reasons
+    assert reason.startswith("another session has changed what a chunk had read: SELECT")
+
+
+def waits_for_a_change(number):
+    name = Tag.objects.using(ALIAS).get(name__startswith="a").name
+    if number == 3:
+        by_another_session("UPDATE tests_tag SET name = 'after' WHERE name = 'at first'")
+        deadline = time.monotonic() + 30
+        while name == "at first" and time.monotonic() < deadline:
+            name = Tag.objects.using(ALIAS).get(name__startswith="a").name
+    return name
+
+
+def test_an_object_that_asks_again_asks_the_server():
+    ran = run(waits_for_a_change, range(20), setup=lambda: Tag(name="at first").save(using=ALIAS), batch_writes=True)
+    assert [value for _status, value, *_rest in ran.outcomes][3:] == ["after"] * 17
+
+
+def asks_for_the_time(_number):
+    time.sleep(0.001)
+    return Tag.objects.using(ALIAS).annotate(now=Now()).values_list("now", flat=True)[0]
+
+
+def test_the_time_is_asked_for_each_time():
+    ran = run(asks_for_the_time, range(20), setup=lambda: Tag(name="a").save(using=ALIAS), batch_writes=True)
+    assert len({value for _status, value, *_rest in ran.outcomes}) == 20
+
+
+def counts_with_others(number):
+    tag = Tag.objects.using(ALIAS).get(name="a")
+    Thing.objects.using(ALIAS).filter(visits=0).update(group=F("group") + 1)
+    person = Person(name=f"{tag.name} {number}")
+    person.save(using=ALIAS)
+    person.tags.add(tag)
+    return Thing.objects.using(ALIAS).get(visits=0).group
+
+
+def test_a_row_that_is_changed_by_an_expression_is_read_anew():
+    def setup():
+        Tag(name="a").save(using=ALIAS)
+        Thing(visits=0, group=0).save(using=ALIAS)
+
+    run_both(counts_with_others, range(40), setup=setup, receivers=ALL)
+
+
+def fails_at_times(number):
+    Group.objects.using(ALIAS).get(name="customers")
+    Tag(name=f"{uuid.UUID(int=number)}").save(using=ALIAS)
+    if number % 7 == 2:
+        raise ValueError(Tag.objects.using(ALIAS).filter(name="nothing").count())
+
+
+def test_objects_that_fail_leave_answers_to_others():
+    batching = run_both(fails_at_times, range(40))
+    assert (batching.batched, batching.undone) == (2, 0)
