@@ -156,7 +156,7 @@ def test_the_time_is_asked_for_each_time():
 
 
 def asks_for_one_and_true(number):
-    value = Value(1) if number % 2 else Value(True)
+    value = Value(True) if number % 2 else Value(1)
     return repr(Tag.objects.using(ALIAS).values_list(value).first())
 
 

@@ -26,9 +26,10 @@ MAX_ROWS = 100
 """Rows of an answer that is kept."""
 MAX_ANSWERS = 1000
 """Answers that are kept at a time."""
-VALUES = (str, int, bool, uuid.UUID, dt.date, type(None))
-"""Types of parameters of which those that are equal are sent alike."""
-CELLS = frozenset((*VALUES, float, decimal.Decimal, dt.datetime, dt.time, dt.timedelta, bytes))
+VALUES = (str, uuid.UUID, dt.date, type(None))
+"""Types of parameters of which those that are equal are sent alike. So are integers, for which Django has types of
+psycopg 3's own."""
+CELLS = frozenset((*VALUES, int, bool, float, decimal.Decimal, dt.datetime, dt.time, dt.timedelta, bytes))
 """Types of what is in a row; others could be changed by whoever gets it."""
 
 
@@ -46,7 +47,9 @@ class Question(NamedTuple):
 def question_of(text: str, values: Sequence[Any], result_type: str) -> Question | None:
     """Give the question, or None if its answer is not kept."""
     types = tuple(map(type, values))
-    return Question(text, tuple(values), types, result_type) if all(kind in VALUES for kind in types) else None
+    if not all(kind in VALUES or issubclass(kind, int) for kind in types):
+        return None
+    return Question(text, tuple(values), types, result_type)
 
 
 @dataclass(slots=True)
