@@ -17,12 +17,11 @@ WINDOWS = 3
 """How many windows in a row have to say that the rate is too low: they are short, and machines do other things, too."""
 USED = 0.8
 """Share of the CPUs that workers use from which on more of them are no help."""
-SPARE = 2
-"""How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly, and on a
-busy machine other programs have their turn, too."""
+SPARE = 1.5
+"""How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly."""
 FEWEST = 4
-"""Workers that a growth keeps, on two CPUs or more. So few take little, and rates say nothing where a machine is busy
-for a moment."""
+"""Workers that a growth keeps, but no more than two per CPU. So few take little, and rates say nothing where a machine
+is busy for a moment."""
 MIN_GROWTH = 1.5
 """Factor below which a growth is not worth a trial."""
 MIN_BUSY = 0.5
@@ -51,9 +50,9 @@ class Window:
     rate: float
     """Objects per second."""
     computing: float
-    """The share of their work in which workers used a CPU."""
+    """The share of their work in which workers, or servers on this machine for them, used a CPU."""
     in_line: float = 0.0
-    """The share of their work in which they stood in line for one."""
+    """The share of their work in which these stood in line for one."""
     busy: float = 1.0
     """The share of their time in which workers had objects."""
     left: int
@@ -105,7 +104,7 @@ class WorkerPolicy:
         return None if self.slow + 1 >= WINDOWS else replace(self, slow=self.slow + 1)
 
     def _undone(self, now: float, before: int, why: str) -> WorkerPolicy:
-        workers = max(before, min(self.workers, FEWEST, SPARE * self.cpus))
+        workers = max(before, min(self.workers, FEWEST, 2 * self.cpus))
         return self._rested(
             now, workers, self.reason if workers == self.workers else f"since {self.workers} were {why}"
         )

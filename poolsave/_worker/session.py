@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._db import connections as _connections
+from .._db.server_clock import ServerClock
 from .._db.write_behind.pacing import Batching
 from .._pickling.values import unpickle_chunk
 from .._runtime.cpu_clock import CpuClock
@@ -112,8 +113,11 @@ class WorkerSession:
         self._name: int | str = os.getpid() if own_process else threading.current_thread().name
 
     def _open_clock(self, *, own_process: bool) -> CpuClock:
-        clock = CpuClock(own_process=own_process)
+        server = ServerClock() if own_process else None  # threads share one CPU, and the server has another
+        clock = CpuClock(own_process=own_process, server=server)
         self._stack.callback(clock.close)
+        if server is not None:
+            self._stack.callback(server.close)
         return clock
 
     def run(self, payload: Any, marks: Marks, reply: Callable[[Any, bool], None]) -> None:

@@ -80,6 +80,19 @@ def test_workers_that_compute_get_no_others_beside_them(executor):
         assert change.workers <= max(FEWEST, 1.5 * SPARE * available_cpus() / share)
 
 
+@pooled_operation(progress=False, databases=("postgres",))
+def has_the_server_compute(number):
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM generate_series(1, 30000)")
+
+
+def test_workers_whose_server_computes_here_get_no_others(server_process):
+    """They themselves wait for nearly all of their time."""
+    report = has_the_server_compute.map(range(400))
+    assert report.ok
+    assert max([change.workers for change in report.statistics.resizings], default=0) <= 2 * available_cpus()
+
+
 @pytest.fixture
 def far(monkeypatch, tmp_path):
     """The alias "postgres" leads to the same server, 2 ms away each way."""

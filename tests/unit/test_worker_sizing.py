@@ -52,7 +52,7 @@ WARM_UP = seconds(sizing.WARM_UP)
 
 
 def test_a_short_window_is_enough_for_the_first_growth():
-    assert sized(WARM_UP, seconds(0.05, computed=0.01)) == 20
+    assert sized(WARM_UP, seconds(0.05, computed=0.01)) == 15
     assert sized(WARM_UP, seconds(0.03, computed=0.01)) == 2
 
 
@@ -61,19 +61,19 @@ def test_the_first_moments_do_not_count():
 
 
 def test_a_long_chunk_counts_as_it_has_little_of_them():
-    assert sized(seconds(0.2, computed=0.04, waited=1.0)) == 20
+    assert sized(seconds(0.2, computed=0.04, waited=1.0)) == 15
 
 
 def test_processes_in_line_leave_room_for_more():
-    assert sized(WARM_UP, seconds(0.064, computed=0.016, in_line=0.032)) == 8
+    assert sized(WARM_UP, seconds(0.064, computed=0.016, in_line=0.032)) == 6
 
 
 def test_threads_in_line_keep_the_lock_from_others():
     """For three quarters of each one's time: together they use the one lock up."""
     assert sized(WARM_UP, seconds(0.064, computed=0.016, in_line=0.032), shares_memory=True) == 2
-    assert sized(WARM_UP, seconds(0.064, computed=0.016), shares_memory=True) == 8
+    assert sized(WARM_UP, seconds(0.064, computed=0.016), shares_memory=True) == 6
 
 
-@pytest.mark.parametrize(("room", "workers"), [(0, 2), (3, 5), (30, 20)])
+@pytest.mark.parametrize(("room", "workers"), [(0, 2), (3, 5), (30, 15)])
 def test_the_room_of_the_databases_bounds_a_growth(room, workers):
     assert sized(WARM_UP, seconds(0.05, computed=0.01), room=room) == workers
