@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 from django.contrib.contenttypes.management import create_contenttypes
@@ -291,3 +292,14 @@ def wait_until(condition, complaint=lambda: "it did not come about", seconds=10)
             return
         pause.wait(0.02)
     pytest.fail(complaint())
+
+
+@pytest.fixture
+def server_process(transactional_db):
+    """The process of the session of this thread's connection."""
+    connection = connections["postgres"]
+    connection.ensure_connection()
+    process = connection.connection.info.backend_pid
+    if not Path(f"/proc/{process}/schedstat").exists():
+        pytest.skip("the server runs elsewhere, or the system does not say what its processes compute")
+    return process

@@ -16,7 +16,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._db import connections as _connections
-from .._db.server_clock import ServerClock
 from .._db.write_behind.pacing import Batching
 from .._pickling.values import unpickle_chunk
 from .._runtime.cpu_clock import CpuClock
@@ -26,6 +25,7 @@ from ..executors.protocol import Marks
 from ..outcomes import Status
 from .modes.fast_loop import FastLoop
 from .replies import NOT_STARTED, ObjectResult, ReplyBuilder, no_clock
+from .server_clock import ServerClock
 
 if TYPE_CHECKING:
     from .job import WorkerJob

@@ -11,7 +11,6 @@ from django.test.utils import CaptureQueriesContext
 
 import poolsave
 from poolsave import pooled_operation
-from poolsave._auto import sampling
 from tests.models import Tag
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
@@ -96,16 +95,3 @@ def test_one_object_calls_few_functions(executor):
     finally:
         sys.setprofile(None)
     assert 0 < len(called) <= MOST_FUNCTIONS, called
-
-
-def test_a_run_that_ends_long_before_a_decision_is_not_measured(monkeypatch):
-    """Nothing is left to decide when the last chunk runs, and locks are watched only when a decision is near."""
-    read, operation = [], in_the_caller(tag("default"), "auto")
-    operation.map([0]).raise_if_failed()
-    monkeypatch.setattr(sampling, "WATCH_AFTER", 60)
-    monkeypatch.setattr(sampling.WriteLockTimer, "watching", lambda _timer: pytest.fail("locks are watched"))
-    monkeypatch.setattr(sampling.time, "process_time", lambda: read.append("CPU clock") or 0.0)
-    operation.map([1]).raise_if_failed()
-    assert not read
-    operation.map([2, 3, 4]).raise_if_failed()
-    assert len(read) == 2, "before and after the first of two chunks"

@@ -1,7 +1,5 @@
 """What several tests of databases share."""
 
-from pathlib import Path
-
 import pytest
 from django.db import connections
 
@@ -24,14 +22,3 @@ def limited(transactional_db, monkeypatch):
     with caller.cursor() as cursor:
         cursor.execute("DROP OWNED BY limited")
         cursor.execute("DROP ROLE limited")
-
-
-@pytest.fixture
-def server_process(transactional_db):
-    """The process of the session of this thread's connection."""
-    connection = connections["postgres"]
-    connection.ensure_connection()
-    process = connection.connection.info.backend_pid
-    if not Path(f"/proc/{process}/schedstat").exists():
-        pytest.skip("the server runs elsewhere, or the system does not say what its processes compute")
-    return process

@@ -39,7 +39,7 @@ def joins_the_customers(number):
     user(f"user{number}")
 
 
-def test_the_same_select_is_sent_once_per_chunk_and_once_more_before_its_commit():
+def test_the_same_select_is_sent_twice_per_chunk():
     sent.clear()
     batching = run_both(joins_the_customers, range(60), receivers=ALL)
     assert (batching.batched, batching.undone, batching.flushes) == (3, 0, 3)
@@ -114,7 +114,7 @@ def changes_what_it_read(number):
     return before
 
 
-def test_a_change_by_another_session_is_found_out_before_the_commit():
+def test_a_change_by_another_session_is_found_out():
     calls.clear()
     setup = Tag(name="at first").save
     ran = run(changes_what_it_read, range(20), setup=lambda: setup(using=ALIAS), batch_writes=True)

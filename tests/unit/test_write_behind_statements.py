@@ -2,7 +2,7 @@
 
 import pytest
 
-from poolsave._db.write_behind.statements import MAX_LENGTH, Effect, Statement, understand
+from poolsave._db.write_behind.statements import MAX_LENGTH, Effect, understand
 
 RELATIONS = {"tag": True, "Person": True, "odd": True, "view": False}
 
@@ -21,7 +21,20 @@ UNDERSTOOD = {
 @pytest.mark.parametrize("text", UNDERSTOOD)
 def test_the_tables_of_plain_statements_are_known(text):
     effect, relations = UNDERSTOOD[text]
-    assert understand(text, RELATIONS) == Statement(effect, frozenset(relations))
+    assert understand(text, RELATIONS)[:2] == (effect, frozenset(relations))
+
+
+@pytest.mark.parametrize(
+    ("text", "depends"),
+    [
+        ('SELECT "tag"."id" FROM "tag" WHERE "tag"."name" = %s', True),
+        ('SELECT STATEMENT_TIMESTAMP() FROM "tag"', False),
+        ('SELECT 1 FROM "odd" FOR NO KEY UPDATE', False),
+        ("SELECT mine(1)", False),
+    ],
+)
+def test_the_answer_of_a_plain_read_depends_on_rows_alone(text, depends):
+    assert understand(text, RELATIONS).depends_on_rows == depends
 
 
 LARGER = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from poolsave._db.server_clock import ServerClock, _is_session
+from poolsave._worker.server_clock import ServerClock, _is_session
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
 TICKS = os.sysconf("SC_CLK_TCK")
