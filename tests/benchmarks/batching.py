@@ -92,4 +92,4 @@ def table_far(quick):
 
 def ways(database):
     common = {"workers": WORKERS[database], "transaction": "chunk"}
-    return [common, {**common, "batch_writes": True, "chunksize": 100}]
+    return [common, {**common, "batch_writes": True}]

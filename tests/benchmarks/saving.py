@@ -93,10 +93,10 @@ FAR = [
     {"workers": "auto", "transaction": "object"},
     {"workers": 16, "transaction": "object"},
     {"workers": "auto", "transaction": "chunk"},
-    {"workers": "auto", "transaction": "chunk", "batch_writes": True, "chunksize": 100},
+    {"workers": "auto", "transaction": "chunk", "batch_writes": True},
 ]
 WRITE_BEHIND = [
-    {"workers": CPUS, "executor": "process", "transaction": "chunk", "batch_writes": True, "chunksize": 100},
+    {"workers": CPUS, "executor": "process", "transaction": "chunk", "batch_writes": True},
     {"workers": "auto", "executor": "process", "transaction": "object"},
 ]
 
@@ -213,7 +213,7 @@ def table(quick):
     for executor, transaction in [("process", "object"), ("process", "chunk"), ("auto", "chunk")]:
         run = partial(map_rows, share, workers=CPUS, keep="failures", executor=executor, transaction=transaction)
         cells += [Cell(contender=f"poolsave {executor}", setting=f"transaction={transaction}", run=run, **common)]
-    batched = {"transaction": "chunk", "batch_writes": True, "chunksize": 100}
+    batched = {"transaction": "chunk", "batch_writes": True}
     run = partial(map_rows, share, workers=CPUS, keep="failures", **batched)
     cells += [Cell(contender="poolsave process", setting=setting(batched), run=run, **common)]
     return Part(
