@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.models import F, Value
 from django.db.models.functions import Now
 
-from tests.models import Person, Tag, Thing
+from tests.models import Person, Sample, Tag, Thing
 from tests.support import postgres
 from tests.support.comparing import ALIAS, ALL, execute, run, run_both, user
 
@@ -162,6 +162,18 @@ def asks_for_one_and_true(number):
 
 def test_values_that_only_python_calls_equal_are_told_apart():
     run_both(asks_for_one_and_true, range(20), setup=lambda: Tag(name="a").save(using=ALIAS))
+
+
+def asks_for_nan(number):
+    return repr(Sample.objects.using(ALIAS).values_list("share", flat=True).get())
+
+
+def test_an_answer_that_equals_nothing_is_asked_for_each_time():
+    def setup():
+        Sample(share=float("nan")).save(using=ALIAS)
+
+    batching = run_both(asks_for_nan, range(20), setup=setup)
+    assert (batching.undone, batching.spared) == (0, 0)
 
 
 def counts_with_others(number):

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, NoReturn
 from django.db.models.sql.constants import MULTI
 
 from ..channel import Channel
+from ..fields import MAX_CHARACTERS
 
-MAX_ROWS = 100
+MAX_ROWS = 20
 """Rows of an answer that is kept."""
 MAX_ANSWERS = 1000
 """Answers that are kept at a time."""
@@ -94,14 +95,16 @@ class RepeatedReads:
 
     def keep(self, question: Question, tables: frozenset[str], result: Any) -> None:
         """Keep what the compiler has given."""
-        rows = [] if self.object is None else _rows_of(question, result)
-        if self.object is None or len(rows) > MAX_ROWS or not all(type(cell) in CELLS for row in rows for cell in row):
+        if self.object is None:
+            return
+        rows = _rows_of(question, result)
+        if len(rows) > MAX_ROWS or not all(_can_be_kept(cell) for row in rows for cell in row):
             return
         before = self._answers.get(question)
         if before is not None and before.is_used and before.rows != rows:
             self._has_changed(question)
         if len(self._answers) >= MAX_ANSWERS:
-            self.forget(self._tables)
+            self.forget()
         self._answers[question] = _Answer(result, rows, tables, self.object)
         self._tables |= tables
 
@@ -118,10 +121,10 @@ class RepeatedReads:
         for question in self._answers if questions is None else questions:
             answer = self._answers[question]
             if answer.is_used:
-                answer.is_used = False
                 rows = self._channel.send(question.text, question.values)
                 if answer.rows != (rows if question.result_type == MULTI else rows[:1]):
                     self._has_changed(question)
+                answer.is_used = False
 
     def _has_changed(self, question: Question) -> NoReturn:
         self._undo(f"another session has changed what a chunk had read: {question.text}")
@@ -131,3 +134,9 @@ def _rows_of(question: Question, result: Any) -> list[tuple[Any, ...]]:
     if question.result_type == MULTI:
         return [row for rows in result for row in rows]
     return [] if result is None else [result]
+
+
+def _can_be_kept(cell: Any) -> bool:
+    if type(cell) in (str, bytes):
+        return len(cell) <= MAX_CHARACTERS
+    return type(cell) in CELLS and bool(cell == cell)  # noqa: PLR0124  NaN could not be compared later
