@@ -17,7 +17,7 @@ SHORTEST = 0.002
 """Seconds of work. The last chunks are not made shorter, nor shorter than the executor's latency: sending more of them
 costs as much as idling so long."""
 SMOOTHING = 0.8
-"""Weight of the past in the average; the same damping as joblib's automatic batches."""
+"""Weight of what is known of earlier chunks, for each further one."""
 LARGEST = 20_000
 """Upper bound on the objects of an automatic chunk. It bounds the memory when functions take no time."""
 GROWTH = 4
@@ -65,10 +65,13 @@ class Chunk:
 
 
 class AdaptiveSize(NamedTuple):
-    """The size of automatic chunks, and the smoothed seconds that one object takes in a worker (None: unknown)."""
+    """The size of automatic chunks, and what it is computed from."""
 
     size: int = 1
-    per_object: float | None = None
+    objects: float = 0.0
+    """Of earlier chunks, each of which counts less with every further one."""
+    seconds: float = 0.0
+    """That these took in workers. A chunk of many says more than the first one, which has one object."""
     limit: int = LARGEST
     """Upper bound on the objects of a chunk that the server's time limits seem to allow."""
     target: float = TARGET
@@ -81,17 +84,17 @@ class AdaptiveSize(NamedTuple):
 
         `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long. `latency`: of
         the executor, if it measures it."""
-        now = seconds / count
-        smooth = now if self.per_object is None else SMOOTHING * self.per_object + (1 - SMOOTHING) * now
-        wanted = LARGEST if smooth <= 0 else min(LARGEST, max(1, int(self.target / smooth)))
+        objects, seconds = SMOOTHING * self.objects + count, SMOOTHING * self.seconds + seconds
+        wanted = LARGEST if seconds <= 0 else min(LARGEST, max(1, round(self.target * objects / seconds)))
         limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
         size, shortest = min(wanted, limit, GROWTH * max(self.size, count)), max(SHORTEST, latency)
-        return AdaptiveSize(size, smooth, limit, self.target, shortest)  # not by `replace`: every chunk comes here
+        # Not by `replace`, since every chunk comes here.
+        return AdaptiveSize(size, objects, seconds, limit, self.target, shortest)
 
     @property
     def min_size(self) -> int:
         """The size below which the last chunks are not made smaller."""
-        return max(1, int(min(self.size, self.shortest / self.per_object))) if self.per_object else 1
+        return max(1, min(self.size, round(self.shortest * self.objects / self.seconds))) if self.seconds else 1
 
 
 def next_size(wanted: int, *, remaining: int | None, workers: int, room: int, min_size: int = 1) -> int:

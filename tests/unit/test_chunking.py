@@ -39,7 +39,7 @@ def test_a_steady_pace_ends_at_the_target(per_object):
     pace = AdaptiveSize()
     for _ in range(40):
         pace = pace.after(pace.size, pace.size * per_object)
-    wanted = max(1, min(LARGEST, int(TARGET / per_object)))
+    wanted = max(1, min(LARGEST, round(TARGET / per_object)))
     assert abs(pace.size - wanted) <= max(1, 0.01 * wanted)
 
 
@@ -64,7 +64,7 @@ def test_the_tail_is_cut_but_not_into_less_than_is_worth_sending(history, worker
         pace = pace.after(size, spent, timed_out=timed_out)
     size = next_size(pace.size, remaining=remaining, workers=workers, room=LARGEST, min_size=pace.min_size)
     share = -(-remaining // (2 * workers))
-    assert size <= max(1, share) or size * pace.per_object <= SHORTEST * 1.001
+    assert size <= max(1, share) or (size - 0.5) * pace.seconds <= SHORTEST * pace.objects * 1.001
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,18 @@ def test_an_executor_has_its_own_target_and_shortest_chunk(per_object, target, l
     for _ in range(40):
         size = pacing.next_size(in_flight=0, remaining=None, workers=1)
         pacing.learn(size, size * per_object, timed_out=False, inline=False, latency=latency)
-    wanted = max(1, min(LARGEST, int(target / per_object)))
+    wanted = max(1, min(LARGEST, round(target / per_object)))
     assert abs(pacing.next_size(in_flight=0, remaining=None, workers=1) - wanted) <= max(1, 0.01 * wanted)
     last = pacing.next_size(in_flight=0, remaining=1, workers=2)
-    assert last == max(1, min(wanted, int(latency / per_object)))
+    assert abs(last - max(1, min(wanted, round(latency / per_object)))) <= max(1, 0.01 * last)
+
+
+def test_a_slow_first_object_is_soon_outweighed():
+    """It connects and imports, and what is sent once per chunk takes as long as many objects."""
+    pace = AdaptiveSize().after(1, 0.05)
+    for _ in range(5):
+        pace = pace.after(pace.size, 0.004 + pace.size * 0.0004)
+    assert pace.size > TARGET / 0.0004 / 2
 
 
 def test_objects_of_no_measurable_time_let_the_size_grow():
