@@ -26,10 +26,10 @@ class Compilers:
     """Takes the place of `connection.ops.compiler` while a buffer is in use."""
 
     def __init__(self, connection: Any, buffer: WriteBuffer) -> None:
-        self._ops, self._alias, self._buffer = connection.ops, connection.alias, buffer
+        self._ops, self._buffer = connection.ops, buffer
         self._ordinary = connection.ops.compiler
         self._ops.compiler = self._compiler
-        shortcuts.open_for(self._alias, buffer)
+        shortcuts.open_for(self._ops, buffer)
 
     def _compiler(self, name: str) -> Any:
         ordinary = self._ordinary(name)
@@ -47,7 +47,7 @@ class Compilers:
     def close(self) -> None:
         """Put Django's back."""
         del self._ops.compiler
-        shortcuts.close_for(self._alias)
+        shortcuts.close_for(self._ops)
 
 
 def are_djangos_own(connection: Any) -> bool:

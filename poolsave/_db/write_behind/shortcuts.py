@@ -7,7 +7,6 @@ the row. So the methods at the beginning of that way go straight to the buffer, 
 from __future__ import annotations
 
 import sys
-from threading import get_ident
 from typing import Any
 
 import django
@@ -21,27 +20,26 @@ from django.utils.asyncio import async_unsafe
 from .buffer import WriteBuffer
 from .inserts import MAX_OBJECTS, InsertKind
 
-_buffers: dict[tuple[int, str], WriteBuffer] = {}
-"""Those in use, by the thread and the alias of their connection. A function that puts another connection in its place
-has lost its object anyway: see `TransactionGuard.put_back`."""
+_buffers: dict[int, WriteBuffer] = {}
+"""Those in use, by the id of their connection's `ops`."""
 
 
-def open_for(alias: str, buffer: WriteBuffer) -> None:
-    """Have the methods ask this buffer for this thread's connection."""
-    _buffers[get_ident(), alias] = buffer
+def open_for(ops: Any, buffer: WriteBuffer) -> None:
+    """Have the methods ask this buffer for the connection with these `ops`."""
+    _buffers[id(ops)] = buffer
     if all(_is_djangos_own(owner, name) for owner, names in DJANGOS_WAY.items() for name in names):
         _replace(ORDINARY, SHORT)
 
 
-def close_for(alias: str) -> None:
+def close_for(ops: Any) -> None:
     """Put Django's methods back, if no other connection has a buffer."""
-    del _buffers[get_ident(), alias]
+    del _buffers[id(ops)]
     if not _buffers:
         _replace(SHORT, ORDINARY)
 
 
 def _buffer_of(using: str) -> WriteBuffer | None:
-    return _buffers.get((get_ident(), using))
+    return _buffers.get(id(connections[using].ops))
 
 
 def _do_insert(instance: Any, manager: Any, using: str, *arguments: Any) -> Any:
