@@ -23,7 +23,10 @@ class SchedulerStatistics:
             return 0.0, 0.0
         try:
             on_cpu, in_line, _times = map(int, os.pread(self._fd, 64, 0).split())
-        except (OSError, ValueError):  # also if a function has closed descriptors that are not its own
+        except ProcessLookupError:
+            self.close()
+            return 0.0, 0.0
+        except (OSError, ValueError):  # a function has closed descriptors that are not its own
             self._fd = -1
             return 0.0, 0.0
         return on_cpu / 1e9, in_line / 1e9

@@ -113,7 +113,7 @@ class WorkerSession:
         self._name: int | str = os.getpid() if own_process else threading.current_thread().name
 
     def _open_clock(self, *, own_process: bool) -> CpuClock:
-        server = ServerClock() if own_process else None  # threads share one CPU, and the server has another
+        server = ServerClock() if own_process else None  # threads are bounded by what they compute themselves
         clock = CpuClock(own_process=own_process, server=server)
         self._stack.callback(clock.close)
         if server is not None:

@@ -28,7 +28,7 @@ from .catalog import check_of_settings
 from .fields import Row
 from .inserts import MAX_OBJECTS, InsertKind, InsertPlan
 from .reads.matching import WaitingValues, conditions_of, reads_once
-from .reads.repeated import Question, RepeatedReads
+from .reads.repeated import Answer, Question, RepeatedReads
 from .sending import Entry, send_all, send_new
 from .source import Source
 from .statements import Effect
@@ -101,7 +101,7 @@ class WriteBuffer:
         self._note_early = note_early
         self._log: list[Entry] = []
         self._values = WaitingValues(self._log, source.catalog)
-        self.reads = RepeatedReads(source.channel, self.undo)
+        self.reads = RepeatedReads(source.channel, source.unsteady, self.undo)
         self._passing: tuple[int, str, str] | None = None
         """The thread and the text of a SELECT that finds none of the rows that wait for this table."""
         self._tables: dict[str, InsertPlan | None] = {}
@@ -188,7 +188,7 @@ class WriteBuffer:
         return True
 
     def _append(self, plan: InsertPlan | UpdatePlan, rows: list[Row]) -> None:
-        self.reads.forget((plan.table,))
+        self.reads.before_change((plan.table,))
         self._log += [(plan, row, self.object) for row in rows]
         if len(self._log) >= 2 * MAX_ROWS:
             self.flush()
@@ -204,17 +204,19 @@ class WriteBuffer:
         return next((each.table for each in conditions if self._values.exclude(each)), None)
 
     @_in_turn
-    def find_answer(self, question: Question) -> tuple[Any, ...]:
-        """Give the answer that an earlier object got, in a tuple; empty if the server has to be asked."""
+    def find_answer(self, question: Question) -> Answer | None:
+        """Give the answer that an earlier object got, or None if the server has to be asked."""
         self._check_not_undone()
-        return () if self._guard.is_doomed() else self.reads.find(question)
+        # Wrappers may refuse a statement, or change it by what only they know.
+        is_asked = self._guard.is_doomed() or self.channel.connection.execute_wrappers
+        return None if is_asked else self.reads.find(question)
 
     @_in_turn
-    def keep_answer(self, question: Question, answer: Any) -> None:
-        """Keep an answer of the server's for objects to come."""
+    def keep_answer(self, question: Question, result: Any) -> None:
+        """Keep what Django's compiler gives for objects to come, if it depends on known tables alone."""
         statement = self._source.understand(question.text)
-        if statement.depends_on_rows:
-            self.reads.keep(question, statement.relations, answer)
+        if statement.depends_on_rows and statement.relations and self._holds:
+            self.reads.keep(question, statement.relations, result)
 
     def let_pass(self, text: str, table: str) -> None:
         """Have a statement not send the rows of this table."""
@@ -237,7 +239,7 @@ class WriteBuffer:
         if effect is Effect.UNBUFFERED:
             self.undo(f"cannot be buffered: {text}")
         if effect is not Effect.READS:
-            self.reads.forget(relations if effect is Effect.WRITES else None)
+            self.reads.before_change(relations if effect is Effect.WRITES else ())
         if self._log and (effect >= Effect.ANYTHING or not relations.isdisjoint(self._tables)):
             self._note_early(text or "a statement without a text")
             self.flush()
@@ -266,6 +268,7 @@ class WriteBuffer:
         self._check_not_undone()
         if self._log or self.runs_again or self.reads.has_used:
             self.undo("something was sent past the cursors of the connection")
+        self.reads.drop()
         self.so_far.has_written = True
         self.sent += 1
         self.id_and_time = None
@@ -337,7 +340,7 @@ class WriteBuffer:
             self.undo("rows were sent after some that are there already", at_their_place=True)
         try:
             first = [self._check, self._source.foreign_keys.before(len(log))]
-            self._take_answers(send_all(self.channel, log, shown, first=first, last=self._questions(log)))
+            self._take_last(send_all(self.channel, log, shown, first=first, last=self._last_query(log)))
             self._check = None
         except BaseException as error:
             refused = self._send_new(log, shown, error)
@@ -350,12 +353,12 @@ class WriteBuffer:
             self.so_far.tables |= self._tables.keys()
             self._tables, self._keys, self._has_two_plans = {}, {}, False
 
-    def _questions(self, log: list[Entry]) -> str | None:
+    def _last_query(self, log: list[Entry]) -> str | None:
         more = self._source.keys.draw(Counter([plan.sequence for plan, *_rest in log if plan.sequence is not None]))
-        questions = [more, ID_AND_TIME if self.asks_for_id else None]
-        return " UNION ALL ".join([question for question in questions if question is not None]) or None
+        parts = [more, ID_AND_TIME if self.asks_for_id else None]
+        return " UNION ALL ".join([part for part in parts if part is not None]) or None
 
-    def _take_answers(self, rows: list[tuple[Any, Any, Any]]) -> None:
+    def _take_last(self, rows: list[tuple[Any, Any, Any]]) -> None:
         self.id_and_time = next(((xid, now) for name, now, xid in rows if name is None), None)
         self._source.keys.add(row for row in rows if row[0] is not None)
 

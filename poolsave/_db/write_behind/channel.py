@@ -48,6 +48,8 @@ class Channel:
             self._senders.discard(get_ident())
 
 
+FEW_ROWS = 100
+"""Rows that a connection has sent when its first plans count as made."""
 GROWTH = 1.5
 """Factor by which a connection's rows have grown when its plans are made anew. Planning takes as long as a few rows."""
 
@@ -61,7 +63,7 @@ class ForeignKeyPlans:
 
     def __init__(self) -> None:
         self._sent = 0
-        self._planned_at = FIRST_BLOCK
+        self._planned_at = FEW_ROWS
         """Rows that had been sent when the plans were made."""
 
     def before(self, rows: int) -> str | None:

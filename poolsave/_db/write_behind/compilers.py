@@ -15,7 +15,7 @@ from django.db.models.sql.constants import MULTI, ROW_COUNT, SINGLE
 from . import shortcuts
 from .buffer import WriteBuffer
 from .inserts import kind_of
-from .reads.repeated import Question, question_of
+from .reads.repeated import Answer, Question, question_of
 from .updates import key_of, sets_values_by_key
 
 NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
@@ -107,7 +107,7 @@ def _buffering_update(ordinary: Any) -> Any:
 
 
 class _Answered(BaseException):  # leaves Django's method; not an error
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
 
@@ -122,18 +122,19 @@ def _buffering_select(ordinary: Any) -> Any:
         def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
             self._sends = None if chunked_fetch or result_type not in (MULTI, SINGLE) else result_type
             try:
-                answer = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
+                result = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
             except _Answered as answered:
-                return answered.answer
+                return answered.answer.result
             if self._question is not None and not self.has_extra_select:
-                self.buffer.keep_answer(self._question, answer)
-            return answer
+                self.buffer.keep_answer(self._question, result)
+            return result
 
         def as_sql(self, *args: Any, **kwargs: Any) -> Any:
             sql, params = super().as_sql(*args, **kwargs)
             if self._sends is not None:
                 self._question = question_of(sql, params, self._sends)
-                for answer in () if self._question is None else self.buffer.find_answer(self._question):
+                answer = None if self._question is None else self.buffer.find_answer(self._question)
+                if answer is not None:
                     raise _Answered(answer)
                 passes = self.buffer.cannot_match(self.query)
                 if passes is not None:

@@ -17,10 +17,11 @@ MAX_KNOWN_STATEMENTS = 1000
 class Source:
     """Tables, plans, keys and statements of one connection."""
 
-    def __init__(self, channel: Channel, settings: str, refused: set[str]) -> None:
-        """`refused` are the tables whose UPDATEs do not wait."""
+    def __init__(self, channel: Channel, settings: str, refused: set[str], unsteady: set[str]) -> None:
+        """`refused` are the tables whose UPDATEs do not wait, and `unsteady` the texts of SELECTs that are sent each
+        time."""
         self.channel = channel
-        self.refused = refused
+        self.refused, self.unsteady = refused, unsteady
         self.raw = channel.connection.connection
         self.catalog = Catalog(channel, settings)
         self.inserts = InsertPlans(self.catalog, channel.connection)

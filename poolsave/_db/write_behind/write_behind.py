@@ -44,6 +44,8 @@ class WriteBehind:
         self._sources: dict[str, Source] = {}
         self._refused = defaultdict[str, set[str]](set)
         """By alias: the tables whose UPDATEs do not wait, since rows were not there."""
+        self._unsteady = defaultdict[str, set[str]](set)
+        """By alias: the texts of SELECTs whose answers others have changed while a chunk ran."""
         self._pacing = Pacing()
         self._last: BufferedSavepoints | None = None
         """Those of the last chunk."""
@@ -107,8 +109,9 @@ class WriteBehind:
     def _source(self, connection: Any) -> Source:
         source = self._sources.get(connection.alias)
         if source is None or not source.holds_for(connection):
-            channel, refused = Channel(connection), self._refused[connection.alias]
-            source = self._sources[connection.alias] = Source(channel, read_settings(channel), refused)
+            alias, channel = connection.alias, Channel(connection)
+            source = Source(channel, read_settings(channel), self._refused[alias], self._unsteady[alias])
+            self._sources[alias] = source
         return source
 
     def take_counts(self) -> Batching | None:

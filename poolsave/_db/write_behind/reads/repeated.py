@@ -4,9 +4,9 @@
     the same, by the next object -> that answer
     a change of its tables, and before the COMMIT: a SELECT whose answer was used -> server; another answer -> undo
 
-Other sessions may commit at any time. So an answer that was used counts only if the server gives it once more later:
-nothing that it depends on has changed in between. An object that asks twice may wait for a change, so the second time
-the server is asked.
+Other sessions may commit at any time. So an answer that was used counts only if the server gives it once more later. A
+change that was taken back in between is not noticed. An object that asks twice may wait for a change, so the second
+time the server is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -31,7 +32,7 @@ VALUES = (str, uuid.UUID, dt.date, type(None))
 """Types of parameters of which those that are equal are sent alike. So are integers, for which Django has types of
 psycopg 3's own."""
 CELLS = frozenset((*VALUES, int, bool, float, decimal.Decimal, dt.datetime, dt.time, dt.timedelta, bytes))
-"""Types of what is in a row; others could be changed by whoever gets it."""
+"""Types of what is in a row. Values of others could be changed by the function that gets them."""
 
 
 class Question(NamedTuple):
@@ -54,11 +55,12 @@ def question_of(text: str, values: Sequence[Any], result_type: str) -> Question 
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
+    """What the server has answered."""
+
     result: Any
     """What Django's compiler gives."""
     rows: list[tuple[Any, ...]]
-    tables: frozenset[str]
     asked_by: int
     """The number of the object that has got it last."""
     is_used: bool = False
@@ -68,34 +70,34 @@ class _Answer:
 class RepeatedReads:
     """The answers of one connection's transaction."""
 
-    def __init__(self, channel: Channel, undo: Callable[[str], NoReturn]) -> None:
-        """`undo` gives up on the transaction, for the reason that it is told."""
-        self._channel, self._undo = channel, undo
-        self._answers: dict[Question, _Answer] = {}
-        self._tables: set[str] = set()
-        """Those that the answers depend on, and perhaps some more."""
+    def __init__(self, channel: Channel, unsteady: set[str], undo: Callable[[str, Exception | None], NoReturn]) -> None:
+        """Do not keep answers to texts in `unsteady`, which may grow. `undo` gives up on the transaction, with a reason
+        and the error that has led to it."""
+        self._channel, self._unsteady, self._undo = channel, unsteady, undo
+        self._answers: dict[Question, Answer] = {}
+        self._by_table = defaultdict[str, list[Question]](list)
         self.object: int | None = None
         """The number of the object that runs, or None if its SELECTs are all sent."""
         self.spared = 0
-        """How many SELECTs were not sent."""
+        """How many SELECTs were not sent, less those that were sent once more."""
 
     @property
     def has_used(self) -> bool:
         """Whether there are answers that the server has to give once more."""
-        return any(answer.is_used for answer in self._answers.values())
+        return any(answer.is_used for answer in list(self._answers.values()))
 
-    def find(self, question: Question) -> Any:
-        """Give what Django's compiler gave to an earlier object, in a tuple; empty if the server has to be asked."""
+    def find(self, question: Question) -> Answer | None:
+        """Give what an earlier object got, or None if the server has to be asked."""
         answer = self._answers.get(question)
-        if answer is None or self.object in (None, answer.asked_by):
-            return ()
+        if answer is None or self.object is None or self.object == answer.asked_by:
+            return None
         answer.asked_by, answer.is_used = self.object, True
         self.spared += 1
-        return (answer.result,)
+        return answer
 
     def keep(self, question: Question, tables: frozenset[str], result: Any) -> None:
         """Keep what the compiler has given."""
-        if self.object is None:
+        if self.object is None or question.text in self._unsteady:
             return
         rows = _rows_of(question, result)
         if len(rows) > MAX_ROWS or not all(_can_be_kept(cell) for row in rows for cell in row):
@@ -104,30 +106,53 @@ class RepeatedReads:
         if before is not None and before.is_used and before.rows != rows:
             self._has_changed(question)
         if len(self._answers) >= MAX_ANSWERS:
-            self.forget()
-        self._answers[question] = _Answer(result, rows, tables, self.object)
-        self._tables |= tables
+            self.before_change()
+        self._answers[question] = Answer(result, rows, self.object)
+        for table in tables:
+            self._by_table[table].append(question)
 
-    def forget(self, tables: Collection[str] | None = None) -> None:
-        """Check and forget the answers that depend on these tables, or all, before rows of theirs change."""
-        if self._answers and (tables is None or not self._tables.isdisjoint(tables)):
-            kept = {} if tables is None else {q: a for q, a in self._answers.items() if a.tables.isdisjoint(tables)}
-            self.check([question for question in self._answers if question not in kept])
-            self._answers = kept
-            self._tables = set[str]().union(*(answer.tables for answer in kept.values()))
+    def before_change(self, tables: Collection[str] = ()) -> None:
+        """Check the answers that depend on these tables, or without any all of them, and keep them no longer."""
+        if not self._answers:
+            return
+        if tables:
+            questions = [question for table in tables for question in self._by_table.get(table, ())]
+        else:
+            questions = [*self._answers]
+        self._check(questions)
+        for question in questions:
+            self._answers.pop(question, None)
+        for table in tables or [*self._by_table]:
+            self._by_table.pop(table, None)
 
-    def check(self, questions: Collection[Question] | None = None) -> None:
-        """Ask the server once more for those answers that were used, and undo the transaction if one is another now."""
-        for question in self._answers if questions is None else questions:
-            answer = self._answers[question]
-            if answer.is_used:
-                rows = self._channel.send(question.text, question.values)
-                if answer.rows != (rows if question.result_type == MULTI else rows[:1]):
+    def check(self) -> None:
+        """Ask the server once more for the answers that were used, and undo the transaction if one is another now."""
+        self._check([*self._answers])
+
+    def drop(self) -> None:
+        """Keep no answer any longer, of which none has been used."""
+        self._answers.clear()
+        self._by_table.clear()
+
+    def _check(self, questions: Collection[Question]) -> None:
+        for question in questions:
+            answer = self._answers.get(question)
+            if answer is not None and answer.is_used:
+                if not self._still_holds(question, answer):
                     self._has_changed(question)
                 answer.is_used = False
+                self.spared -= 1
+
+    def _still_holds(self, question: Question, answer: Answer) -> bool:
+        try:
+            rows = self._channel.send(question.text, question.values)
+        except Exception as error:
+            self._undo(f"{type(error).__name__} while a SELECT was sent once more: {question.text}", error)
+        return answer.rows == (rows if question.result_type == MULTI else rows[:1])
 
     def _has_changed(self, question: Question) -> NoReturn:
-        self._undo(f"another session has changed what a chunk had read: {question.text}")
+        self._unsteady.add(question.text)
+        self._undo(f"another session has changed what a chunk had read: {question.text}", None)
 
 
 def _rows_of(question: Question, result: Any) -> list[tuple[Any, ...]]:
