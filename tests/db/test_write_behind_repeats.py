@@ -192,7 +192,7 @@ def changes_a_table_of_its_own(number):
         execute("CREATE TEMP TABLE tests_scratch (id bigint PRIMARY KEY, visits int) ON COMMIT DROP")
         execute("INSERT INTO tests_scratch VALUES (1, 0)")
     unknown = scratch.filter(visits__gte=0).exclude(pk__in=Tag.objects.using(ALIAS).values("pk"))
-    unknown.update(visits=number % 2)
+    unknown.update(visits=min(number % 20, 19 - number % 20))  # in the end what it was at first
     return scratch.get(id=1).visits
 
 
