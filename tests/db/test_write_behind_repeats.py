@@ -11,6 +11,7 @@ from django.db import OperationalError, connections, models
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F, Value
 from django.db.models.functions import Now
+from django.test.utils import isolate_apps
 
 from poolsave._db.write_behind.channel import Channel
 from tests.models import Person, Sample, Stamped, Tag, Thing
@@ -177,26 +178,23 @@ def test_rows_that_are_saved_on_another_connection_stay():
     assert execute("SELECT count(*) FROM tests_tag") == [(20,)]
 
 
-class Scratch(models.Model):
-    visits = models.IntegerField()
-
-    class Meta:
-        app_label = "tests"
-        db_table = "tests_scratch"
-        managed = False
-
-
-def changes_a_table_of_its_own(number):
-    scratch = Scratch.objects.using(ALIAS)
-    if number % 20 == 0:
-        execute("CREATE TEMP TABLE tests_scratch (id bigint PRIMARY KEY, visits int) ON COMMIT DROP")
-        execute("INSERT INTO tests_scratch VALUES (1, 0)")
-    unknown = scratch.filter(visits__gte=0).exclude(pk__in=Tag.objects.using(ALIAS).values("pk"))
-    unknown.update(visits=min(number % 20, 19 - number % 20))  # in the end what it was at first
-    return scratch.get(id=1).visits
-
-
+@isolate_apps("tests")
 def test_a_table_that_the_chunk_has_made_is_read_each_time():
+    class Scratch(models.Model):
+        visits = models.IntegerField()
+
+        class Meta:
+            app_label, db_table, managed = "tests", "tests_scratch", False
+
+    def changes_a_table_of_its_own(number):
+        scratch = Scratch.objects.using(ALIAS)
+        if number % 20 == 0:
+            execute("CREATE TEMP TABLE tests_scratch (id bigint PRIMARY KEY, visits int) ON COMMIT DROP")
+            execute("INSERT INTO tests_scratch VALUES (1, 0)")
+        unknown = scratch.filter(visits__gte=0).exclude(pk__in=Tag.objects.using(ALIAS).values("pk"))
+        unknown.update(visits=min(number % 20, 19 - number % 20))  # in the end what it was at first
+        return scratch.get(id=1).visits
+
     run_both(changes_a_table_of_its_own, range(40))
 
 
