@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
 progress bar and Ctrl-C."""
+LONGEST_WITH_COMMIT = 8
+"""How many times the target a chunk may take with the COMMIT of all its objects. A slow COMMIT is no reason for small
+chunks, but it may be slow since it checks each object."""
 SHORTEST = 0.002
 """Seconds of work. The last chunks are not made shorter, nor shorter than the executor's latency: sending more of them
 costs as much as idling so long."""
@@ -47,6 +50,8 @@ class Chunk:
     answered: int = 0
     crashes: int = 0
     seconds: float = 0.0
+    committing: float = 0.0
+    """Seconds of these in the one COMMIT of all objects."""
     timed_out: bool = False
 
     def rest(self) -> Sequence[Any]:
@@ -141,16 +146,27 @@ class FlowControl:
         longest = self._fixed or LARGEST
         return min(longest, self._window or longest)
 
-    def learn(self, count: int, seconds: float, *, timed_out: bool, inline: bool, latency: float = 0.0) -> None:
+    def learn(  # noqa: PLR0913  all that is known of a chunk
+        self,
+        count: int,
+        seconds: float,
+        *,
+        timed_out: bool,
+        inline: bool,
+        latency: float = 0.0,
+        committing: float = 0.0,
+    ) -> None:
         """Learn from a chunk that has ended. Inline workers get no chunk in advance.
 
-        `latency`: seconds that a worker idles between two chunks that are sent one by one, if the executor measures it.
+        `committing`: how many of its seconds were one COMMIT, however many objects there are. `latency`: seconds that a
+        worker idles between two chunks that are sent one by one, if the executor measures it.
         """
         before = seconds if self._seconds is None else self._seconds
         self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         self.prefetch = 1 if inline else _prefetch(max(seconds, self._seconds) if latency else seconds, latency)
         if self._fixed is None:
-            self._adaptive = self._adaptive.after(count, seconds, timed_out=timed_out, latency=latency)
+            objects = max(seconds - committing, seconds / LONGEST_WITH_COMMIT)
+            self._adaptive = self._adaptive.after(count, objects, timed_out=timed_out, latency=latency)
 
     def capacity(self, workers: int, max_lead: int | None = None) -> int:
         """Upper bound on the objects in flight now.

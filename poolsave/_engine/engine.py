@@ -48,6 +48,7 @@ class Engine:
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
         self._flow = FlowControl(options.chunksize, options.window, target=getattr(executor, "target_seconds", TARGET))
+        self._commits_once = options.transaction == "chunk"
         self._fed = self._ended = self._failed = self._last_task_id = 0
         self._entered = False
         self._sizing: WorkerSizing | None = None
@@ -318,13 +319,17 @@ class Engine:
             return
         chunk.answered = reply.offset + len(reply.values)
         chunk.seconds += reply.worker_time.worked
+        chunk.committing += reply.worker_time.committed if self._commits_once else 0.0
         chunk.timed_out |= reply.worker_time.timed_out
         if event.final:
             del self._tasks[event.task]
             if not self._source.exhausted:
                 size, inline = len(chunk.objects), self._executor.inline
                 latency = getattr(self._executor, "latency", 0.0)
-                self._flow.learn(size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency)
+                self._flow.learn(
+                    size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency,
+                    committing=chunk.committing,
+                )  # fmt: skip
         if reply.values:
             batch = self._batch_of(chunk, reply)
             self.statistics.answered(reply.worker, reply.worker_time, batch)

@@ -154,6 +154,17 @@ def test_an_executor_has_its_own_target_and_shortest_chunk(per_object, target, l
     assert abs(last - max(1, min(wanted, round(latency / per_object)))) <= max(1, 0.01 * last)
 
 
+@pytest.mark.parametrize(("commit", "per_commit", "least"), [(0.09, 0.0, 150), (0.0, 0.01, 40)])
+def test_a_slow_commit_makes_no_small_chunks(commit, per_commit, least):
+    """Objects take 0.4 ms, and their COMMIT as long however many there are, or so long for each."""
+    pacing = FlowControl("auto", None)
+    for _ in range(30):
+        size = pacing.next_size(in_flight=0, remaining=None, workers=1)
+        committing = commit + size * per_commit
+        pacing.learn(size, size * 0.0004 + committing, timed_out=False, inline=False, committing=committing)
+    assert least <= size <= 8 * TARGET / (0.0004 + per_commit) + 1
+
+
 def test_a_slow_first_object_is_soon_outweighed():
     """It connects and imports, and what is sent once per chunk takes as long as many objects."""
     pace = AdaptiveSize().after(1, 0.05)
