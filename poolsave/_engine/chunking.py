@@ -165,8 +165,8 @@ class FlowControl:
         self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         self.prefetch = 1 if inline else _prefetch(max(seconds, self._seconds) if latency else seconds, latency)
         if self._fixed is None:
-            objects = max(seconds - committing, seconds / LONGEST_WITH_COMMIT)
-            self._adaptive = self._adaptive.after(count, objects, timed_out=timed_out, latency=latency)
+            working = max(seconds - committing, seconds / LONGEST_WITH_COMMIT)
+            self._adaptive = self._adaptive.after(count, working, timed_out=timed_out, latency=latency)
 
     def capacity(self, workers: int, max_lead: int | None = None) -> int:
         """Upper bound on the objects in flight now.

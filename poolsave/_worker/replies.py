@@ -100,9 +100,10 @@ class WorkerTime(NamedTuple):
     """The alias of a database that the worker has waited for in vain, so that it begins no more; and the driver's
     message."""
     computed: float = 0.0
-    """Seconds of `worked` in which the worker used a CPU; 0.0 unless the job counts them."""
+    """Seconds of `worked` in which the worker, or a server on this machine for it, used a CPU; 0.0 unless the job
+    counts them."""
     in_line: float = 0.0
-    """Seconds of `worked` in which it stood in line for a CPU; likewise."""
+    """Seconds of `worked` in which one of these stood in line for a CPU; likewise."""
     overloaded: bool = False
     """The server ended a statement or a wait for a lock that took too long, or had no connection to give."""
 

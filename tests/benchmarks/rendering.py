@@ -72,12 +72,13 @@ fork, without which none of them works. Every run is checked against the databas
 
 All have as many workers as there are CPUs unless something else is said; the article has four, as it says. Where chunk
 sizes matter most, in the first part, each was tried with chunks of 100, of 1000 and by its own default, and the best is
-told; for saves, which take a thousand times longer than to be sent, all have chunks of 100 (of 10 where an object takes
-10 ms). joblib is told with the better of its `loky` and `multiprocessing` backends in the first part, and has
-`multiprocessing` elsewhere, since loky's fresh processes have to import Django. Only poolsave and the plain loop know
-afterwards which object failed and why; only poolsave with a transaction, and the loop with `atomic()`, leave nothing
-behind of an object that fails half-way. The hand-written best commits chunks of 100 as a whole, so that one failure
-undoes a hundred objects. `bulk_create` calls no `save()` and sends no signals; it is the limit, and not a contender."""
+told; for saves, which take a thousand times longer than to be sent, the others have chunks of 100 (of 10 where an
+object takes 10 ms), and poolsave its automatic ones. joblib is told with the better of its `loky` and
+`multiprocessing` backends in the first part, and has `multiprocessing` elsewhere, since loky's fresh processes have
+to import Django. Only poolsave and the plain loop know afterwards which object failed and why; only poolsave with a
+transaction, and the loop with `atomic()`, leave nothing behind of an object that fails half-way. The hand-written
+best commits chunks of 100 as a whole, so that one failure undoes a hundred objects. `bulk_create` calls no `save()`
+and sends no signals; it is the limit, and not a contender."""
 
 
 def section(part):

@@ -58,6 +58,19 @@ def test_the_report_counts_what_was_not_sent():
     assert "54 SELECTs were not sent again" in str(batching)
 
 
+def test_chunks_of_one_object_are_not_batched():
+    assert run(joins_the_customers, range(3), batch_writes=True, chunksize=1).batching is None
+
+
+def test_answers_of_many_rows_are_asked_for_each_time():
+    def setup():
+        Tag.objects.using(ALIAS).bulk_create([Tag(name=f"tag {number}") for number in range(30)])
+
+    few = run_both(lambda _number: len(tags()[:20]), range(20), setup=setup)
+    many = run_both(lambda _number: len(tags()[:21]), range(20), setup=setup)
+    assert (few.spared, many.spared) == (18, 0)
+
+
 ASKS = [
     lambda _number: tags().count(),
     lambda number: tags(name="a").exists() or number,
@@ -231,7 +244,6 @@ def test_an_object_that_asks_again_asks_the_server():
 
 
 def asks_for_the_time(_number):
-    time.sleep(0.001)
     return Tag.objects.using(ALIAS).annotate(now=Now()).values_list("now", flat=True)[0]
 
 

@@ -1,12 +1,14 @@
 """What a session of PostgreSQL on this machine computes is counted; that of others is not."""
 
 import os
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from django.db import connections
 
+from poolsave._runtime.cpu_clock import SchedulerStatistics
 from poolsave._worker.server_clock import ServerClock, _is_session
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
@@ -42,6 +44,17 @@ def test_a_new_session_counts_from_when_it_is_found(server_process):
         found = clock()[0]
         compute()
         assert clock()[0] > found
+
+
+def test_a_process_that_has_ended_leaves_no_descriptor():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        statistics = SchedulerStatistics(str(child.pid))
+        descriptor = statistics._fd
+        os.fstat(descriptor)
+        child.kill()
+    assert statistics.read() == (0.0, 0.0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_only_a_session_of_the_database_is_one(server_process):

@@ -208,8 +208,9 @@ class WriteBuffer:
         """Give the answer that an earlier object got, or None if the server has to be asked."""
         self._check_not_undone()
         # Wrappers may refuse a statement, or change it by what only they know.
-        is_asked = self._guard.is_doomed() or self.channel.connection.execute_wrappers
-        return None if is_asked else self.reads.find(question)
+        if self._guard.is_doomed() or self.channel.connection.execute_wrappers:
+            return None
+        return self.reads.find(question)
 
     @_in_turn
     def keep_answer(self, question: Question, result: Any) -> None:

@@ -40,7 +40,8 @@ class Batching:
     """Chunks of `batched` with rows that were there already, whose objects ran again. All of the chunk ran again if the
     order of these objects matters."""
     spared: int = 0
-    """SELECTs that were not sent, since an earlier object of the chunk had sent the same."""
+    """SELECTs that were not sent, since an earlier object of the chunk had sent the same, less those that were sent
+    once more to check the answer."""
 
     def __add__(self, other: Batching) -> Batching:
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
