@@ -42,13 +42,13 @@ class OutcomeStream(Iterator[Outcome[R]], Generic[R]):
     # Not a generator: a generator that has raised cannot go on.
 
     def __init__(self, make: Callable[[], Run[Any]], *, ordered: bool) -> None:
+        self._ready: Iterator[Outcome[R]] = iter(())
         try:
             self._run = make()
+            self._batches: Generator[OutcomeBatch, None, None] = self._run.batches(ordered=ordered)
         except KeyboardInterrupt as error:
             report_interrupt(error, None)
             raise
-        self._batches: Generator[OutcomeBatch, None, None] = self._run.batches(ordered=ordered)
-        self._ready: Iterator[Outcome[R]] = iter(())
 
     @property
     def report(self) -> Report[R]:

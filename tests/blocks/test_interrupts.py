@@ -103,9 +103,14 @@ def maps_stages(executor, counter):
         pipeline.map([1], on_outcome=id)
 
 
-def streams(executor, counter):
+def begins_a_stream(executor, counter):
     operation = doubling(executor)
-    with counter, operation.stream([1]) as outcomes:
+    with counter:
+        operation.stream([1])
+
+
+def streams(executor, counter):
+    with doubling(executor).stream([1]) as outcomes, counter:
         for _outcome in outcomes:
             pass
 
@@ -136,7 +141,7 @@ def test_thread_that_begins_after_an_interrupt_does_nothing(monkeypatch, caplog)
     assert caplog.records == []  # it would close the block a second time, and say so
 
 
-ACTS = [enters, leaves, maps, maps_stages, streams, leaves_a_stream]
+ACTS = [enters, leaves, maps, maps_stages, begins_a_stream, streams, leaves_a_stream]
 OUTSIDE = 6
 """Lines at either end that no code of poolsave's can guard: those of a call that has just begun, or has ended."""
 
