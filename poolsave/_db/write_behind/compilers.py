@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from itertools import product
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from django.db.models.sql.constants import MULTI, ROW_COUNT, SINGLE
 from . import shortcuts
 from .buffer import WriteBuffer
 from .inserts import kind_of
+from .reads.compiled import Compiled
 from .reads.repeated import Answer, Question, question_of
 from .updates import key_of, sets_values_by_key
 
@@ -29,6 +30,7 @@ class Compilers:
         self._ops, self._buffer = connection.ops, buffer
         self._ordinary = connection.ops.compiler
         self._ops.compiler = self._compiler
+        buffer.reads.are_compiled_alike = compiles_as_django(self._ordinary("SQLCompiler"))
         shortcuts.open_for(self._ops, buffer)
 
     def _compiler(self, name: str) -> Any:
@@ -56,6 +58,12 @@ def are_djangos_own(connection: Any) -> bool:
     return "compiler" not in vars(ops) and all(
         ops.compiler(name).execute_sql.__code__ in DJANGOS_CODE for name in NAMES
     )
+
+
+def compiles_as_django(kind: Any) -> bool:
+    """Whether a class of compilers makes the same of equal queries: one for tenants may add a condition by itself."""
+    is_djangos = all(each.__module__.startswith("django.db.") for each in kind.__mro__ if each is not object)
+    return is_djangos and kind.as_sql.__code__.co_filename == django_compilers.__file__
 
 
 DJANGOS_CODE = [
@@ -111,37 +119,73 @@ class _Answered(BaseException):  # leaves Django's method; not an error
         self.answer = answer
 
 
+def _answer_to_equal(compiler: Any, key: Hashable) -> Answer | None:
+    """Give the answer to an equal query, and make the compiler as if it had compiled its own."""
+    known = compiler.buffer.reads.compiled.get(key)
+    answer = None if known is None else compiler.buffer.find_answer(known.question)
+    if answer is not None:
+        vars(compiler).update(known.state, known=known)
+    return answer
+
+
+def _keep_compiled(compiler: Any, key: Hashable | None) -> None:
+    if key is not None:
+        state = {name: value for name, value in vars(compiler).items() if name not in ("buffer", "query")}
+        compiler.buffer.reads.keep_compiled(key, Compiled(compiler.question, state))
+
+
+_DjangosSelect: Any = django_compilers.SQLCompiler
+
+
+class _AsksBuffer(_DjangosSelect):  # type: ignore[misc]
+    """Comes before Django's compiler of a SELECT, and asks the buffer for an answer."""
+
+    buffer: WriteBuffer
+    _sends: str | None = None
+    """Which rows are asked for of the server, or None for one that gives a part of another's SELECT."""
+    question: Question | None = None
+    known: Compiled | None = None
+    """An equal query that was compiled for an earlier object, whose answer is given."""
+
+    def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
+        self._sends = None if chunked_fetch or result_type not in (MULTI, SINGLE) else result_type
+        key = None if self._sends is None else self.buffer.reads.key_of(self.query, self._sends)
+        answer = None if key is None else _answer_to_equal(self, key)
+        if answer is not None:
+            return answer.result
+        try:
+            result = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
+        except _Answered as answered:
+            return answered.answer.result
+        if self.question is not None and not self.has_extra_select:
+            self.buffer.keep_answer(self.question, result)
+            _keep_compiled(self, key)
+        return result
+
+    def get_converters(self, expressions: Any) -> Any:
+        converters = None if self.known is None else self.known.converters
+        if converters is None:
+            converters = super().get_converters(expressions)
+        if self.known is not None:
+            self.known.converters = converters
+        return converters
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        sql, params = super().as_sql(*args, **kwargs)
+        if self._sends is not None:
+            self.question = question_of(sql, params, self._sends)
+            answer = None if self.question is None else self.buffer.find_answer(self.question)
+            if answer is not None:
+                raise _Answered(answer)
+            passes = self.buffer.cannot_match(self.query)
+            if passes is not None:
+                self.buffer.let_pass(sql, passes)
+        return sql, params
+
+
 @cache
 def _buffering_select(ordinary: Any) -> Any:
-    class SQLCompiler(ordinary):  # type: ignore[misc]
-        buffer: WriteBuffer
-        _sends: str | None = None
-        """Which rows are asked for of the server, or None for one that gives a part of another's SELECT."""
-        _question: Question | None = None
-
-        def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
-            self._sends = None if chunked_fetch or result_type not in (MULTI, SINGLE) else result_type
-            try:
-                result = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
-            except _Answered as answered:
-                return answered.answer.result
-            if self._question is not None and not self.has_extra_select:
-                self.buffer.keep_answer(self._question, result)
-            return result
-
-        def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-            sql, params = super().as_sql(*args, **kwargs)
-            if self._sends is not None:
-                self._question = question_of(sql, params, self._sends)
-                answer = None if self._question is None else self.buffer.find_answer(self._question)
-                if answer is not None:
-                    raise _Answered(answer)
-                passes = self.buffer.cannot_match(self.query)
-                if passes is not None:
-                    self.buffer.let_pass(sql, passes)
-            return sql, params
-
-    return SQLCompiler
+    return type("SQLCompiler", (_AsksBuffer, ordinary), {})
 
 
 BUFFERING = {

@@ -47,19 +47,20 @@ def conditions_of(query: Any, tables: Collection[str]) -> Iterator[Condition]:
         return
     table = query.alias_map[aliases[0]].table_name
     for child in where.children:
-        if isinstance(child, Exact | In) and _compares_column(child, aliases[0]):
-            values = _constants(child)
+        if isinstance(child, Exact | In) and compares_column(child, aliases[0]):
+            values = constants(child)
             if values:
                 yield Condition(table, child.lhs.target.column, values)
 
 
-def _compares_column(lookup: Any, alias: str) -> bool:
+def compares_column(lookup: Any, alias: str) -> bool:
+    """Whether a look-up of Django's own compares a column of this table."""
     column = lookup.lhs
     is_column = type(column).__name__ == "Col" and type(column).__module__ == "django.db.models.expressions"
     return type(lookup).__module__ in _LOOKUPS and is_column and column.alias == alias
 
 
-def _constants(lookup: Any) -> Sequence[Any] | None:
+def constants(lookup: Any) -> Sequence[Any] | None:
     """Give the values of a look-up if they are sent as they are, else None."""
     rhs, unchanged = lookup.rhs, unchanged_types(lookup.lhs.target)
     if lookup.bilateral_transforms or hasattr(rhs, "resolve_expression"):
