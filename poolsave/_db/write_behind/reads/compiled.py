@@ -21,10 +21,12 @@ from .matching import compares_column, constants
 if TYPE_CHECKING:
     from .repeated import Question
 
-_PLAIN = Query(None)
+_PLAIN = {**vars(Query), **vars(Query(None))}
+"""The attributes of a query that asks for nothing but all rows."""
 _IN_KEY = {"model", "alias_map", "where", "order_by", "default_ordering", "low_mark", "high_mark"}
 _WITHOUT_EFFECT = {"alias_refcount", "table_map", "used_aliases", "filter_is_sticky", "base_table", "_lookup_joins"}
 """Attributes that say only how to go on building a query, where it reads one table."""
+_MAY_DIFFER = _IN_KEY | _WITHOUT_EFFECT
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ def key_of(query: Any) -> Hashable | None:
     if type(query) is not Query or type(query.where) is not WhereNode or len(query.alias_map) != 1:
         return None
     for name, value in vars(query).items():
-        if name not in _IN_KEY and name not in _WITHOUT_EFFECT and value != getattr(_PLAIN, name, query):
+        if name not in _MAY_DIFFER and value != _PLAIN.get(name, query):
             return None
     [(alias, table)] = query.alias_map.items()
     filters = _filters_of(query.where, alias)
