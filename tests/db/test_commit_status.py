@@ -26,6 +26,7 @@ NO_ANSWER = {"synchronous_standby_names": "nobody"}
 DO_NOT_WAIT = ["SET synchronous_commit = local"]
 """For the session that makes the tables."""
 OTHERS = ["SELECT pg_current_xact_id()"] * 20
+WRITES = "COMMENT ON SCHEMA public IS 'in the log, and so is what came before'"
 
 
 @WAYS
@@ -60,8 +61,8 @@ def test_id_of_another_after_two_crashes_is_lost(private_server, tmp_path, mode,
     """By the second recovery, the id is one that recovery has come across."""
     with private_server.configured(**NOTHING_IN_THE_LOG):
         outcomes = in_commit(
-            private_server, tmp_path, mode, "PgSleep", [*OTHERS, "SELECT pg_sleep(1)"], worker_dies=worker_dies,
-            crashes=2, after=ASLEEP_IN_COMMIT,
+            private_server, tmp_path, mode, "PgSleep", [*OTHERS, WRITES, "SELECT pg_sleep(1)"],
+            worker_dies=worker_dies, crashes=2, after=ASLEEP_IN_COMMIT,
         )  # fmt: skip
     assert outcomes["p0"] == "lost"
 
