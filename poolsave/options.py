@@ -98,7 +98,7 @@ class Options:
     at most the most. Other executors that cannot change their number keep the least."""
     chunksize: int | Literal["auto"] = "auto"
     """Objects per dispatch; "auto" adapts by the time that objects take in the worker: a chunk takes about 75 ms, with
-    Dask a second."""
+    `batch_writes` 300 ms, and with Dask a second."""
     executor: str | Executor | concurrent.futures.Executor = "process"
     """A registered name ("process", "thread", "serial"), a poolsave executor, any PEP 3148 executor instance, or
     "auto": start in the caller's thread, and switch to processes if the remaining work is worth it."""

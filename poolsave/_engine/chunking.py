@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple
 TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
 progress bar and Ctrl-C."""
+BATCHED_TARGET = 0.3
+"""The same with `batch_writes`: what is sent at the end of a chunk takes as long for few rows as for many. Far from the
+database most of that is waiting, and there are more workers than CPUs, so that their chunks have fewer objects."""
 LONGEST_WITH_COMMIT = 8
 """How many times the target a chunk may take with the COMMIT of all its objects. A slow COMMIT is no reason for small
 chunks, but it may be slow since it checks each object."""

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import time
 import uuid
 from contextlib import suppress
 
@@ -86,6 +87,19 @@ def test_rows_go_together_and_are_those_of_a_run_without(function, objects, rows
 def save_many_tags(number):
     for tag in range(25):
         Tag(name=f"{number} {tag}").save(using=ALIAS)
+
+
+def takes_a_few_milliseconds(_number):
+    time.sleep(0.005)
+    return execute("SELECT pg_current_xact_id()::text")
+
+
+def test_automatic_chunks_are_longer_than_without():
+    def transactions(**options):
+        ran = run(takes_a_few_milliseconds, range(150), chunksize="auto", **options)
+        return {str(value) for _status, value, *_rest in ran.outcomes}
+
+    assert len(transactions(batch_writes=True)) < len(transactions())
 
 
 def test_rows_of_a_large_chunk_go_before_memory_is_full():
