@@ -26,6 +26,9 @@ SMOOTHING = 0.8
 """Weight of what is known of earlier chunks, for each further one."""
 LARGEST = 20_000
 """Upper bound on the objects of an automatic chunk. It bounds the memory when functions take no time."""
+BATCHED_LARGEST = 500
+"""The same with `batch_writes`. Rows of more objects would be sent before the end of the chunk, and objects of which a
+row is there already can only run again by themselves if all rows are sent at the end."""
 GROWTH = 4
 """Factor by which an automatic chunk is larger than the one before, at most: its objects may take longer."""
 RECOVERY = 8
@@ -82,6 +85,8 @@ class AdaptiveSize(NamedTuple):
     """That these took in workers. A chunk of many says more than the first one, which has one object."""
     limit: int = LARGEST
     """Upper bound on the objects of a chunk that the server's time limits seem to allow."""
+    largest: int = LARGEST
+    """Upper bound on it whatever the server allows."""
     target: float = TARGET
     """Seconds of work that a chunk aims at."""
     shortest: float = SHORTEST
@@ -93,11 +98,11 @@ class AdaptiveSize(NamedTuple):
         `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long. `latency`: of
         the executor, if it measures it."""
         objects, seconds = SMOOTHING * self.objects + count, SMOOTHING * self.seconds + seconds
-        wanted = LARGEST if seconds <= 0 else min(LARGEST, max(1, round(self.target * objects / seconds)))
-        limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
-        size, shortest = min(wanted, limit, GROWTH * max(self.size, count)), max(SHORTEST, latency)
+        wanted = LARGEST if seconds <= 0 else max(1, round(self.target * objects / seconds))
+        limit = max(1, count // 2) if timed_out else min(self.largest, self.limit + -(-self.limit // RECOVERY))
+        size = min(wanted, limit, self.largest, GROWTH * max(self.size, count))
         # Not by `replace`, since every chunk comes here.
-        return AdaptiveSize(size, objects, seconds, limit, self.target, shortest)
+        return AdaptiveSize(size, objects, seconds, limit, self.largest, self.target, max(SHORTEST, latency))
 
     @property
     def min_size(self) -> int:
@@ -128,11 +133,14 @@ def _prefetch(seconds: float, latency: float) -> int:
 class FlowControl:
     """Decides how much of a run is in flight, and learns from the chunks that have ended."""
 
-    def __init__(self, chunksize: int | Literal["auto"], window: int | None, *, target: float = TARGET) -> None:
-        """`target`: seconds of work that an automatic chunk aims at."""
+    def __init__(
+        self, chunksize: int | Literal["auto"], window: int | None, *, target: float = TARGET, largest: int = LARGEST
+    ) -> None:
+        """`target`: seconds of work that an automatic chunk aims at. It never has more than `largest` objects."""
         self._fixed = None if chunksize == "auto" else chunksize
         self._window = window
-        self._adaptive = AdaptiveSize(target=target)
+        self._largest = largest
+        self._adaptive = AdaptiveSize(limit=largest, largest=largest, target=target)
         self.prefetch = 1
         """Chunks that a worker is sent before it has ended the first of them."""
         self._seconds: float | None = None
@@ -146,7 +154,7 @@ class FlowControl:
     @property
     def longest(self) -> int:
         """Upper bound on the size of a chunk."""
-        longest = self._fixed or LARGEST
+        longest = self._fixed or self._largest
         return min(longest, self._window or longest)
 
     def learn(  # noqa: PLR0913  all that is known of a chunk

@@ -25,7 +25,7 @@ from ..executors.protocol import is_resizable
 from ..options import AUTO, Options, WorkerRange, max_failures_reached, worker_range
 from ..outcomes import Status
 from ..throttles._reading import RunView
-from .chunking import BATCHED_TARGET, TARGET, Chunk, FlowControl
+from .chunking import BATCHED_LARGEST, BATCHED_TARGET, LARGEST, TARGET, Chunk, FlowControl
 from .crashes import CrashAnalysis, StageMode
 from .sizing import WorkerSizing
 from .sources import Source
@@ -47,8 +47,9 @@ class Engine:
         self._tasks: dict[int, Chunk] = {}
         self._requeued: deque[Chunk] = deque()
         self._ready: list[OutcomeBatch] = []
-        usual = BATCHED_TARGET if options.batch_writes else TARGET
-        self._flow = FlowControl(options.chunksize, options.window, target=getattr(executor, "target_seconds", usual))
+        usual, largest = (BATCHED_TARGET, BATCHED_LARGEST) if options.batch_writes else (TARGET, LARGEST)
+        target = getattr(executor, "target_seconds", usual)
+        self._flow = FlowControl(options.chunksize, options.window, target=target, largest=largest)
         self._commits_once = options.transaction == "chunk"
         self._fed = self._ended = self._failed = self._last_task_id = 0
         self._entered = False

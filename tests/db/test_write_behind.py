@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -89,17 +90,24 @@ def save_many_tags(number):
         Tag(name=f"{number} {tag}").save(using=ALIAS)
 
 
-def takes_a_few_milliseconds(_number):
-    time.sleep(0.005)
+def in_transaction(seconds):
+    time.sleep(seconds)
     return execute("SELECT pg_current_xact_id()::text")
 
 
-def test_automatic_chunks_are_longer_than_without():
-    def transactions(**options):
-        ran = run(takes_a_few_milliseconds, range(150), chunksize="auto", **options)
-        return {str(value) for _status, value, *_rest in ran.outcomes}
+def automatic_chunks(objects, **options):
+    """Give the numbers of objects in them."""
+    ran = run(in_transaction, objects, chunksize="auto", **options)
+    return [*Counter(str(value) for _status, value, *_rest in ran.outcomes).values()]
 
-    assert len(transactions(batch_writes=True)) < len(transactions())
+
+def test_automatic_chunks_are_longer_than_without():
+    objects = [0.005] * 150
+    assert len(automatic_chunks(objects, batch_writes=True)) < len(automatic_chunks(objects))
+
+
+def test_automatic_chunks_have_a_bounded_number_of_objects():
+    assert max(automatic_chunks([0] * 3000, batch_writes=True)) == 500
 
 
 def test_rows_of_a_large_chunk_go_before_memory_is_full():

@@ -25,12 +25,12 @@ seconds = st.floats(1e-7, 100, allow_nan=False)
 histories = st.lists(st.tuples(counts, seconds, st.booleans()), max_size=20)
 
 
-@given(histories)
-def test_sizes_grow_step_by_step_and_stay_within_bounds(history):
-    pace = AdaptiveSize()
+@given(histories, st.sampled_from([LARGEST, 500]))
+def test_sizes_grow_step_by_step_and_stay_within_bounds(history, largest):
+    pace = AdaptiveSize(limit=largest, largest=largest)
     for count, spent, timed_out in history:
         grown = pace.after(count, spent, timed_out=timed_out)
-        assert 1 <= grown.size <= min(LARGEST, GROWTH * max(pace.size, count))
+        assert 1 <= grown.size <= min(largest, GROWTH * max(pace.size, count))
         pace = grown
 
 
