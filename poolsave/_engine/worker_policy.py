@@ -19,6 +19,8 @@ USED = 0.8
 """Share of the CPUs that workers use from which on more of them are no help."""
 SPARE = 1.5
 """How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly."""
+SPARE_IN_TURN = 3.0
+"""The same for threads that share the GIL: one whose answer has come stands in line for it once more."""
 FEWEST = 4
 """Workers that a growth keeps, but no more than two per CPU. So few take little, and rates say nothing where a machine
 is busy for a moment."""
@@ -74,6 +76,8 @@ class WorkerPolicy:
     most: int
     cpus: int
     """How many workers can compute at once."""
+    in_turn: bool = False
+    """Whether they are threads that share the GIL. Their time in line for it looks like waiting for a server."""
     before: tuple[int, float] | None = None
     """The number and the rate before a change that is on trial."""
     usual: float | None = None
@@ -131,12 +135,16 @@ class WorkerPolicy:
         return replace(self, before=None, usual=usual, slow=0)
 
     def _more(self, window: Window) -> int:
-        if window.busy < MIN_BUSY or self.workers * window.computing >= USED * self.cpus:
+        most = min(self.most, self._worth_a_start(window), window.chunks)
+        if window.busy < MIN_BUSY:
             return self.workers
+        if self.workers * window.computing >= USED * self.cpus:
+            # Two threads use much of the GIL's time, and four nearly all of it.
+            return int(min(most, FEWEST)) if self.in_turn and window.computing < USED else self.workers
         # Of the time that an object takes where no worker has to stand in line.
         computing = window.computing / max(1 - window.in_line, 1e-6)
-        useful = SPARE * self.cpus / max(computing, 1e-6)
-        return int(min(self.most, useful, self._worth_a_start(window), window.chunks))
+        useful = (SPARE_IN_TURN if self.in_turn else SPARE) * self.cpus / max(computing, 1e-6)
+        return int(min(most, useful))
 
     def _worth_a_start(self, window: Window) -> float:
         """How many workers share what is left, when half of what another one saves is what its start costs."""

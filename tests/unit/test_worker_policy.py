@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolsave._engine.worker_policy import FULL, GAIN, OVERLOADED, SLOWER, Window, WorkerPolicy
+from poolsave._engine.worker_policy import FEWEST, FULL, GAIN, OVERLOADED, SLOWER, Window, WorkerPolicy
 
 shares = st.floats(0, 1)
 windows = st.builds(
@@ -26,7 +26,9 @@ def policies(draw):
     """As they are after some windows."""
     least = draw(st.integers(1, 16))
     most = draw(st.integers(least, 64))
-    policy = WorkerPolicy(workers=least, least=least, most=most, cpus=draw(st.integers(1, 16)))
+    in_turn = draw(st.booleans())
+    cpus = 1 if in_turn else draw(st.integers(1, 16))
+    policy = WorkerPolicy(workers=least, least=least, most=most, cpus=cpus, in_turn=in_turn)
     for window in draw(st.lists(windows, max_size=6)):
         policy = policy.after(window)
     return policy
@@ -57,7 +59,8 @@ def test_workers_that_compute_are_not_made_more(before, found):
     after = before.after(found)
     if after.workers > before.workers:
         undone = before.before is not None and after.workers == before.before[0]
-        assert undone or (before.workers * found.computing < before.cpus and found.busy >= 0.5)
+        used = before.workers * found.computing < before.cpus or (before.in_turn and after.workers <= FEWEST)
+        assert undone or (used and found.busy >= 0.5)
 
 
 @given(policies(), windows)
@@ -98,6 +101,15 @@ def test_no_more_workers_than_chunks_are_added(before, found):
 def test_the_longer_workers_wait_the_more_there_are(workers, computing, wanted):
     """Half as many again as would keep both CPUs busy, unless they are nearly so already."""
     assert policy(workers).after(window(computing=computing)).workers == wanted
+
+
+@pytest.mark.parametrize(
+    ("workers", "computing", "wanted"),
+    [(2, 0.1, 30), (2, 0.25, 12), (2, 0.6, 4), (2, 0.85, 2), (4, 0.3, 4), (8, 0.2, 8)],
+)
+def test_threads_that_take_turns_are_more(workers, computing, wanted):
+    threads = WorkerPolicy(workers=workers, least=2, most=32, cpus=1, in_turn=True)
+    assert threads.after(window(computing=computing)).workers == wanted
 
 
 @pytest.mark.parametrize(("computing", "in_line", "wanted"), [(0.4, 0.6, 3), (0.5, 0.375, 3), (0.1, 0.5, 15)])

@@ -69,9 +69,13 @@ def test_processes_in_line_leave_room_for_more():
 
 
 def test_threads_in_line_keep_the_lock_from_others():
-    """For three quarters of each one's time: together they use the one lock up."""
-    assert sized(WARM_UP, seconds(0.064, computed=0.016, in_line=0.032), shares_memory=True) == 2
-    assert sized(WARM_UP, seconds(0.064, computed=0.016), shares_memory=True) == 6
+    """For nearly all of each one's time: together they use the one lock up."""
+    assert sized(WARM_UP, seconds(0.064, computed=0.016, in_line=0.04), shares_memory=True) == 2
+
+
+def test_threads_get_twice_the_spare_of_processes():
+    assert sized(WARM_UP, seconds(0.064, computed=0.016), shares_memory=True) == 12
+    assert sized(WARM_UP, seconds(0.064, computed=0.032)) == 6
 
 
 @pytest.mark.parametrize(("room", "workers"), [(0, 2), (3, 5), (30, 15)])
