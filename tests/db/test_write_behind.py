@@ -107,7 +107,7 @@ def test_automatic_chunks_are_longer_than_without():
 
 
 def test_automatic_chunks_have_a_bounded_number_of_objects():
-    assert max(automatic_chunks([0] * 3000, batch_writes=True)) == 500
+    assert max(automatic_chunks([0] * 3000, batch_writes=True)) <= 500
 
 
 def test_rows_of_a_large_chunk_go_before_memory_is_full():

@@ -1,12 +1,16 @@
 """With `batch_writes`, a query that equals one of an earlier object is not compiled again; any other one is."""
 
+import copy
 import random
 from contextvars import ContextVar
 
 import pytest
-from django.db.models import Prefetch, Q
+from django.db import models
+from django.db.models import F, Prefetch, Q
 from django.db.models.functions import Lower
 from django.db.models.sql import compiler
+from django.db.models.sql.datastructures import BaseTable
+from django.test.utils import isolate_apps
 
 from tests.models import Person, Tag, Thing, ThingOfGroupOne
 from tests.support.comparing import ALIAS, run, run_both
@@ -23,16 +27,16 @@ def setup():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Give the list of models whose rows Django composes the columns of a SELECT for."""
-    models = []
-    columns = compiler.SQLCompiler.get_default_columns
+    """Give the list of tables for which Django composes the FROM of a SELECT."""
+    tables = []
+    as_sql = BaseTable.as_sql
 
     def noting(self, *args, **kwargs):
-        models.append(self.query.model)
-        return columns(self, *args, **kwargs)
+        tables.append(self.table_name)
+        return as_sql(self, *args, **kwargs)
 
-    monkeypatch.setattr(compiler.SQLCompiler, "get_default_columns", noting)
-    return models
+    monkeypatch.setattr(BaseTable, "as_sql", noting)
+    return tables
 
 
 def gets_a_tag(number):
@@ -41,7 +45,7 @@ def gets_a_tag(number):
 
 def test_an_equal_query_is_compiled_once_per_chunk(compiled):
     batching = run(gets_a_tag, range(60), setup=setup, batch_writes=True).batching
-    assert compiled == [Tag] * 3 * 2
+    assert compiled == ["tests_tag"] * 3 * 2
     assert (batching.undone, batching.spared) == (0, 60 - 2 * 3 * 2)
 
 
@@ -50,7 +54,7 @@ def test_the_first_by_a_column_is_compiled_once(compiled):
         return Thing.objects.using(ALIAS).filter(group=1).first().visits
 
     run_both(finds_the_first, range(20), setup=setup)
-    assert compiled == [Thing] * 20 + [Thing]
+    assert compiled == ["tests_thing"] * 20 + ["tests_thing"]
 
 
 def tags(**lookups):
@@ -147,18 +151,93 @@ def test_each_query_is_answered_as_without(seed):
     assert run_both(asks_some, range(200), setup=setup, chunksize=100).spared > 0
 
 
+factor = ContextVar("factor")
+"""What a field or an order of a project's own may depend on."""
+
+
+def by_factor(query, **lookups):
+    """Give a function that asks for things, in one of four contexts."""
+
+    def asks(number):
+        token = factor.set(number % 4 - 1)
+        try:
+            found = query.objects.using(ALIAS).filter(**lookups or {("visits", "group")[number % 2]: 1}).first()
+            return found.visits, found.group
+        finally:
+            factor.reset(token)
+
+    return asks
+
+
+class OfThings:
+    app_label, db_table, managed = "tests", "tests_thing", False
+
+
+class Selected(models.IntegerField):
+    def select_format(self, compiler, sql, params):
+        return f"{sql} + %s", [*params, factor.get()]
+
+
+class Converted(models.IntegerField):
+    def get_db_converters(self, connection):
+        added = factor.get()
+        return [lambda value, *_rest: value + added]
+
+
+@isolate_apps("tests")
+@pytest.mark.parametrize("kind", [Selected, Converted])
+def test_a_field_is_read_in_its_own_way_each_time(kind):
+    class Custom(models.Model):
+        visits = kind()
+        group = models.IntegerField()
+        Meta = type("Meta", (OfThings,), {})
+
+    run_both(by_factor(Custom, group=1), range(40), setup=setup)
+
+
+@isolate_apps("tests")
+def test_an_order_by_an_expression_is_composed_each_time():
+    class ByFactor(F):
+        def resolve_expression(self, *args, **kwargs):
+            return (F("visits") * factor.get()).resolve_expression(*args, **kwargs)
+
+    class Ordered(models.Model):
+        visits = models.IntegerField()
+        group = models.IntegerField()
+        Meta = type("Meta", (OfThings,), {"ordering": [ByFactor("visits"), "visits"]})
+
+    run_both(by_factor(Ordered, group=1), range(40), setup=setup)
+
+
+@isolate_apps("tests")
+def test_copies_of_a_field_are_told_apart():
+    """By the way of those who add a field per language. Django takes such copies for equal."""
+
+    class Copied(models.Model):
+        visits = models.IntegerField()
+        group = copy.copy(visits)
+        Meta = type("Meta", (OfThings,), {})
+
+    run_both(by_factor(Copied), range(40), setup=setup)
+
+
 tenant = ContextVar("tenant")
 
 
-def test_a_compiler_that_adds_a_condition_is_asked(monkeypatch):
+@pytest.mark.parametrize("name", ["as_sql", "get_from_clause"])
+def test_a_compiler_that_adds_a_condition_is_asked(monkeypatch, name):
     """By the way of those who keep the rows of tenants apart."""
-    as_sql = compiler.SQLCompiler.as_sql
+    ordinary = getattr(compiler.SQLCompiler, name)
 
     def of_the_tenant(self, *args, **kwargs):
-        sql, params = as_sql(self, *args, **kwargs)
-        return (sql.replace("WHERE", f"WHERE visits = {tenant.get()} AND"), params) if "WHERE" in sql else (sql, params)
+        result, params = ordinary(self, *args, **kwargs)
+        if name == "as_sql" and "WHERE" in result:
+            result = result.replace("WHERE", f"WHERE visits = {tenant.get()} AND")
+        elif name == "get_from_clause":
+            result = [f'(SELECT * FROM tests_thing WHERE visits = {tenant.get()}) "tests_thing"']
+        return result, params
 
-    monkeypatch.setattr(compiler.SQLCompiler, "as_sql", of_the_tenant)
+    monkeypatch.setattr(compiler.SQLCompiler, name, of_the_tenant)
 
     def reads_as_a_tenant(number):
         token = tenant.set(number % 4)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping
 from functools import cache
+from inspect import isfunction
 from itertools import product
 from types import MappingProxyType
 from typing import Any
 
+from django.db.models.lookups import Exact
 from django.db.models.sql import compiler as django_compilers
 from django.db.models.sql.constants import MULTI, ROW_COUNT, SINGLE
+from django.db.models.sql.where import WhereNode
 
 from . import shortcuts
 from .buffer import WriteBuffer
@@ -63,7 +67,11 @@ def are_djangos_own(connection: Any) -> bool:
 def compiles_as_django(kind: Any) -> bool:
     """Whether a class of compilers makes the same of equal queries: one for tenants may add a condition by itself."""
     is_djangos = all(each.__module__.startswith("django.db.") for each in kind.__mro__ if each is not object)
-    return is_djangos and kind.as_sql.__code__.co_filename == django_compilers.__file__
+    return is_djangos and all(
+        method.__code__.co_filename == sys.modules[each.__module__].__file__
+        for each in (django_compilers.SQLCompiler, WhereNode, Exact)
+        for method in filter(isfunction, vars(each).values())
+    )
 
 
 DJANGOS_CODE = [
@@ -122,7 +130,9 @@ class _Answered(BaseException):  # leaves Django's method; not an error
 def _answer_to_equal(compiler: Any, key: Hashable) -> Answer | None:
     """Give the answer to an equal query, and make the compiler as if it had compiled its own."""
     known = compiler.buffer.reads.compiled.get(key)
-    answer = None if known is None else compiler.buffer.find_answer(known.question)
+    if known is None:
+        return None
+    answer: Answer | None = compiler.buffer.find_answer(known.question)
     if answer is not None:
         vars(compiler).update(known.state, known=known)
     return answer

@@ -2,13 +2,15 @@
 
 Django makes a statement of a query in more time than it takes to look the answer up. Two queries of a model give the
 same statement if they have the same attributes. Here that is said only of simple ones, such as those of `get()` and
-`first()`: the columns of one table equal values that are sent as they are, and nothing else was asked for.
+`first()`: the columns of one table equal values that are sent as they are, and nothing else was asked for. A field or
+an order of a project's own may depend on more, such as a language or a tenant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.models.lookups import Exact
@@ -16,6 +18,7 @@ from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
+from ..fields import MAX_KNOWN_TYPES
 from .matching import compares_column, constants
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ _IN_KEY = {"model", "alias_map", "where", "order_by", "default_ordering", "low_m
 _WITHOUT_EFFECT = {"alias_refcount", "table_map", "used_aliases", "filter_is_sticky", "base_table", "_lookup_joins"}
 """Attributes that say only how to go on building a query, where it reads one table."""
 _MAY_DIFFER = _IN_KEY | _WITHOUT_EFFECT
+_COMPILED_BY = ("get_col", "select_format", "get_db_converters")
+"""Methods of a field by which its column is read."""
 
 
 @dataclass(slots=True)
@@ -37,22 +42,36 @@ class Compiled:
     state: dict[str, Any]
     """The attributes that its compiler has afterwards."""
     converters: dict[int, Any] | None = None
-    """What makes Python's values of the columns, after it was asked for."""
+    """What makes Python's values of the columns. Set on first use."""
 
 
 def key_of(query: Any) -> Hashable | None:
-    """Give a key that only queries have that are compiled alike, or None if that is not certain."""
+    """Give a key: queries that have the same one compile to the same statement. None: that is not certain."""
     if type(query) is not Query or type(query.where) is not WhereNode or len(query.alias_map) != 1:
         return None
     for name, value in vars(query).items():
         if name not in _MAY_DIFFER and value != _PLAIN.get(name, query):
             return None
     [(alias, table)] = query.alias_map.items()
-    filters = _filters_of(query.where, alias)
-    if type(table) is not BaseTable or filters is None or not all(type(name) is str for name in query.order_by):
+    filters, order = _filters_of(query.where, alias), _order_of(query)
+    if type(table) is not BaseTable or filters is None or order is None:
         return None
-    ordering = query.order_by, query.default_ordering
-    return query.model, alias, table.table_name, *filters, *ordering, query.low_mark, query.high_mark
+    return query.model, alias, table.table_name, *filters, order, query.low_mark, query.high_mark
+
+
+def _order_of(query: Any) -> Hashable | None:
+    columns = _names_of_columns(query.model)
+    order = query.order_by or (tuple(query.get_meta().ordering) if query.default_ordering else ())
+    return order if columns and all(type(name) is str and name.removeprefix("-") in columns for name in order) else None
+
+
+@lru_cache(MAX_KNOWN_TYPES)
+def _names_of_columns(model: Any) -> frozenset[str]:
+    """Give the names by which an order names a column itself, or none if one is read in a way of the project's own."""
+    fields = model._meta.concrete_fields
+    methods = [getattr(type(field), name) for field in fields for name in _COMPILED_BY]
+    is_djangos = all(method.__module__.startswith("django.") for method in methods)
+    return frozenset(["pk", *(field.attname for field in fields)] if is_djangos else [])
 
 
 def _filters_of(where: Any, alias: str) -> list[Hashable] | None:
@@ -64,5 +83,5 @@ def _filters_of(where: Any, alias: str) -> list[Hashable] | None:
         if values is None:
             return None
         column = lookup.lhs
-        filters.append((type(lookup), column.target, column.output_field, *values))
+        filters.append((type(lookup), column.target.column, type(column.output_field), *values))
     return filters
