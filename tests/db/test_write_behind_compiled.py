@@ -216,7 +216,7 @@ def test_copies_of_a_field_are_told_apart():
     class Copied(models.Model):
         visits = models.IntegerField()
         group = copy.copy(visits)
-        Meta = type("Meta", (OfThings,), {})
+        Meta = type("Meta", (OfThings,), {"ordering": ["-visits"]})
 
     run_both(by_factor(Copied), range(40), setup=setup)
 
