@@ -14,11 +14,10 @@ TARGET = 0.075
 """Seconds of work that an automatic chunk aims at: long compared to a dispatch (about 0.1 ms), short enough for a
 progress bar and Ctrl-C."""
 BATCHED_TARGET = 0.3
-"""The same with `batch_writes`: what is sent at the end of a chunk takes as long for few rows as for many. Far from the
-database most of that is waiting, and there are more workers than CPUs, so that their chunks have fewer objects."""
-LONGEST_WITH_COMMIT = 8
-"""How many times the target a chunk may take with the COMMIT of all its objects. A slow COMMIT is no reason for small
-chunks, but it may be slow since it checks each object."""
+"""The same with `batch_writes`. What is sent at the end of a chunk takes nearly as long for few rows as for many."""
+LONGEST_WITH_COMMIT = 0.6
+"""Seconds that a chunk may take with the COMMIT of all its objects, or twice the target if that is more. A slow COMMIT
+is no reason for small chunks, but it may be slow since it checks each object."""
 SHORTEST = 0.002
 """Seconds of work. The last chunks are not made shorter, nor shorter than the executor's latency: sending more of them
 costs as much as idling so long."""
@@ -26,9 +25,9 @@ SMOOTHING = 0.8
 """Weight of what is known of earlier chunks, for each further one."""
 LARGEST = 20_000
 """Upper bound on the objects of an automatic chunk. It bounds the memory when functions take no time."""
-BATCHED_LARGEST = 500
-"""The same with `batch_writes`. Rows of more objects would be sent before the end of the chunk, and objects of which a
-row is there already can only run again by themselves if all rows are sent at the end."""
+BATCHED_LARGEST, BATCHED_ROWS = 500, 1600
+"""The same with `batch_writes`, and the rows of so many objects. More rows would not all wait for the end of the chunk,
+see `MAX_ROWS` in `buffer.py`. Only if they do can objects of which a row is there already run again by themselves."""
 GROWTH = 4
 """Factor by which an automatic chunk is larger than the one before, at most: its objects may take longer."""
 RECOVERY = 8
@@ -58,6 +57,8 @@ class Chunk:
     seconds: float = 0.0
     committing: float = 0.0
     """Seconds of these in the one COMMIT of all objects."""
+    rows: int = 0
+    """How many waited for its end, with `batch_writes`."""
     timed_out: bool = False
 
     def rest(self) -> Sequence[Any]:
@@ -85,24 +86,24 @@ class AdaptiveSize(NamedTuple):
     """That these took in workers. A chunk of many says more than the first one, which has one object."""
     limit: int = LARGEST
     """Upper bound on the objects of a chunk that the server's time limits seem to allow."""
-    largest: int = LARGEST
-    """Upper bound on it whatever the server allows."""
     target: float = TARGET
     """Seconds of work that a chunk aims at."""
     shortest: float = SHORTEST
     """Seconds of work below which the last chunks are not made shorter."""
 
-    def after(self, count: int, seconds: float, *, timed_out: bool = False, latency: float = 0.0) -> AdaptiveSize:
+    def after(
+        self, count: int, seconds: float, *, timed_out: bool = False, latency: float = 0.0, largest: int = LARGEST
+    ) -> AdaptiveSize:
         """Learn from a chunk of `count` objects that took `seconds` in the worker.
 
         `timed_out`: the server ended a statement or a wait for a lock in it, because that took too long. `latency`: of
-        the executor, if it measures it."""
+        the executor, if it measures it. `largest`: upper bound on the size whatever the time."""
         objects, seconds = SMOOTHING * self.objects + count, SMOOTHING * self.seconds + seconds
         wanted = LARGEST if seconds <= 0 else max(1, round(self.target * objects / seconds))
-        limit = max(1, count // 2) if timed_out else min(self.largest, self.limit + -(-self.limit // RECOVERY))
-        size = min(wanted, limit, self.largest, GROWTH * max(self.size, count))
+        limit = max(1, count // 2) if timed_out else min(LARGEST, self.limit + -(-self.limit // RECOVERY))
+        size = min(wanted, limit, largest, GROWTH * max(self.size, count))
         # Not by `replace`, since every chunk comes here.
-        return AdaptiveSize(size, objects, seconds, limit, self.largest, self.target, max(SHORTEST, latency))
+        return AdaptiveSize(size, objects, seconds, limit, self.target, max(SHORTEST, latency))
 
     @property
     def min_size(self) -> int:
@@ -139,8 +140,8 @@ class FlowControl:
         """`target`: seconds of work that an automatic chunk aims at. It never has more than `largest` objects."""
         self._fixed = None if chunksize == "auto" else chunksize
         self._window = window
-        self._largest = largest
-        self._adaptive = AdaptiveSize(limit=largest, largest=largest, target=target)
+        self._largest = self._fitting = largest
+        self._adaptive = AdaptiveSize(target=target)
         self.prefetch = 1
         """Chunks that a worker is sent before it has ended the first of them."""
         self._seconds: float | None = None
@@ -166,18 +167,25 @@ class FlowControl:
         inline: bool,
         latency: float = 0.0,
         committing: float = 0.0,
+        rows: int = 0,
     ) -> None:
         """Learn from a chunk that has ended. Inline workers get no chunk in advance.
 
         `committing`: how many of its seconds were one COMMIT, however many objects there are. `latency`: seconds that a
-        worker idles between two chunks that are sent one by one, if the executor measures it.
+        worker idles between two chunks that are sent one by one, if the executor measures it. `rows`: how many have
+        waited for its end.
         """
         before = seconds if self._seconds is None else self._seconds
         self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         self.prefetch = 1 if inline else _prefetch(max(seconds, self._seconds) if latency else seconds, latency)
         if self._fixed is None:
-            working = max(seconds - committing, seconds / LONGEST_WITH_COMMIT)
-            self._adaptive = self._adaptive.after(count, working, timed_out=timed_out, latency=latency)
+            target = self._adaptive.target
+            working = max(seconds - committing, seconds * target / max(LONGEST_WITH_COMMIT, 2 * target))
+            if rows:
+                self._fitting = max(1, min(self._largest, BATCHED_ROWS * count // rows))
+            self._adaptive = self._adaptive.after(
+                count, working, timed_out=timed_out, latency=latency, largest=self._fitting
+            )
 
     def capacity(self, workers: int, max_lead: int | None = None) -> int:
         """Upper bound on the objects in flight now.

@@ -323,6 +323,7 @@ class Engine:
         chunk.seconds += reply.worker_time.worked
         chunk.committing += reply.worker_time.committed if self._commits_once else 0.0
         chunk.timed_out |= reply.worker_time.timed_out
+        chunk.rows += 0 if reply.worker_time.batching is None else reply.worker_time.batching.rows
         if event.final:
             del self._tasks[event.task]
             if not self._source.exhausted:
@@ -330,7 +331,7 @@ class Engine:
                 latency = getattr(self._executor, "latency", 0.0)
                 self._flow.learn(
                     size, chunk.seconds, timed_out=chunk.timed_out, inline=inline, latency=latency,
-                    committing=chunk.committing,
+                    committing=chunk.committing, rows=chunk.rows,
                 )  # fmt: skip
         if reply.values:
             batch = self._batch_of(chunk, reply)

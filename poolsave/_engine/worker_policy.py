@@ -20,7 +20,7 @@ USED = 0.8
 SPARE = 1.5
 """How many times as many workers there may be as would keep the CPUs busy: they do not take turns exactly."""
 SPARE_IN_TURN = 3.0
-"""The same for threads that share the GIL: one whose answer has come stands in line for it once more."""
+"""The same for threads that share the GIL: one whose answer has come waits for it once more."""
 FEWEST = 4
 """Workers that a growth keeps, but no more than two per CPU. So few take little, and rates say nothing where a machine
 is busy for a moment."""
@@ -77,7 +77,7 @@ class WorkerPolicy:
     cpus: int
     """How many workers can compute at once."""
     in_turn: bool = False
-    """Whether they are threads that share the GIL. Their time in line for it looks like waiting for a server."""
+    """Whether they are threads that share the GIL. Their waiting for it looks like waiting for a server."""
     before: tuple[int, float] | None = None
     """The number and the rate before a change that is on trial."""
     usual: float | None = None
@@ -128,7 +128,7 @@ class WorkerPolicy:
                 if fewer < self.workers:
                     return self._on_trial(window, fewer, SLOWER)
             more = self._more(window)
-            if more >= MIN_GROWTH * self.workers:
+            if more >= MIN_GROWTH * self.workers or self.workers < more <= FEWEST:
                 waiting = f"since they waited for {1 - window.computing:.0%} of their time"
                 return self._on_trial(window, more, waiting)
         usual = window.rate if self.usual is None or self.before else self._smoothed(self.usual, window.rate)
@@ -139,7 +139,7 @@ class WorkerPolicy:
         if window.busy < MIN_BUSY:
             return self.workers
         if self.workers * window.computing >= USED * self.cpus:
-            # Two threads use much of the GIL's time, and four nearly all of it.
+            # A thread that waits for the GIL looks as if it waited for a server. Four use nearly all of the GIL's time.
             return int(min(most, FEWEST)) if self.in_turn and window.computing < USED else self.workers
         # Of the time that an object takes where no worker has to stand in line.
         computing = window.computing / max(1 - window.in_line, 1e-6)

@@ -110,6 +110,17 @@ def test_automatic_chunks_have_a_bounded_number_of_objects():
     assert max(automatic_chunks([0] * 3000, batch_writes=True)) <= 500
 
 
+def saves_twenty(number):
+    for index in range(20):
+        Thing(visits=number, group=index).save(using=ALIAS)
+
+
+def test_rows_of_an_automatic_chunk_wait_for_its_end():
+    batching = run(saves_twenty, range(600), chunksize="auto", batch_writes=True).batching
+    assert batching.rows == 20 * 599  # the first object is a chunk of its own
+    assert batching.flushes == batching.batched
+
+
 def test_rows_of_a_large_chunk_go_before_memory_is_full():
     batching = run_both(save_many_tags, range(100), chunksize=100)
     assert (batching.batched, batching.undone, batching.rows) == (1, 0, 2500)

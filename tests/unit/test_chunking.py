@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolsave._engine.chunking import (
+    BATCHED_LARGEST,
+    BATCHED_TARGET,
     GROWTH,
     LARGEST,
     SHORTEST,
@@ -27,9 +29,9 @@ histories = st.lists(st.tuples(counts, seconds, st.booleans()), max_size=20)
 
 @given(histories, st.sampled_from([LARGEST, 500]))
 def test_sizes_grow_step_by_step_and_stay_within_bounds(history, largest):
-    pace = AdaptiveSize(limit=largest, largest=largest)
+    pace = AdaptiveSize()
     for count, spent, timed_out in history:
-        grown = pace.after(count, spent, timed_out=timed_out)
+        grown = pace.after(count, spent, timed_out=timed_out, largest=largest)
         assert 1 <= grown.size <= min(largest, GROWTH * max(pace.size, count))
         pace = grown
 
@@ -152,6 +154,25 @@ def test_an_executor_has_its_own_target_and_shortest_chunk(per_object, target, l
     assert abs(pacing.next_size(in_flight=0, remaining=None, workers=1) - wanted) <= max(1, 0.01 * wanted)
     last = pacing.next_size(in_flight=0, remaining=1, workers=2)
     assert abs(last - max(1, min(wanted, round(latency / per_object)))) <= max(1, 0.01 * last)
+
+
+@pytest.mark.parametrize(("rows_each", "wanted"), [(1, 500), (3, 500), (4, 400), (20, 80), (2000, 1), (0, 500)])
+def test_the_rows_of_a_chunk_can_wait_for_its_end(rows_each, wanted):
+    pacing = FlowControl("auto", None, target=BATCHED_TARGET, largest=BATCHED_LARGEST)
+    for number in range(40):
+        size = pacing.next_size(in_flight=0, remaining=None, workers=1)
+        rows = 0 if number == 30 else size * rows_each  # as if it had run in the ordinary way
+        pacing.learn(size, size * 1e-5, timed_out=False, inline=False, rows=rows)
+    assert size == wanted
+
+
+@pytest.mark.parametrize(("target", "longest"), [(TARGET, 0.6), (BATCHED_TARGET, 0.6), (1.0, 2.0)])
+def test_a_slow_commit_of_each_object_bounds_a_chunk(target, longest):
+    pacing = FlowControl("auto", None, target=target)
+    for _ in range(40):
+        size = pacing.next_size(in_flight=0, remaining=None, workers=1)
+        pacing.learn(size, size * 0.0066, timed_out=False, inline=False, committing=size * 0.006)
+    assert size * 0.0066 <= longest + 0.0066
 
 
 @pytest.mark.parametrize(("commit", "per_commit", "least"), [(0.09, 0.0, 150), (0.0, 0.01, 40)])

@@ -105,7 +105,7 @@ def test_the_longer_workers_wait_the_more_there_are(workers, computing, wanted):
 
 @pytest.mark.parametrize(
     ("workers", "computing", "wanted"),
-    [(2, 0.1, 30), (2, 0.25, 12), (2, 0.6, 4), (2, 0.85, 2), (4, 0.3, 4), (8, 0.2, 8)],
+    [(2, 0.1, 30), (2, 0.25, 12), (2, 0.6, 4), (2, 0.85, 2), (3, 0.5, 4), (4, 0.3, 4), (8, 0.2, 8)],
 )
 def test_threads_that_take_turns_are_more(workers, computing, wanted):
     threads = WorkerPolicy(workers=workers, least=2, most=32, cpus=1, in_turn=True)
