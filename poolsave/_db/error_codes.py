@@ -52,6 +52,15 @@ def sqlstate_of(error: BaseException) -> str | None:
     return None
 
 
+def constraint_of(error: BaseException) -> str | None:
+    """Give the name of the constraint that PostgreSQL says an error is about; either driver and any wrapper will do."""
+    for candidate in _with_cause(error):
+        name = attribute_of(attribute_of(candidate, "diag"), "constraint_name")
+        if isinstance(name, str):
+            return name
+    return None
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the database says that the same transaction may succeed if it is tried again.
 

@@ -87,10 +87,10 @@ class WorkerSizing:
 
         `left`: objects that are still to come, or None. `chunksize`: the least that a chunk has.
         """
-        if self._executor.joining or left == 0:
+        if self._executor.joining:
             return
         self._report()
-        if not (self._is_complete or self._overloaded):
+        if left == 0 or not (self._is_complete or self._overloaded):
             return
         before = self._policy
         after = before.after(self._window(ended if left is None else left, chunksize))

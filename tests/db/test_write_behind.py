@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import re
 import time
 import uuid
 from collections import Counter
@@ -851,6 +852,15 @@ def test_it_rests_while_it_does_not_pay_and_says_so():
     assert batching.rested > batching.undone
     assert "ran again" in str(batching)
     assert any("DataError" in reason for reason in batching.reasons)
+
+
+def test_the_constraint_that_made_a_chunk_run_again_is_named():
+    def saves_and_updates(number):
+        Thing.objects.using(ALIAS).filter(visits=number).update(visits=F("visits") + 1)
+        Tag(name=f"tag {number % 4}").save(using=ALIAS)
+
+    [(reason, _times)] = run_both(saves_and_updates, range(20)).reasons.items()
+    assert re.fullmatch(r"IntegrityError while buffered rows were sent \(tests_tag_name_\w+\)", reason)
 
 
 def test_statements_that_send_rows_early_are_named():

@@ -56,6 +56,14 @@ def test_a_short_window_is_enough_for_the_first_growth():
     assert sized(WARM_UP, seconds(0.03, computed=0.01)) == 2
 
 
+def test_a_growth_is_told_though_nothing_is_left():
+    pool, statistics = Pool(shares_memory=False), Statistics()
+    measured = sizing.WorkerSizing(pool, Job(), WorkerRange(2, 32), statistics)
+    pool.workers = 3
+    measured.maybe_resize(ended=40, left=0, chunksize=1)
+    assert [each.workers for each in statistics.resizings] == [3]
+
+
 def test_the_first_moments_do_not_count():
     assert sized(seconds(0.04, computed=0.04)) == sized(WARM_UP) == 2
 

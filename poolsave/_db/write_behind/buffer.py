@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from threading import RLock, get_ident
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
-from ..error_codes import sqlstate_of
+from ..error_codes import constraint_of, sqlstate_of
 from ..transaction_guard import TransactionGuard
 from ..transactions import NOW, XID
 from .catalog import check_of_settings
@@ -364,7 +364,8 @@ class WriteBuffer:
         self._source.keys.add(row for row in rows if row[0] is not None)
 
     def _send_new(self, log: list[Entry], shown: Sequence[Entry], error: BaseException) -> set[int]:
-        reason = f"{type(error).__name__} while buffered rows were sent"
+        constraint = constraint_of(error)
+        reason = f"{type(error).__name__} while buffered rows were sent" + (f" ({constraint})" if constraint else "")
         if sqlstate_of(error) in (COUNT_IS_WRONG, TYPES_DIFFER):
             self._source.refused.update(plan.table for plan, *_rest in [*log, *shown] if isinstance(plan, UpdatePlan))
         if sqlstate_of(error) != IS_THERE:
