@@ -54,7 +54,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 def constraint_of(error: BaseException) -> str | None:
     """Give the name of the constraint that PostgreSQL says an error is about; either driver and any wrapper will do."""
-    for candidate in _with_cause(error):
+    for candidate in (error, cause_of(error)):
         name = attribute_of(attribute_of(candidate, "diag"), "constraint_name")
         if isinstance(name, str):
             return name

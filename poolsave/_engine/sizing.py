@@ -37,9 +37,10 @@ class WorkerSizing:
         self._changed_at = 0
         self._share_one_lock = executor.shares_memory and getattr(sys, "_is_gil_enabled", lambda: True)()
         """Whether only one of them can compute at once."""
-        in_turn, least = self._share_one_lock, min(limits.least, workers)
-        cpus = 1 if in_turn else available_cpus()
-        self._policy = WorkerPolicy(workers=workers, least=least, most=limits.most, cpus=cpus, in_turn=in_turn)
+        self._policy = WorkerPolicy(
+            workers=workers, least=min(limits.least, workers), most=limits.most,
+            cpus=1 if self._share_one_lock else available_cpus(), in_turn=self._share_one_lock,
+        )  # fmt: skip
         self._warmed_up: dict[object, float] = {}
         """By worker, the seconds of its work that did not count."""
         self._start = 0.0

@@ -25,7 +25,7 @@ FEWEST = 4
 """Workers that a growth keeps, but no more than two per CPU. So few take little, and rates say nothing where a machine
 is busy for a moment."""
 MIN_GROWTH = 1.5
-"""Factor below which a growth is not worth a trial."""
+"""Factor below which a growth is not worth a trial, unless it is one to `FEWEST` at most."""
 MIN_BUSY = 0.5
 """Share of their time in which workers must have objects. Otherwise the input is what is slow."""
 FALL = 0.5
@@ -77,7 +77,7 @@ class WorkerPolicy:
     cpus: int
     """How many workers can compute at once."""
     in_turn: bool = False
-    """Whether they are threads that share the GIL. Their waiting for it looks like waiting for a server."""
+    """Whether they are threads that share the GIL. Waiting for it looks like waiting for a server."""
     before: tuple[int, float] | None = None
     """The number and the rate before a change that is on trial."""
     usual: float | None = None
@@ -135,11 +135,11 @@ class WorkerPolicy:
         return replace(self, before=None, usual=usual, slow=0)
 
     def _more(self, window: Window) -> int:
-        most = min(self.most, self._worth_a_start(window), window.chunks)
         if window.busy < MIN_BUSY:
             return self.workers
+        most = min(self.most, self._worth_a_start(window), window.chunks)
         if self.workers * window.computing >= USED * self.cpus:
-            # A thread that waits for the GIL looks as if it waited for a server. Four use nearly all of the GIL's time.
+            # Two threads leave much of the GIL's time unused, and four hardly any.
             return int(min(most, FEWEST)) if self.in_turn and window.computing < USED else self.workers
         # Of the time that an object takes where no worker has to stand in line.
         computing = window.computing / max(1 - window.in_line, 1e-6)

@@ -20,9 +20,8 @@ from django.conf import settings
 from django.db.models import Count, Max, Min, Q
 from django.utils import timezone
 
-from .._db.error_codes import sqlstate_of
-from .._runtime.foreign_exceptions import args_of, attribute_of, class_path_of, is_a, module_of, text_of
-from .._runtime.foreign_exceptions import cause_of as origin_of
+from .._db.error_codes import constraint_of, sqlstate_of
+from .._runtime.foreign_exceptions import args_of, class_path_of, is_a, module_of, text_of
 from ..errors import RemoteError
 
 if TYPE_CHECKING:
@@ -107,10 +106,9 @@ def _code_of(error: BaseException) -> str:
 
 
 def _constraint_of(error: BaseException) -> str:
-    for candidate in (error, origin_of(error)):
-        name = attribute_of(attribute_of(candidate, "diag"), "constraint_name")
-        if isinstance(name, str):
-            return name
+    name = constraint_of(error)
+    if name is not None:
+        return name
     if module_of(error) != "django.db.utils" and not sqlstate_of(error):
         return ""
     args = (error.message,) if is_a(error, RemoteError) else args_of(error)

@@ -110,9 +110,17 @@ def saves(name):
     Person(name=name).save(using="postgres")
 
 
+@pooled_operation(progress=False, databases=("postgres",))
+def asks_and_saves(name):
+    """Waits for the server also where its rows do not."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT 1")
+    Person(name=name).save(using="postgres")
+
+
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_a_run_that_sets_nothing_grows_for_a_far_database(far, executor):
-    report = saves.using(executor=executor).map([f"p{number}" for number in range(400)])
+    report = asks_and_saves.using(executor=executor).map([f"p{number}" for number in range(400)])
     assert report.succeeded == 400
     first, second = report.statistics.first_workers, report.statistics.resizings[0]
     assert first == available_cpus()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping
 from functools import cache
-from inspect import isfunction
 from itertools import product
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +18,8 @@ from . import shortcuts
 from .buffer import WriteBuffer
 from .inserts import kind_of
 from .reads.compiled import Compiled
-from .reads.repeated import Answer, Question, question_of
+from .reads.compiled import key_of as key_of_select
+from .reads.repeated import MAX_ANSWERS, Answer, Question, question_of
 from .updates import key_of, sets_values_by_key
 
 NAMES = ("SQLInsertCompiler", "SQLUpdateCompiler", "SQLCompiler")
@@ -34,7 +33,8 @@ class Compilers:
         self._ops, self._buffer = connection.ops, buffer
         self._ordinary = connection.ops.compiler
         self._ops.compiler = self._compiler
-        buffer.reads.are_compiled_alike = compiles_as_django(self._ordinary("SQLCompiler"))
+        self._compiled: dict[Hashable, Compiled] = {}
+        self._compiles_alike = _compiles_alike(self._ordinary("SQLCompiler"))
         shortcuts.open_for(self._ops, buffer)
 
     def _compiler(self, name: str) -> Any:
@@ -46,12 +46,14 @@ class Compilers:
         def compiler(*args: Any, **kwargs: Any) -> Any:
             made = kind(*args, **kwargs)
             made.buffer = self._buffer
+            made.compiled, made.compiles_alike = self._compiled, self._compiles_alike
             return made
 
         return compiler
 
     def close(self) -> None:
         """Put Django's back."""
+        self._compiled.clear()  # its compilers refer to it
         del self._ops.compiler
         shortcuts.close_for(self._ops)
 
@@ -64,13 +66,13 @@ def are_djangos_own(connection: Any) -> bool:
     )
 
 
-def compiles_as_django(kind: Any) -> bool:
+def _compiles_alike(kind: Any) -> bool:
     """Whether a class of compilers makes the same of equal queries: one for tenants may add a condition by itself."""
-    is_djangos = all(each.__module__.startswith("django.db.") for each in kind.__mro__ if each is not object)
-    return is_djangos and all(
-        method.__code__.co_filename == sys.modules[each.__module__].__file__
-        for each in (django_compilers.SQLCompiler, WhereNode, Exact)
-        for method in filter(isfunction, vars(each).values())
+    return all(each.__module__.startswith("django.db.") for each in kind.__mro__ if each is not object) and all(
+        shortcuts.is_djangos_own(owner, name)
+        for owner in (django_compilers.SQLCompiler, WhereNode, Exact)
+        for name, method in vars(owner).items()
+        if callable(method)
     )
 
 
@@ -127,23 +129,6 @@ class _Answered(BaseException):  # leaves Django's method; not an error
         self.answer = answer
 
 
-def _answer_to_equal(compiler: Any, key: Hashable) -> Answer | None:
-    """Give the answer to an equal query, and make the compiler as if it had compiled its own."""
-    known = compiler.buffer.reads.compiled.get(key)
-    if known is None:
-        return None
-    answer: Answer | None = compiler.buffer.find_answer(known.question)
-    if answer is not None:
-        vars(compiler).update(known.state, known=known)
-    return answer
-
-
-def _keep_compiled(compiler: Any, key: Hashable | None) -> None:
-    if key is not None:
-        state = {name: value for name, value in vars(compiler).items() if name not in ("buffer", "query")}
-        compiler.buffer.reads.keep_compiled(key, Compiled(compiler.question, state))
-
-
 _DjangosSelect: Any = django_compilers.SQLCompiler
 
 
@@ -151,40 +136,45 @@ class _AsksBuffer(_DjangosSelect):  # type: ignore[misc]
     """Comes before Django's compiler of a SELECT, and asks the buffer for an answer."""
 
     buffer: WriteBuffer
+    compiled: dict[Hashable, Compiled]
+    """Queries of earlier objects."""
+    compiles_alike: bool
+    """Whether equal queries are compiled alike."""
     _sends: str | None = None
     """Which rows are asked for of the server, or None for one that gives a part of another's SELECT."""
-    question: Question | None = None
-    known: Compiled | None = None
-    """An equal query that was compiled for an earlier object, whose answer is given."""
+    _question: Question | None = None
 
     def execute_sql(self, result_type: str = MULTI, chunked_fetch: bool = False, *args: Any, **kwargs: Any) -> Any:
         self._sends = None if chunked_fetch or result_type not in (MULTI, SINGLE) else result_type
-        key = None if self._sends is None else self.buffer.reads.key_of(self.query, self._sends)
-        answer = None if key is None else _answer_to_equal(self, key)
+        key = key_of_select(self.query, self._sends) if self._sends and self.compiles_alike else None
+        answer = None if key is None else self._find_answer(key)
         if answer is not None:
             return answer.result
         try:
             result = super().execute_sql(result_type, chunked_fetch, *args, **kwargs)
         except _Answered as answered:
             return answered.answer.result
-        if self.question is not None and not self.has_extra_select:
-            self.buffer.keep_answer(self.question, result)
-            _keep_compiled(self, key)
+        if self._question is not None and not self.has_extra_select:
+            self.buffer.keep_answer(self._question, result)
+            if key is not None and len(self.compiled) < MAX_ANSWERS:
+                self.compiled[key] = Compiled(self._question, self.__dict__)
         return result
 
-    def get_converters(self, expressions: Any) -> Any:
-        converters = None if self.known is None else self.known.converters
-        if converters is None:
-            converters = super().get_converters(expressions)
-        if self.known is not None:
-            self.known.converters = converters
-        return converters
+    def _find_answer(self, key: Hashable) -> Answer | None:
+        """Give the answer to an equal query, and be as if this one had been compiled."""
+        known = self.compiled.get(key)
+        if known is None:
+            return None
+        answer: Answer | None = self.buffer.find_answer(known.question)
+        if answer is not None:
+            self.__dict__.update(known.state, query=self.query)
+        return answer
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
         sql, params = super().as_sql(*args, **kwargs)
         if self._sends is not None:
-            self.question = question_of(sql, params, self._sends)
-            answer = None if self.question is None else self.buffer.find_answer(self.question)
+            self._question = question_of(sql, params, self._sends)
+            answer = None if self._question is None else self.buffer.find_answer(self._question)
             if answer is not None:
                 raise _Answered(answer)
             passes = self.buffer.cannot_match(self.query)

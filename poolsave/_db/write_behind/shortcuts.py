@@ -7,6 +7,7 @@ the row. So the methods at the beginning of that way go straight to the buffer, 
 from __future__ import annotations
 
 import sys
+from inspect import isfunction
 from typing import Any
 
 import django
@@ -27,7 +28,7 @@ _buffers: dict[int, WriteBuffer] = {}
 def open_for(ops: Any, buffer: WriteBuffer) -> None:
     """Have the methods ask this buffer for the connection with these `ops`."""
     _buffers[id(ops)] = buffer
-    if all(_is_djangos_own(owner, name) for owner, names in DJANGOS_WAY.items() for name in names):
+    if all(is_djangos_own(owner, name) for owner, names in DJANGOS_WAY.items() for name in names):
         _replace(ORDINARY, SHORT)
 
 
@@ -149,15 +150,15 @@ BLOCKS = {Atomic: ("__enter__", "__exit__"), BaseDatabaseWrapper: ("savepoint", 
 
 def blocks_are_djangos_own() -> bool:
     """Whether no third party has patched how blocks of `atomic()` begin and end."""
-    return all(_is_djangos_own(owner, name) for owner, names in BLOCKS.items() for name in names)
+    return all(is_djangos_own(owner, name) for owner, names in BLOCKS.items() for name in names)
 
 
-def _is_djangos_own(owner: Any, name: str) -> bool:
+def is_djangos_own(owner: Any, name: str) -> bool:
+    """Whether no third party has patched or wrapped a method of a class of Django's."""
     method = getattr(owner, name)
     if getattr(method, "__code__", None) is _ASYNC_UNSAFE:
         method = method.__wrapped__
-    code = getattr(method, "__code__", None)
-    return code is not None and code.co_filename == sys.modules[owner.__module__].__file__
+    return isfunction(method) and method.__code__.co_filename == sys.modules[owner.__module__].__file__
 
 
 _ASYNC_UNSAFE = async_unsafe(lambda: None).__code__

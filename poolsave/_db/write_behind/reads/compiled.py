@@ -8,10 +8,9 @@ an order of a project's own may depend on more, such as a language or a tenant.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from django.db.models.lookups import Exact
 from django.db.models.sql import Query
@@ -20,9 +19,7 @@ from django.db.models.sql.where import AND, WhereNode
 
 from ..fields import MAX_KNOWN_TYPES
 from .matching import compares_column, constants
-
-if TYPE_CHECKING:
-    from .repeated import Question
+from .repeated import Question
 
 _PLAIN = {**vars(Query), **vars(Query(None))}
 """The attributes of a query that asks for nothing but all rows."""
@@ -30,22 +27,19 @@ _IN_KEY = {"model", "alias_map", "where", "order_by", "default_ordering", "low_m
 _WITHOUT_EFFECT = {"alias_refcount", "table_map", "used_aliases", "filter_is_sticky", "base_table", "_lookup_joins"}
 """Attributes that say only how to go on building a query, where it reads one table."""
 _MAY_DIFFER = _IN_KEY | _WITHOUT_EFFECT
-_COMPILED_BY = ("get_col", "select_format", "get_db_converters")
-"""Methods of a field by which its column is read."""
+_COMPILED_BY = ("get_col", "select_format")
+"""Methods of a field that say how its column is read."""
 
 
-@dataclass(slots=True)
-class Compiled:
+class Compiled(NamedTuple):
     """What Django has made of a query."""
 
     question: Question
-    state: dict[str, Any]
+    state: Mapping[str, Any]
     """The attributes that its compiler has afterwards."""
-    converters: dict[int, Any] | None = None
-    """What makes Python's values of the columns. Set on first use."""
 
 
-def key_of(query: Any) -> Hashable | None:
+def key_of(query: Any, result_type: str) -> Hashable | None:
     """Give a key: queries that have the same one compile to the same statement. None: that is not certain."""
     if type(query) is not Query or type(query.where) is not WhereNode or len(query.alias_map) != 1:
         return None
@@ -56,7 +50,7 @@ def key_of(query: Any) -> Hashable | None:
     filters, order = _filters_of(query.where, alias), _order_of(query)
     if type(table) is not BaseTable or filters is None or order is None:
         return None
-    return query.model, alias, table.table_name, *filters, order, query.low_mark, query.high_mark
+    return result_type, query.model, alias, table.table_name, *filters, order, query.low_mark, query.high_mark
 
 
 def _order_of(query: Any) -> Hashable | None:

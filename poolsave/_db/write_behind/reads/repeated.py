@@ -15,7 +15,7 @@ import datetime as dt
 import decimal
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,7 +23,6 @@ from django.db.models.sql.constants import MULTI
 
 from ..channel import Channel
 from ..fields import MAX_CHARACTERS
-from . import compiled
 
 MAX_ROWS = 20
 """Rows of an answer that is kept."""
@@ -77,10 +76,6 @@ class RepeatedReads:
         self._channel, self._unsteady, self._undo = channel, unsteady, undo
         self._answers: dict[Question, Answer] = {}
         self._by_table = defaultdict[str, list[Question]](list)
-        self.are_compiled_alike = False
-        """Whether equal queries are compiled alike."""
-        self.compiled: dict[Hashable, compiled.Compiled] = {}
-        """Queries that an answer was kept for, by what `key_of` gives."""
         self.object: int | None = None
         """The number of the object that runs, or None if its SELECTs are all sent."""
         self.spared = 0
@@ -90,13 +85,6 @@ class RepeatedReads:
     def has_used(self) -> bool:
         """Whether there are answers that the server has to give once more."""
         return any(answer.is_used for answer in list(self._answers.values()))
-
-    def key_of(self, query: Any, result_type: str) -> Hashable | None:
-        """Give what tells a query from others, if it may have been compiled for an earlier object."""
-        if self.object is None or not self.are_compiled_alike:
-            return None
-        key = compiled.key_of(query)
-        return None if key is None else (result_type, key)
 
     def find(self, question: Question) -> Answer | None:
         """Give what an earlier object got, or None if the server has to be asked."""
@@ -122,13 +110,6 @@ class RepeatedReads:
         self._answers[question] = Answer(result, rows, self.object)
         for table in tables:
             self._by_table[table].append(question)
-
-    def keep_compiled(self, key: Hashable, what: compiled.Compiled) -> None:
-        """Keep what was compiled if its answer is kept."""
-        if what.question in self._answers:
-            if len(self.compiled) >= MAX_ANSWERS:
-                self.compiled.clear()
-            self.compiled[key] = what
 
     def before_change(self, tables: Collection[str] = ()) -> None:
         """Check the answers that depend on these tables, or without any all of them, and keep them no longer."""
